@@ -1,0 +1,73 @@
+# Everything runs in .venv, which the first target that needs it makes. Variables that a user may set:
+#   PYTHON     the interpreter that makes the environment (3.10 or newer)
+#   TORCH      which torch; PIP_TORCH: further pip options for it, for instance an index of CPU-only builds
+#   RUN, DATA, IDS   the demo's run folder, data folder and number of identities
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP_TORCH ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+CSRC := $(shell find csrc -type f)
+CLANG_FORMAT := $(VENV)/bin/clang-format
+
+RUN ?= runs/demo
+DATA ?= data/synthetic
+IDS ?= 400
+
+.PHONY: demo test test-all check format bench report build clean help
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo      data, training, evaluation and report on the synthetic pedestrians"
+	@echo "make test      the test suite (make test-all: the slow tests too)"
+	@echo "make check     ruff, mypy, clang-format (make format: applies what it can)"
+	@echo "make bench     the operators against the reference"
+	@echo "make report    renders the report of RUN=$(RUN) again"
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit("bdam_fast needs Python >= 3.10, PYTHON=$(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check $(PIP_TORCH) "$(TORCH)"
+	$(PY) -m pip install -q --disable-pip-version-check "setuptools>=77" wheel ninja
+
+$(READY): pyproject.toml setup.py $(CSRC) | $(PY)
+	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[train,dev]"
+	@touch $@
+
+build: $(READY)
+
+$(DATA)/reid_raw.json: | $(READY)
+	$(PY) -m training.prepare synthetic $(DATA) --ids $(IDS) --seed 0
+
+# train continues where an interrupted run stopped, evaluate and report reuse what is there.
+demo: $(READY) | $(DATA)/reid_raw.json
+	$(PY) -m training.train synthetic --out $(RUN) --data.root $(DATA) --resume
+	$(PY) -m training.evaluate $(RUN)
+	$(PY) -m training.report $(RUN)
+
+report: $(READY)
+	$(PY) -m training.report $(RUN)
+
+test: $(READY)
+	$(PY) -m pytest
+
+test-all: $(READY)
+	$(PY) -m pytest -m ""
+
+check: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(CLANG_FORMAT) --dry-run --Werror $(CSRC)
+
+format: $(READY)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(CLANG_FORMAT) -i $(CSRC)
+
+bench: $(READY)
+	$(PY) -m bench.run
+
+clean:
+	rm -rf build dist *.egg-info bdam_fast/*.so

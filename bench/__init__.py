@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench.run --op NAME`. Never part of the test suite."""

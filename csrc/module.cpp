@@ -1,0 +1,71 @@
+// The Python module bdam_fast._C. Loading the library registers the operators, whose static initialisers stand in the
+// operators' own .cpp files; the module's functions only report and steer what runs.
+#define Py_LIMITED_API 0x030a0000
+#include <Python.h>
+
+#include <cstring>
+
+#include "common/runtime.h"
+
+namespace {
+
+using namespace bdam_fast;
+
+PyObject* call_counts(PyObject*, PyObject*) {
+  PyObject* counts = PyDict_New();
+  for (CallCounter* c = first_counter(); counts != nullptr && c != nullptr; c = c->next) {
+    PyObject* value = PyLong_FromLongLong(c->count.load());
+    if (value == nullptr || PyDict_SetItemString(counts, c->name, value) != 0) Py_CLEAR(counts);
+    Py_XDECREF(value);
+  }
+  return counts;
+}
+
+PyObject* reset_call_counts(PyObject*, PyObject*) {
+  for (CallCounter* c = first_counter(); c != nullptr; c = c->next) c->count.store(0);
+  Py_RETURN_NONE;
+}
+
+PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(kIsaNames[static_cast<int>(current_isa())]); }
+
+PyObject* available_isas(PyObject*, PyObject*) {
+  PyObject* names = PyList_New(0);
+  for (int i = 0; names != nullptr && i <= static_cast<int>(best_isa()); ++i) {
+    PyObject* name = PyUnicode_FromString(kIsaNames[i]);
+    if (name == nullptr || PyList_Append(names, name) != 0) Py_CLEAR(names);
+    Py_XDECREF(name);
+  }
+  return names;
+}
+
+PyObject* set_isa_named(PyObject*, PyObject* argument) {
+  PyObject* bytes = PyUnicode_AsUTF8String(argument);
+  if (bytes == nullptr) return nullptr;
+  const char* name = PyBytes_AsString(bytes);
+  for (int i = 0; i <= static_cast<int>(best_isa()); ++i) {
+    if (std::strcmp(name, kIsaNames[i]) != 0) continue;
+    set_isa(static_cast<Isa>(i));
+    Py_DECREF(bytes);
+    Py_RETURN_NONE;
+  }
+  PyErr_Format(PyExc_ValueError, "set_isa: this build and this CPU run up to %s, got %s",
+               kIsaNames[static_cast<int>(best_isa())], name);
+  Py_DECREF(bytes);
+  return nullptr;
+}
+
+PyMethodDef methods[] = {
+    {"call_counts", call_counts, METH_NOARGS, "Calls of each kernel so far, by name."},
+    {"reset_call_counts", reset_call_counts, METH_NOARGS, "Sets every call count to zero."},
+    {"isa", isa, METH_NOARGS, "The instruction set in use: baseline, avx2 or avx512."},
+    {"available_isas", available_isas, METH_NOARGS, "The instruction sets that this build holds and this CPU runs."},
+    {"set_isa", set_isa_named, METH_O, "Uses one of available_isas() from now on."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}
