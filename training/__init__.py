@@ -1,1 +1,1 @@
-"""The pipeline on top of `bdam_fast`: data, models, training, evaluation and reports; run as `python -m training.<stage>`."""
+"""The pipeline on top of `bdam_fast`: data, models, training, evaluation, reports; run `python -m training.<stage>`."""

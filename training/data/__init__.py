@@ -1,0 +1,1 @@
+"""Data sets: readers, validation, loading, and the synthetic pedestrians."""
