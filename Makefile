@@ -42,7 +42,7 @@ $(DATA)/reid_raw.json: | $(READY)
 
 # train continues where an interrupted run stopped, evaluate and report reuse what is there.
 demo: $(READY) | $(DATA)/reid_raw.json
-	$(PY) -m training.train synthetic --out $(RUN) --data.root $(DATA) --resume
+	$(PY) -m training.train synthetic --out $(RUN) --data.root $(DATA) $$(test ! -e $(RUN)/config.json || echo --resume)
 	$(PY) -m training.evaluate $(RUN)
 	$(PY) -m training.report $(RUN)
 

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Case:
     shape: str
     dtype: str
     direction: str
-    variants: dict[str, Callable[[], object]]
+    variants: Mapping[str, Callable[[], object]]
     # Bytes that any implementation has to read and write once.
     bytes_moved: int
 
@@ -52,7 +52,7 @@ def require_tests(op: str) -> None:
         raise RuntimeError(f"bench: the tests of {op} fail, so it is not measured")
 
 
-def measure(variants: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, Timing]:
+def measure(variants: Mapping[str, Callable[[], object]], rounds: int = 9) -> dict[str, Timing]:
     """Times every variant once per round, in turn, so that a slow phase of the machine hits all of them."""
     repeats = {}
     for name, call in variants.items():

@@ -1,6 +1,8 @@
 // The Python module bdam_fast._C. Loading the library registers the operators, whose static initialisers stand in the
 // operators' own .cpp files; the module's functions only report and steer what runs.
+#ifndef Py_LIMITED_API
 #define Py_LIMITED_API 0x030a0000
+#endif
 #include <Python.h>
 
 #include <cstring>
@@ -54,12 +56,20 @@ PyObject* set_isa_named(PyObject*, PyObject* argument) {
   return nullptr;
 }
 
+PyObject* set_poison_flag(PyObject*, PyObject* argument) {
+  const int on = PyObject_IsTrue(argument);
+  if (on < 0) return nullptr;
+  set_poison(on != 0);
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
     {"call_counts", call_counts, METH_NOARGS, "Calls of each kernel so far, by name."},
     {"reset_call_counts", reset_call_counts, METH_NOARGS, "Sets every call count to zero."},
     {"isa", isa, METH_NOARGS, "The instruction set in use: baseline, avx2 or avx512."},
     {"available_isas", available_isas, METH_NOARGS, "The instruction sets that this build holds and this CPU runs."},
     {"set_isa", set_isa_named, METH_O, "Uses one of available_isas() from now on."},
+    {"set_poison", set_poison_flag, METH_O, "While on, kernels' results and working memory start as NaN (for tests)."},
     {nullptr, nullptr, 0, nullptr},
 };
 

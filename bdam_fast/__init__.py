@@ -1,0 +1,11 @@
+"""Selective scan (Mamba-1), causal convolution and HSIC as PyTorch operators: forward, backward, deterministic, compilable.
+
+Importing the package loads neither the compiled extension nor Triton nor CUDA; an operator loads what it needs when it is
+first called. `python -m bdam_fast` prints what is built and what would be chosen.
+"""
+
+from bdam_fast._native import call_counts, reset_call_counts
+from bdam_fast.ops.selective_scan.op import selective_scan
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "call_counts", "reset_call_counts", "selective_scan"]

@@ -1,0 +1,81 @@
+"""The autograd pattern of every operator: one Function per operator, also registered for its raw forward.
+
+A raw operator has no C++ autograd (the stable ABI has none). Its public function calls the kernel below autograd when no
+gradient is asked for, and its Function otherwise; the same choice is registered as the raw operator's Autograd kernel, so
+that `torch.compile` and direct calls meet the same formula. What would otherwise be silently wrong raises here: forward-mode
+tangents would be dropped, and a second derivative would take the backward for a constant.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_libraries: list[torch.library.Library] = []  # a registration lives as long as its Library object
+
+
+def refuse_forward_mode(op: str, args: Sequence[Any]) -> None:
+    """Raises when an argument carries a forward-mode tangent, which a kernel would drop."""
+    if forward_ad._current_level < 0:
+        return
+    for value in args:
+        if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            raise RuntimeError(f'{op}: forward-mode differentiation needs backend="reference"')
+
+
+def refuse_functorch(op: str) -> None:
+    """Raises under `torch.func` transforms (vmap, grad, jvp, …), which a kernel cannot see."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(f'{op}: torch.func transforms need backend="reference"')
+
+
+def needs_grad(args: Sequence[Any]) -> bool:
+    """Whether autograd would record a call with these arguments."""
+    if not torch.is_grad_enabled():
+        return False
+    for value in args:
+        if isinstance(value, Tensor) and value.requires_grad:
+            return True
+    return False
+
+
+def below_autograd(raw: Callable[..., Any], args: Sequence[Any]) -> Any:
+    """Calls a raw operator without autograd's dispatch."""
+    with _below_autograd():
+        return raw(*args)
+
+
+def call_backward(raw: Callable[..., Any], args: Sequence[Any]) -> Any:
+    """Calls a raw backward operator; through its Autograd kernel only if this backward is itself recorded (create_graph)."""
+    return raw(*args) if torch.is_grad_enabled() else below_autograd(raw, args)
+
+
+def register(name: str, kernel: Callable[..., Any]) -> None:
+    """Makes `kernel` the Autograd kernel of the raw operator `bdam_fast::name`."""
+    library = torch.library.Library("bdam_fast", "IMPL")
+    library.impl(name, kernel, "Autograd")
+    _libraries.append(library)
+
+
+def register_once_differentiable(op: str, name: str) -> None:
+    """Gives the raw backward operator a derivative that raises: there is no second-order formula."""
+    raw = getattr(torch.ops.bdam_fast, name).default
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            return below_autograd(raw, args)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            raise RuntimeError(f'{op}: double backward is not implemented by the kernels; use backend="reference"')
+
+    def kernel(*args: Any) -> Any:
+        refuse_functorch(op)
+        refuse_forward_mode(op, args)
+        return Once.apply(*args) if needs_grad(args) else below_autograd(raw, args)
+
+    register(name, kernel)

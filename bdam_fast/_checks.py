@@ -1,0 +1,47 @@
+"""Argument checks in one form of words: the operator, the argument, what was expected, what came."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as Python writes a tuple."""
+    return str(tuple(shape))
+
+
+def check_tensor(op: str, name: str, value: object, device: torch.device | None = None) -> None:
+    """A floating tensor (float32, bfloat16, float16 or float64), on `device` if that is given."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+    if device is not None and value.device != device:
+        raise ValueError(f"{op}: {name} must be on {device} like the first argument, got {value.device}")
+
+
+def check_dim(op: str, name: str, value: Tensor, text: str, *dims: int) -> None:
+    """One of `dims` dimensions; `text` names them, e.g. `(B, D, L)`."""
+    if value.dim() not in dims:
+        raise ValueError(f"{op}: {name} must have shape {text}, got {shape_text(value.shape)}")
+
+
+def check_shape(op: str, name: str, value: Tensor, shape: Sequence[int], like: str = "") -> None:
+    """Exactly `shape`; `like` names the argument that decides it."""
+    if tuple(value.shape) != tuple(shape):
+        source = f" like {like}" if like else ""
+        raise ValueError(f"{op}: {name} must have shape {shape_text(shape)}{source}, got {shape_text(value.shape)}")
+
+
+def check_seq_idx(op: str, value: object, shape: Sequence[int], device: torch.device) -> None:
+    """An int32 tensor (B, L)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: seq_idx must be a tensor, got {type(value).__name__}")
+    if value.dtype != torch.int32:
+        raise TypeError(f"{op}: seq_idx must be int32, got {value.dtype}")
+    check_shape(op, "seq_idx", value, shape)
+    if value.device != device:
+        raise ValueError(f"{op}: seq_idx must be on {device} like the first argument, got {value.device}")

@@ -1,0 +1,271 @@
+"""selective_scan: the public function, its checks, and the operator's fake and autograd formulas.
+
+B batch, L length, D channels, N states, G groups of channels that share B and C.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdam_fast import _autograd, _backend, _checks, _native
+from bdam_fast.ops.selective_scan.reference import selective_scan_reference
+
+OP = "selective_scan"
+MAX_STATES = 256
+TILE = 32  # steps between saved states; kScanTile and kScanUnit in csrc/selective_scan/selective_scan.h
+UNIT = 16
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+    seq_idx: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The selective state space recurrence of Mamba-1 (Gu and Dao 2023, equations 2 and 4).
+
+    dt_t = softplus(delta_t + delta_bias) (linear above 20; without `delta_softplus` no softplus),
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,  y_t = <C_t, h_t> + D u_t,  out = y silu(z).
+
+    Args:
+        u, delta, z: (B, D, L) with any strides; a transposed (B, L, D) tensor is read and written without a copy.
+        A: (D, N), real, N at most 256.
+        B, C: (B, N, L), (B, G, N, L) with G dividing D, or constant (D, N).
+        D, delta_bias: (D,).
+        return_last_state: also return the state after the last processed step.
+        initial_state: (B, D, N), the state before the first processed step; zero by default.
+        reverse: process the steps from the last to the first; the last state is then the one after step 0.
+        seq_idx: (B, L) int32, the index of the packed sequence that each step belongs to. The state is reset where it
+            differs from that of the step processed before; steps with a negative index are padding: they are skipped, their
+            output is zero and nothing in them has a gradient or is read into one.
+        backend: `auto`, `cpu` or `reference`.
+
+    Every floating tensor may be float32, bfloat16, float16 or float64, each its own; sums and states are float32 (float64 if
+    u is float64). All of them have gradients, through the last state too. Results are the same bits at every call and for
+    any number of threads.
+
+    Returns:
+        out (B, D, L) in u's dtype and memory order, or (out, last_state) with last_state (B, D, N) in float32 or float64.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, a tensor on another device, or an unknown backend.
+        RuntimeError: a backend that is not available; forward-mode AD, double backward or `torch.func` transforms with
+            another backend than `reference`.
+    """
+    if not isinstance(u, Tensor):
+        _checks.check_tensor(OP, "u", u)
+    if _backend.resolve(OP, backend, u.device) == "reference":
+        _check(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
+        out, last = selective_scan_reference(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse, seq_idx
+        )
+        return (out, last) if return_last_state else out
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
+    flags = (delta_softplus, reverse, return_last_state)
+    if not torch.compiler.is_compiling():
+        return _call(tensors, flags)
+    _check(*tensors)
+    _ready()
+    out, last, _ = torch.ops.bdam_fast.selective_scan_forward(*tensors, *flags, _autograd.needs_grad(tensors))
+    return (out, last) if return_last_state else out
+
+
+def _call(tensors: tuple[Any, ...], flags: tuple[bool, bool, bool]) -> Any:
+    """The kernel, eagerly. It checks what `_check` checks, which is asked for the reason only when the kernel refuses (5 us)."""
+    _autograd.refuse_functorch(OP)
+    _autograd.refuse_forward_mode(OP, tensors)
+    raw = _raw()
+    try:
+        if _autograd.needs_grad(tensors):
+            return _SelectiveScan.apply((*flags, False), *tensors)
+        out, last, _ = _autograd.below_autograd(raw, (*tensors, *flags, False))
+    except (RuntimeError, TypeError):
+        _check(*tensors)
+        raise
+    if not out.is_cpu:  # one argument on the meta device takes the whole call there
+        _check(*tensors)
+    return (out, last) if flags[2] else out
+
+
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+) -> None:
+    _checks.check_tensor(OP, "u", u)
+    device = u.device
+    for name, value in (("delta", delta), ("A", A), ("B", B), ("C", C)):
+        _checks.check_tensor(OP, name, value, device)
+    shape = u.shape
+    _checks.check_dim(OP, "u", u, "(B, D, L)", 3)
+    _checks.check_dim(OP, "A", A, "(D, N)", 2)
+    batch, channels, length = shape
+    states = A.shape[1]
+    if channels < 1:
+        raise ValueError(f"{OP}: u must have at least one channel, got shape {_checks.shape_text(shape)}")
+    if not 1 <= states <= MAX_STATES:
+        raise ValueError(f"{OP}: A must have 1 to {MAX_STATES} states, got shape {_checks.shape_text(A.shape)}")
+    _checks.check_shape(OP, "delta", delta, shape, "u")
+    _checks.check_shape(OP, "A", A, (channels, states))
+    groups = [_check_projection(name, value, shape, states) for name, value in (("B", B), ("C", C))]
+    if 1 not in groups and groups[0] != groups[1]:
+        raise ValueError(f"{OP}: B and C must have as many groups, got {groups[0]} and {groups[1]}")
+    optional: tuple[tuple[str, Tensor | None, tuple[int, ...]], ...] = (
+        ("D", D, (channels,)),
+        ("z", z, shape),
+        ("delta_bias", delta_bias, (channels,)),
+        ("initial_state", initial_state, (batch, channels, states)),
+    )
+    for name, value, expected in optional:
+        if value is not None:
+            _checks.check_tensor(OP, name, value, device)
+            _checks.check_shape(OP, name, value, expected, "u" if name == "z" else "")
+    if seq_idx is not None:
+        _checks.check_seq_idx(OP, seq_idx, (batch, length), device)
+
+
+def _check_projection(name: str, value: Tensor, shape: torch.Size, states: int) -> int:
+    """Checks B or C and returns its number of groups."""
+    batch, channels, length = shape
+    _checks.check_dim(OP, name, value, "(D, N), (B, N, L) or (B, G, N, L)", 2, 3, 4)
+    if value.dim() == 2:
+        _checks.check_shape(OP, name, value, (channels, states))
+        return 1
+    if value.dim() == 3:
+        _checks.check_shape(OP, name, value, (batch, states, length))
+        return 1
+    groups = value.shape[1]
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"{OP}: {name} must have a number of groups that divides the {channels} channels, "
+            f"got shape {_checks.shape_text(value.shape)}"
+        )
+    _checks.check_shape(OP, name, value, (batch, groups, states, length))
+    return groups
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """`apply((delta_softplus, reverse, return_last_state, raw), *ten tensors)`.
+
+    Results are the public function's, or with `raw` those of the raw operator: every extra result costs 8 us a call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, flags: tuple[bool, bool, bool, bool], *tensors: Any) -> Any:
+        out, last, checkpoint = _autograd.below_autograd(_raw(), (*tensors, *flags[:3], True))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, checkpoint)
+        ctx.flags = flags[:2]
+        if flags[3]:
+            ctx.mark_non_differentiable(*((checkpoint,) if flags[2] else (last, checkpoint)))
+            return out, last, checkpoint
+        return (out, last) if flags[2] else out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None = None, *_: Any) -> Any:
+        *tensors, checkpoint = ctx.saved_tensors
+        if dout is None and dlast is None:
+            return (None,) * 11
+        if dout is None:
+            dout = torch.zeros_like(tensors[0])
+        raw = torch.ops.bdam_fast.selective_scan_backward.default
+        grads = _autograd.call_backward(raw, (dout, dlast, *tensors, checkpoint, *ctx.flags))
+        needed = ctx.needs_input_grad
+        return (None, *(g if need else None for g, need in zip(grads, needed[1:10], strict=True)), None)
+
+
+def _autograd_kernel(*args: Any) -> Any:
+    """What autograd does with a call of the raw operator."""
+    _autograd.refuse_functorch(OP)
+    _autograd.refuse_forward_mode(OP, args)
+    if _autograd.needs_grad(args):
+        return _SelectiveScan.apply((*args[10:13], True), *args[:10])
+    return _autograd.below_autograd(_raw(), args)
+
+
+@lru_cache(maxsize=1)
+def _raw() -> Any:
+    """The raw forward operator. The first call loads the extension and registers the fake and autograd formulas."""
+    _native.extension()
+    torch.library.register_fake("bdam_fast::selective_scan_forward", _fake_forward)
+    torch.library.register_fake("bdam_fast::selective_scan_backward", _fake_backward)
+    _autograd.register("selective_scan_forward", _autograd_kernel)
+    _autograd.register_once_differentiable(OP, "selective_scan_backward")
+    return torch.ops.bdam_fast.selective_scan_forward.default
+
+
+@_native.constant_in_graphs
+def _ready() -> bool:
+    return _raw() is not None
+
+
+def _fake_forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    return_last_state: bool,
+    save_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, channels, length = u.shape
+    states = A.shape[1]
+    state_type = torch.float64 if u.dtype == torch.float64 else torch.float32
+    last_shape = (batch, channels, states) if return_last_state else (0,)
+    last = u.new_empty(last_shape, dtype=state_type)
+    if not save_states:
+        return torch.empty_like(u), last, u.new_empty((0,), dtype=state_type)
+    groups = max(B.shape[1] if B.dim() == 4 else 1, C.shape[1] if C.dim() == 4 else 1)
+    units = groups * ((channels // groups + UNIT - 1) // UNIT)
+    tiles = torch.sym_max((length + TILE - 1) // TILE - 1, 0)
+    return torch.empty_like(u), last, u.new_empty((batch, tiles, units, states, UNIT), dtype=state_type)
+
+
+def _fake_backward(
+    dout: Tensor,
+    dlast_state: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    checkpoint: Tensor,
+    delta_softplus: bool,
+    reverse: bool,
+) -> tuple[Tensor, ...]:
+    present = [torch.empty_like(t) for t in (u, delta, A, B, C)]
+    optional = (D, z, delta_bias, initial_state)
+    return (*present, *(u.new_empty((0,)) if t is None else torch.empty_like(t) for t in optional))

@@ -1,0 +1,96 @@
+"""The demo recipe with the operators of one backend against the other: loss curves side by side, and seconds.
+
+`python -m bench.bench_training --data data/synthetic --epochs 2` trains the same run twice, with backend "cpu" and with
+"reference", prints both curves and their largest difference, and appends one row each to bench/results/.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from bench import harness
+from training.config import Backend
+from training.recipes import get_recipe
+from training.train import train
+
+BACKENDS: tuple[Backend, ...] = ("cpu", "reference")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to train."""
+
+    # Data folder in the CUHK-PEDES layout.
+    data: str = "data/synthetic"
+    recipe: str = "synthetic"
+    epochs: int = 2
+    seed: int = 0
+    # Print only: do not append rows to bench/results/.
+    dry: bool = False
+
+
+def steps(arguments: Arguments, backend: Backend, folder: Path) -> list[dict[str, Any]]:
+    """Trains with the operators of `backend`; the step lines of its metrics.jsonl.
+
+    The schedule is the recipe's own with another number of epochs, so both backends see the same one.
+    """
+    config = get_recipe(arguments.recipe)
+    optim = replace(
+        config.optim, epochs=arguments.epochs, warmup_epochs=min(config.optim.warmup_epochs, arguments.epochs - 1)
+    )
+    data = replace(config.data, root=arguments.data)
+    config = replace(config, seed=arguments.seed, optim=optim, data=data, model=replace(config.model, backend=backend))
+    train(config, folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "step"]
+
+
+def main() -> None:
+    """Trains both, prints the comparison."""
+    arguments = tyro.cli(Arguments)
+    for op in ("selective_scan", "causal_conv1d", "hsic"):
+        harness.require_tests(op)
+    with tempfile.TemporaryDirectory() as folder:
+        curves = {backend: steps(arguments, backend, Path(folder) / backend) for backend in BACKENDS}
+    ours, theirs = (curves[backend] for backend in BACKENDS)
+    shown = Table("step", *(f"loss, {backend}" for backend in BACKENDS), "difference")
+    stride = max(1, len(ours) // 20)
+    gaps = [abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True)]
+    for a, b, gap in list(zip(ours, theirs, gaps, strict=True))[::stride]:
+        shown.add_row(str(a["step"]), f"{a['loss']:.6f}", f"{b['loss']:.6f}", f"{gap:.1e}")
+    seconds = {backend: sum(line["seconds"] for line in curves[backend]) for backend in BACKENDS}
+    Console().print(shown)
+    print(f"largest difference over {len(gaps)} steps: {max(gaps):.2e}")
+    print(", ".join(f"{backend} {seconds[backend]:.1f} s" for backend in BACKENDS), end="; ")
+    print(f"reference takes {seconds['reference'] / seconds['cpu']:.2f} times as long")
+    if not arguments.dry:
+        print(harness.append([_row(arguments, backend, curves[backend], seconds) for backend in BACKENDS]))
+
+
+def _row(
+    arguments: Arguments, backend: str, curve: list[dict[str, Any]], seconds: dict[Backend, float]
+) -> dict[str, str]:
+    ordered = sorted(line["seconds"] * 1e3 for line in curve)
+    last = len(ordered) - 1
+    at = {f"p{p}_ms": f"{ordered[round(last * p / 100)]:.4g}" for p in (50, 20, 80)}
+    row = {"op": "training", "shape": f"{arguments.recipe}, {len(curve)} steps", "dtype": "float32"}
+    row |= {
+        "direction": "step",
+        "variant": backend,
+        "median_ms": at["p50_ms"],
+        "p20_ms": at["p20_ms"],
+        "p80_ms": at["p80_ms"],
+    }
+    return row | {"times_ours": f"{sum(ordered) / 1e3 / seconds['cpu']:.4g}", "share_of_bandwidth": ""}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+// What the extension knows about itself at run time: the instruction set in use and how often each kernel was called.
+#pragma once
+#include <atomic>
+#include <cstdint>
+
+namespace bdam_fast {
+
+enum class Isa : int { baseline = 0, avx2 = 1, avx512 = 2 };
+inline constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512"};
+
+Isa best_isa();         // the widest that this CPU runs and this build holds
+Isa current_isa();      // best_isa(), or less where BDAM_FAST_ISA or set_isa() says so
+void set_isa(Isa isa);  // at most best_isa()
+
+// While on, results and working memory are filled with NaN bytes before a kernel runs: tests find what it fails to write.
+bool poison();
+void set_poison(bool on);
+
+// A named call count; a kernel's entry holds one as a static object and increments it on each call.
+struct CallCounter {
+  explicit CallCounter(const char* name);
+  void increment() { count.fetch_add(1, std::memory_order_relaxed); }
+
+  const char* name;
+  std::atomic<int64_t> count{0};
+  CallCounter* next;
+};
+CallCounter* first_counter();
+
+}  // namespace bdam_fast

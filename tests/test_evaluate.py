@@ -1,0 +1,203 @@
+"""From a trained run to eval.json and summary.json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from collections import Counter
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from pedes import make_pedes
+from rich.console import Console
+from tiny import contents, tiny_config
+
+from training import checkpoint
+from training.config import from_dict
+from training.data.datasets import read_dataset
+from training.evaluate import evaluate, print_table
+from training.evaluator import METRICS, chance_metrics, evaluate_dual
+from training.experiment import print_summary, run_seeds, summarise
+from training.train import train
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pedes(tmp_path_factory.mktemp("pedes"), ids={"train": 6, "val": 2, "test": 5})
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "trained"
+    train(tiny_config(root), run_dir)
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_a_loaded_run_is_the_best_checkpoint(trained: Path, root: Path) -> None:
+    run, state = checkpoint.load_run(trained), checkpoint.load(trained / "best.pt")
+    assert run.config == tiny_config(root) and not run.model.training
+    assert (run.epoch, run.beta, run.fingerprint) == (state["epoch"], state["beta"], state["fingerprint"])
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, state["model"][name])
+
+
+def test_a_run_that_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no trained model: there is no .*best.pt"):
+        checkpoint.load_run(tmp_path / "nowhere")
+    state = checkpoint.load(run_dir / "best.pt")
+    checkpoint.save(run_dir / "best.pt", state | {"config": {"recipe": "x"}})
+    with pytest.raises(ValueError, match=r"best\.pt is not a checkpoint of this version: config: expected the fields"):
+        checkpoint.load_run(run_dir)
+
+
+def test_contents_of_the_evaluation(run_dir: Path, root: Path) -> None:
+    evaluation, new = evaluate(run_dir)
+    assert new and evaluation == json.loads((run_dir / "eval.json").read_text())
+    run, records = checkpoint.load_run(run_dir), read_dataset(tiny_config(root).data).splits["test"]
+    dual, metrics = evaluate_dual(run.model, records, run.tokenizer, run.config, (0.0, run.beta))
+    assert evaluation["metrics"] == metrics[run.beta] and evaluation["metrics_beta0"] == metrics[0.0]
+    assert evaluation["chance"] == chance_metrics(dual.query_ids_Q, dual.gallery_ids_G)
+    assert evaluation["counts"] == {"queries": 30, "gallery": 15, "ids": 5}
+    assert from_dict(evaluation["config"]) == run.config and evaluation["beta"] == run.beta
+    assert evaluation["data"]["counts"]["test"] == {"ids": 5, "images": 15, "captions": 30}
+    assert evaluation["memory_mb"] > 50 and all(value > 0 for value in evaluation["seconds"].values())
+    assert evaluation["ties"] is False and "torch" in evaluation["versions"]
+
+
+def test_examples_are_the_top_ten_of_ten_queries(run_dir: Path) -> None:
+    evaluation = evaluate(run_dir)[0]
+    run = checkpoint.load_run(run_dir)
+    records = read_dataset(run.config.data).splits["test"]
+    dual, _ = evaluate_dual(run.model, records, run.tokenizer, run.config, (run.beta,))
+    scores = dual.similarity(run.beta)
+    assert [len(e["results"]) for e in evaluation["examples"]] == [10] * 10
+    for example in evaluation["examples"]:
+        row = scores[dual.captions.index(example["caption"])]
+        values = [result["score"] for result in example["results"]]
+        assert values == pytest.approx(row.sort(descending=True).values[:10].tolist(), abs=1e-6)
+        for result in example["results"]:
+            record = next(r for r in records if r.file_path == result["file_path"])
+            assert result["id"] == record.id and result["correct"] == (record.id == example["id"])
+
+
+def test_histograms_count_every_value(run_dir: Path) -> None:
+    run, histograms = checkpoint.load_run(run_dir), evaluate(run_dir)[0]["histograms"]
+    totals = {name: sum(histogram["counts"]) for name, histogram in histograms.items()}
+    assert totals == {"gate_id": 15 * 16, "gate_clo": 15 * 16, "fusion_image": 15, "fusion_text": 15}
+    assert run.model.fusion is not None
+    assert histograms["gate_id"]["mean"] + histograms["gate_clo"]["mean"] == pytest.approx(1.0)
+    assert histograms["fusion_image"]["mean"] + histograms["fusion_text"]["mean"] == pytest.approx(1.0)
+    assert len(histograms["gate_id"]["edges"]) == len(histograms["gate_id"]["counts"]) + 1
+
+
+def test_operator_calls_of_training_and_evaluation_are_added(run_dir: Path) -> None:
+    trained, both = checkpoint.read_json(run_dir / "calls.json"), evaluate(run_dir)[0]["calls"]
+    assert any(name.startswith("hsic.") for name in both)
+    difference = Counter(both)
+    difference.subtract(trained)
+    # One batch of pairs through the fusion's one layer, no losses and no gradients.
+    forward = {name.split(".")[0]: n for name, n in difference.items() if n and name.endswith(".forward")}
+    assert forward == {"selective_scan": 1, "causal_conv1d": 1}
+    assert sum(difference.values()) == 2
+
+
+def test_without_gate_and_fusion_their_histograms_are_null(root: Path, tmp_path: Path) -> None:
+    config = tiny_config(root)
+    model = replace(
+        config.model,
+        bdam=replace(config.model.bdam, gate=False),
+        fusion=replace(config.model.fusion, enabled=False),
+    )
+    train(replace(config, model=model), tmp_path / "run")
+    assert set(evaluate(tmp_path / "run")[0]["histograms"].values()) == {None}
+
+
+def test_the_test_split_is_evaluated_once(run_dir: Path) -> None:
+    first, _ = evaluate(run_dir)
+    before = contents(run_dir)
+    assert evaluate(run_dir) == (first, False)
+    assert contents(run_dir) == before
+
+
+def test_evaluation_of_another_checkpoint_is_not_overwritten(run_dir: Path) -> None:
+    evaluate(run_dir)
+    shutil.copy(run_dir / "last.pt", run_dir / "best.pt")
+    before = contents(run_dir)
+    with pytest.raises(ValueError, match=r"eval\.json is of another checkpoint than best\.pt; move it away"):
+        evaluate(run_dir)
+    assert contents(run_dir) == before
+
+
+def test_other_data_than_trained_on_is_refused(run_dir: Path, root: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(root, tmp_path / "data"))
+    text = (copied / "descriptions.jsonl").read_text()
+    (copied / "descriptions.jsonl").write_text(text.replace("adult", "grown-up"))
+    state = checkpoint.load(run_dir / "best.pt")
+    state["config"]["data"]["root"] = str(copied)
+    checkpoint.save(run_dir / "best.pt", state)
+    with pytest.raises(
+        ValueError, match=r"is not the data that .* was trained on: fingerprint \w{12}, expected \w{12}$"
+    ):
+        evaluate(run_dir)
+    assert not (run_dir / "eval.json").exists()
+
+
+def test_table_shows_the_numbers(run_dir: Path) -> None:
+    evaluation, out = evaluate(run_dir)[0], StringIO()
+    print_table(evaluation | {"ties": True}, Console(file=out, width=120))
+    text = out.getvalue()
+    for name in METRICS:
+        for values in (evaluation["metrics"], evaluation["metrics_beta0"], evaluation["chance"]):
+            assert f"{values[name]:.2f}" in text
+        assert f"{evaluation['metrics'][name] / evaluation['chance'][name]:.1f}" in text
+    assert "Tied scores occur" in text and "30 queries, 15 images, 5 identities" in text
+
+
+def test_experiment_trains_what_is_missing_and_summarises(root: Path, tmp_path: Path) -> None:
+    config = tiny_config(root)
+    train(replace(config, seed=1), tmp_path / "seed1")
+    kept = (tmp_path / "seed1/best.pt").stat().st_mtime_ns
+    summary = run_seeds(config, [0, 1], tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["mean"] == summary["mean"]
+    assert (tmp_path / "seed1/best.pt").stat().st_mtime_ns == kept
+    evaluations = [checkpoint.read_json(tmp_path / f"seed{seed}/eval.json") for seed in (0, 1)]
+    for name in METRICS:
+        values = [evaluation["metrics"][name] for evaluation in evaluations]
+        assert summary["mean"][name] == pytest.approx(statistics.fmean(values))
+        assert summary["std"][name] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+        assert summary["ratio"][name] == pytest.approx(summary["mean"][name] / evaluations[0]["chance"][name])
+    stamps = {name: (tmp_path / name).stat().st_mtime_ns for name in ("seed0/eval.json", "seed1/best.pt")}
+    again = run_seeds(config, [0, 1], tmp_path)
+    assert again == summary
+    assert stamps == {name: (tmp_path / name).stat().st_mtime_ns for name in stamps}
+    out = StringIO()
+    print_summary(summary, Console(file=out, width=120))
+    assert f"{summary['mean']['mAP']:.2f} ± {summary['std']['mAP']:.2f}" in out.getvalue()
+    assert "seed 1" in out.getvalue() and f"{summary['ratio']['R1']:.1f}" in out.getvalue()
+
+
+def test_one_seed_has_no_deviation(run_dir: Path) -> None:
+    summary = summarise({3: evaluate(run_dir)[0]})
+    assert set(summary["std"].values()) == {None} and summary["seeds"] == [3]
+    out = StringIO()
+    print_summary({"recipe": "synthetic"} | summary, Console(file=out, width=120))
+    assert "±" not in out.getvalue()
+
+
+def test_experiment_refuses_equal_seeds_and_mixed_data(run_dir: Path, root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--seeds must be different, got \[1, 1\]"):
+        run_seeds(tiny_config(root), [1, 1], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    first = evaluate(run_dir)[0]
+    second = first | {"data": first["data"] | {"fingerprint": "f" * 64}}
+    with pytest.raises(ValueError, match=r"the runs are of different data, fingerprints \["):
+        summarise({0: first, 1: second})

@@ -1,0 +1,66 @@
+"""The smallest run that goes through every stage: encoders of width 16, three epochs in a second."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from training.config import BdamConfig, Config, DataConfig, EncoderConfig, FusionConfig, ModelConfig, OptimConfig
+from training.recipes import get_recipe
+
+OPTIONS = {
+    "data.image-size": "32 16",
+    "data.text-length": "16",
+    "data.ids-per-batch": "3",
+    "data.images-per-id": "2",
+    "model.visual.width": "16",
+    "model.visual.layers": "1",
+    "model.visual.heads": "2",
+    "model.visual.patch-size": "8",
+    "model.text.width": "16",
+    "model.text.layers": "1",
+    "model.text.heads": "2",
+    "model.bdam.self-layers": "1",
+    "model.bdam.heads": "2",
+    "model.fusion.width": "8",
+    "model.fusion.state": "4",
+    "model.embedding": "8",
+    "optim.epochs": "3",
+    "optim.warmup-epochs": "1",
+}
+
+
+def tiny_options(root: Path) -> list[str]:
+    """Command line that makes the recipe `synthetic` tiny."""
+    return [word for key, value in OPTIONS.items() for word in (f"--{key}", *value.split())] + [
+        "--data.root",
+        str(root),
+    ]
+
+
+def tiny_config(root: Path, **stages: Any) -> Config:
+    """What `tiny_options` make of the recipe `synthetic`; `stages` replace whole stages."""
+    config = replace(
+        get_recipe("synthetic"),
+        data=DataConfig(root=str(root), image_size=(32, 16), text_length=16, ids_per_batch=3, images_per_id=2, pad=4),
+        model=ModelConfig(
+            visual=EncoderConfig(width=16, layers=1, heads=2, patch_size=8),
+            text=EncoderConfig(width=16, layers=1, heads=2),
+            bdam=BdamConfig(self_layers=1, cross_layers=1, heads=2),
+            fusion=FusionConfig(width=8, layers=1, state=4),
+            embedding=8,
+        ),
+        optim=OptimConfig(lr=1e-3, epochs=3, warmup_epochs=1),
+    )
+    return replace(config, **stages)
+
+
+def read_lines(run_dir: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what the clock decides."""
+    lines = [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,0 +1,134 @@
+"""Files of a run, each written whole or not at all, checkpoints of tensors and plain values, and a run loaded again."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from training.config import Config, from_dict
+from training.data.tokenizer import load_tokenizer
+from training.models.model import Model
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends well and leaves no trace when it does not."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files of mode 600; a result is as readable as any other new file.
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically. Raises ValueError for NaN or infinity, which JSON has no words for."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    with atomic(path) as file:
+        file.write(text.encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises FileNotFoundError, or ValueError naming the file when it is not JSON."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error})") from error
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Writes a checkpoint atomically. Raises TypeError naming the entry that is neither tensor nor plain value."""
+    _require_plain("state", state)
+    with atomic(path) as file:
+        torch.save(state, file)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What `save` wrote, on the CPU, read with weights_only=True.
+
+    Raises FileNotFoundError, or ValueError naming a file that is not such a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise ValueError(f"{path} is not a checkpoint of this project: it is damaged or of another kind") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} is not a checkpoint of this project: it holds a {type(state).__name__}")
+    return state
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What the best checkpoint of a run folder holds."""
+
+    config: Config
+    tokenizer: Any
+    # With the weights of best.pt, in evaluation mode.
+    model: Model
+    # Finished epochs and steps, the clothing weight chosen on validation, and the fingerprint of the data.
+    epoch: int
+    step: int
+    beta: float
+    fingerprint: str
+
+
+def build_model(config: Config, tokenizer: Any) -> Model:
+    """A new model for `config` and the vocabulary of `tokenizer`; its random weights come from torch's global state."""
+    size, length = config.data.image_size, config.data.text_length
+    return Model(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id, length)
+
+
+def load_run(run_dir: Path) -> TrainedRun:
+    """The run in `run_dir`. Raises FileNotFoundError when it is not trained, ValueError when a file is damaged."""
+    path = Path(run_dir) / "best.pt"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{run_dir} holds no trained model: there is no {path}; `python -m training.train` makes it"
+        )
+    state = load(path)
+    try:
+        config, weights = from_dict(state["config"]), state["model"]
+        numbers = {name: state[name] for name in ("epoch", "step", "beta", "fingerprint")}
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a checkpoint of this version: {error}") from error
+    tokenizer = load_tokenizer(path.parent / "tokenizer")
+    model = build_model(config, tokenizer)
+    model.load_state_dict(weights)
+    return TrainedRun(config, tokenizer, model.eval(), **numbers)
+
+
+def _require_plain(name: str, value: Any) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _require_plain(f"{name}.{key}", item)
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            _require_plain(f"{name}[{i}]", item)
+    elif value is not None and not isinstance(value, (torch.Tensor, bool, int, float, str)):
+        raise TypeError(f"{name} must be a tensor or a plain value, got {type(value).__name__}")

@@ -1,0 +1,90 @@
+"""Tokenizers: a pretrained one by name or folder, or a whole-word vocabulary built from the train texts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from training.config import EncoderConfig
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# A word that occurs once is spelt by characters: its own embedding would see one example.
+MIN_COUNT = 2
+
+
+def build_tokenizer(config: EncoderConfig, train_texts: Sequence[str]) -> Any:
+    """Tokenizer of the text encoder, `transformers` interface, texts wrapped as [CLS] ... [SEP].
+
+    Without `config.pretrained` the vocabulary holds the lower-cased words that occur at least twice in `train_texts`
+    (most frequent first, ties by alphabet), and every character of the texts and of ASCII as a word start and as a
+    continuation, so that only characters never seen in training become [UNK]. Equal texts give equal vocabularies.
+
+    Raises RuntimeError when the pretrained tokenizer cannot be loaded.
+    """
+    if not config.pretrained:
+        return _whole_words(train_texts)
+    try:
+        return AutoTokenizer.from_pretrained(config.pretrained)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise RuntimeError(
+            f"the tokenizer of model.text.pretrained={config.pretrained!r} cannot be loaded; give a local folder that "
+            f"holds it, or a Hugging Face name while online ({type(error).__name__})"
+        ) from error
+
+
+def _whole_words(train_texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    # Captions repeat in templates and ids; normalising each distinct text once is enough.
+    for text, count in Counter(train_texts).items():
+        for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)):
+            counts[word] += count
+    vocabulary = {token: i for i, token in enumerate(_vocabulary(counts))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    # Tokenizer's parts are attributes that its type stubs declare read-only.
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    tokenizer.decoder = decoders.WordPiece()
+    ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def _vocabulary(counts: Counter[str]) -> Iterable[str]:
+    """Special tokens, characters, continuations, then words; no token twice."""
+    ascii_characters = {chr(i) for i in range(33, 127) if not chr(i).isupper()}
+    characters = sorted(ascii_characters | {character for word in counts for character in word})
+    words = sorted((word for word, count in counts.items() if count >= MIN_COUNT), key=lambda w: (-counts[w], w))
+    return dict.fromkeys([*SPECIAL, *characters, *("##" + character for character in characters), *words])
+
+
+def save_tokenizer(tokenizer: Any, folder: Path | str) -> None:
+    """Writes the tokenizer's files into `folder`, each of them atomically."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        tokenizer.save_pretrained(temporary)
+        for file in sorted(Path(temporary).iterdir()):
+            os.replace(file, folder / file.name)
+
+
+def load_tokenizer(folder: Path | str) -> Any:
+    """What `save_tokenizer` wrote. Raises FileNotFoundError if the folder holds no tokenizer."""
+    if not (Path(folder) / "tokenizer_config.json").is_file():
+        raise FileNotFoundError(
+            f"there is no tokenizer in {folder}; expected tokenizer_config.json as written by a run"
+        )
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)

@@ -1,0 +1,202 @@
+"""Evaluates the test split of a run once and writes RUN/eval.json: `python -m training.evaluate RUN`.
+
+The clothing weight is the one chosen on validation; beta = 0 stands beside it. A second call prints what the first one
+wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import platform
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import bdam_fast
+from training import checkpoint, cli
+from training.checkpoint import TrainedRun
+from training.config import to_dict
+from training.data.datasets import Dataset, Record, read_dataset
+from training.data.loader import iterate_images, tokenize
+from training.evaluator import METRICS, DualEmbeddings, chance_metrics, evaluate_dual, has_ties
+
+EXAMPLES, RESULTS, BINS = 10, 10, 50
+HEADINGS = {"R1": "R-1", "R5": "R-5", "R10": "R-10", "mAP": "mAP", "mINP": "mINP"}
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point; raises what `evaluate` raises."""
+    parser = argparse.ArgumentParser("python -m training.evaluate", description=__doc__, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="run folder that `python -m training.train` has filled")
+    run_dir = Path(parser.parse_args(argv).run)
+    evaluation, new = evaluate(run_dir)
+    print_table(evaluation, Console(soft_wrap=True))
+    print(f"{run_dir / 'eval.json'}{'' if new else ' (evaluated before; the test split is evaluated once)'}")
+
+
+def evaluate(run_dir: Path) -> tuple[dict[str, Any], bool]:
+    """(contents of eval.json, whether they are new).
+
+    Raises FileNotFoundError for a run that is not trained, ValueError when eval.json belongs to another checkpoint or
+    the data is not what the run was trained on, and what the data stage raises.
+    """
+    run_dir = Path(run_dir)
+    run = checkpoint.load_run(run_dir)
+    digest, path = hashlib.sha256((run_dir / "best.pt").read_bytes()).hexdigest(), run_dir / "eval.json"
+    if path.exists():
+        stored = checkpoint.read_json(path)
+        if not isinstance(stored, dict) or stored.get("checkpoint", {}).get("sha256") != digest:
+            raise ValueError(f"{path} is of another checkpoint than best.pt; move it away to evaluate this one")
+        return stored, False
+    dataset = read_dataset(run.config.data)
+    if dataset.fingerprint != run.fingerprint:
+        raise ValueError(
+            f"{dataset.root} is not the data that {run_dir} was trained on: fingerprint {dataset.fingerprint[:12]}, "
+            f"expected {run.fingerprint[:12]}"
+        )
+    evaluation = _evaluate(run, dataset, run_dir)
+    evaluation["checkpoint"] = {"epoch": run.epoch, "step": run.step, "sha256": digest}
+    checkpoint.write_json(path, evaluation)
+    return json.loads(json.dumps(evaluation)), True
+
+
+def print_table(evaluation: dict[str, Any], console: Console) -> None:
+    """Metrics of the test split at the chosen beta and at beta 0, chance, and the ratio of the first to chance."""
+    counts, chance = evaluation["counts"], evaluation["chance"]
+    table = Table(title=f"test: {counts['queries']} queries, {counts['gallery']} images, {counts['ids']} identities")
+    table.add_column("percent")
+    for name in METRICS:
+        table.add_column(HEADINGS[name], justify="right")
+    rows = {f"beta {evaluation['beta']:g} (validation)": evaluation["metrics"], "beta 0": evaluation["metrics_beta0"]}
+    for label, values in (rows | {"chance": chance}).items():
+        table.add_row(label, *(f"{values[name]:.2f}" for name in METRICS))
+    ratios = (evaluation["metrics"][name] / chance[name] for name in METRICS)
+    table.add_row("times chance", *(f"{ratio:.1f}" for ratio in ratios))
+    console.print(table)
+    if evaluation["ties"]:
+        console.print("Tied scores occur: the values are expectations over the order of tied images.")
+
+
+def _evaluate(run: TrainedRun, dataset: Dataset, run_dir: Path) -> dict[str, Any]:
+    started = time.perf_counter()
+    before = Counter(bdam_fast.call_counts())
+    records = dataset.splits["test"]
+    dual, metrics = evaluate_dual(run.model, records, run.tokenizer, run.config, sorted({0.0, run.beta}))
+    similarity = dual.similarity(run.beta)
+    histograms = _histograms(run, dual, records)
+    trained = Counter(checkpoint.read_json(run_dir / "calls.json"))
+    evaluation = {
+        "metrics": metrics[run.beta],
+        "metrics_beta0": metrics[0.0],
+        "beta": run.beta,
+        "chance": chance_metrics(dual.query_ids_Q, dual.gallery_ids_G),
+        "ties": has_ties(similarity, dual.query_ids_Q, dual.gallery_ids_G),
+        "counts": {"queries": len(dual.captions), "gallery": len(records), "ids": len({r.id for r in records})},
+        "examples": _examples(similarity, dual, records),
+        "histograms": histograms,
+        "calls": dict(sorted((trained + (Counter(bdam_fast.call_counts()) - before)).items())),
+        "data": _data(dataset),
+        "versions": _versions(),
+        "config": to_dict(run.config),
+        # Linux counts ru_maxrss in KiB, macOS in bytes.
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        / (2**20 if sys.platform == "darwin" else 2**10),
+    }
+    return evaluation | {"seconds": _trained_seconds(run_dir) | {"evaluation": time.perf_counter() - started}}
+
+
+def _examples(similarity_QG: torch.Tensor, dual: DualEmbeddings, records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Queries evenly spread over the split, each with its top images."""
+    total = len(dual.captions)
+    chosen = sorted({round(i * (total - 1) / max(EXAMPLES - 1, 1)) for i in range(min(EXAMPLES, total))})
+    examples = []
+    for query in chosen:
+        own, scores = records[int(dual.query_images_Q[query])], similarity_QG[query]
+        top = scores.argsort(descending=True, stable=True)[:RESULTS].tolist()
+        results = [
+            {"file_path": records[i].file_path, "id": records[i].id, "score": float(scores[i])}
+            | {"correct": records[i].id == own.id}
+            for i in top
+        ]
+        entry = {"caption": dual.captions[query], "file_path": own.file_path, "id": own.id, "results": results}
+        examples.append(entry)
+    return examples
+
+
+@torch.inference_mode()
+def _histograms(run: TrainedRun, dual: DualEmbeddings, records: Sequence[Record]) -> dict[str, Any]:
+    """Of g and 1 - g over the test images, and of the two fusion weights over each image with its first caption
+    (Fig. 3); null for a part that the model does not have."""
+    gate = dual.gate_GC
+    result = {
+        "gate_id": None if gate is None else _histogram(gate),
+        "gate_clo": None if gate is None else _histogram(1.0 - gate),
+        "fusion_image": None,
+        "fusion_text": None,
+    }
+    if run.model.fusion is not None:
+        weights = []
+        for images, part in iterate_images(records, run.config.data, run.config.eval.batch_size):
+            captions = [record.captions[0] for record in records[part]]
+            texts = tokenize(run.tokenizer, captions, run.config.data.text_length)
+            weights.append(run.model.fuse(images, texts).weights_B2)
+        image, text = torch.cat(weights).unbind(1)
+        result |= {"fusion_image": _histogram(image), "fusion_text": _histogram(text)}
+    return result
+
+
+def _histogram(values: torch.Tensor) -> dict[str, Any]:
+    numbers = values.double().numpy().ravel()
+    counts, edges = np.histogram(numbers, bins=BINS, range=(0.0, 1.0))
+    return {
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+        "mean": float(numbers.mean()),
+        "std": float(numbers.std()),
+    }
+
+
+def _data(dataset: Dataset) -> dict[str, Any]:
+    counts = {
+        name: {
+            "ids": len({r.id for r in records}),
+            "images": len(records),
+            "captions": sum(len(r.captions) for r in records),
+        }
+        for name, records in dataset.splits.items()
+    }
+    root = str(dataset.root)
+    return {"name": dataset.name, "root": root, "fingerprint": dataset.fingerprint, "counts": counts}
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    host = {"python": platform.python_version(), "platform": platform.platform()}
+    return {"bdam_fast": bdam_fast.__version__} | versions | host | {"threads": str(torch.get_num_threads())}
+
+
+def _trained_seconds(run_dir: Path) -> dict[str, float]:
+    """Seconds of all training steps and of all validations, from metrics.jsonl."""
+    seconds = {"training": 0.0, "validation": 0.0}
+    with open(run_dir / "metrics.jsonl", encoding="utf-8") as lines:
+        for text in lines:
+            line = json.loads(text)
+            seconds["training" if line["kind"] == "step" else "validation"] += line["seconds"]
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

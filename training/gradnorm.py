@@ -1,0 +1,127 @@
+"""GradNorm: task weights w_k = exp(s_k) that balance gradient norms (paper eq. 5 and 6, readings 16 to 18).
+
+The norm of a weighted loss is w_k times the norm of the loss, so the gradient of eq. (5) with respect to s_k needs no
+double backward: d/ds_k |w_k n_k - target_k| = sign(w_k n_k - target_k) w_k n_k, targets taken as constants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.config import GradNormConfig
+
+
+class GradNorm:
+    """Weights of `tasks`, plain numbers outside every graph: neither can the weighted sum of the losses train them, nor
+    can eq. (5) train the model. They sum to the number of tasks. With `enabled` off they stay 1."""
+
+    def __init__(self, tasks: Sequence[str], config: GradNormConfig) -> None:
+        self.config = config
+        self._log_weights = dict.fromkeys(tasks, 0.0)
+        self._first_losses = dict.fromkeys(tasks, 0.0)
+        self._steps = 0
+
+    def weights(self) -> dict[str, float]:
+        """w_k by task."""
+        return {task: math.exp(s) for task, s in self._log_weights.items()}
+
+    def update(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> None:
+        """One step: s -> w = exp(s) -> clip -> renormalise to sum K -> s = log w.
+
+        losses: L_k of this step, unweighted. norms: gradient norm of each, unweighted, on the shared layer. The first
+        `warm_steps` calls only average the losses into L_k^0. A task whose norm is 0 takes no part in the targets and
+        keeps its place among the others. Raises ValueError, before anything changes, on another set of tasks than the
+        one it was built for and on numbers that are not finite.
+        """
+        for name, values in (("losses", losses), ("norms", norms)):
+            if set(values) != set(self._log_weights):
+                raise ValueError(f"GradNorm: {name} must be of the tasks {[*self._log_weights]}, got {[*values]}")
+            bad = {task: value for task, value in values.items() if not math.isfinite(value)}
+            if bad:
+                raise ValueError(f"GradNorm: {name} must be finite numbers, got {bad}")
+        if not self.config.enabled:
+            return
+        self._steps += 1
+        if self._steps <= self.config.warm_steps:
+            for task, first in self._first_losses.items():
+                self._first_losses[task] = first + (losses[task] - first) / self._steps
+            return
+        self._step(losses, norms)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs, as plain numbers."""
+        return {
+            "log_weights": dict(self._log_weights),
+            "first_losses": dict(self._first_losses),
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned. Raises ValueError when it is of other tasks."""
+        if set(state["log_weights"]) != set(self._log_weights):
+            raise ValueError(
+                f"GradNorm: the stored state is of the tasks {[*state['log_weights']]}, expected {[*self._log_weights]}"
+            )
+        # In the order of this object: the first task is the reference of the printed form.
+        self._log_weights = {task: float(state["log_weights"][task]) for task in self._log_weights}
+        self._first_losses = {task: float(state["first_losses"][task]) for task in self._first_losses}
+        self._steps = int(state["steps"])
+
+    def _step(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> None:
+        config, stepped = self.config, dict(self._log_weights)
+        weighted = {task: w * norms[task] for task, w in self.weights().items() if norms[task] > 0}
+        if not weighted:
+            return
+        targets = self._targets(losses, weighted)
+        strength = config.alpha if config.form == "paper" else 1.0
+        for task, value in weighted.items():
+            pull = math.copysign(value, value - targets[task]) if value != targets[task] else 0.0
+            gradient = strength * pull + 2 * config.log_penalty * self._log_weights[task]
+            stepped[task] -= config.lr * gradient
+        # Clipped before exp, which a huge gradient would overflow.
+        low, high = (math.log(bound) for bound in config.clip)
+        clipped = {task: math.exp(min(max(s, low), high)) for task, s in stepped.items()}
+        scale = len(clipped) / sum(clipped.values())
+        self._log_weights = {task: math.log(w * scale) for task, w in clipped.items()}
+
+    def _targets(self, losses: Mapping[str, float], weighted: Mapping[str, float]) -> dict[str, float]:
+        """Target norm of each live task: mean norm times ratio^alpha, or (paper) ratio times the first task's norm."""
+        ratios = {t: max(losses[t], 0.0) / max(self._first_losses[t], self.config.floor) for t in weighted}
+        mean_ratio = sum(ratios.values()) / len(ratios)
+        relative = {t: ratio / mean_ratio if mean_ratio > 0 else 1.0 for t, ratio in ratios.items()}
+        if self.config.form == "paper":
+            reference = next(iter(weighted.values()))
+            return {t: r * reference for t, r in relative.items()}
+        mean_norm = sum(weighted.values()) / len(weighted)
+        return {t: mean_norm * r**self.config.alpha for t, r in relative.items()}
+
+
+def backward_tasks(
+    losses: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    fixed: Mapping[str, Tensor],
+    shared: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    *,
+    measure: bool = True,
+) -> dict[str, float]:
+    """Adds the gradient of sum_k w_k L_k + sum of `fixed` to the .grad of `shared` and `parameters`; nothing else.
+
+    shared: leaves that the losses start from, the layer whose gradients are measured (the visual tokens) first.
+    Returns ||dL_k / d shared[0]|| (L2, unweighted) of each task, 0 where a loss does not depend on it; {} with
+    `measure` off, which saves one pass through the heads per task. These passes form no gradient of a parameter, so
+    each costs about half a backward pass.
+    """
+    norms: dict[str, float] = {}
+    for name, loss in losses.items() if measure else ():
+        gradient = torch.autograd.grad(loss, shared[0], retain_graph=True, allow_unused=True)[0]
+        norms[name] = 0.0 if gradient is None else float(gradient.norm())
+    terms = [weights[name] * loss for name, loss in losses.items()] + list(fixed.values())
+    if terms:
+        torch.stack(terms).sum().backward(inputs=[*shared, *parameters])
+    return norms

@@ -1,0 +1,189 @@
+"""Every loss as a pure function of features and ids (paper 3.2 and 3.5, readings 1 to 9 and 15).
+
+Shapes: B batch, N texts, E joint embedding, C width, M image-text pairs. Losses are scalar fp32 tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import bdam_fast
+from training.config import Backend, LossConfig
+from training.models.model import Features
+
+
+def _logits(left_BE: Tensor, right_NE: Tensor, temperature: Tensor | float) -> Tensor:
+    """Scaled dot products (B, N) in fp32 or fp64, whatever autocast says: 1 - P is lost in 16 bits."""
+    with torch.autocast(left_BE.device.type, enabled=False):
+        wide = torch.promote_types(left_BE.dtype, torch.float32)
+        return left_BE.to(wide) @ right_NE.to(wide).T / temperature
+
+
+def _soft_cross_entropy(logits_BN: Tensor, positive_BN: Tensor) -> Tensor:
+    """Cross-entropy against the uniform distribution over each row's positives, mean over rows."""
+    positive = positive_BN.to(logits_BN.dtype)
+    return -((logits_BN.log_softmax(1) * positive).sum(1) / positive.sum(1)).mean()
+
+
+def info_nce(
+    image_BE: Tensor, text_BE: Tensor, ids_B: Tensor, temperature: Tensor | float, *, symmetric: bool
+) -> Tensor:
+    """InfoNCE of L2-normalised embeddings (eq. 3; text i belongs to image i).
+
+    symmetric: image to text and text to image, averaged, every pair of one id a positive and each row's target uniform
+    over its positives. Otherwise image to text with only pair (i, i) as positive, as printed.
+    """
+    logits_BB = _logits(image_BE, text_BE, temperature)
+    if not symmetric:
+        return F.cross_entropy(logits_BB, torch.arange(len(logits_BB), device=logits_BB.device))
+    positive_BB = ids_B[:, None] == ids_B[None]
+    return (_soft_cross_entropy(logits_BB, positive_BB) + _soft_cross_entropy(logits_BB.T, positive_BB)) / 2
+
+
+def triplet(embedding_BE: Tensor, ids_B: Tensor, margin: float) -> Tensor:
+    """Batch-hard triplet loss on squared L2 distances (eq. 4): for each anchor the farthest sample of its id and the
+    nearest of another; mean over the anchors that have both, 0 when none has."""
+    with torch.no_grad():
+        distance_BB = torch.cdist(embedding_BE, embedding_BE, compute_mode="donot_use_mm_for_euclid_dist")
+        same_BB = ids_B[:, None] == ids_B[None]
+        positive_BB = same_BB & ~torch.eye(len(ids_B), dtype=torch.bool, device=ids_B.device)
+        valid_B = positive_BB.any(1) & ~same_BB.all(1)
+        farthest_B = distance_BB.masked_fill(~positive_BB, -1).argmax(1)[valid_B]
+        nearest_B = distance_BB.masked_fill(same_BB, torch.inf).argmin(1)[valid_B]
+    if not bool(valid_B.any()):
+        return embedding_BE.sum() * 0
+    anchor = embedding_BE[valid_B]
+    to_positive = (anchor - embedding_BE[farthest_B]).square().sum(1)
+    to_negative = (anchor - embedding_BE[nearest_B]).square().sum(1)
+    return (to_positive - to_negative + margin).clamp_min(0).mean()
+
+
+def log_match(image_BE: Tensor, text_BE: Tensor, group_B: Tensor, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
+    """log P and log(1 - P), each (B,): P is the softmax over the batch's texts of s / tau, summed over the texts of the
+    image's own group (reading 7).
+
+    log(1 - P) is the log-sum over the *other* texts minus the log-sum over all: exact where P rounds to 1. In a batch
+    of one group P is 1 whatever the features are; both are 0 then, without a gradient.
+    """
+    logits_BB = _logits(image_BE, text_BE, temperature)
+    positive_BB = group_B[:, None] == group_B[None]
+    everything_B = logits_BB.logsumexp(1)
+    # The log of an empty sum would be -inf and its gradient NaN.
+    excluded_BB = positive_BB & ~positive_BB.all()
+    log_p_B = logits_BB.masked_fill(~positive_BB, -torch.inf).logsumexp(1) - everything_B
+    return log_p_B, logits_BB.masked_fill(excluded_BB, -torch.inf).logsumexp(1) - everything_B
+
+
+def clothing_adversarial(
+    v_clo_BE: Tensor,
+    v_id_hat_clo_BE: Tensor,
+    t_clothing_BE: Tensor,
+    group_B: Tensor,
+    temperature: Tensor | float,
+    mode: Literal["paper", "intent", "minimax"],
+) -> Tensor:
+    """Clothing adversarial loss (eq. 1 and reading 6); `group_B` is equal where clothing texts are.
+
+    paper: -log(1 - P(f^_clo)), minimised by everything that it depends on.
+    intent: -log P(f^_clo) trains the clothing branch, its projection, the text; -log(1 - P(f^_id)) trains f^_id alone.
+    minimax: -log P(f^_clo) likewise; -log P(f^_id) trains the probe, and with reversed sign f^_id.
+    The adversary never trains texts or temperature: they could answer it without changing the identity feature.
+    """
+    if isinstance(temperature, Tensor):
+        temperature = temperature.detach()
+    log_p_B, log_not_p_B = log_match(v_clo_BE, t_clothing_BE, group_B, temperature)
+    if mode == "paper":
+        return -log_not_p_B.mean()
+    id_log_p_B, id_log_not_p_B = log_match(v_id_hat_clo_BE, t_clothing_BE.detach(), group_B, temperature)
+    return -(log_p_B + (id_log_not_p_B if mode == "intent" else id_log_p_B)).mean()
+
+
+def hsic_decoupling(
+    f_id_BC: Tensor, f_clo_BC: Tensor, *, normalise: bool, kernel: Literal["linear", "rbf"], backend: Backend
+) -> Tensor:
+    """HSIC of the gated features (eq. 2), L2-normalised first where `normalise` says so (reading 8)."""
+    if normalise:
+        f_id_BC, f_clo_BC = F.normalize(f_id_BC, dim=1), F.normalize(f_clo_BC, dim=1)
+    return bdam_fast.hsic(f_id_BC, f_clo_BC, kernel=kernel, backend=backend)
+
+
+def gate_regularisation(gate_BC: Tensor) -> Tensor:
+    """Mean of (g - 0.5)^2 (reading 9)."""
+    return (gate_BC - 0.5).square().mean()
+
+
+def matching(logits_M: Tensor, labels_M: Tensor) -> Tensor:
+    """Binary cross-entropy of the image-text-matching head (reading 15); right and wrong pairs weigh the same."""
+    right = labels_M > 0.5
+    value = F.binary_cross_entropy_with_logits(logits_M, labels_M, reduction="none")
+    parts = [value[mask].mean() for mask in (right, ~right) if bool(mask.any())]
+    return torch.stack(parts).mean()
+
+
+def task_names(config: LossConfig, fusion: bool) -> list[str]:
+    """Names of the losses that GradNorm balances, in the order of eq. (6); `fusion`: the model has a fused feature."""
+    switches = {
+        "info_nce": config.info_nce,
+        "triplet": config.triplet,
+        "adversarial": config.adversarial,
+        "decoupling": config.decoupling,
+        "matching": config.final_matching and fusion,
+    }
+    return [name for name, on in switches.items() if on]
+
+
+def task_losses(
+    features: Features, ids_B: Tensor, clothing_group_B: Tensor, config: LossConfig, backend: Backend
+) -> dict[str, Tensor]:
+    """The losses that GradNorm balances, by the names of `task_names`. "info_nce" averages over the texts of
+    reading 1 and, like "triplet", has the same loss on f_final added where reading 15 asks for it."""
+
+    def info() -> Tensor:
+        texts = {"identity": [features.t_identity], "caption": [features.t_caption]}
+        texts["both"] = texts["caption"] + texts["identity"]
+        chosen = texts[config.info_nce_texts]
+        symmetric, tau = config.info_nce_symmetric, features.temperature
+        losses = [info_nce(features.v_id, text, ids_B, tau, symmetric=symmetric) for text in chosen]
+        total = torch.stack(losses).mean()
+        if features.f_final is not None and config.final_info_nce:
+            total = total + info_nce(features.f_final, features.t_caption, ids_B, tau, symmetric=symmetric)
+        return total
+
+    def distances() -> Tensor:
+        total = triplet(features.v_id, ids_B, config.margin)
+        if features.f_final is not None and config.final_triplet:
+            total = total + triplet(features.f_final, ids_B, config.margin)
+        return total
+
+    def adversary() -> Tensor:
+        f, mode = features, config.adversarial_mode
+        return clothing_adversarial(f.v_clo, f.v_id_hat_clo, f.t_clothing, clothing_group_B, f.temperature, mode)
+
+    def decouple() -> Tensor:
+        normalise, kernel = config.hsic_normalise, config.hsic_kernel
+        return hsic_decoupling(features.f_id, features.f_clo, normalise=normalise, kernel=kernel, backend=backend)
+
+    def match() -> Tensor:
+        assert features.matching_logits is not None and features.matching_labels is not None
+        return matching(features.matching_logits, features.matching_labels)
+
+    functions: dict[str, Callable[[], Tensor]] = {
+        "info_nce": info,
+        "triplet": distances,
+        "adversarial": adversary,
+        "decoupling": decouple,
+        "matching": match,
+    }
+    return {name: functions[name]() for name in task_names(config, features.f_final is not None)}
+
+
+def fixed_losses(features: Features, config: LossConfig) -> dict[str, Tensor]:
+    """Losses with a fixed weight, weight included: {"gate": ...}, or nothing where there is no gate or it is off."""
+    if not config.gate_regularisation or features.gate is None:
+        return {}
+    return {"gate": config.gate_weight * gate_regularisation(features.gate)}

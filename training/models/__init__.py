@@ -1,0 +1,1 @@
+"""Encoders, decoupling module, fusion module, and the model that joins them."""

@@ -1,0 +1,103 @@
+"""Bidirectional decoupling alignment module (paper 3.2): one token sequence into an identity and a clothing feature.
+
+Shapes: B batch, P patches, C width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from training.config import BdamConfig
+
+
+@dataclass(frozen=True)
+class BdamOutput:
+    # Pooled branches before the gate, f^_id and f^_clo.
+    f_id_hat_BC: Tensor
+    f_clo_hat_BC: Tensor
+    # g; None where there is no gate (BDAM off, or w/o gate) and both branches pass unweighted.
+    gate_BC: Tensor | None
+    # g * f^_id and (1 - g) * f^_clo.
+    f_id_BC: Tensor
+    f_clo_BC: Tensor
+    # Tokens of the identity branch times g; their mean over P is f_id_BC.
+    id_tokens_BPC: Tensor
+
+
+class _Attention(nn.Module):
+    """x + attention(x, context): pre-norm with feed-forward part, or attention with residual only (reading 10)."""
+
+    def __init__(self, width: int, config: BdamConfig, cross: bool) -> None:
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.attention = nn.MultiheadAttention(width, config.heads, config.dropout, batch_first=True)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.pre_norm:
+            self.norm = nn.LayerNorm(width)
+            self.norm_context = nn.LayerNorm(width) if cross else None
+            self.feed_forward = nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, 4 * width),
+                nn.GELU(),
+                nn.Linear(4 * width, width),
+                nn.Dropout(config.dropout),
+            )
+
+    def forward(self, x_BPC: Tensor, context_BPC: Tensor | None = None) -> Tensor:
+        query = self.norm(x_BPC) if self.pre_norm else x_BPC
+        if context_BPC is None:
+            context = query
+        else:
+            context = self.norm_context(context_BPC) if self.pre_norm and self.norm_context else context_BPC
+        attended = self.attention(query, context, context, need_weights=False)[0]
+        x_BPC = x_BPC + self.dropout(attended)
+        return x_BPC + self.feed_forward(x_BPC) if self.pre_norm else x_BPC
+
+
+class _Branch(nn.Module):
+    """Projection, self-attention stack and cross-attention layers of one branch; no weights are shared (paper 4.3)."""
+
+    def __init__(self, width: int, config: BdamConfig) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width, width)
+        self_layers = config.self_layers if config.enabled else 0
+        cross_layers = config.cross_layers if config.enabled and config.cross_attention else 0
+        self.self_attention = nn.ModuleList(_Attention(width, config, cross=False) for _ in range(self_layers))
+        self.cross_attention = nn.ModuleList(_Attention(width, config, cross=True) for _ in range(cross_layers))
+        self.norm = nn.LayerNorm(width) if config.enabled and config.pre_norm else nn.Identity()
+
+    def enter(self, tokens_BPC: Tensor) -> Tensor:
+        x_BPC = self.projection(tokens_BPC)
+        for layer in self.self_attention:
+            x_BPC = layer(x_BPC)
+        return x_BPC
+
+
+class Bdam(nn.Module):
+    """Splits tokens into identity and clothing (paper 3.2); with `enabled` off, pooled tokens through one linear layer
+    per branch (Table 1, baseline). Raises ValueError when `heads` does not divide `width`."""
+
+    def __init__(self, width: int, config: BdamConfig) -> None:
+        super().__init__()
+        if config.enabled and width % config.heads:
+            raise ValueError(f"Bdam: heads must divide the width of the visual encoder ({width}), got {config.heads}")
+        self.identity = _Branch(width, config)
+        self.clothing = _Branch(width, config)
+        self.gate = nn.Linear(2 * width, width) if config.enabled and config.gate else None
+
+    def forward(self, tokens_BPC: Tensor) -> BdamOutput:
+        identity, clothing = self.identity.enter(tokens_BPC), self.clothing.enter(tokens_BPC)
+        for id_layer, clo_layer in zip(self.identity.cross_attention, self.clothing.cross_attention, strict=True):
+            # Both directions read the inputs of the layer: neither branch sees the other's update early.
+            identity, clothing = id_layer(identity, clothing), clo_layer(clothing, identity)
+        identity, clothing = self.identity.norm(identity), self.clothing.norm(clothing)
+        id_hat_BC, clo_hat_BC = identity.mean(1), clothing.mean(1)
+        if self.gate is None:
+            return BdamOutput(id_hat_BC, clo_hat_BC, None, id_hat_BC, clo_hat_BC, identity)
+        gate_BC = torch.sigmoid(self.gate(torch.cat([id_hat_BC, clo_hat_BC], dim=1)))
+        return BdamOutput(
+            id_hat_BC, clo_hat_BC, gate_BC, gate_BC * id_hat_BC, (1 - gate_BC) * clo_hat_BC, gate_BC[:, None] * identity
+        )

@@ -1,0 +1,103 @@
+"""Fusion of the gated identity feature with a text through a stack of Mamba layers (paper 3.4, readings 13 and 14).
+
+Shapes: B batch, P patches, T text tokens, L = P + T, C width of an encoder, W width of the fusion, E joint embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bdam_fast.nn import Mamba
+from training.config import Backend, FusionConfig
+
+
+@dataclass(frozen=True)
+class FusionOutput:
+    # f_final, not normalised.
+    f_final_BE: Tensor
+    # Softmax weights of image and text, in this order.
+    weights_B2: Tensor
+
+
+def masked_mean(tokens_BLC: Tensor, mask_BL: Tensor) -> Tensor:
+    """Mean (B, C) of the tokens (B, L, C) whose mask (B, L) is not zero; zero for a row without any."""
+    mask = mask_BL.to(tokens_BLC.dtype)
+    return torch.einsum("blc,bl->bc", tokens_BLC, mask) / mask.sum(1, keepdim=True).clamp_min(1)
+
+
+class _MambaLayer(nn.Module):
+    """x + Mamba(x) as printed, or pre-norm residual with dropout (reading 14)."""
+
+    def __init__(self, config: FusionConfig, backend: Backend) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.width) if config.pre_norm else nn.Identity()
+        self.mamba = Mamba(config.width, d_state=config.state, d_conv=config.conv, backend=backend)
+        self.dropout = nn.Dropout(config.dropout if config.pre_norm else 0.0)
+
+    def forward(self, x_BLW: Tensor, seq_idx_BL: Tensor | None) -> Tensor:
+        return x_BLW + self.dropout(self.mamba(self.norm(x_BLW), seq_idx=seq_idx_BL))
+
+
+def _alignment(width: int, config: FusionConfig) -> nn.Module:
+    """MLP that brings one modality to the fusion's width; one linear map for Table 2, w/o alignment."""
+    if not config.alignment:
+        return nn.Linear(width, config.width)
+    return nn.Sequential(
+        nn.Linear(width, config.width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(config.width, config.width)
+    )
+
+
+class Fusion(nn.Module):
+    """Alignment, two-way softmax gate, Mamba layers, projection to `out` channels."""
+
+    def __init__(self, image_width: int, text_width: int, config: FusionConfig, out: int, backend: Backend) -> None:
+        super().__init__()
+        self.form = config.form
+        self.align_image = _alignment(image_width, config)
+        self.align_text = _alignment(text_width, config)
+        self.gate = nn.Linear(2 * config.width, 2) if config.gate else None
+        count = config.layers if config.layers_kind == "mamba" else 0
+        self.layers = nn.ModuleList(_MambaLayer(config, backend) for _ in range(count))
+        self.norm = nn.LayerNorm(config.width) if config.pre_norm else nn.Identity()
+        self.projection = nn.Linear(config.width, out)
+
+    def forward(
+        self,
+        id_tokens_BPC: Tensor,
+        f_id_BC: Tensor,
+        text_tokens_BTC: Tensor,
+        text_mask_BT: Tensor,
+        text_pooled_BC: Tensor,
+    ) -> FusionOutput:
+        if self.form == "pooled":
+            return self._pooled(f_id_BC, text_pooled_BC)
+        return self._tokens(id_tokens_BPC, text_tokens_BTC, text_mask_BT)
+
+    def _weights(self, image_BW: Tensor, text_BW: Tensor) -> Tensor:
+        if self.gate is None:
+            return image_BW.new_full((image_BW.shape[0], 2), 0.5)
+        return torch.softmax(self.gate(torch.cat([image_BW, text_BW], dim=1)), dim=1)
+
+    def _pooled(self, f_id_BC: Tensor, text_pooled_BC: Tensor) -> FusionOutput:
+        """f_fusion = w1 f_img + w2 f_txt as printed: a sequence of length 1."""
+        image_BW, text_BW = self.align_image(f_id_BC), self.align_text(text_pooled_BC)
+        weights_B2 = self._weights(image_BW, text_BW)
+        x_BLW = (weights_B2[:, :1] * image_BW + weights_B2[:, 1:] * text_BW)[:, None]
+        for layer in self.layers:
+            x_BLW = layer(x_BLW, None)
+        return FusionOutput(self.projection(self.norm(x_BLW[:, 0])), weights_B2)
+
+    def _tokens(self, id_tokens_BPC: Tensor, text_tokens_BTC: Tensor, text_mask_BT: Tensor) -> FusionOutput:
+        """[image; text] as one sequence, each token scaled by the weight of its modality; masked mean of the output."""
+        image_BPW, text_BTW = self.align_image(id_tokens_BPC), self.align_text(text_tokens_BTC)
+        weights_B2 = self._weights(image_BPW.mean(1), masked_mean(text_BTW, text_mask_BT))
+        x_BLW = torch.cat([weights_B2[:, :1, None] * image_BPW, weights_B2[:, 1:, None] * text_BTW], dim=1)
+        valid_BL = torch.cat([text_mask_BT.new_ones(image_BPW.shape[:2]), text_mask_BT], dim=1) != 0
+        # Padding has index -1: the scan and the convolution skip it.
+        seq_idx_BL = valid_BL.to(torch.int32) - 1
+        for layer in self.layers:
+            x_BLW = layer(x_BLW, seq_idx_BL)
+        return FusionOutput(self.projection(masked_mean(self.norm(x_BLW), valid_BL)), weights_B2)

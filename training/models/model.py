@@ -1,0 +1,271 @@
+"""The whole model: encoders, decoupling, joint embedding, fusion. Its forward returns features, never a loss.
+
+Shapes: B batch, P patches, T text tokens, V text views (VIEWS, in this order), C width of an encoder, E joint
+embedding, M image-text pairs shown to the matching head.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.config import LossConfig, ModelConfig
+from training.models.adversary import ClothingHead
+from training.models.bdam import Bdam, BdamOutput
+from training.models.encoders import TextEncoder, VisualEncoder
+from training.models.fusion import Fusion, FusionOutput, masked_mean
+
+if TYPE_CHECKING:
+    from training.data.loader import Batch, TextBatch
+
+VIEWS = ("caption", "identity", "clothing")
+# Bounds of the learned temperature (reading 3).
+TEMPERATURE_RANGE = (0.01, 0.5)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoders hand to the heads."""
+
+    image_tokens_BPC: Tensor
+    # All text views of the step, from one call of the text encoder.
+    text_tokens_VBTC: Tensor
+    text_mask_VBT: Tensor
+    ids_B: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        """[visual tokens, text tokens]: where the encoders end and the heads begin."""
+        return [self.image_tokens_BPC, self.text_tokens_VBTC]
+
+    def leaves(self) -> Encoded:
+        """The same values cut off from the encoders, as leaves that collect gradients."""
+        image, text = (x.detach().requires_grad_() for x in self.tensors())
+        return replace(self, image_tokens_BPC=image, text_tokens_VBTC=text)
+
+    def backward(self, leaves: Encoded) -> None:
+        """One backward pass through the encoders with the gradients that `leaves` has collected."""
+        pairs = [
+            (x, leaf.grad)
+            for x, leaf in zip(self.tensors(), leaves.tensors(), strict=True)
+            if x.requires_grad and leaf.grad is not None
+        ]
+        if pairs:
+            torch.autograd.backward([x for x, _ in pairs], [grad for _, grad in pairs])
+
+
+@dataclass(frozen=True)
+class Features:
+    """Everything that losses, evaluation and reports read. Embeddings (B, E) are L2-normalised."""
+
+    # Pooled branches, gate (None without one) and gated branches of the decoupling module, (B, C).
+    f_id_hat: Tensor
+    f_clo_hat: Tensor
+    gate: Tensor | None
+    f_id: Tensor
+    f_clo: Tensor
+    # Image embeddings: identity, clothing, and what the adversary reads out of f^_id in the space of clothing texts.
+    v_id: Tensor
+    v_clo: Tensor
+    v_id_hat_clo: Tensor
+    # Text embeddings, all in one space.
+    t_caption: Tensor
+    t_identity: Tensor
+    t_clothing: Tensor
+    # Scalar tau.
+    temperature: Tensor
+    # Fused embedding of each image with its own text, and the weights (B, 2) of image and text; None without fusion.
+    f_final: Tensor | None = None
+    fusion_weights: Tensor | None = None
+    # Logits (M,) and labels (M,) of the matching head: B right pairs, then one wrong pair for each image (none in a
+    # batch of one identity); None when the head is off.
+    matching_logits: Tensor | None = None
+    matching_labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ImageEmbedding:
+    v_id_BE: Tensor
+    v_clo_BE: Tensor
+    # None without a gate.
+    gate_BC: Tensor | None
+
+
+def other_identity(ids_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Image indices and, for each, the index of a sample with another id: the first one from half a batch further on,
+    cyclically. Deterministic. Both (B,) int64; empty when the whole batch has one id."""
+    count = ids_B.shape[0]
+    steps = torch.arange(count, device=ids_B.device)
+    order_BB = (steps[:, None] + count // 2 + steps[None]) % count
+    different_BB = ids_B[:, None] != ids_B[order_BB]
+    # Two ids in the batch are enough for every row to have another one.
+    rows = steps if bool(different_BB.any()) else steps[:0]
+    return rows, order_BB[rows, different_BB.to(torch.uint8).argmax(1)[rows]]
+
+
+class Model(nn.Module):
+    """Model of the paper's figure 2, in the readings that the configurations name.
+
+    The text that is fused is the one that InfoNCE reads: the identity text where `info_nce_texts` is "identity" (paper
+    3.4), the caption otherwise, because queries are captions.
+
+    Raises RuntimeError or ValueError as the encoders, the decoupling module and the fusion do.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        loss: LossConfig,
+        image_size: tuple[int, int],
+        vocab_size: int,
+        pad_id: int,
+        text_length: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = VisualEncoder(config.visual, image_size)
+        self.text = TextEncoder(config.text, vocab_size, pad_id, text_length, config.text_adapter_layers)
+        image_width, text_width, out = self.visual.width, self.text.width, config.embedding
+        self.bdam = Bdam(image_width, config.bdam)
+        self.identity_projection = nn.Sequential(nn.Linear(image_width, out), nn.GELU(), nn.Linear(out, out))
+        self.clothing_head = ClothingHead(image_width, out, loss.adversarial_mode)
+        self.text_projection = nn.Linear(text_width, out)
+        self.fusion: Fusion | None = None
+        self.matching_head: nn.Linear | None = None
+        if config.fusion.enabled:
+            self.fusion = Fusion(image_width, text_width, config.fusion, out, config.backend)
+            self.matching_head = nn.Linear(out, 1) if loss.final_matching else None
+        self.fused_view = VIEWS.index("identity" if loss.info_nce_texts == "identity" else "caption")
+        start = torch.tensor(math.log(loss.temperature))
+        self.log_temperature = nn.Parameter(start, requires_grad=loss.learn_temperature)
+
+    def temperature(self) -> Tensor:
+        """Scalar tau, within TEMPERATURE_RANGE; the parameter itself is pulled back, so that it never gets stuck."""
+        with torch.no_grad():
+            self.log_temperature.clamp_(math.log(TEMPERATURE_RANGE[0]), math.log(TEMPERATURE_RANGE[1]))
+        return self.log_temperature.exp()
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Runs both encoders; the three text views in one call."""
+        views = [batch.captions, batch.identity, batch.clothing]
+        input_ids = torch.cat([view.input_ids_BT for view in views])
+        mask = torch.cat([view.attention_mask_BT for view in views])
+        tokens = self.text(input_ids, mask)
+        split = (len(views), batch.images_BCHW.shape[0])
+        return Encoded(
+            self.visual(batch.images_BCHW), tokens.unflatten(0, split), mask.unflatten(0, split), batch.ids_B
+        )
+
+    def heads(self, encoded: Encoded) -> Features:
+        """Everything behind the encoders."""
+        image = self.bdam(encoded.image_tokens_BPC)
+        v_clo, v_id_hat_clo = self.clothing_head(image.f_id_hat_BC, image.f_clo_hat_BC)
+        pooled_VBC = self._pool(encoded.text_tokens_VBTC.flatten(0, 1), encoded.text_mask_VBT.flatten(0, 1))
+        pooled_VBC = pooled_VBC.unflatten(0, encoded.text_mask_VBT.shape[:2])
+        t_caption, t_identity, t_clothing = F.normalize(self.text_projection(pooled_VBC), dim=-1).unbind(0)
+        features = Features(
+            f_id_hat=image.f_id_hat_BC,
+            f_clo_hat=image.f_clo_hat_BC,
+            gate=image.gate_BC,
+            f_id=image.f_id_BC,
+            f_clo=image.f_clo_BC,
+            v_id=self._embed_identity(image),
+            v_clo=v_clo,
+            v_id_hat_clo=v_id_hat_clo,
+            t_caption=t_caption,
+            t_identity=t_identity,
+            t_clothing=t_clothing,
+            temperature=self.temperature(),
+        )
+        return self._add_fusion(features, image, encoded, pooled_VBC[self.fused_view])
+
+    def forward(self, batch: Batch) -> Features:
+        """Features of a batch: `heads(encode(batch))`."""
+        return self.heads(self.encode(batch))
+
+    def embed_images(self, images_BCHW: Tensor) -> ImageEmbedding:
+        """Gallery side: both image embeddings and the gate of images (B, 3, H, W)."""
+        image = self.bdam(self.visual(images_BCHW))
+        v_clo_BE = self.clothing_head(image.f_id_hat_BC, image.f_clo_hat_BC)[0]
+        return ImageEmbedding(self._embed_identity(image), v_clo_BE, image.gate_BC)
+
+    def embed_texts(self, texts: TextBatch) -> Tensor:
+        """Query side: L2-normalised text embeddings (B, E)."""
+        tokens_BTC = self.text(texts.input_ids_BT, texts.attention_mask_BT)
+        return F.normalize(self.text_projection(self._pool(tokens_BTC, texts.attention_mask_BT)), dim=-1)
+
+    def fuse(self, images_BCHW: Tensor, texts: TextBatch) -> FusionOutput:
+        """f_final and modality weights of image-text pairs. Raises ValueError when the model has no fusion."""
+        if self.fusion is None:
+            raise ValueError("Model.fuse: the model was built with fusion.enabled=False, it has nothing to fuse with")
+        image = self.bdam(self.visual(images_BCHW))
+        tokens_BTC, mask_BT = self.text(texts.input_ids_BT, texts.attention_mask_BT), texts.attention_mask_BT
+        return self.fusion(image.id_tokens_BPC, image.f_id_BC, tokens_BTC, mask_BT, self._pool(tokens_BTC, mask_BT))
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters in front of `Encoded` (text adapter included)."""
+        return [p for part in (self.visual, self.text) for p in part.parameters() if p.requires_grad]
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters behind `Encoded`."""
+        encoder = {id(p) for part in (self.visual, self.text) for p in part.parameters()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in encoder]
+
+    def parameter_groups(self, base_lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups with `name`, `params` and `lr` (an encoder's backbone at `lr_scale` times the base rate).
+
+        Groups named "... without decay" hold biases, norms, temperature and what asks for it (`_no_weight_decay`, as
+        Mamba's A and D do), with weight_decay 0; the others leave weight_decay to the optimiser.
+        """
+        scales = {
+            "visual": (self.visual.backbone, self.config.visual.lr_scale),
+            "text": (self.text.backbone, self.config.text.lr_scale),
+        }
+        owner = {id(p): (name, scale) for name, (part, scale) in scales.items() for p in part.parameters()}
+        groups: dict[str, dict[str, Any]] = {}
+        for parameter in self.parameters():
+            if not parameter.requires_grad:
+                continue
+            name, scale = owner.get(id(parameter), ("heads", 1.0))
+            plain = parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False)
+            name += " without decay" if plain else ""
+            group = groups.setdefault(name, {"name": name, "params": [], "lr": base_lr * scale})
+            if plain:
+                group["weight_decay"] = 0.0
+            group["params"].append(parameter)
+        return list(groups.values())
+
+    def _pool(self, tokens_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        return tokens_BTC[:, 0] if self.config.text_pooling == "cls" else masked_mean(tokens_BTC, mask_BT)
+
+    def _embed_identity(self, image: BdamOutput) -> Tensor:
+        return F.normalize(self.identity_projection(image.f_id_BC), dim=-1)
+
+    def _add_fusion(self, features: Features, image: BdamOutput, encoded: Encoded, text_pooled_BC: Tensor) -> Features:
+        """Fuses right pairs and, for the matching head, one wrong pair per image, all in one pass."""
+        if self.fusion is None:
+            return features
+        count = encoded.ids_B.shape[0]
+        rows = columns = torch.arange(count, device=encoded.ids_B.device)
+        tokens_BTC, mask_BT = encoded.text_tokens_VBTC[self.fused_view], encoded.text_mask_VBT[self.fused_view]
+        if self.matching_head is not None:
+            wrong_rows, wrong_columns = other_identity(encoded.ids_B)
+            rows, columns = torch.cat([rows, wrong_rows]), torch.cat([columns, wrong_columns])
+        fused = self.fusion(
+            image.id_tokens_BPC[rows],
+            image.f_id_BC[rows],
+            tokens_BTC[columns],
+            mask_BT[columns],
+            text_pooled_BC[columns],
+        )
+        features = replace(
+            features, f_final=F.normalize(fused.f_final_BE[:count], dim=-1), fusion_weights=fused.weights_B2[:count]
+        )
+        if self.matching_head is None:
+            return features
+        logits_M = self.matching_head(fused.f_final_BE)[:, 0]
+        return replace(features, matching_logits=logits_M, matching_labels=(rows == columns).to(logits_M.dtype))
