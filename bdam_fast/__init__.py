@@ -1,7 +1,7 @@
-"""Selective scan (Mamba-1), causal convolution and HSIC as PyTorch operators: forward, backward, deterministic, compilable.
+"""Selective scan (Mamba-1), causal convolution and HSIC as PyTorch operators.
 
-Importing the package loads neither the compiled extension nor Triton nor CUDA; an operator loads what it needs when it is
-first called. `python -m bdam_fast` prints what is built and what would be chosen.
+Importing the package loads neither the compiled extension nor Triton nor CUDA; an operator loads what it needs when it
+is first called. `python -m bdam_fast` prints what is built and what would be chosen.
 """
 
 from bdam_fast._native import call_counts, reset_call_counts

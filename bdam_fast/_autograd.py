@@ -1,12 +1,13 @@
 """The autograd pattern of every operator: one Function per operator, also registered for its raw forward.
 
-A raw operator has no C++ autograd (the stable ABI has none). Its public function calls the kernel below autograd when no
-gradient is asked for, and its Function otherwise; the same choice is registered as the raw operator's Autograd kernel, so
-that `torch.compile` and direct calls meet the same formula. What would otherwise be silently wrong raises here: forward-mode
-tangents would be dropped, and a second derivative would take the backward for a constant.
+A raw operator has no C++ autograd (the stable ABI has none). Its public function calls the kernel below autograd when
+no gradient is asked for, and its Function otherwise; the same choice is registered as the raw operator's Autograd
+kernel, so that `torch.compile` and direct calls meet the same formula. What would otherwise be silently wrong raises
+here: forward-mode tangents would be dropped, and a second derivative would take the backward for a constant.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,10 +37,7 @@ def needs_grad(args: Sequence[Any]) -> bool:
     """Whether autograd would record a call with these arguments."""
     if not torch.is_grad_enabled():
         return False
-    for value in args:
-        if isinstance(value, Tensor) and value.requires_grad:
-            return True
-    return False
+    return any([getattr(value, "requires_grad", False) for value in args])
 
 
 def below_autograd(raw: Callable[..., Any], args: Sequence[Any]) -> Any:
@@ -48,8 +46,15 @@ def below_autograd(raw: Callable[..., Any], args: Sequence[Any]) -> Any:
         return raw(*args)
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Switches autocast off in a reference: sums and states are float32 whatever the caller's autocast says."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 def call_backward(raw: Callable[..., Any], args: Sequence[Any]) -> Any:
-    """Calls a raw backward operator; through its Autograd kernel only if this backward is itself recorded (create_graph)."""
+    """Calls a raw backward operator, through its Autograd kernel only if this backward is recorded (create_graph)."""
     return raw(*args) if torch.is_grad_enabled() else below_autograd(raw, args)
 
 

@@ -15,18 +15,18 @@ _warned: set[str] = set()
 def resolve(op: str, backend: str, device: Device) -> str:
     """`"cpu"` or `"reference"` for an operator whose tensors lie on `device`.
 
-    `auto` takes the kernel where there is one, and says once (a warning with the remedy) when only the reference is left.
-    An explicit choice that cannot be met is an error.
+    `auto` takes the kernel where there is one, and says once (a warning with the remedy) when only the reference is
+    left. An explicit choice that cannot be met is an error.
 
     Raises:
         ValueError: unknown backend, or `cpu` with tensors that lie elsewhere.
         RuntimeError: `cpu` without the extension, or a backend that this version does not have.
     """
     if backend == "auto":
-        if device.type == "cpu" and _native.available():
-            return "cpu"
-        _warn_once(op, device)
-        return "reference"
+        chosen = automatic(device)
+        if chosen == "reference":
+            _warn_once(op, device)
+        return chosen
     if backend == "cpu":
         if device.type != "cpu":
             raise ValueError(f'{op}: backend="cpu" needs tensors on the CPU, got {device}')
@@ -35,18 +35,18 @@ def resolve(op: str, backend: str, device: Device) -> str:
     if backend == "reference":
         return "reference"
     if backend in LATER:
-        raise RuntimeError(
-            f'{op}: this version has no "{backend}" backend; choose one of {", ".join(BACKENDS)} '
-            f"(tensors on {device.type})"
-        )
+        raise RuntimeError(f'{op}: this version has no "{backend}" backend; choose one of {", ".join(BACKENDS)}')
     raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+def automatic(device: Device) -> str:
+    """What `auto` takes for tensors on `device`."""
+    return "cpu" if device.type == "cpu" and _native.available() else "reference"
 
 
 def refusal(op: str, backend: str, device: Device) -> str:
     """Why `backend` cannot run `op` on `device`; an empty string if it can."""
     try:
-        if backend == "auto":
-            return ""
         resolve(op, backend, device)
     except (RuntimeError, ValueError) as error:
         return str(error)

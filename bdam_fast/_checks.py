@@ -45,3 +45,10 @@ def check_seq_idx(op: str, value: object, shape: Sequence[int], device: torch.de
     check_shape(op, "seq_idx", value, shape)
     if value.device != device:
         raise ValueError(f"{op}: seq_idx must be on {device} like the first argument, got {value.device}")
+
+
+def check_devices(op: str, first: Tensor, others: Sequence[Tensor | None]) -> None:
+    """One device for all tensors: one meta tensor among real ones would have the fake function run for the kernel."""
+    for value in others:
+        if value is not None and value.device != first.device:
+            raise ValueError(f"{op}: all tensors must be on {first.device} like the first argument, got {value.device}")

@@ -1,6 +1,7 @@
 """Loads the compiled extension when an operator first needs it, and counts calls."""
 
 import importlib
+import os
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
@@ -16,9 +17,10 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def constant_in_graphs(function: F) -> F:
-    """Lets `torch.compile` call a function while tracing and keep the answer, as `torch.compiler.assume_constant_result` does.
+    """Lets `torch.compile` call a function while tracing and keep the answer.
 
-    That decorator would import the whole compiler (1 s) with the package; the mark that it sets is all that is needed.
+    `torch.compiler.assume_constant_result` does the same, but imports the whole compiler (1 s) with the package; the
+    mark that it sets is all that is needed.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -26,11 +28,21 @@ def constant_in_graphs(function: F) -> F:
 
 @lru_cache(maxsize=1)
 def _attempt() -> tuple[ModuleType | None, str]:
-    """The extension module, or None and why not. Importing it registers the operators' schemas and CPU kernels."""
+    """The extension module, or None and why not. Importing it registers the operators' schemas and CPU kernels.
+
+    The environment variable BDAM_FAST_ISA (baseline, avx2 or avx512) is read here, once.
+    """
     try:
-        return importlib.import_module("bdam_fast._C"), ""
+        module = importlib.import_module("bdam_fast._C")
     except ImportError as error:
         return None, str(error)
+    asked = os.environ.get("BDAM_FAST_ISA")
+    if asked:
+        if asked not in module.available_isas():
+            runs = ", ".join(module.available_isas())
+            raise RuntimeError(f"bdam_fast: BDAM_FAST_ISA must be one of {runs} on this CPU, got {asked!r}")
+        module.set_isa(asked)
+    return module, ""
 
 
 def available() -> bool:

@@ -1,4 +1,4 @@
-"""What the operator tests share: one tolerance table, problems for the scan, and comparisons with the float64 reference."""
+"""What the operator tests share: one tolerance table, problems, and comparisons with the float64 reference."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 import bdam_fast
 
-# Allowed error of a result, by its dtype: twice the error of the same computation in PyTorch plus this much of the largest
-# entry. float32: sums in another order and an exp2 of 0.8 ulp; the others: one rounding of the result.
+# Allowed error of a result, by its dtype: twice the error of the same computation in PyTorch plus this much of the
+# largest entry. float32: sums in another order and an exp2 of 0.8 ulp; the others: one rounding of the result.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 
@@ -51,7 +51,10 @@ def scan_problem(
     groups: tuple[int | None, int | None] = (1, 1),
     absent: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
-    """Tensor arguments of selective_scan. `groups` of B and C: None is constant (D, N), 1 is (B, N, L), else (B, G, N, L)."""
+    """Tensor arguments of selective_scan.
+
+    `groups` of B and C: None is constant (D, N), 1 is (B, N, L), else (B, G, N, L).
+    """
 
     def projection(count: int | None) -> Tensor:
         if count is None:

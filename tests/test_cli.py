@@ -59,7 +59,10 @@ BAD_DATA: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 BAD_WORDS = {
     "unknown recipe": (["training.train", "sintetic", "--out", "RUN"], "unknown recipe 'sintetic'"),
-    "used run folder": (["training.train", "synthetic", "--out", "USED"], "is already used (best.pt, config.json, last.pt, "),
+    "used run folder": (
+        ["training.train", "synthetic", "--out", "USED"],
+        "is already used (best.pt, config.json, last.pt, ",
+    ),
     "run that is not there": (["training.evaluate", "RUN"], "holds no trained model"),
 }
 

@@ -8,7 +8,8 @@ import bdam_fast
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
-# (B, D, L, N): around the tile (32 steps), the unit (16 channels), each width (16, 8, 4 lanes) and the chunk (4 states).
+# (B, D, L, N): around the tile (32 steps), the unit (16 channels), each width (16, 8, 4 lanes),
+# the chunk (4 states).
 SHAPES = [
     (2, 16, 32, 4),
     (1, 17, 33, 5),
@@ -19,7 +20,34 @@ SHAPES = [
     (1, 3, 5, 256),
     (2, 1, 40, 1),
 ]
-LENGTHS = [1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 64, 65, 77, 127, 128, 129, 130, 192, 193, 197, 255, 256, 257, 511, 512, 513]
+LENGTHS = [
+    1,
+    2,
+    3,
+    7,
+    8,
+    9,
+    31,
+    32,
+    33,
+    63,
+    64,
+    65,
+    77,
+    127,
+    128,
+    129,
+    130,
+    192,
+    193,
+    197,
+    255,
+    256,
+    257,
+    511,
+    512,
+    513,
+]
 
 
 @pytest.mark.parametrize("order", ["bld", "bdl", "strided"])
@@ -101,7 +129,9 @@ def test_sixteen_bit_conversions_keep_subnormals_infinities_and_ties():
         rounded = bdam_fast.selective_scan(
             u.float(), zero, -torch.ones(10, 1), one, one, D=torch.full((10,), 1 / 3), backend="cpu"
         )
-        same = bdam_fast.selective_scan(u, zero, -torch.ones(10, 1), one, one, D=torch.full((10,), 1 / 3), backend="cpu")
+        same = bdam_fast.selective_scan(
+            u, zero, -torch.ones(10, 1), one, one, D=torch.full((10,), 1 / 3), backend="cpu"
+        )
         assert torch.equal(same[finite], rounded[finite].to(dtype))
 
 
@@ -123,7 +153,9 @@ def test_expanded_and_misaligned_views():
     check_scan(problem)
 
 
-@pytest.mark.parametrize("make", [lambda g: g.transpose(0, 2).contiguous().transpose(0, 2), lambda g: g[:, :1].expand_as(g)])
+@pytest.mark.parametrize(
+    "make", [lambda g: g.transpose(0, 2).contiguous().transpose(0, 2), lambda g: g[:, :1].expand_as(g)]
+)
 def test_upstream_gradient_with_any_strides(make):
     problem = leaves(scan_problem(2, 18, 40, 4))
     out = bdam_fast.selective_scan(**problem, delta_softplus=True, backend="cpu")

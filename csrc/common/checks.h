@@ -1,5 +1,6 @@
-// Checks and views of tensors at the boundary to the dispatcher. The public functions check everything with Python's own
-// exception types; these checks guard direct calls of the raw operators, whose bad shapes would otherwise be bad addresses.
+// Checks and views of tensors at the boundary to the dispatcher. The public functions check everything with Python's
+// own exception types; these checks guard direct calls of the raw operators, whose bad shapes would otherwise be bad
+// addresses.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -63,7 +64,8 @@ inline Stream stream_of(const char* op, const char* name, const Tensor& t, int b
   return s;
 }
 
-// CPU memory for a result or a workspace. The shim's own call: going through the dispatcher by name costs a microsecond each.
+// CPU memory for a result or a workspace. The shim's own call: going through the dispatcher by name costs a microsecond
+// each.
 inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, size_t dim, ScalarType dtype) {
   const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
@@ -93,7 +95,8 @@ inline bool is_dense(const Tensor& t) {
 }
 // torch.empty_like: the memory order of `t`, whatever it is.
 inline Tensor allocate_like(const Tensor& t) {
-  if (t.numel() > 0 && is_dense(t)) return empty_strided(t.sizes().data(), t.strides().data(), t.dim(), t.scalar_type());
+  if (t.numel() > 0 && is_dense(t))
+    return empty_strided(t.sizes().data(), t.strides().data(), t.dim(), t.scalar_type());
   Tensor r = torch::stable::empty_like(t);
   if (poison() && r.numel() > 0) std::memset(r.data_ptr(), 0xff, r.numel() * r.element_size());
   return r;

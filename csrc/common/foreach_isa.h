@@ -4,10 +4,10 @@
 //   #include "common/foreach_isa.h"
 //
 // BDAM_ISA_SOURCE is included after simd.inl inside the namespaces bdam_fast::avx512, ::avx2 and ::baseline (internal
-// linkage), where kWidth is the number of float lanes. It must include nothing and define function templates on the vector
-// type only. BDAM_FOR_ISA picks one at run time. Other compilers than GCC and other processors build the baseline alone,
-// whose four lanes are SSE2 or NEON. No -ffast-math anywhere: NaN must stay NaN, and linking with it would set flush-to-zero
-// for the whole process.
+// linkage), where kWidth is the number of float lanes. It must include .inl files only and define templates on the
+// vector type. BDAM_FOR_ISA picks one at run time. Other compilers than GCC and other processors build the
+// baseline alone, whose four lanes are SSE2 or NEON. No -ffast-math anywhere: NaN must stay NaN, and linking with it
+// would set flush-to-zero for the whole process.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -65,26 +65,26 @@ constexpr int kWidth = 4;
 }  // namespace
 }  // namespace bdam_fast
 
-// Calls function<vector type>(arguments...): double always at the baseline (two lanes, libm's exp; it is there for checks, not
-// for speed), float at the instruction set in use.
+// Calls function<vector type>(arguments...): double always at the baseline (two lanes, libm's exp; it is there for
+// checks, not for speed), float at the instruction set in use.
 #ifdef BDAM_X86_DISPATCH
-#define BDAM_FOR_ISA(is_double, function, ...)                                        \
-  do {                                                                                \
-    if (is_double)                                                                    \
-      ::bdam_fast::baseline::function<::bdam_fast::baseline::vec<double, 2>>(__VA_ARGS__); \
-    else if (::bdam_fast::current_isa() == ::bdam_fast::Isa::avx512)                  \
-      ::bdam_fast::avx512::function<::bdam_fast::avx512::vec<float, 16>>(__VA_ARGS__);     \
-    else if (::bdam_fast::current_isa() == ::bdam_fast::Isa::avx2)                    \
-      ::bdam_fast::avx2::function<::bdam_fast::avx2::vec<float, 8>>(__VA_ARGS__);          \
-    else                                                                              \
-      ::bdam_fast::baseline::function<::bdam_fast::baseline::vec<float, 4>>(__VA_ARGS__);  \
+#define BDAM_FOR_ISA(is_double, function, ...)                                                                        \
+  do {                                                                                                                \
+    if (is_double)                                                                                                    \
+      ::bdam_fast::baseline::function<::bdam_fast::baseline::vec<double, 2>>(__VA_ARGS__);                            \
+    else if (::bdam_fast::current_isa() == ::bdam_fast::Isa::avx512)                                                  \
+      ::bdam_fast::avx512::function<::bdam_fast::avx512::vec<float, ::bdam_fast::avx512::kWidth>>(__VA_ARGS__);       \
+    else if (::bdam_fast::current_isa() == ::bdam_fast::Isa::avx2)                                                    \
+      ::bdam_fast::avx2::function<::bdam_fast::avx2::vec<float, ::bdam_fast::avx2::kWidth>>(__VA_ARGS__);             \
+    else                                                                                                              \
+      ::bdam_fast::baseline::function<::bdam_fast::baseline::vec<float, ::bdam_fast::baseline::kWidth>>(__VA_ARGS__); \
   } while (0)
 #else
-#define BDAM_FOR_ISA(is_double, function, ...)                                        \
-  do {                                                                                \
-    if (is_double)                                                                    \
-      ::bdam_fast::baseline::function<::bdam_fast::baseline::vec<double, 2>>(__VA_ARGS__); \
-    else                                                                              \
-      ::bdam_fast::baseline::function<::bdam_fast::baseline::vec<float, 4>>(__VA_ARGS__);  \
+#define BDAM_FOR_ISA(is_double, function, ...)                                                                        \
+  do {                                                                                                                \
+    if (is_double)                                                                                                    \
+      ::bdam_fast::baseline::function<::bdam_fast::baseline::vec<double, 2>>(__VA_ARGS__);                            \
+    else                                                                                                              \
+      ::bdam_fast::baseline::function<::bdam_fast::baseline::vec<float, ::bdam_fast::baseline::kWidth>>(__VA_ARGS__); \
   } while (0)
 #endif

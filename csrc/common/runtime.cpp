@@ -1,8 +1,5 @@
 #include "common/runtime.h"
 
-#include <cstdlib>
-#include <cstring>
-
 namespace bdam_fast {
 
 namespace {
@@ -14,20 +11,14 @@ Isa detect() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2"))
     return Isa::avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) return Isa::avx2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
+    return Isa::avx2;
 #endif
   return Isa::baseline;
 }
 
-Isa from_environment() {
-  const char* asked = std::getenv("BDAM_FAST_ISA");
-  for (int i = 0; asked != nullptr && i < 3; ++i)
-    if (std::strcmp(asked, kIsaNames[i]) == 0 && static_cast<Isa>(i) <= best_isa()) return static_cast<Isa>(i);
-  return best_isa();
-}
-
 std::atomic<Isa>& chosen() {
-  static std::atomic<Isa> isa{from_environment()};
+  static std::atomic<Isa> isa{best_isa()};
   return isa;
 }
 }  // namespace

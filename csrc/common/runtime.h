@@ -9,10 +9,11 @@ enum class Isa : int { baseline = 0, avx2 = 1, avx512 = 2 };
 inline constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512"};
 
 Isa best_isa();         // the widest that this CPU runs and this build holds
-Isa current_isa();      // best_isa(), or less where BDAM_FAST_ISA or set_isa() says so
+Isa current_isa();      // best_isa(), or less where set_isa() says so
 void set_isa(Isa isa);  // at most best_isa()
 
-// While on, results and working memory are filled with NaN bytes before a kernel runs: tests find what it fails to write.
+// While on, results and working memory are filled with NaN bytes before a kernel runs: tests find what it fails to
+// write.
 bool poison();
 void set_poison(bool on);
 

@@ -1,6 +1,7 @@
-// Vector types and elementary functions, included once per instruction set by foreach_isa.h. A vector V is a GCC vector of
-// float or double; its width must never exceed that of the instruction set (25 ms instead of 2 when it does). Accuracy,
-// largest error in ulp over the whole range: exp2 0.8, exp 0.9, softplus 2.7, sigmoid 2.4 (float); double goes through libm.
+// Vector types and elementary functions, included once per instruction set by foreach_isa.h. A vector V is a GCC vector
+// of float or double; its width must never exceed that of the instruction set (25 ms instead of 2 when it does).
+// Accuracy, largest error in ulp over the whole range: exp2 0.8, exp 0.9, softplus 2.7, sigmoid 2.4 (float); double
+// goes through libm.
 #define BDAM_INLINE static inline __attribute__((always_inline))
 #define BDAM_UNROLL _Pragma("GCC unroll 16")
 
@@ -36,7 +37,8 @@ BDAM_INLINE vec<uint16_t, W> narrow(vec<float, W> v, BFloat16) {  // a NaN keeps
   return __builtin_convertvector(r, vec<uint16_t, W>);
 }
 template <int W>
-BDAM_INLINE vec<float, W> widen(vec<uint16_t, W> bits, Float16) {  // moves the fields, then the exponent by a factor of 2^112
+BDAM_INLINE vec<float, W> widen(vec<uint16_t, W> bits,
+                                Float16) {  // moves the fields, then the exponent by a factor of 2^112
   using U = vec<uint32_t, W>;
   U h = __builtin_convertvector(bits, U), magnitude = (h & 0x7fffu) << 13;
   U scaled = (U)((vec<float, W>)magnitude * 0x1p112f);
@@ -62,13 +64,17 @@ BDAM_INLINE V load(const S* p) {
     vec<uint16_t, W> bits;
     std::memcpy(&bits, p, sizeof bits);
     vec<float, W> v = widen<W>(bits, S{});
-    if constexpr (is_double<V>) return __builtin_convertvector(v, V);
-    else return v;
+    if constexpr (is_double<V>)
+      return __builtin_convertvector(v, V);
+    else
+      return v;
   } else {
     vec<S, W> v;
     std::memcpy(&v, p, sizeof v);
-    if constexpr (std::is_same_v<S, elem_t<V>>) return v;
-    else return __builtin_convertvector(v, V);
+    if constexpr (std::is_same_v<S, elem_t<V>>)
+      return v;
+    else
+      return __builtin_convertvector(v, V);
   }
 }
 template <class V, class S>
@@ -76,8 +82,10 @@ BDAM_INLINE void store(S* p, V v) {
   constexpr int W = lanes<V>;
   if constexpr (sizeof(S) == 2) {
     vec<float, W> f;
-    if constexpr (is_double<V>) f = __builtin_convertvector(v, vec<float, W>);
-    else f = v;
+    if constexpr (is_double<V>)
+      f = __builtin_convertvector(v, vec<float, W>);
+    else
+      f = v;
     vec<uint16_t, W> bits = narrow<W>(f, S{});
     std::memcpy(p, &bits, sizeof bits);
   } else if constexpr (std::is_same_v<S, elem_t<V>>) {
@@ -103,15 +111,18 @@ BDAM_INLINE void store_n(S* p, V v, int n) {
   std::memcpy(p, tail, n * sizeof(S));
 }
 
-// --- comparisons. max(a, b) = a < b ? b : a, so a NaN in a stays. GCC 12 makes a compare and a blend of the plain form (scan
-// forward 6 to 15 % slower), hence the intrinsics.
+// --- comparisons. max(a, b) = a < b ? b : a, so a NaN in a stays. GCC 12 makes a compare and a blend of the plain form
+// (scan forward 6 to 15 % slower), hence the intrinsics.
 template <class V>
 BDAM_INLINE V max(V a, elem_t<V> bound) {
   V b = set1<V>(bound);
 #ifdef BDAM_X86_DISPATCH
-  if constexpr (!is_double<V> && lanes<V> == 16) return (V)_mm512_max_ps((__m512)b, (__m512)a);
-  else if constexpr (!is_double<V> && lanes<V> == 8) return (V)_mm256_max_ps((__m256)b, (__m256)a);
-  else if constexpr (!is_double<V> && lanes<V> == 4) return (V)_mm_max_ps((__m128)b, (__m128)a);
+  if constexpr (!is_double<V> && lanes<V> == 16)
+    return (V)_mm512_max_ps((__m512)b, (__m512)a);
+  else if constexpr (!is_double<V> && lanes<V> == 8)
+    return (V)_mm256_max_ps((__m256)b, (__m256)a);
+  else if constexpr (!is_double<V> && lanes<V> == 4)
+    return (V)_mm_max_ps((__m128)b, (__m128)a);
 #endif
   return a < b ? b : a;
 }
@@ -119,9 +130,12 @@ template <class V>
 BDAM_INLINE V min(V a, elem_t<V> bound) {
   V b = set1<V>(bound);
 #ifdef BDAM_X86_DISPATCH
-  if constexpr (!is_double<V> && lanes<V> == 16) return (V)_mm512_min_ps((__m512)b, (__m512)a);
-  else if constexpr (!is_double<V> && lanes<V> == 8) return (V)_mm256_min_ps((__m256)b, (__m256)a);
-  else if constexpr (!is_double<V> && lanes<V> == 4) return (V)_mm_min_ps((__m128)b, (__m128)a);
+  if constexpr (!is_double<V> && lanes<V> == 16)
+    return (V)_mm512_min_ps((__m512)b, (__m512)a);
+  else if constexpr (!is_double<V> && lanes<V> == 8)
+    return (V)_mm256_min_ps((__m256)b, (__m256)a);
+  else if constexpr (!is_double<V> && lanes<V> == 4)
+    return (V)_mm_min_ps((__m128)b, (__m128)a);
 #endif
   return a > b ? b : a;
 }
@@ -141,10 +155,10 @@ BDAM_INLINE V map_libm(V x, double (*f)(double)) {
   for (int i = 0; i < lanes<V>; ++i) x[i] = f(x[i]);
   return x;
 }
-BDAM_INLINE float power_of_two_bias() { return 12582912.f; }  // 1.5 * 2^23: adding it leaves round(t) in the low bits
+constexpr float kRoundingBias = 12582912.f;  // 1.5 * 2^23: adding it leaves round(t) in the low bits
 
-// 2^f on [-1/2, 1/2], minimax of degree 6 with the constant fixed to 1 so that 2^0 is exactly 1: relative error 6.6e-8, where
-// degree 5 has 1.5e-7 and doubles the error of dA.
+// 2^f on [-1/2, 1/2], minimax of degree 6 with the constant fixed to 1 so that 2^0 is exactly 1: relative error 6.6e-8,
+// where degree 5 has 1.5e-7 and doubles the error of dA.
 template <class V>
 BDAM_INLINE V exp2_polynomial(V f) {
   V p = f * 1.532761235e-04f + 1.339081442e-03f;
@@ -154,8 +168,9 @@ BDAM_INLINE V exp2_polynomial(V f) {
   p = p * f + 6.931471825e-01f;
   return p * f + 1.f;
 }
-// 2^t. Reaches 0 below -127 and infinity from 128 on. A NaN must be canonical (quiet()) to stay one.
-template <class V>
+// 2^t. Reaches 0 below -127 and infinity from 128 on. A NaN must be canonical (quiet()) to stay one. Without Upper the
+// caller knows that t < 128, which saves one operation of ten on narrow vectors.
+template <class V, bool Upper = true>
 BDAM_INLINE V exp2(V t) {
   if constexpr (is_double<V>) {
     return map_libm(t, std::exp2);
@@ -167,37 +182,47 @@ BDAM_INLINE V exp2(V t) {
     }
 #endif
     // Adding m to the exponent field of p in [0.7, 1.42): at t = 128 this gives exactly infinity, at -127 exactly zero.
-    t = min(max(t, -127.f), 128.f);
-    V m = t + power_of_two_bias(), p = exp2_polynomial<V>(t - (m - power_of_two_bias()));
+    t = max(t, -127.f);
+    if constexpr (Upper) t = min(t, 128.f);
+    V m = t + kRoundingBias, p = exp2_polynomial<V>(t - (m - kRoundingBias));
     return (V)((int_vec<V>)p + ((int_vec<V>)m << 23));
   }
 }
-// e^x, zero below the smallest normal number. ln 2 is subtracted in two parts, the first of which times any exponent is exact:
-// right without FMA too.
+// e^x for x in [-87.33, 88.72]. ln 2 is subtracted in two parts, the first of which times any exponent is exact: right
+// without FMA too.
+template <class V>
+BDAM_INLINE V exp_in_range(V x) {
+  V m = x * 1.44269504088896341f + kRoundingBias, r = m - kRoundingBias;
+  V f = x - r * 0.693359375f + r * 2.12194440e-4f;
+  V p = f * 1.381945913e-03f + 8.368681185e-03f;
+  p = p * f + 4.166828096e-02f;
+  p = p * f + 1.666652113e-01f;
+  p = p * f + 4.999999404e-01f;
+  p = p * f + 1.f;
+  p = p * f + 1.f;
+  return (V)((int_vec<V>)p + ((int_vec<V>)m << 23));
+}
+// e^x, zero below the smallest normal number
 template <class V>
 BDAM_INLINE V exp(V x) {
   if constexpr (is_double<V>) {
     return map_libm(x, std::exp);
   } else {
-    V c = min(max(x, -87.33f), 88.72f);
-    V m = c * 1.44269504088896341f + power_of_two_bias(), r = m - power_of_two_bias();
-    V f = c - r * 0.693359375f + r * 2.12194440e-4f;
-    V p = f * 1.381945913e-03f + 8.368681185e-03f;
-    p = p * f + 4.166828096e-02f;
-    p = p * f + 1.666652113e-01f;
-    p = p * f + 4.999999404e-01f;
-    p = p * f + 1.f;
-    p = p * f + 1.f;
-    V result = (V)((int_vec<V>)p + ((int_vec<V>)m << 23));
+    V result = exp_in_range(min(max(x, -87.33f), 88.72f));
     result = x < -87.33f ? V{} : result;
     result = x > 88.72f ? set1<V>(std::numeric_limits<float>::infinity()) : result;
     return x == x ? result : x;
   }
 }
-// e^-|x|, in [0, 1]: softplus and sigmoid of the same x share it.
+// e^-|x|, in [0, 1]: softplus and sigmoid of the same x share it. Of a NaN it is some number: softplus and silu bring
+// the NaN back, as they have x itself in them.
 template <class V>
 BDAM_INLINE V exp_neg_abs(V x) {
-  return exp<V>(-abs(x));
+  V y = (V)((int_vec<V>)x | std::numeric_limits<elem_t<int_vec<V>>>::min());
+  if constexpr (is_double<V>)
+    return map_libm(y, std::exp);
+  else
+    return y < -87.33f ? V{} : exp_in_range(max(y, -87.33f));
 }
 // log(1 + s) for s in [0, 1], as 2 atanh(s / (2 + s)): relative error 1e-7, no cancellation for small s.
 template <class V>

@@ -65,8 +65,9 @@ Stream vector(const char* name, const Tensor& t, const ScanParams& p) {
   return stream_of(kOp, name, t, -1, -1, 0);
 }
 
-// Channels go to tasks in units of 16: few enough units that 64 tasks come together for the threads, at most 16 (more gains
-// nothing: 9.4 ms against 9.5), at least 2 (one alone costs 13.6: B and C are converted, dB and dC stored, once per task).
+// Channels go to tasks in units of 16: few enough units that 64 tasks come together for the threads, at most 16 (more
+// gains nothing: 9.4 ms against 9.5), at least 2 (one alone costs 13.6: B and C are converted, dB and dC stored, once
+// per task).
 int64_t units_per_task(const ScanParams& p) {
   return std::max<int64_t>(1, std::min(p.group_units(), std::clamp<int64_t>(p.batch * p.units() / 64, 2, 16)));
 }
@@ -76,8 +77,8 @@ ScanParams parameters(const Arguments& x, bool softplus, bool reverse) {
   STD_TORCH_CHECK(x.u.dim() == 3, kOp, ": u must have shape (B, D, L), got ", shape_text(x.u.sizes()));
   STD_TORCH_CHECK(x.A.dim() == 2, kOp, ": A must have shape (D, N), got ", shape_text(x.A.sizes()));
   p.batch = x.u.size(0), p.channels = x.u.size(1), p.length = x.u.size(2), p.states = x.A.size(1);
-  STD_TORCH_CHECK(p.channels >= 1 && p.states >= 1 && p.states <= 256, kOp, ": needs D >= 1 and 1 <= N <= 256, got D = ",
-                  p.channels, ", N = ", p.states);
+  STD_TORCH_CHECK(p.channels >= 1 && p.states >= 1 && p.states <= 256, kOp,
+                  ": needs D >= 1 and 1 <= N <= 256, got D = ", p.channels, ", N = ", p.states);
   p.softplus = softplus;
   p.is_double = x.u.scalar_type() == ScalarType::Double;
   p.u = sequence("u", x.u, p, reverse);
@@ -89,8 +90,8 @@ ScanParams parameters(const Arguments& x, bool softplus, bool reverse) {
   if (x.delta_bias) p.bias = vector("delta_bias", *x.delta_bias, p);
   if (x.initial_state) p.h0 = state("initial_state", *x.initial_state, p);
   const Projection B = projection_of("B", x.B, p), C = projection_of("C", x.C, p);
-  STD_TORCH_CHECK(B.groups == C.groups || B.groups == 1 || C.groups == 1, kOp, ": B and C must have as many groups, got ",
-                  B.groups, " and ", C.groups);
+  STD_TORCH_CHECK(B.groups == C.groups || B.groups == 1 || C.groups == 1, kOp,
+                  ": B and C must have as many groups, got ", B.groups, " and ", C.groups);
   p.B_constant = B.constant, p.B_groups = B.groups, p.B_group = B.group_stride;
   p.C_constant = C.constant, p.C_groups = C.groups, p.C_group = C.group_stride;
   p.B = reverse && !B.constant ? B.view.reversed(p.length) : B.view;
@@ -100,8 +101,8 @@ ScanParams parameters(const Arguments& x, bool softplus, bool reverse) {
   return p;
 }
 
-// seq_idx as kinds of steps in processed order. A padded step (negative) is skipped; a step whose index differs from that of
-// the step processed before it starts from a zero state.
+// seq_idx as kinds of steps in processed order. A padded step (negative) is skipped; a step whose index differs from
+// that of the step processed before it starts from a zero state.
 std::vector<int8_t> steps_of(const OptionalTensor& seq_idx, const ScanParams& p, bool reverse) {
   if (!seq_idx) return {};
   check_shape(kOp, "seq_idx", *seq_idx, {p.batch, p.length});
@@ -176,10 +177,10 @@ Tensor allocate_sums(ScanParams& p, const Arguments& x) {
 }
 
 using NineTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-NineTensors backward(const Tensor& dout, const OptionalTensor& dlast, const Tensor& u, const Tensor& delta, const Tensor& A,
-                     const Tensor& B, const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
-                     const OptionalTensor& delta_bias, const OptionalTensor& initial_state, const OptionalTensor& seq_idx,
-                     const Tensor& checkpoint, bool delta_softplus, bool reverse) {
+NineTensors backward(const Tensor& dout, const OptionalTensor& dlast, const Tensor& u, const Tensor& delta,
+                     const Tensor& A, const Tensor& B, const Tensor& C, const OptionalTensor& D,
+                     const OptionalTensor& z, const OptionalTensor& delta_bias, const OptionalTensor& initial_state,
+                     const OptionalTensor& seq_idx, const Tensor& checkpoint, bool delta_softplus, bool reverse) {
   backward_calls.increment();
   const Arguments x{u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx};
   ScanParams p = parameters(x, delta_softplus, reverse);
@@ -217,13 +218,16 @@ NineTensors backward(const Tensor& dout, const OptionalTensor& dlast, const Tens
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bdam_fast, m) {
   m.def(
-      "selective_scan_forward(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-      "Tensor? initial_state, Tensor? seq_idx, bool delta_softplus, bool reverse, bool return_last_state, bool save_states) "
+      "selective_scan_forward(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
+      "delta_bias, "
+      "Tensor? initial_state, Tensor? seq_idx, bool delta_softplus, bool reverse, bool return_last_state, bool "
+      "save_states) "
       "-> (Tensor out, Tensor last_state, Tensor checkpoint)");
   m.def(
       "selective_scan_backward(Tensor dout, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, "
       "Tensor? D, Tensor? z, Tensor? delta_bias, Tensor? initial_state, Tensor? seq_idx, Tensor checkpoint, "
-      "bool delta_softplus, bool reverse) -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, "
+      "bool delta_softplus, bool reverse) -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, "
+      "Tensor dz, "
       "Tensor ddelta_bias, Tensor dinitial_state)");
 }
 

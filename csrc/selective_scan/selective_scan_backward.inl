@@ -1,14 +1,15 @@
-// The backward task: tiles from the last to the first; within a tile, for each block of channels and chunk of states, the
-// forward sweep again from the saved state, then the reverse sweep.
+// The backward task: tiles from the last to the first; within a tile, for each block of channels and chunk of states,
+// the forward sweep again from the saved state, then the reverse sweep.
 
 template <class V, bool PerLane>
 struct ScanBackward : ScanTask<V, PerLane> {
   using Base = ScanTask<V, PerLane>;
   using E = elem_t<V>;
-  using Base::b, Base::blocks, Base::chunks, Base::K, Base::N, Base::n_t, Base::p, Base::pitch, Base::t0, Base::T, Base::W;
-  static constexpr bool kFolded = Sweep<V, PerLane>::J != W;
-  E *dt, *x, *y, *dy, *dt_slope, *z_slope, *ddt, *dx;                               // [T][W]
-  E *u_rows, *delta_rows, *z_rows, *dout_rows, *du_rows, *ddelta_rows, *dz_rows;    // [T][W], where not in place
+  using Base::b, Base::blocks, Base::chunks, Base::K, Base::N, Base::n_t, Base::p, Base::pitch, Base::t0, Base::T,
+      Base::W;
+  static constexpr bool kFolded = Sweep<V, PerLane>::kFolded;
+  E *dt, *x, *y, *dy, *dt_slope, *z_slope, *ddt, *dx;                             // [T][W]
+  E *u_rows, *delta_rows, *z_rows, *dout_rows, *du_rows, *ddelta_rows, *dz_rows;  // [T][W], where not in place
   E *eh, *after, *start, *a, *carry, *dA, *dskip, *dbias, *sum_B, *sum_C;
 
   ScanBackward(const ScanParams& params, int64_t task) : Base(params, task) {}
@@ -36,8 +37,8 @@ struct ScanBackward : ScanTask<V, PerLane> {
   }
   void run() {
     const int64_t states = blocks * this->state_size();
-    Scratch scratch((15 * T * W + 3 * T * K * W + this->state_size() + 3 * states + 2 * blocks * W + sum_size(p.B_constant) +
-                     sum_size(p.C_constant) + this->shared_elements()) *
+    Scratch scratch((15 * T * W + 3 * T * K * W + this->state_size() + 3 * states + 2 * blocks * W +
+                     sum_size(p.B_constant) + sum_size(p.C_constant) + this->shared_elements()) *
                     sizeof(E));
     take(scratch);
     this->load_A(a);
@@ -77,41 +78,49 @@ struct ScanBackward : ScanTask<V, PerLane> {
     const int64_t d0 = this->channel(block);
     const int n = this->width(block);
     const Stream su = p.u.at(b, t0, d0), sd = p.delta.at(b, t0, d0), sg = p.dout.at(b, t0, d0);
-    for (const Stream& s : {su, sd, sg}) prefetch_rows(s, n_t, this->next_block(s, block, -1));
+    const Fetch next_u(su, this->next_block(su, block, -1), dt), next_delta(sd, this->next_block(sd, block, -1), dt);
+    const Fetch next_dout(sg, this->next_block(sg, block, -1), dt);
+    const Fetch own_du(p.du.at(b, t0, d0), 0, dt), own_ddelta(p.ddelta.at(b, t0, d0), 0, dt);
     const Rows<V> u = input_rows<V>(su, n_t, n, u_rows), delta = input_rows<V>(sd, n_t, n, delta_rows);
     const Rows<V> dout = input_rows<V>(sg, n_t, n, dout_rows);
+    const Rows<V> dts{dt, W}, slopes{dt_slope, W}, xs{x, W}, ys{y, W}, dys{dy, W}, ddts{ddt, W}, dxs{dx, W};
     const V bias = this->channel_vector(p.bias, block), skip = this->channel_vector(p.skip, block), one = set1<V>(1);
+    const bool with_softplus = p.softplus, gated = static_cast<bool>(p.z);
+    const int8_t* kinds = this->steps;
     V sum = load<V>(dskip + block * W);
-    for (int t = 0; t < n_t; ++t) {
+    for (int t = 0, end = n_t; t < end; ++t) {
+      next_u.read(t), next_delta.read(t), next_dout.read(t), own_du.write(t), own_ddelta.write(t);
       V ut = u[t], v = delta[t] + bias, d = v, slope = one, dyt = dout[t];
-      if (p.softplus) {
+      if (with_softplus) {
         const V s = exp_neg_abs(v);
         d = softplus(v, s);
         slope = v > E(20) ? one : sigmoid(v, s);
       }
-      if (this->padding(t)) d = ut = dyt = V{};
-      store<V>(dt + t * W, quiet(d));
-      store<V>(dt_slope + t * W, slope);
-      store<V>(x + t * W, d * ut);
-      store<V>(y + t * W, skip * ut);
-      store<V>(dy + t * W, dyt);
-      store<V>(ddt + t * W, V{});
-      store<V>(dx + t * W, V{});
-      if (!p.z) sum += dyt * ut;
+      if (kinds != nullptr && kinds[t] == kPadding) d = ut = dyt = V{};
+      dts.set(t, quiet(d));
+      slopes.set(t, slope);
+      xs.set(t, d * ut);
+      ys.set(t, skip * ut);
+      dys.set(t, dyt);
+      ddts.set(t, V{});
+      dxs.set(t, V{});
+      if (!gated) sum += dyt * ut;
     }
-    if (p.z) sum = gate(block, u, sum);
+    if (gated) sum = gate(block, u, sum);
     store<V>(dskip + block * W, sum);
   }
   // out = y silu(z): dy = dout silu(z), and dz = y * z_slope once y is known
   V gate(int block, const Rows<V>& u, V sum) const {
     const Stream sz = p.z.at(b, t0, this->channel(block));
-    prefetch_rows(sz, n_t, this->next_block(sz, block, -1));
-    const Rows<V> z = input_rows<V>(sz, n_t, this->width(block), z_rows);
-    for (int t = 0; t < n_t; ++t) {
-      if (this->padding(t)) continue;
-      const V zt = z[t], q = sigmoid(zt), g = load<V>(dy + t * W), dyt = g * zt * q;
-      store<V>(dy + t * W, dyt);
-      store<V>(z_slope + t * W, g * silu_derivative(zt, q));
+    const Fetch next_z(sz, this->next_block(sz, block, -1), dt), own_dz(p.dz.at(b, t0, this->channel(block)), 0, dt);
+    const Rows<V> z = input_rows<V>(sz, n_t, this->width(block), z_rows), slopes{z_slope, W}, dys{dy, W};
+    const int8_t* kinds = this->steps;
+    for (int t = 0, end = n_t; t < end; ++t) {
+      next_z.read(t), own_dz.write(t);
+      if (kinds != nullptr && kinds[t] == kPadding) continue;
+      const V zt = z[t], q = sigmoid(zt), g = dys[t], dyt = g * zt * q;
+      dys.set(t, dyt);
+      slopes.set(t, g * silu_derivative(zt, q));
       sum += dyt * u[t];
     }
     return sum;
@@ -134,9 +143,11 @@ struct ScanBackward : ScanTask<V, PerLane> {
       }
       for (int i = 0; i < this->segments; ++i) {
         E* state = after + i * K * W;
-        if (i > 0 || this->resets[0]) std::memset(state, 0, K * W * sizeof(E));
-        else std::memcpy(state, start + c * K * W, K * W * sizeof(E));
-        s.record(this->starts[i], this->starts[i + 1], state);
+        if (i > 0 || this->resets[0])
+          std::memset(state, 0, K * W * sizeof(E));
+        else
+          std::memcpy(state, start + c * K * W, K * W * sizeof(E));
+        s.record(this->starts[i], this->starts[i + 1], state, this->upper);
       }
       for (int i = this->segments - 1; i >= 0; --i) {
         s.reverse(this->starts[i], this->starts[i + 1], after + i * K * W, carry + at, dA + at);
@@ -150,13 +161,15 @@ struct ScanBackward : ScanTask<V, PerLane> {
     const Stream su = p.du.at(b, t0, d0), sd = p.ddelta.at(b, t0, d0);
     const Rows<V> u = input_rows<V>(p.u.at(b, t0, d0), n_t, n, u_rows);
     const Rows<V> du = output_rows<V>(su, n, du_rows), ddelta = output_rows<V>(sd, n, ddelta_rows);
+    const Rows<V> dts{dt, W}, slopes{dt_slope, W}, dys{dy, W}, ddts{ddt, W}, dxs{dx, W};
     const V skip = this->channel_vector(p.skip, block);
+    const int8_t* kinds = this->steps;
     V sum = load<V>(dbias + block * W);
-    for (int t = 0; t < n_t; ++t) {
-      const V r = load<V>(dx + t * W);
-      V v = (load<V>(ddt + t * W) * ln2<V> + u[t] * r) * load<V>(dt_slope + t * W);
-      V w = load<V>(dt + t * W) * r + load<V>(dy + t * W) * skip;
-      if (this->padding(t)) v = w = V{};
+    for (int t = 0, end = n_t; t < end; ++t) {
+      const V r = dxs[t];
+      V v = (ddts[t] * ln2<V> + u[t] * r) * slopes[t];
+      V w = dts[t] * r + dys[t] * skip;
+      if (kinds != nullptr && kinds[t] == kPadding) v = w = V{};
       du.set(t, w);
       ddelta.set(t, v);
       sum += v;
@@ -164,10 +177,13 @@ struct ScanBackward : ScanTask<V, PerLane> {
     store<V>(dbias + block * W, sum);
     finish_rows(su, n_t, n, du, du_rows);
     finish_rows(sd, n_t, n, ddelta, ddelta_rows);
-    if (!p.z) return;
-    const Stream sz = p.dz.at(b, t0, d0);
-    const Rows<V> dz = output_rows<V>(sz, n, dz_rows);
-    for (int t = 0; t < n_t; ++t) dz.set(t, this->padding(t) ? V{} : load<V>(y + t * W) * load<V>(z_slope + t * W));
+    if (p.z) finish_gate(block);
+  }
+  void finish_gate(int block) const {
+    const Stream sz = p.dz.at(b, t0, this->channel(block));
+    const int n = this->width(block);
+    const Rows<V> dz = output_rows<V>(sz, n, dz_rows), ys{y, W}, slopes{z_slope, W};
+    for (int t = 0, end = n_t; t < end; ++t) dz.set(t, this->padding(t) ? V{} : ys[t] * slopes[t]);
     finish_rows(sz, n_t, n, dz, dz_rows);
   }
   // dB or dC of the tile, summed over this task's channels
@@ -203,16 +219,18 @@ struct ScanBackward : ScanTask<V, PerLane> {
 
 template <class V>
 static void scan_backward_task(const ScanParams& p, int64_t task) {
-  if (p.B_constant || p.C_constant) ScanBackward<V, true>(p, task).run();
-  else ScanBackward<V, false>(p, task).run();
+  if (p.B_constant || p.C_constant)
+    ScanBackward<V, true>(p, task).run();
+  else
+    ScanBackward<V, false>(p, task).run();
 }
 
 // --- second pass: partial sums in index order ---
 
 // One tile of one batch item and group of dB or dC: over the channels' ranges, and over the task groups that share it.
 template <class V>
-static void scan_reduce_projection(const ScanParams& p, const void* sums, Stream dst, int64_t groups, int64_t group_stride,
-                                   int64_t task) {
+static void scan_reduce_projection(const ScanParams& p, const void* sums, Stream dst, int64_t groups,
+                                   int64_t group_stride, int64_t task) {
   using E = elem_t<V>;
   constexpr int W = lanes<V>;
   const int64_t tile = task % p.tiles(), g = task / p.tiles() % groups, b = task / p.tiles() / groups;

@@ -1,5 +1,5 @@
-// Runs the selective scan's tasks on PyTorch's own threads. What a task is, and the order of every sum, depends on shapes only,
-// so that the bits do not depend on the number of threads.
+// Runs the selective scan's tasks on PyTorch's own threads. What a task is, and the order of every sum, depends on
+// shapes only, so that the bits do not depend on the number of threads.
 #include "selective_scan/selective_scan.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -48,10 +48,14 @@ void selective_scan_backward_cpu(const ScanParams& p) {
   reduce_batch(p, p.sum_A, p.dA, p.states);
   if (p.dskip) reduce_batch(p, p.sum_skip, p.dskip, 1);
   if (p.dbias) reduce_batch(p, p.sum_bias, p.dbias, 1);
-  if (p.B_constant) reduce_batch(p, p.sum_B, p.dB, p.states);
-  else reduce_projection(p, p.sum_B, p.dB, p.B_groups, p.dB_group);
-  if (p.C_constant) reduce_batch(p, p.sum_C, p.dC, p.states);
-  else reduce_projection(p, p.sum_C, p.dC, p.C_groups, p.dC_group);
+  if (p.B_constant)
+    reduce_batch(p, p.sum_B, p.dB, p.states);
+  else
+    reduce_projection(p, p.sum_B, p.dB, p.B_groups, p.dB_group);
+  if (p.C_constant)
+    reduce_batch(p, p.sum_C, p.dC, p.states);
+  else
+    reduce_projection(p, p.sum_C, p.dC, p.C_groups, p.dC_group);
 }
 
 }  // namespace bdam_fast

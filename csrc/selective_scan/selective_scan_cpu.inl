@@ -1,6 +1,7 @@
-// Lanes are channels, so softplus, gate and recurrence never sum across lanes; only dB and dC do. Work goes in tiles of 32 steps:
-// a prelude brings dt and x = dt u into L1, the states follow four at a time in registers (so N is no template parameter),
-// an epilogue gates and stores. PerLane: B or C is constant (D, N), so both are held as one vector per state.
+// Lanes are channels, so softplus, gate and recurrence never sum across lanes; only dB and dC do. Work goes in tiles of
+// 32 steps: a prelude brings dt and x = dt u into L1, the states follow four at a time in registers (so N is no
+// template parameter), an epilogue gates and stores. PerLane: B or C is constant (D, N), so both are held as one vector
+// per state.
 
 template <class V>
 constexpr elem_t<V> log2e = elem_t<V>(1.442695040888963407359924681001892137);
@@ -10,26 +11,29 @@ constexpr elem_t<V> ln2 = elem_t<V>(0.693147180559945309417232121458176568);
 // B or C at step t, state k: a scalar for all lanes, or a vector (`stride` 0 where it does not depend on t).
 template <class V, bool PerLane>
 BDAM_INLINE auto projection(const elem_t<V>* p, int64_t stride, int t, int k) {
-  if constexpr (PerLane) return load<V>(p + t * stride + k * lanes<V>);
-  else return p[t * stride + k];
+  if constexpr (PerLane)
+    return load<V>(p + t * stride + k * lanes<V>);
+  else
+    return p[t * stride + k];
 }
 
 // --- sweeps over the steps [begin, end) of a tile for one chunk of states ---
 
-// Each sweep copies the struct first: a store through a vector may alias any member, which would be read again at every step.
+// Each sweep copies the struct first: a store through a vector may alias any member, which would be read again at every
+// step.
 template <class V, bool PerLane>
 struct Sweep {
   using E = elem_t<V>;
   static constexpr int W = lanes<V>, K = kScanChunk;
   // Lanes left of each state in the sums over channels: four states fold into one vector (13.3 to 11.9 ms at 16 lanes).
-  static constexpr int J = PerLane || W < 4 ? W : W / 4;
+  static constexpr bool kFolded = !PerLane && W >= 4;
 
-  const E *a, *dt, *x, *dy;     // a [K][W] = A log2(e); the others [T][W]
-  const E *B, *C;               // see projection()
-  int64_t B_stride, C_stride;
-  E *y, *ddt, *dx;              // [T][W], added to
-  E *eh;                        // [T][2][K][W]: exp(dt A) and h before the step
-  E *sum_B, *sum_C;             // per step [K][J] (or [K][W], `sum_stride` 0 where constant)
+  const E *a, *dt, *x, *dy;    // a [K][W] = A log2(e); the others [T][W]
+  const E *B, *C;              // see projection()
+  int64_t B_stride, C_stride;  // equal unless PerLane
+  E *y, *ddt, *dx;             // [T][W], added to
+  E* eh;                       // [T][2][K][W]: exp(dt A) and h before the step
+  E *sum_B, *sum_C;            // per step [W] where folded, else [K][W] (stride 0 where constant)
   int64_t sum_B_stride, sum_C_stride;
 
   BDAM_INLINE void load_chunk(V* r, const E* p) {
@@ -41,8 +45,19 @@ struct Sweep {
     for (int k = 0; k < K; ++k) store<V>(p + k * W, r[k]);
   }
 
-  void forward(int begin, int end, E* state) const {
+  // Upper: dt A may be positive, so exp needs its upper bound. 16 lanes have it for nothing.
+  static constexpr bool kAlwaysUpper = W == 16 || is_double<V>;
+  void forward(int begin, int end, E* state, bool upper) const {
+    upper || kAlwaysUpper ? forward_sweep<true>(begin, end, state) : forward_sweep<kAlwaysUpper>(begin, end, state);
+  }
+  void record(int begin, int end, E* state, bool upper) const {
+    upper || kAlwaysUpper ? record_sweep<true>(begin, end, state) : record_sweep<kAlwaysUpper>(begin, end, state);
+  }
+
+  template <bool Upper>
+  void forward_sweep(int begin, int end, E* state) const {
     const Sweep m = *this;
+    const int64_t C_step = PerLane ? m.C_stride : m.B_stride;
     V av[K], h[K];
     load_chunk(av, m.a);
     load_chunk(h, state);
@@ -50,8 +65,8 @@ struct Sweep {
       V d = load<V>(m.dt + t * W), xt = load<V>(m.x + t * W), s = load<V>(m.y + t * W);
       BDAM_UNROLL
       for (int k = 0; k < K; ++k) {
-        h[k] = exp2(d * av[k]) * h[k] + xt * projection<V, PerLane>(m.B, m.B_stride, t, k);
-        s += h[k] * projection<V, PerLane>(m.C, m.C_stride, t, k);
+        h[k] = exp2<V, Upper>(d * av[k]) * h[k] + xt * projection<V, PerLane>(m.B, m.B_stride, t, k);
+        s += h[k] * projection<V, PerLane>(m.C, C_step, t, k);
       }
       store<V>(m.y + t * W, s);
     }
@@ -59,8 +74,10 @@ struct Sweep {
   }
 
   // The same, keeping what the reverse sweep needs: taking exp again there instead costs 14.2 against 12.0 ms.
-  void record(int begin, int end, E* state) const {
+  template <bool Upper>
+  void record_sweep(int begin, int end, E* state) const {
     const Sweep m = *this;
+    const int64_t C_step = PerLane ? m.C_stride : m.B_stride;
     V av[K], h[K];
     load_chunk(av, m.a);
     load_chunk(h, state);
@@ -69,20 +86,22 @@ struct Sweep {
       E* q = m.eh + t * 2 * K * W;
       BDAM_UNROLL
       for (int k = 0; k < K; ++k) {
-        V e = exp2(d * av[k]);
+        V e = exp2<V, Upper>(d * av[k]);
         store<V>(q + k * W, e);
         store<V>(q + (K + k) * W, h[k]);
         h[k] = e * h[k] + xt * projection<V, PerLane>(m.B, m.B_stride, t, k);
-        s += h[k] * projection<V, PerLane>(m.C, m.C_stride, t, k);
+        s += h[k] * projection<V, PerLane>(m.C, C_step, t, k);
       }
       store<V>(m.y + t * W, s);
     }
     store_chunk(state, h);
   }
 
-  // dh_t = C_t dy_t + g, where g = exp(dt A)_{t+1} dh_{t+1} comes in and leaves in `carry`; `state` is h after the last step.
+  // dh_t = C_t dy_t + g, where g = exp(dt A)_{t+1} dh_{t+1} comes in and leaves in `carry`; `state` is h after the last
+  // step.
   void reverse(int begin, int end, const E* state, E* carry, E* dA) const {
     const Sweep m = *this;
+    const int64_t C_step = PerLane ? m.C_stride : m.B_stride;
     V av[K], h[K], g[K], da[K];
     load_chunk(av, m.a);
     load_chunk(h, state);
@@ -94,7 +113,7 @@ struct Sweep {
       const E* q = m.eh + t * 2 * K * W;
       BDAM_UNROLL
       for (int k = 0; k < K; ++k) {
-        V before = load<V>(q + (K + k) * W), dh = g[k] + dyt * projection<V, PerLane>(m.C, m.C_stride, t, k);
+        V before = load<V>(q + (K + k) * W), dh = g[k] + dyt * projection<V, PerLane>(m.C, C_step, t, k);
         vc[k] = dyt * h[k];
         vb[k] = dh * xt;
         r += dh * projection<V, PerLane>(m.B, m.B_stride, t, k);
@@ -104,8 +123,8 @@ struct Sweep {
         s += w * av[k];
         h[k] = before;
       }
-      add_sums(m.sum_B + t * m.sum_B_stride, vb);
-      add_sums(m.sum_C + t * m.sum_C_stride, vc);
+      add_sums(m.sum_B + t * (kFolded ? W : m.sum_B_stride), vb);
+      add_sums(m.sum_C + t * (kFolded ? W : m.sum_C_stride), vc);
       store<V>(m.ddt + t * W, s);
       store<V>(m.dx + t * W, r);
     }
@@ -140,7 +159,7 @@ struct Sweep {
 
   BDAM_INLINE void add_to(E* p, V v) { store<V>(p, load<V>(p) + v); }
   BDAM_INLINE void add_sums(E* p, const V* v) {
-    if constexpr (J == W) {
+    if constexpr (!kFolded) {
       BDAM_UNROLL
       for (int k = 0; k < K; ++k) add_to(p + k * W, v[k]);
     } else {
@@ -153,9 +172,12 @@ struct Sweep {
 template <class V>
 BDAM_INLINE V finish_fold(const elem_t<V>* p, int64_t chunk) {
   if constexpr (lanes<V> == 16)
-    return fold<V, 1>(fold<V, 2>(load<V>(p), load<V>(p + chunk)), fold<V, 2>(load<V>(p + 2 * chunk), load<V>(p + 3 * chunk)));
-  else if constexpr (lanes<V> == 8) return fold<V, 1>(load<V>(p), load<V>(p + chunk));
-  else return load<V>(p);
+    return fold<V, 1>(fold<V, 2>(load<V>(p), load<V>(p + chunk)),
+                      fold<V, 2>(load<V>(p + 2 * chunk), load<V>(p + 3 * chunk)));
+  else if constexpr (lanes<V> == 8)
+    return fold<V, 1>(load<V>(p), load<V>(p + chunk));
+  else
+    return load<V>(p);
 }
 
 // --- what the forward and the backward task share: which channels, the tile's B and C, its segments ---
@@ -166,13 +188,14 @@ struct ScanTask {
   static constexpr int W = lanes<V>, T = kScanTile, K = kScanChunk;
 
   const ScanParams& p;
-  int64_t b, g, range;                 // batch, group, range of units in the group
-  int64_t first, end, unit;            // channels, and the unit that the first channel opens
-  int blocks, N, chunks, pitch;        // vectors of channels; states, chunks of states, row length of a tile of B or C
-  int64_t t0 = 0;                      // the current tile
+  int64_t b, g, range;           // batch, group, range of units in the group
+  int64_t first, end, unit;      // channels, and the unit that the first channel opens
+  int blocks, N, chunks, pitch;  // vectors of channels; states, chunks of states, row length of a tile of B or C
+  int64_t t0 = 0;                // the current tile
   int n_t = 0, segments = 0, starts[T + 1];
-  bool resets[T];                      // whether a segment starts from a zero state
-  const int8_t* steps = nullptr;       // the tile's steps
+  bool resets[T];                 // whether a segment starts from a zero state
+  bool upper = true;              // whether dt A may be positive: without softplus, or with a positive A
+  const int8_t* steps = nullptr;  // the tile's steps
   E *B_tile, *C_tile, *row_tile;
 
   ScanTask(const ScanParams& params, int64_t task) : p(params) {
@@ -215,8 +238,10 @@ struct ScanTask {
       if (s) read_tile<V>(s.at(batch, 0, channel(i)), N, width(i), block);
     }
   }
-  void load_A(E* a) const {
+  void load_A(E* a) {
     load_states(p.A, 0, a);
+    upper = !p.softplus;
+    for (int64_t i = 0; i < blocks * state_size(); ++i) upper |= a[i] > 0;
     for (int64_t i = 0; i < blocks * state_size(); i += W) store<V>(a + i, quiet(load<V>(a + i) * log2e<V>));
   }
   void store_states(const Stream& s, const E* src) const {
@@ -230,7 +255,8 @@ struct ScanTask {
   // One block's row of 16 lanes per state in the memory of saved states and partial sums: [unit][rows][16].
   E* unit_rows(void* base, int64_t leading, int64_t rows, int block) const {
     const int64_t lane = static_cast<int64_t>(block) * W;
-    return static_cast<E*>(base) + ((leading * p.units() + unit + lane / kScanUnit) * rows) * kScanUnit + lane % kScanUnit;
+    return static_cast<E*>(base) + ((leading * p.units() + unit + lane / kScanUnit) * rows) * kScanUnit +
+           lane % kScanUnit;
   }
 
   void begin_tile(int64_t tile) {
@@ -315,17 +341,21 @@ struct ScanForward : ScanTask<V, PerLane> {
     const int64_t d0 = this->channel(block);
     const int n = this->width(block);
     const Stream su = p.u.at(b, t0, d0), sd = p.delta.at(b, t0, d0);
-    prefetch_rows(su, n_t, this->next_block(su, block, 1));
-    prefetch_rows(sd, n_t, this->next_block(sd, block, 1));
+    const Fetch next_u(su, this->next_block(su, block, 1), dt), next_delta(sd, this->next_block(sd, block, 1), dt);
+    const Fetch own_z(p.z ? p.z.at(b, t0, d0) : p.z, 0, dt), own_out(p.out.at(b, t0, d0), 0, dt);
     const Rows<V> u = input_rows<V>(su, n_t, n, u_rows), delta = input_rows<V>(sd, n_t, n, delta_rows);
+    const Rows<V> dts{dt, W}, xs{x, W}, ys{y, W};
     const V bias = this->channel_vector(p.bias, block), skip = this->channel_vector(p.skip, block);
-    for (int t = 0; t < n_t; ++t) {
+    const bool with_softplus = p.softplus;
+    const int8_t* kinds = this->steps;
+    for (int t = 0, end = n_t; t < end; ++t) {
+      next_u.read(t), next_delta.read(t), own_z.read(t), own_out.write(t);
       V ut = u[t], v = delta[t] + bias;
-      V d = quiet(p.softplus ? softplus(v, exp_neg_abs(v)) : v);
-      if (this->padding(t)) d = ut = V{};
-      store<V>(dt + t * W, d);
-      store<V>(x + t * W, d * ut);
-      store<V>(y + t * W, skip * ut);
+      V d = quiet(with_softplus ? softplus(v, exp_neg_abs(v)) : v);
+      if (kinds != nullptr && kinds[t] == kPadding) d = ut = V{};
+      dts.set(t, d);
+      xs.set(t, d * ut);
+      ys.set(t, skip * ut);
     }
   }
   void states_of(int block) const {
@@ -341,7 +371,7 @@ struct ScanForward : ScanTask<V, PerLane> {
       }
       for (int i = 0; i < this->segments; ++i) {
         if (this->resets[i]) std::memset(h + at, 0, K * W * sizeof(E));
-        s.forward(this->starts[i], this->starts[i + 1], h + at);
+        s.forward(this->starts[i], this->starts[i + 1], h + at, this->upper);
       }
     }
   }
@@ -349,12 +379,14 @@ struct ScanForward : ScanTask<V, PerLane> {
     const int64_t d0 = this->channel(block);
     const int n = this->width(block);
     const Stream so = p.out.at(b, t0, d0);
-    const Rows<V> out = output_rows<V>(so, n, out_rows);
-    const Rows<V> z = p.z ? input_rows<V>(p.z.at(b, t0, d0), n_t, n, z_rows) : Rows<V>{y, W};
-    for (int t = 0; t < n_t; ++t) {
-      V v = load<V>(y + t * W), zt = z[t];
-      if (p.z) v *= zt * sigmoid(zt);
-      out.set(t, this->padding(t) ? V{} : v);
+    const bool gated = static_cast<bool>(p.z);
+    const Rows<V> out = output_rows<V>(so, n, out_rows), ys{y, W};
+    const Rows<V> z = gated ? input_rows<V>(p.z.at(b, t0, d0), n_t, n, z_rows) : ys;
+    const int8_t* kinds = this->steps;
+    for (int t = 0, end = n_t; t < end; ++t) {
+      V v = ys[t], zt = z[t];
+      if (gated) v *= zt * sigmoid(zt);
+      out.set(t, kinds != nullptr && kinds[t] == kPadding ? V{} : v);
     }
     finish_rows(so, n_t, n, out, out_rows);
   }
@@ -362,8 +394,10 @@ struct ScanForward : ScanTask<V, PerLane> {
 
 template <class V>
 static void scan_forward_task(const ScanParams& p, int64_t task) {
-  if (p.B_constant || p.C_constant) ScanForward<V, true>(p, task).run();
-  else ScanForward<V, false>(p, task).run();
+  if (p.B_constant || p.C_constant)
+    ScanForward<V, true>(p, task).run();
+  else
+    ScanForward<V, false>(p, task).run();
 }
 
 #include "selective_scan/selective_scan_backward.inl"

@@ -34,7 +34,7 @@ def selective_scan(
     reverse: bool = False,
     seq_idx: Tensor | None = None,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:  # a union would make every caller narrow it
     """The selective state space recurrence of Mamba-1 (Gu and Dao 2023, equations 2 and 4).
 
     dt_t = softplus(delta_t + delta_bias) (linear above 20; without `delta_softplus` no softplus),
@@ -49,16 +49,17 @@ def selective_scan(
         initial_state: (B, D, N), the state before the first processed step; zero by default.
         reverse: process the steps from the last to the first; the last state is then the one after step 0.
         seq_idx: (B, L) int32, the index of the packed sequence that each step belongs to. The state is reset where it
-            differs from that of the step processed before; steps with a negative index are padding: they are skipped, their
-            output is zero and nothing in them has a gradient or is read into one.
+            differs from that of the step processed before; steps with a negative index are padding: they are skipped,
+            their output is zero and nothing in them has a gradient or is read into one.
         backend: `auto`, `cpu` or `reference`.
 
-    Every floating tensor may be float32, bfloat16, float16 or float64, each its own; sums and states are float32 (float64 if
-    u is float64). All of them have gradients, through the last state too. Results are the same bits at every call and for
-    any number of threads.
+    Every floating tensor may be float32, bfloat16, float16 or float64, each its own; sums and states are float32
+    (float64 if u is float64). All of them have gradients, through the last state too. Results are the same bits at
+    every call and for any number of threads.
 
     Returns:
-        out (B, D, L) in u's dtype and memory order, or (out, last_state) with last_state (B, D, N) in float32 or float64.
+        out (B, D, L) in u's dtype and memory order, or (out, last_state) with last_state (B, D, N) in float32 or
+        float64.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -85,7 +86,7 @@ def selective_scan(
 
 
 def _call(tensors: tuple[Any, ...], flags: tuple[bool, bool, bool]) -> Any:
-    """The kernel, eagerly. It checks what `_check` checks, which is asked for the reason only when the kernel refuses (5 us)."""
+    """The kernel, eagerly. It checks what `_check` does, which is asked (5 us) only why a call was refused."""
     _autograd.refuse_functorch(OP)
     _autograd.refuse_forward_mode(OP, tensors)
     raw = _raw()
@@ -93,11 +94,9 @@ def _call(tensors: tuple[Any, ...], flags: tuple[bool, bool, bool]) -> Any:
         if _autograd.needs_grad(tensors):
             return _SelectiveScan.apply((*flags, False), *tensors)
         out, last, _ = _autograd.below_autograd(raw, (*tensors, *flags, False))
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):
         _check(*tensors)
         raise
-    if not out.is_cpu:  # one argument on the meta device takes the whole call there
-        _check(*tensors)
     return (out, last) if flags[2] else out
 
 
@@ -137,10 +136,10 @@ def _check(
         ("delta_bias", delta_bias, (channels,)),
         ("initial_state", initial_state, (batch, channels, states)),
     )
-    for name, value, expected in optional:
-        if value is not None:
-            _checks.check_tensor(OP, name, value, device)
-            _checks.check_shape(OP, name, value, expected, "u" if name == "z" else "")
+    for name, tensor, expected in optional:
+        if tensor is not None:
+            _checks.check_tensor(OP, name, tensor, device)
+            _checks.check_shape(OP, name, tensor, expected, "u" if name == "z" else "")
     if seq_idx is not None:
         _checks.check_seq_idx(OP, seq_idx, (batch, length), device)
 
@@ -192,7 +191,7 @@ class _SelectiveScan(torch.autograd.Function):
         raw = torch.ops.bdam_fast.selective_scan_backward.default
         grads = _autograd.call_backward(raw, (dout, dlast, *tensors, checkpoint, *ctx.flags))
         needed = ctx.needs_input_grad
-        return (None, *(g if need else None for g, need in zip(grads, needed[1:10], strict=True)), None)
+        return (None, *[g if need else None for g, need in zip(grads, needed[1:10], strict=True)], None)
 
 
 def _autograd_kernel(*args: Any) -> Any:
@@ -236,6 +235,7 @@ def _fake_forward(
     return_last_state: bool,
     save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _checks.check_devices(OP, u, (delta, A, B, C, D, z, delta_bias, initial_state, seq_idx))
     batch, channels, length = u.shape
     states = A.shape[1]
     state_type = torch.float64 if u.dtype == torch.float64 else torch.float32
@@ -266,6 +266,9 @@ def _fake_backward(
     delta_softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor, ...]:
+    _checks.check_devices(
+        OP, u, (dout, dlast_state, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, checkpoint)
+    )
     present = [torch.empty_like(t) for t in (u, delta, A, B, C)]
     optional = (D, z, delta_bias, initial_state)
     return (*present, *(u.new_empty((0,)) if t is None else torch.empty_like(t) for t in optional))

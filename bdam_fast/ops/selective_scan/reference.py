@@ -1,4 +1,4 @@
-"""The selective scan of Mamba-1 as its equation in plain PyTorch: any device, any dtype, differentiable any number of times.
+"""The selective scan of Mamba-1 as its equation in plain PyTorch: any device, any dtype, any order of derivative.
 
 B batch, L length, D channels, N states, G groups of channels that share B and C.
 """
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bdam_fast import _native
+from bdam_fast import _autograd, _native
 
 
 def selective_scan_reference(
@@ -32,16 +32,19 @@ def selective_scan_reference(
         out = y silu(z)
     """
     _native.count_reference_call("selective_scan")
-    with torch.autocast(u.device.type, enabled=False):
+    with _autograd.full_precision(u.device):
         state_type = torch.float64 if u.dtype == torch.float64 else torch.float32
+        if (
+            seq_idx is not None
+        ):  # what stands in a padded step must not reach anything, not even as 0 * NaN in a gradient
+            padded = (seq_idx < 0)[:, None]
+            u, delta = u.masked_fill(padded, 0), delta.masked_fill(padded, 0)
+            z = None if z is None else z.masked_fill(padded, 0)
         u_BDL, dt = u.to(state_type), delta.to(state_type)
         if delta_bias is not None:
             dt = dt + delta_bias.to(state_type)[:, None]
         if delta_softplus:
             dt = F.softplus(dt)
-        if seq_idx is not None:  # what stands in a padded step must not reach anything, not even as 0 * NaN
-            padded = (seq_idx < 0)[:, None]
-            u_BDL, dt = u_BDL.masked_fill(padded, 0), dt.masked_fill(padded, 0)
         B_BDNL = _per_step(B.to(state_type), u, seq_idx)
         C_BDNL = _per_step(C.to(state_type), u, seq_idx)
         state = _zero_state(u, A, state_type) if initial_state is None else initial_state.to(state_type)
@@ -49,8 +52,7 @@ def selective_scan_reference(
         if D is not None:
             y = y + D.to(state_type)[:, None] * u_BDL
         if z is not None:
-            gate = F.silu(z.to(state_type) if seq_idx is None else z.to(state_type).masked_fill(padded, 0))
-            y = y * gate
+            y = y * F.silu(z.to(state_type))
         if seq_idx is not None:
             y = y.masked_fill(padded, 0)
         return y.to(u.dtype), state

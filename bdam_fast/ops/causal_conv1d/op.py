@@ -1,0 +1,219 @@
+"""causal_conv1d: the public function, its checks, and the operator's fake and autograd formulas.
+
+B batch, D channels, L length, W width (taps).
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdam_fast import _autograd, _backend, _checks, _native
+from bdam_fast.ops.causal_conv1d.reference import causal_conv1d_reference
+
+OP = "causal_conv1d"
+MAX_WIDTH = 8
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    initial_states: Tensor | None = None,
+    return_final_states: bool = False,
+    reverse: bool = False,
+    seq_idx: Tensor | None = None,
+    backend: str = "auto",
+) -> Any:  # a union would make every caller narrow it
+    """Causal depthwise convolution along L, the short filter in front of the selective scan (Gu and Dao 2023, figure 3).
+
+    s_t = bias + sum_j weight[:, j] x_{t-W+1+j};  out = s, or silu(s) = s sigmoid(s).
+
+    Args:
+        x: (B, D, L) with any strides; a transposed (B, L, D) tensor is read and written without a copy.
+        weight: (D, W), W from 1 to 8; the last tap is that of the step itself.
+        bias: (D,).
+        activation: None, `"silu"`, or `"swish"` (the same).
+        initial_states: (B, D, W - 1), the inputs before the first processed step, the oldest first; zero by default.
+        return_final_states: also return the last W - 1 processed inputs, which continue the sequence in a next call.
+        reverse: process the steps from the last to the first: step t then sees t, t + 1, …
+        seq_idx: (B, L) int32, the index of the packed sequence that each step belongs to. The window is emptied where it
+            differs from that of the step processed before; steps with a negative index are padding: they are skipped, their
+            output is zero and nothing in them has a gradient or is read into one.
+        backend: `auto`, `cpu` or `reference`.
+
+    Every floating tensor may be float32, bfloat16, float16 or float64, each its own; sums and states are float32 (float64 if
+    x is float64). All of them have gradients, through the final states too. Results are the same bits at every call and for
+    any number of threads.
+
+    Returns:
+        out (B, D, L) in x's dtype and memory order, or (out, final_states) with final_states (B, D, W - 1) in float32 or
+        float64.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, an unknown activation or backend, or a tensor on another device.
+        RuntimeError: a backend that is not available; forward-mode AD, double backward or `torch.func` transforms with
+            another backend than `reference`.
+    """
+    if not isinstance(x, Tensor):
+        _checks.check_tensor(OP, "x", x)
+    silu = _wants_silu(activation)
+    tensors = (x, weight, bias, initial_states, seq_idx)
+    flags = (silu, reverse, return_final_states)
+    if _backend.resolve(OP, backend, x.device) == "reference":
+        _check(*tensors)
+        out, final = causal_conv1d_reference(x, weight, bias, silu, initial_states, reverse, seq_idx)
+    elif torch.compiler.is_compiling():
+        _check(*tensors)
+        _ready()
+        out, final = torch.ops.bdam_fast.causal_conv1d_forward(*tensors, *flags)
+    else:
+        return _call(tensors, flags)
+    return (out, final) if return_final_states else out
+
+
+def _call(tensors: tuple[Any, ...], flags: tuple[bool, bool, bool]) -> Any:
+    """The kernel, eagerly. It checks what `_check` does, which is asked (4 us) only why a call was refused."""
+    _autograd.refuse_functorch(OP)
+    _autograd.refuse_forward_mode(OP, tensors)
+    raw = _raw()
+    try:
+        if _autograd.needs_grad(tensors):
+            return _CausalConv1d.apply((*flags, False), *tensors)
+        out, final = _autograd.below_autograd(raw, (*tensors, *flags))
+    except (RuntimeError, TypeError, ValueError):
+        _check(*tensors)
+        raise
+    return (out, final) if flags[2] else out
+
+
+def _wants_silu(activation: object) -> bool:
+    if activation is None:
+        return False
+    if not isinstance(activation, str):
+        raise TypeError(f"{OP}: activation must be None or a string, got {type(activation).__name__}")
+    if activation not in ("silu", "swish"):
+        raise ValueError(f'{OP}: activation must be None, "silu" or "swish", got {activation!r}')
+    return True
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+) -> None:
+    _checks.check_tensor(OP, "x", x)
+    device = x.device
+    _checks.check_tensor(OP, "weight", weight, device)
+    shape = x.shape
+    _checks.check_dim(OP, "x", x, "(B, D, L)", 3)
+    _checks.check_dim(OP, "weight", weight, "(D, W)", 2)
+    batch, channels, length = shape
+    width = weight.shape[1]
+    if channels < 1:
+        raise ValueError(f"{OP}: x must have at least one channel, got shape {_checks.shape_text(shape)}")
+    if not 1 <= width <= MAX_WIDTH:
+        raise ValueError(f"{OP}: weight must have 1 to {MAX_WIDTH} taps, got shape {_checks.shape_text(weight.shape)}")
+    _checks.check_shape(OP, "weight", weight, (channels, width))
+    if bias is not None:
+        _checks.check_tensor(OP, "bias", bias, device)
+        _checks.check_shape(OP, "bias", bias, (channels,))
+    if initial_states is not None:
+        _checks.check_tensor(OP, "initial_states", initial_states, device)
+        _checks.check_shape(OP, "initial_states", initial_states, (batch, channels, width - 1))
+    if seq_idx is not None:
+        _checks.check_seq_idx(OP, seq_idx, (batch, length), device)
+
+
+class _CausalConv1d(torch.autograd.Function):
+    """`apply((silu, reverse, return_final_states, raw), *five tensors)`.
+
+    Results are the public function's, or with `raw` those of the raw operator: every extra result costs 8 us a call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, flags: tuple[bool, bool, bool, bool], *tensors: Any) -> Any:
+        out, final = _autograd.below_autograd(_raw(), (*tensors, *flags[:3]))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.flags = flags[:2]
+        if flags[3]:
+            if not flags[2]:
+                ctx.mark_non_differentiable(final)
+            return out, final
+        return (out, final) if flags[2] else out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dfinal: Tensor | None = None) -> Any:
+        tensors = ctx.saved_tensors
+        if dout is None and dfinal is None:
+            return (None,) * 6
+        if dout is None:
+            dout = torch.zeros_like(tensors[0])
+        raw = torch.ops.bdam_fast.causal_conv1d_backward.default
+        grads = _autograd.call_backward(raw, (dout, dfinal, *tensors, *ctx.flags))
+        needed = ctx.needs_input_grad
+        return (None, *(g if need else None for g, need in zip(grads, needed[1:5], strict=True)), None)
+
+
+def _autograd_kernel(*args: Any) -> Any:
+    """What autograd does with a call of the raw operator."""
+    _autograd.refuse_functorch(OP)
+    _autograd.refuse_forward_mode(OP, args)
+    if _autograd.needs_grad(args):
+        return _CausalConv1d.apply((*args[5:8], True), *args[:5])
+    return _autograd.below_autograd(_raw(), args)
+
+
+@lru_cache(maxsize=1)
+def _raw() -> Any:
+    """The raw forward operator. The first call loads the extension and registers the fake and autograd formulas."""
+    _native.extension()
+    torch.library.register_fake("bdam_fast::causal_conv1d_forward", _fake_forward)
+    torch.library.register_fake("bdam_fast::causal_conv1d_backward", _fake_backward)
+    _autograd.register("causal_conv1d_forward", _autograd_kernel)
+    _autograd.register_once_differentiable(OP, "causal_conv1d_backward")
+    return torch.ops.bdam_fast.causal_conv1d_forward.default
+
+
+@_native.constant_in_graphs
+def _ready() -> bool:
+    return _raw() is not None
+
+
+def _fake_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    return_final_states: bool,
+) -> tuple[Tensor, Tensor]:
+    _checks.check_devices(OP, x, (weight, bias, initial_states, seq_idx))
+    state_type = torch.float64 if x.dtype == torch.float64 else torch.float32
+    final_shape = (x.shape[0], x.shape[1], weight.shape[1] - 1) if return_final_states else (0,)
+    return torch.empty_like(x), x.new_empty(final_shape, dtype=state_type)
+
+
+def _fake_backward(
+    dout: Tensor,
+    dfinal_states: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    silu: bool,
+    reverse: bool,
+) -> tuple[Tensor, ...]:
+    _checks.check_devices(OP, x, (dout, dfinal_states, weight, bias, initial_states, seq_idx))
+    optional = (x.new_empty((0,)) if t is None else torch.empty_like(t) for t in (bias, initial_states))
+    return (torch.empty_like(x), torch.empty_like(weight), *optional)

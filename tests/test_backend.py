@@ -1,0 +1,156 @@
+"""Who computes an operator: selection, the extension's absence, the report, call counts and instruction sets."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import leaves, run_scan, scan_problem
+
+import bdam_fast
+from bdam_fast import __main__ as report
+from bdam_fast import _backend, _native
+
+ROOT = Path(__file__).resolve().parent.parent
+# What a machine without the compiled extension is like.
+NO_EXTENSION = "import sys; sys.modules['bdam_fast._C'] = None; "
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a piece of Python in a fresh process in the checkout."""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def no_extension(monkeypatch):
+    monkeypatch.setattr(_native, "_attempt", lambda: (None, "No module named 'bdam_fast._C'"))
+    monkeypatch.setattr(_backend, "_warned", set())
+
+
+def test_auto_takes_the_kernel_and_says_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bdam_fast.reset_call_counts()
+        bdam_fast.selective_scan(**scan_problem())
+    assert bdam_fast.call_counts()["selective_scan.cpu.forward"] == 1
+
+
+def test_without_extension_auto_warns_once_with_the_remedy(no_extension):
+    problem = scan_problem()
+    with pytest.warns(RuntimeWarning, match=r"selective_scan: running the slow reference: .*pip install") as record:
+        first = bdam_fast.selective_scan(**problem)
+        second = bdam_fast.selective_scan(**problem)
+    assert len(record) == 1
+    assert record[0].filename == __file__
+    assert torch.equal(first, second)
+    assert torch.equal(first, bdam_fast.selective_scan(**problem, backend="reference"))
+
+
+def test_without_extension_cpu_raises_with_the_remedy(no_extension):
+    with pytest.raises(RuntimeError, match=r"bdam_fast: the compiled extension is not available .*pip install"):
+        bdam_fast.selective_scan(**scan_problem(), backend="cpu")
+
+
+def test_without_extension_in_a_fresh_process():
+    code = (
+        "import torch, bdam_fast\n"
+        "u = torch.ones(1, 2, 3); A = -torch.ones(2, 1); B = torch.ones(1, 1, 3)\n"
+        "print(bdam_fast.selective_scan(u, u, A, B, B).shape, bdam_fast.call_counts())\n"
+        "import runpy; runpy.run_module('bdam_fast', run_name='__main__')"
+    )
+    done = python(NO_EXTENSION + code)
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([1, 2, 3])" in done.stdout
+    assert "'selective_scan.reference.forward': 1" in done.stdout
+    assert "cpu.forward" not in done.stdout
+    assert done.stderr.count("running the slow reference") == 1
+    assert "extension: not available" in done.stdout
+    assert "pip install" in done.stdout
+
+
+def test_other_devices_have_the_reference_only(monkeypatch):
+    monkeypatch.setattr(_backend, "_warned", set())
+    problem = {name: value.to("meta") for name, value in scan_problem().items()}
+    with pytest.warns(
+        RuntimeWarning, match="selective_scan: running the slow reference: this version has no kernel for"
+    ):
+        assert bdam_fast.selective_scan(**problem).shape == problem["u"].shape
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_backends_of_later_versions(backend):
+    text = f'hsic: this version has no "{backend}" backend; choose one of auto, cpu, reference'
+    with pytest.raises(RuntimeError, match=text):
+        _backend.resolve("hsic", backend, torch.device("cpu"))
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="hsic: backend must be one of auto, cpu, reference, got 'fast'"):
+        _backend.resolve("hsic", "fast", torch.device("cpu"))
+    with pytest.raises(ValueError, match='hsic: backend="cpu" needs tensors on the CPU, got cuda'):
+        _backend.resolve("hsic", "cpu", torch.device("cuda"))
+
+
+def test_call_counts_are_counted_in_the_extension(kernels):
+    bdam_fast.reset_call_counts()
+    problem = scan_problem()
+    for backend, times in (("cpu", 3), ("reference", 2)):
+        for _ in range(times):
+            run_scan(leaves(problem), backend=backend)
+    with torch.no_grad():
+        bdam_fast.selective_scan(**problem, backend="cpu")
+    counts = bdam_fast.call_counts()
+    assert counts["selective_scan.cpu.forward"] == 4
+    assert counts["selective_scan.cpu.backward"] == 3
+    assert counts["selective_scan.reference.forward"] == 2
+    assert kernels.call_counts()["selective_scan.cpu.forward"] == 4
+    bdam_fast.reset_call_counts()
+    assert set(bdam_fast.call_counts().values()) == {0}
+
+
+def test_report():
+    text = report.describe()
+    assert f"bdam_fast {bdam_fast.__version__}, torch {torch.__version__}" in text
+    assert f"instruction set: {_native.extension().isa()}" in text
+    lines = [line.split() for line in text.splitlines()]
+    for name in report.OPERATORS:
+        assert [line[2] for line in lines if line[:2] == [name, "cpu"]] == ["cpu"]
+        assert [line[2] for line in lines if line[:2] == [name, "cuda"]] == ["reference"]
+    assert "reference: runs here, but is the slow one" in text
+    assert 'cpu: backend="cpu" needs tensors on the CPU, got cuda' in text
+
+
+@pytest.mark.parametrize("asked", ["baseline", "nonsense"])
+def test_environment_chooses_the_instruction_set(asked):
+    done = python("import bdam_fast._native as n; print(n.extension().isa())", BDAM_FAST_ISA=asked)
+    if asked == "baseline":
+        assert (done.returncode, done.stdout.strip()) == (0, "baseline")
+    else:
+        assert done.returncode != 0
+        assert "RuntimeError: bdam_fast: BDAM_FAST_ISA must be one of baseline" in done.stderr
+
+
+def test_set_isa(kernels):
+    for name in kernels.available_isas():
+        kernels.set_isa(name)
+        assert kernels.isa() == name
+    with pytest.raises(ValueError, match="set_isa: this build and this CPU run up to .*, got sse9"):
+        kernels.set_isa("sse9")
+    with pytest.raises(TypeError):
+        kernels.set_isa(3)
+
+
+def test_poison_reaches_what_a_kernel_does_not_write(kernels):
+    """Five channels leave lanes of the saved states unwritten: they are NaN, so the poison is really there."""
+    kernels.set_isa("baseline")
+    problem = scan_problem(1, 5, 70, 3)
+    args = [problem[n] for n in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")]
+    saved = torch.ops.bdam_fast.selective_scan_forward(*args, None, True, False, False, True)[2]
+    assert saved.shape == (1, 2, 1, 3, 16)
+    assert saved[..., :5].isfinite().all()
+    assert saved[..., 8:].isnan().all()
