@@ -5,7 +5,9 @@ is first called. `python -m bdam_fast` prints what is built and what would be ch
 """
 
 from bdam_fast._native import call_counts, reset_call_counts
+from bdam_fast.ops.causal_conv1d.op import causal_conv1d
+from bdam_fast.ops.hsic.op import hsic
 from bdam_fast.ops.selective_scan.op import selective_scan
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "call_counts", "reset_call_counts", "selective_scan"]
+__all__ = ["__version__", "call_counts", "causal_conv1d", "hsic", "reset_call_counts", "selective_scan"]

@@ -206,6 +206,8 @@ class GradNormConfig(Stage):
     # dominate.
     warm_steps: Annotated[int, Within(1)] = 20
     floor: Annotated[float, Within(1e-12)] = 1e-3
+    # Norms are measured, and weights updated, in every n-th step: a measurement is one pass through the heads per task.
+    every: Annotated[int, Within(1)] = 1
 
     def check(self) -> None:
         self.require(self.clip[0] < self.clip[1], "clip", "two numbers, the lower one first")

@@ -6,7 +6,16 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
-from training.config import BdamConfig, Config, DataConfig, EncoderConfig, FusionConfig, ModelConfig, OptimConfig
+from training.config import (
+    BdamConfig,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    FusionConfig,
+    GradNormConfig,
+    ModelConfig,
+    OptimConfig,
+)
 
 
 def cuhk_pedes() -> Config:
@@ -23,14 +32,15 @@ def synthetic() -> Config:
     """Rendered pedestrians, encoders small enough to train from nothing on two CPU cores in minutes."""
     return Config(
         recipe="synthetic",
-        data=DataConfig(root="data/synthetic", image_size=(128, 64), text_length=64, pad=4),
+        data=DataConfig(root="data/synthetic", image_size=(64, 32), text_length=48, pad=2, erase=0.0),
         model=ModelConfig(
-            visual=EncoderConfig(width=128, layers=4, heads=4, patch_size=16),
-            text=EncoderConfig(width=128, layers=2, heads=4),
-            bdam=BdamConfig(self_layers=2, cross_layers=1, heads=4),
-            fusion=FusionConfig(width=64, layers=1),
+            visual=EncoderConfig(width=96, layers=2, heads=4, patch_size=8),
+            text=EncoderConfig(width=96, layers=2, heads=4),
+            bdam=BdamConfig(self_layers=1, cross_layers=1, heads=4, dropout=0.0),
+            fusion=FusionConfig(width=48, layers=1, dropout=0.0),
         ),
-        optim=OptimConfig(lr=1e-3, epochs=30, warmup_epochs=2),
+        gradnorm=GradNormConfig(every=5),
+        optim=OptimConfig(lr=1.5e-3, epochs=30, warmup_epochs=2),
     )
 
 

@@ -145,15 +145,15 @@ class Trainer:
         values = _numbers(tasks)
         regular = _numbers(fixed)
         self._require_finite(values | regular, batch)
-        norms = backward_tasks(
-            tasks, weights, fixed, leaves.tensors(), self.head_parameters, measure=self.config.gradnorm.enabled
-        )
+        balance = self.config.gradnorm
+        measure = balance.enabled and self.progress.step % balance.every == 0
+        norms = backward_tasks(tasks, weights, fixed, leaves.tensors(), self.head_parameters, measure=measure)
         encoded.backward(leaves)
         # A bound of infinity measures without clipping.
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm or math.inf)
         self._require_finite({"gradient norm": float(norm)}, batch)
         self.optimizer.step()
-        if self.config.gradnorm.enabled:
+        if measure:
             self.gradnorm.update(values, norms)
         self.progress.step += 1
         loss_sum = sum(weights[name] * value for name, value in values.items()) + sum(regular.values())

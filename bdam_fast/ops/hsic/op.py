@@ -1,0 +1,218 @@
+"""hsic: the public function, its checks, and the operator's fake and autograd formulas.
+
+N samples, Dx and Dy features.
+"""
+
+from functools import lru_cache
+from math import isfinite
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdam_fast import _autograd, _backend, _checks, _native
+from bdam_fast.ops.hsic.reference import hsic_reference
+
+OP = "hsic"
+KERNELS = ("linear", "rbf")
+ESTIMATORS = ("biased", "unbiased")
+ROW = 16  # kHsicRow in csrc/hsic/hsic.h
+
+
+def hsic(
+    x: Tensor,
+    y: Tensor,
+    *,
+    kernel: str = "linear",
+    sigma_x: float | Tensor | None = None,
+    sigma_y: float | Tensor | None = None,
+    estimator: str = "biased",
+    backend: str = "auto",
+) -> Tensor:
+    """Hilbert-Schmidt independence criterion of N paired samples, zero in the limit if x and y are independent.
+
+    Biased (Gretton et al. 2005; equation 2 of the BDAM paper): tr(K H L H) / (N - 1)^2 with the kernel matrices K of x and
+    L of y and H = I - 1/N. For the linear kernel that is |Xc^T Yc|_F^2 / (N - 1)^2 with centred X, Y.
+    Unbiased (Song et al. 2012), with zero diagonals:
+    (tr(K L) + (1'K1)(1'L1) / ((N-1)(N-2)) - 2 (1'KL1) / (N-2)) / (N (N-3)).
+
+    Args:
+        x: (..., N, Dx), y: (..., N, Dy), of one dtype; the leading dimensions are a batch of separate problems.
+        kernel: `linear`, <a, b>, or `rbf`, exp(-|a - b|^2 / (2 sigma^2)).
+        sigma_x, sigma_y: widths of the rbf kernel, numbers > 0 or tensors that broadcast to (...), without gradient. None is
+            the median heuristic for each problem: sqrt(m / 2), where m is the median of |x_i - x_j|^2 over i < j (the
+            lower of the two in the middle; their mean where the median is zero, and sigma = 1 where all rows are equal).
+            It is exact for any N, and taken as a constant in the gradient.
+        estimator: `biased` (N >= 2) or `unbiased` (N >= 4).
+        backend: `auto`, `cpu` or `reference`.
+
+    Inputs may be float32, bfloat16, float16 or float64; sums are float32 (float64 for float64). Both have gradients. The
+    cpu backend never holds an N x N matrix for the rbf kernel, and for the linear one only where N is below the harmonic
+    mean of Dx and Dy. Results are the same bits at every call and for any number of threads.
+
+    Returns:
+        (...), float32, or float64 for float64 inputs: 16-bit types would overflow at values of ordinary size.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, too few samples, a width that is not positive, or an unknown kernel, estimator or backend.
+        RuntimeError: a backend that is not available; forward-mode AD, double backward or `torch.func` transforms with
+            another backend than `reference`.
+    """
+    if not isinstance(x, Tensor):
+        _checks.check_tensor(OP, "x", x)
+    if kernel not in KERNELS:
+        raise ValueError(f"{OP}: kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"{OP}: estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    _check(x, y, estimator)
+    gaussian, unbiased = kernel == "rbf", estimator == "unbiased"
+    width_x = _width("sigma_x", sigma_x, gaussian, x)
+    width_y = _width("sigma_y", sigma_y, gaussian, x)
+    chosen = _backend.resolve(OP, backend, x.device)
+    if chosen == "reference":
+        return hsic_reference(x, y, width_x, width_y, gaussian, unbiased)
+    batch = x.shape[:-2]
+    if len(batch) != 1:
+        x, y = (t.reshape(batch.numel(), *t.shape[-2:]) for t in (x, y))
+        width_x, width_y = (None if t is None else t.reshape(batch.numel()) for t in (width_x, width_y))
+    args = (x, y, width_x, width_y, gaussian, unbiased)
+    if torch.compiler.is_compiling():
+        _ready()
+        value = torch.ops.bdam_fast.hsic_forward(*args)[0]
+    else:
+        value = _call(args)
+    return value if len(batch) == 1 else value.reshape(batch)
+
+
+def _call(args: tuple[Any, ...]) -> Tensor:
+    """The kernel, eagerly, with a batch of one dimension."""
+    _autograd.refuse_functorch(OP)
+    _autograd.refuse_forward_mode(OP, args)
+    raw = _raw()
+    if _autograd.needs_grad(args):
+        return _Hsic.apply(False, *args)
+    return _autograd.below_autograd(raw, args)[0]
+
+
+def _check(x: Tensor, y: Tensor, estimator: str) -> None:
+    _checks.check_tensor(OP, "x", x)
+    _checks.check_tensor(OP, "y", y, x.device)
+    for name, value, text in (("x", x, "(..., N, Dx)"), ("y", y, "(..., N, Dy)")):
+        if value.dim() < 2:
+            raise ValueError(f"{OP}: {name} must have shape {text}, got {_checks.shape_text(value.shape)}")
+        if value.shape[-1] < 1:
+            raise ValueError(f"{OP}: {name} must have a feature, got shape {_checks.shape_text(value.shape)}")
+    if y.dtype != x.dtype:
+        raise TypeError(f"{OP}: y must be {x.dtype} like x, got {y.dtype}")
+    if x.shape[:-1] != y.shape[:-1]:
+        expected = f"{_checks.shape_text(x.shape[:-1])[:-1].rstrip(',')}, Dy)"
+        raise ValueError(f"{OP}: y must have shape {expected} like x, got {_checks.shape_text(y.shape)}")
+    least = 2 if estimator == "biased" else 4
+    if x.shape[-2] < least:
+        raise ValueError(f"{OP}: the {estimator} estimator needs at least {least} samples, got {x.shape[-2]}")
+
+
+def _width(name: str, sigma: float | Tensor | None, gaussian: bool, x: Tensor) -> Tensor | None:
+    """A given width as a tensor of the batch's shape in the type of the sums."""
+    if sigma is None:
+        return None
+    if not gaussian:
+        raise ValueError(f'{OP}: {name} is for kernel="rbf" only, got it with kernel="linear"')
+    batch, dtype = x.shape[:-2], torch.float64 if x.dtype == torch.float64 else torch.float32
+    if isinstance(sigma, Real) and not isinstance(sigma, bool):
+        if not (sigma > 0 and isfinite(sigma)):
+            raise ValueError(f"{OP}: {name} must be positive and finite, got {sigma}")
+        return x.new_full(batch, float(sigma), dtype=dtype)
+    if not isinstance(sigma, Tensor):
+        raise TypeError(f"{OP}: {name} must be None, a number or a tensor, got {type(sigma).__name__}")
+    _checks.check_tensor(OP, name, sigma, x.device)
+    if sigma.requires_grad:
+        raise ValueError(f"{OP}: {name} must not require a gradient: it is a constant; pass {name}.detach()")
+    try:
+        width = sigma.to(dtype).expand(batch)
+    except RuntimeError:
+        raise ValueError(
+            f"{OP}: {name} must broadcast to {_checks.shape_text(batch)}, got {_checks.shape_text(sigma.shape)}"
+        ) from None
+    if not torch.compiler.is_compiling() and not ((width > 0) & width.isfinite()).all():
+        raise ValueError(f"{OP}: {name} must be positive and finite in every entry")
+    return width
+
+
+class _Hsic(torch.autograd.Function):
+    """`apply(raw, *arguments of hsic_forward)`: the value, or with `raw` all that the raw operator returns."""
+
+    @staticmethod
+    def forward(ctx: Any, raw: bool, *args: Any) -> Any:
+        value, saved = _autograd.below_autograd(_raw(), args)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*args[:2], saved)
+        ctx.flags = args[4:]
+        if raw:
+            ctx.mark_non_differentiable(saved)
+            return value, saved
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, dvalue: Tensor | None, *_: Any) -> Any:
+        if dvalue is None:
+            return (None,) * 7
+        raw = torch.ops.bdam_fast.hsic_backward.default
+        grads = _autograd.call_backward(raw, (dvalue, *ctx.saved_tensors, *ctx.flags))
+        needed = ctx.needs_input_grad
+        return (None, *(g if need else None for g, need in zip(grads, needed[1:3], strict=True)), *(None,) * 4)
+
+
+def _autograd_kernel(*args: Any) -> Any:
+    """What autograd does with a call of the raw operator."""
+    _autograd.refuse_functorch(OP)
+    _autograd.refuse_forward_mode(OP, args)
+    if _autograd.needs_grad(args[2:4]):
+        raise RuntimeError(f"{OP}: a width is a constant and has no gradient")
+    if _autograd.needs_grad(args):
+        return _Hsic.apply(True, *args)
+    return _autograd.below_autograd(_raw(), args)
+
+
+@lru_cache(maxsize=1)
+def _raw() -> Any:
+    """The raw forward operator. The first call loads the extension and registers the fake and autograd formulas."""
+    _native.extension()
+    torch.library.register_fake("bdam_fast::hsic_forward", _fake_forward)
+    torch.library.register_fake("bdam_fast::hsic_backward", _fake_backward)
+    _autograd.register("hsic_forward", _autograd_kernel)
+    _autograd.register_once_differentiable(OP, "hsic_backward")
+    return torch.ops.bdam_fast.hsic_forward.default
+
+
+@_native.constant_in_graphs
+def _ready() -> bool:
+    return _raw() is not None
+
+
+def _saved_size(samples: int, width_x: int, width_y: int, gaussian: bool) -> int:
+    """Elements that the forward saves for each problem; the rule of form_of and saved_size in csrc/hsic/hsic.cpp."""
+    if gaussian:
+        return 2 + 2 * samples
+    if samples * (width_x + width_y) <= 2 * width_x * width_y:
+        return 2 * samples * samples
+    return width_x * ((width_y + ROW - 1) // ROW * ROW)
+
+
+def _fake_forward(
+    x: Tensor, y: Tensor, sigma_x: Tensor | None, sigma_y: Tensor | None, gaussian: bool, unbiased: bool
+) -> tuple[Tensor, Tensor]:
+    _checks.check_devices(OP, x, (y, sigma_x, sigma_y))
+    batch, samples, width_x = x.shape
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    saved = (batch, _saved_size(samples, width_x, y.shape[2], gaussian))
+    return x.new_empty((batch,), dtype=dtype), x.new_empty(saved, dtype=dtype)
+
+
+def _fake_backward(
+    dvalue: Tensor, x: Tensor, y: Tensor, saved: Tensor, gaussian: bool, unbiased: bool
+) -> tuple[Tensor, Tensor]:
+    _checks.check_devices(OP, x, (dvalue, y, saved))
+    return torch.empty_like(x), torch.empty_like(y)
