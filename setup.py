@@ -77,7 +77,10 @@ def extensions() -> list:
         include_dirs=include,
         depends=sources(".h", ".cuh"),
         py_limited_api=True,
-        extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"], "nvcc": ["-O3", "-std=c++17", TORCH_TARGET, "-DUSE_CUDA", "-lineinfo"]},
+        extra_compile_args={
+            "cxx": [*CXX, "-DUSE_CUDA"],
+            "nvcc": ["-O3", "-std=c++17", TORCH_TARGET, "-DUSE_CUDA", "-lineinfo"],
+        },
     )
     return [cpu, cuda]
 

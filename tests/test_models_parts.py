@@ -47,6 +47,16 @@ def test_small_vit_takes_images_that_are_not_square():
     assert VisualEncoder(replace(TINY, patch_size=8), (64, 32))(torch.randn(3, 3, 64, 32)).shape == (3, 32, 16)
 
 
+def test_small_vit_starts_from_a_grid_of_rows_and_columns():
+    positions = VisualEncoder(replace(TINY, width=18), (64, 32)).backbone.embeddings.position_embeddings
+    assert positions.requires_grad and positions.shape == (1, 9, 18)
+    assert not positions[0, 0].any() and not positions[0, :, 16:].any()
+    # Patch 5 of 4 rows and 2 columns: row 2, column 1; frequencies 10000 to the power of 0, -1/4, -1/2, -3/4.
+    rate = torch.tensor([1.0, 0.1, 0.01, 0.001])
+    expected = torch.cat([(2 * rate).sin(), (2 * rate).cos(), rate.sin(), rate.cos()])
+    assert_close(positions[0, 1 + 5, :16].detach(), expected)
+
+
 def test_image_size_errors():
     with pytest.raises(ValueError, match=r"VisualEncoder: image_size must be a multiple of the patch \(16\), got"):
         VisualEncoder(TINY, (64, 40))

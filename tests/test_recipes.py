@@ -31,7 +31,7 @@ def test_a_recipe_knows_its_name_and_survives_storage(name: str) -> None:
 def test_default_is_the_recommended_reading() -> None:
     assert changed(get_recipe("cuhk-pedes"), Config()) == {"recipe"}
     synthetic = get_recipe("synthetic")
-    assert synthetic.loss == Config().loss and synthetic.gradnorm == Config().gradnorm
+    assert synthetic.loss == Config().loss and replace(synthetic.gradnorm, every=1) == Config().gradnorm
 
 
 def test_paper_readings_change_what_the_table_names() -> None:

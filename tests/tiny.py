@@ -5,12 +5,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training.config import BdamConfig, Config, DataConfig, EncoderConfig, FusionConfig, ModelConfig, OptimConfig
+from training.config import (
+    BdamConfig,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    FusionConfig,
+    GradNormConfig,
+    ModelConfig,
+    OptimConfig,
+)
 from training.recipes import get_recipe
 
 OPTIONS = {
     "data.image-size": "32 16",
     "data.text-length": "16",
+    "data.pad": "4",
+    "data.erase": "0.5",
     "data.ids-per-batch": "3",
     "data.images-per-id": "2",
     "model.visual.width": "16",
@@ -25,6 +36,8 @@ OPTIONS = {
     "model.fusion.width": "8",
     "model.fusion.state": "4",
     "model.embedding": "8",
+    "gradnorm.every": "1",
+    "optim.lr": "1e-3",
     "optim.epochs": "3",
     "optim.warmup-epochs": "1",
 }
@@ -50,6 +63,7 @@ def tiny_config(root: Path, **stages: Any) -> Config:
             fusion=FusionConfig(width=8, layers=1, state=4),
             embedding=8,
         ),
+        gradnorm=GradNormConfig(),
         optim=OptimConfig(lr=1e-3, epochs=3, warmup_epochs=1),
     )
     return replace(config, **stages)

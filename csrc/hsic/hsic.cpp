@@ -16,7 +16,7 @@ constexpr const char* kOp = "hsic";
 CallCounter forward_calls("hsic.cpu.forward");
 CallCounter backward_calls("hsic.cpu.backward");
 
-int64_t padded(int64_t n) { return (n + kHsicRow - 1) / kHsicRow * kHsicRow; }
+int64_t blocks_of(int64_t n) { return (n + kHsicRow - 1) / kHsicRow; }
 
 // Gram matrices while they cost less: N^2 (Dx + Dy) multiplications, forward (half of them, by symmetry) and backward, against
 // N Dx Dy and twice that. _saved_size in bdam_fast/ops/hsic/op.py has the same rule.
@@ -47,7 +47,8 @@ HsicParams parameters(const Tensor& x, const Tensor& y, bool gaussian, bool unbi
     STD_TORCH_CHECK(inputs[k]->size(2) >= 1, kOp, ": ", names[k], " must have at least one feature");
     p.side[k].input = stream_of(kOp, names[k], *inputs[k], 0, 1, 2);
     p.side[k].features = inputs[k]->size(2);
-    p.side[k].row = padded(p.side[k].features);
+    p.side[k].depth = blocks_of(p.side[k].features) * kHsicRow;
+    p.side[k].row = (blocks_of(p.side[k].features) | 1) * kHsicRow;
   }
   p.form = form_of(p.samples, p.side[0].features, p.side[1].features, gaussian);
   p.tile = p.samples <= kHsicSmall ? 16 : 64;

@@ -12,7 +12,7 @@
 
 namespace bdam_fast {
 
-constexpr int64_t kHsicRow = 16;      // centred rows are padded with zeros to a multiple of this
+constexpr int64_t kHsicRow = 16;      // centred rows are filled up with zeros to a multiple of this
 constexpr int64_t kHsicGroups = 32;   // Gaussian: partial row sums that are kept, so tasks of the forward
 constexpr int64_t kHsicColumns = 64;  // features: samples that are added to M at a time
 constexpr int64_t kHsicSmall = 256;   // up to so many samples tiles have 16 on a side, then 64
@@ -27,7 +27,9 @@ enum class HsicForm {
 struct HsicSide {
   Stream input, gradient;  // (batch, N, D) as (batch, time, channel)
   int64_t features = 0;    // D
-  int64_t row = 0;         // D rounded up to kHsicRow
+  int64_t depth = 0;       // D rounded up to kHsicRow
+  int64_t row = 0;         // elements from one centred row to the next: an odd multiple of kHsicRow, so that columns of
+                           // many rows do not fall into a few sets of the cache
   void* centred = nullptr;  // [batch][N][row]
   void* norms = nullptr;    // [batch][N]: squared lengths of the centred rows; not for the biased linear kernel
   void* sums = nullptr;     // Gaussian, within `saved`: row sums of exp(.) - 1, items saved_stride apart
@@ -53,7 +55,7 @@ struct HsicParams {
   int64_t partials() const {
     if (form == HsicForm::samples) return tiles() * (tiles() + 1) / 2;
     if (form == HsicForm::gaussian) return groups();
-    return side[0].row / 16;
+    return side[0].depth / 16;
   }
 };
 

@@ -67,7 +67,7 @@ static void hsic_samples_gradient(const HsicParams& p, int64_t task) {
     if (p.unbiased) weights[i * N + at] = 0;
   }
   std::fill(rows, rows + t.ni * own.row, elem_t<V>(0));
-  weighted_sum<V>(weights, N, 1, row_of<V>(p, own, t.b, 0), own.row, t.ni, static_cast<int>(N), rows, own.row, own.row);
+  weighted_sum<V>(weights, N, 1, row_of<V>(p, own, t.b, 0), own.row, t.ni, static_cast<int>(N), rows, own.row, own.depth);
   write_gradient<V>(own, t.b, t.i0, t.ni, rows, buffer.take<elem_t<V>>(t.ni * lanes<V>));
 }
 
@@ -83,17 +83,17 @@ static void hsic_features_gradient(const HsicParams& p, int64_t task) {
   const elem_t<V>* M = saved_of<V>(p, p.product, t.b);
   const elem_t<V>* from = row_of<V>(p, other, t.b, t.i0);
   std::fill(rows, rows + count, elem_t<V>(0));
-  if (t.which == 0) dot_tile<V>(from, M, other.row, t.ni, static_cast<int>(own.features), rows, row);
-  else weighted_sum<V>(from, other.row, 1, M, row, t.ni, static_cast<int>(other.features), rows, row, row);
+  if (t.which == 0) dot_tile<V>(from, M, other, t.ni, static_cast<int>(own.features), rows, row);
+  else weighted_sum<V>(from, other.row, 1, M, row, t.ni, static_cast<int>(other.features), rows, row, own.depth);
   const Sensitivity<V> s = sensitivity<V>(p, other, t.b);
   if (p.unbiased) {
     std::fill(shift, shift + row, elem_t<V>(0));
-    weighted_sum<V>(s.sums, 0, 1, row_of<V>(p, own, t.b, 0), row, 1, static_cast<int>(p.samples), shift, row, row);
+    weighted_sum<V>(s.sums, 0, 1, row_of<V>(p, own, t.b, 0), row, 1, static_cast<int>(p.samples), shift, row, own.depth);
   }
   for (int i = 0; i < t.ni; ++i) {
     const elem_t<V>* x = row_of<V>(p, own, t.b, t.i0 + i);
     const elem_t<V> diagonal = p.unbiased ? s.sums[t.i0 + i] * (1 + 2 * s.half_cross) + s.constant : elem_t<V>(0);
-    for (int64_t k = 0; k < row; ++k) {
+    for (int64_t k = 0; k < own.depth; ++k) {
       const elem_t<V> corrected = p.unbiased ? rows[i * row + k] + s.half_cross * shift[k] - diagonal * x[k] : rows[i * row + k];
       rows[i * row + k] = 2 * s.scale * corrected;
     }
@@ -130,7 +130,7 @@ static void hsic_gaussian_gradient(const HsicParams& p, int64_t task) {
         totals[k][r] += total;
       }
       const HsicSide& own = p.side[k];
-      weighted_sum<V>(weights, T, 1, row_of<V>(p, own, b, j * T), own.row, ni, nj, rows[k], own.row, own.row);
+      weighted_sum<V>(weights, T, 1, row_of<V>(p, own, b, j * T), own.row, ni, nj, rows[k], own.row, own.depth);
     }
   }
   elem_t<V>* scratch = buffer.take<elem_t<V>>(T * lanes<V>);
@@ -140,7 +140,7 @@ static void hsic_gaussian_gradient(const HsicParams& p, int64_t task) {
     for (int r = 0; r < ni; ++r) {
       const elem_t<V>* x = row_of<V>(p, own, b, i0 + r);
       elem_t<V>* out = rows[k] + r * own.row;
-      for (int64_t d = 0; d < own.row; ++d) out[d] = factor * (totals[k][r] * x[d] - out[d]);
+      for (int64_t d = 0; d < own.depth; ++d) out[d] = factor * (totals[k][r] * x[d] - out[d]);
     }
     write_gradient<V>(own, b, i0, ni, rows[k], scratch);
   }

@@ -27,10 +27,10 @@ void parallel(int64_t tasks, int64_t multiplications_per_task, const F& f) {
 
 void centre(const HsicParams& p) {
   for (int k = 0; k < 2; ++k) {
-    parallel(p.batch * p.side[k].row / kHsicRow, 4 * p.samples * kHsicRow,
+    parallel(p.batch * p.side[k].depth / kHsicRow, 4 * p.samples * kHsicRow,
              [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_centre, p, k, i); });
     if (p.side[k].norms)
-      parallel(p.batch * p.samples, 8 * p.side[k].row, [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_norm, p, k, i); });
+      parallel(p.batch * p.samples, 8 * p.side[k].depth, [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_norm, p, k, i); });
   }
 }
 
@@ -129,7 +129,7 @@ void find_sigmas(const HsicParams& p, int which) {
   };
   const int64_t pairs = p.samples * (p.samples - 1) / 2;
   if (pairs <= kHsicDirectPairs)
-    parallel(p.batch, pairs * p.side[which].row, one);
+    parallel(p.batch, pairs * p.side[which].depth, one);
   else
     for (int64_t b = 0; b < p.batch; ++b) one(b);  // its passes run in parallel themselves
 }
@@ -156,11 +156,11 @@ double combine(const HsicParams& p, int64_t b) {
 
 void hsic_forward_cpu(const HsicParams& p, const bool (&find_sigma)[2], double* value) {
   centre(p);
-  const int64_t features = p.side[0].row + p.side[1].row, tasks = p.batch * p.partials();
+  const int64_t features = p.side[0].depth + p.side[1].depth, tasks = p.batch * p.partials();
   if (p.form == HsicForm::samples) {
     parallel(tasks, p.tile * p.tile * features, [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_samples_tile, p, i); });
   } else if (p.form == HsicForm::features) {
-    parallel(tasks, 16 * p.samples * p.side[1].row,
+    parallel(tasks, 16 * p.samples * p.side[1].depth,
              [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_features_rows, p, i); });
   } else {
     for (int k = 0; k < 2; ++k)
@@ -175,12 +175,12 @@ void hsic_forward_cpu(const HsicParams& p, const bool (&find_sigma)[2], double* 
 
 void hsic_backward_cpu(const HsicParams& p) {
   centre(p);
-  const int64_t features = p.side[0].row + p.side[1].row, tasks = p.batch * p.tiles();
+  const int64_t features = p.side[0].depth + p.side[1].depth, tasks = p.batch * p.tiles();
   if (p.form == HsicForm::samples)
     parallel(2 * tasks, p.tile * p.samples * features / 2,
              [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_samples_gradient, p, i); });
   else if (p.form == HsicForm::features)
-    parallel(2 * tasks, p.tile * p.side[0].row * p.side[1].row,
+    parallel(2 * tasks, p.tile * p.side[0].depth * p.side[1].depth,
              [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_features_gradient, p, i); });
   else
     parallel(tasks, 2 * p.tile * p.samples * features,

@@ -27,17 +27,17 @@ BDAM_INLINE V sum_each(V* v) {
   else return v[0];
 }
 
-// out[i][j] = <a_i, b_j> for i < ni, j < nj. Rows behind the last are computed as the last once more and not stored. Every
+// out[i][j] = <a_i, b_j> for i < ni, j < nj, for rows that lie as the side's. Rows behind the last are computed as the last once more and not stored. Every
 // product has the same order of additions, so that <a, a> = <a, b> exactly where rows are equal.
 template <class V>
 struct DotShape {
   static constexpr int W = lanes<V>, rows = 4, columns = W >= 16 ? 4 : 2;  // what the registers hold
 };
 template <class V>
-BDAM_INLINE void dot_block(const elem_t<V>* const* a, const elem_t<V>* const* b, int64_t row, elem_t<V>* sums) {
+BDAM_INLINE void dot_block(const elem_t<V>* const* a, const elem_t<V>* const* b, int64_t depth, elem_t<V>* sums) {
   constexpr int W = lanes<V>, R = DotShape<V>::rows, C = DotShape<V>::columns;
   V acc[R * C] = {};
-  for (int64_t k = 0; k < row; k += W) {
+  for (int64_t k = 0; k < depth; k += W) {
     V va[R];
     BDAM_UNROLL
     for (int i = 0; i < R; ++i) va[i] = load<V>(a[i] + k);
@@ -52,24 +52,25 @@ BDAM_INLINE void dot_block(const elem_t<V>* const* a, const elem_t<V>* const* b,
   for (int g = 0; g < R * C / W; ++g) store<V>(sums + g * W, sum_each<V>(acc + g * W));
 }
 template <class V>
-static void dot_tile(const elem_t<V>* a, const elem_t<V>* b, int64_t row, int ni, int nj, elem_t<V>* out, int64_t stride) {
+static void dot_tile(const elem_t<V>* a, const elem_t<V>* b, const HsicSide& s, int ni, int nj, elem_t<V>* out,
+                     int64_t stride) {
   constexpr int R = DotShape<V>::rows, C = DotShape<V>::columns;
   static_assert(R * C % lanes<V> == 0);
   for (int i = 0; i < ni; i += R) {
     const elem_t<V>* pa[R];
-    for (int r = 0; r < R; ++r) pa[r] = a + (i + r < ni ? i + r : ni - 1) * row;
+    for (int r = 0; r < R; ++r) pa[r] = a + (i + r < ni ? i + r : ni - 1) * s.row;
     for (int j = 0; j < nj; j += C) {
       const elem_t<V>* pb[C];
-      for (int c = 0; c < C; ++c) pb[c] = b + (j + c < nj ? j + c : nj - 1) * row;
+      for (int c = 0; c < C; ++c) pb[c] = b + (j + c < nj ? j + c : nj - 1) * s.row;
       elem_t<V> sums[R * C];
-      dot_block<V>(pa, pb, row, sums);
+      dot_block<V>(pa, pb, s.depth, sums);
       for (int r = 0; r < R && i + r < ni; ++r)
         for (int c = 0; c < C && j + c < nj; ++c) out[(i + r) * stride + j + c] = sums[r * C + c];
     }
   }
 }
 
-// out[i] += sum over j < nj of w[i * wi + j * wj] b_j, for i < ni and the first `row` columns (a multiple of kHsicRow).
+// out[i] += sum over j < nj of w[i * wi + j * wj] b_j, for i < ni and the first `depth` columns (a multiple of kHsicRow).
 template <class V, int R, int C>
 BDAM_INLINE void weighted_block(const elem_t<V>* w, int64_t wi, int64_t wj, const elem_t<V>* b, int64_t b_stride, int nj,
                                 elem_t<V>* out, int64_t out_stride) {
@@ -99,18 +100,18 @@ BDAM_INLINE void weighted_block(const elem_t<V>* w, int64_t wi, int64_t wj, cons
 }
 template <class V, int R>
 BDAM_INLINE void weighted_rows(const elem_t<V>* w, int64_t wi, int64_t wj, const elem_t<V>* b, int64_t b_stride, int nj,
-                               elem_t<V>* out, int64_t out_stride, int64_t row) {
+                               elem_t<V>* out, int64_t out_stride, int64_t depth) {
   constexpr int W = lanes<V>, C = W >= 16 ? 4 : 2;
   int64_t k = 0;
-  for (; k + C * W <= row; k += C * W) weighted_block<V, R, C>(w, wi, wj, b + k, b_stride, nj, out + k, out_stride);
-  for (; k < row; k += W) weighted_block<V, R, 1>(w, wi, wj, b + k, b_stride, nj, out + k, out_stride);
+  for (; k + C * W <= depth; k += C * W) weighted_block<V, R, C>(w, wi, wj, b + k, b_stride, nj, out + k, out_stride);
+  for (; k < depth; k += W) weighted_block<V, R, 1>(w, wi, wj, b + k, b_stride, nj, out + k, out_stride);
 }
 template <class V>
 static void weighted_sum(const elem_t<V>* w, int64_t wi, int64_t wj, const elem_t<V>* b, int64_t b_stride, int ni, int nj,
-                         elem_t<V>* out, int64_t out_stride, int64_t row) {
+                         elem_t<V>* out, int64_t out_stride, int64_t depth) {
   int i = 0;
-  for (; i + 4 <= ni; i += 4) weighted_rows<V, 4>(w + i * wi, wi, wj, b, b_stride, nj, out + i * out_stride, out_stride, row);
-  for (; i < ni; ++i) weighted_rows<V, 1>(w + i * wi, wi, wj, b, b_stride, nj, out + i * out_stride, out_stride, row);
+  for (; i + 4 <= ni; i += 4) weighted_rows<V, 4>(w + i * wi, wi, wj, b, b_stride, nj, out + i * out_stride, out_stride, depth);
+  for (; i < ni; ++i) weighted_rows<V, 1>(w + i * wi, wi, wj, b, b_stride, nj, out + i * out_stride, out_stride, depth);
 }
 
 // e^x - 1 for x <= 0, to 2e-7 of itself.
@@ -157,7 +158,7 @@ BDAM_INLINE void centre_columns(const HsicParams& p, const HsicSide& s, int64_t 
 template <class V>
 static void hsic_centre(const HsicParams& p, int which, int64_t task) {
   const HsicSide& s = p.side[which];
-  const int64_t blocks = s.row / kHsicRow, b = task / blocks, d0 = task % blocks * kHsicRow;
+  const int64_t blocks = s.depth / kHsicRow, b = task / blocks, d0 = task % blocks * kHsicRow;
   for (int64_t d = d0; d < d0 + kHsicRow; d += lanes<V>) centre_columns<V>(p, s, b, d);
 }
 template <class V>
@@ -169,7 +170,7 @@ static void hsic_norm(const HsicParams& p, int which, int64_t task) {
   for (int i = 0; i < R; ++i) a[i] = row;
   for (int j = 0; j < C; ++j) b[j] = row;
   elem_t<V> sums[R * C];
-  dot_block<V>(a, b, s.row, sums);
+  dot_block<V>(a, b, s.depth, sums);
   static_cast<elem_t<V>*>(s.norms)[task] = sums[0];
 }
 
@@ -193,7 +194,7 @@ static void hsic_samples_tile(const HsicParams& p, int64_t task) {
   for (int k = 0; k < 2; ++k) {
     const HsicSide& s = p.side[k];
     gram[k] = saved_of<V>(p, s.gram, b);
-    dot_tile<V>(row_of<V>(p, s, b, i0), row_of<V>(p, s, b, j0), s.row, ni, nj, gram[k] + i0 * N + j0, N);
+    dot_tile<V>(row_of<V>(p, s, b, i0), row_of<V>(p, s, b, j0), s, ni, nj, gram[k] + i0 * N + j0, N);
     for (int i = 0; at.i != at.j && i < ni; ++i)
       for (int j = 0; j < nj; ++j) gram[k][(j0 + j) * N + i0 + i] = gram[k][(i0 + i) * N + j0 + j];
   }
@@ -217,12 +218,12 @@ static void hsic_features_rows(const HsicParams& p, int64_t task) {
   std::fill(out, out + ni * y.row, elem_t<V>(0));
   for (int64_t t = 0; t < p.samples; t += kHsicColumns) {
     const int nt = static_cast<int>(std::min<int64_t>(kHsicColumns, p.samples - t));
-    weighted_sum<V>(row_of<V>(p, x, b, t) + i0, 1, x.row, row_of<V>(p, y, b, t), y.row, ni, nt, out, y.row, y.row);
+    weighted_sum<V>(row_of<V>(p, x, b, t) + i0, 1, x.row, row_of<V>(p, y, b, t), y.row, ni, nt, out, y.row, y.depth);
   }
   double sum = 0;
   for (int i = 0; i < ni; ++i) {
     V part = {};
-    for (int64_t k = 0; k < y.row; k += lanes<V>) {
+    for (int64_t k = 0; k < y.depth; k += lanes<V>) {
       const V m = load<V>(out + i * y.row + k);
       part += m * m;
     }
@@ -239,7 +240,7 @@ static void hsic_distances(const HsicParams& p, int which, int64_t b, int64_t i,
   const HsicSide& s = p.side[which];
   const int64_t i0 = i * p.tile, j0 = j * p.tile;
   const int ni = tile_count(p, i), nj = tile_count(p, j);
-  dot_tile<V>(row_of<V>(p, s, b, i0), row_of<V>(p, s, b, j0), s.row, ni, nj, out, stride);
+  dot_tile<V>(row_of<V>(p, s, b, i0), row_of<V>(p, s, b, j0), s, ni, nj, out, stride);
   const elem_t<V>* norms = norms_of<V>(p, s, b);
   for (int r = 0; r < ni; ++r) {
     const elem_t<V> own = norms[i0 + r];

@@ -198,7 +198,7 @@ def _saved_size(samples: int, width_x: int, width_y: int, gaussian: bool) -> int
         return 2 + 2 * samples
     if samples * (width_x + width_y) <= 2 * width_x * width_y:
         return 2 * samples * samples
-    return width_x * ((width_y + ROW - 1) // ROW * ROW)
+    return width_x * ((width_y + ROW - 1) // ROW // 2 * 2 + 1) * ROW
 
 
 def _fake_forward(
