@@ -13,7 +13,7 @@ CLANG_FORMAT := $(VENV)/bin/clang-format
 
 RUN ?= runs/demo
 DATA ?= data/synthetic
-IDS ?= 400
+IDS ?= 600
 
 .PHONY: demo test test-all check format bench report build clean help
 .DELETE_ON_ERROR:
@@ -38,7 +38,7 @@ $(READY): pyproject.toml setup.py $(CSRC) | $(PY)
 build: $(READY)
 
 $(DATA)/reid_raw.json: | $(READY)
-	$(PY) -m training.prepare synthetic $(DATA) --ids $(IDS) --seed 0
+	$(PY) -m training.prepare synthetic $(DATA) --ids $(IDS) --val-ids $$(( $(IDS) / 10 )) --test-ids $$(( $(IDS) / 5 )) --seed 0
 
 # train continues where an interrupted run stopped, evaluate and report reuse what is there.
 demo: $(READY) | $(DATA)/reid_raw.json

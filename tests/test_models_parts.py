@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 from training.config import BdamConfig, FusionConfig
 from training.models.bdam import Bdam
 from training.models.encoders import TextEncoder, VisualEncoder
-from training.models.fusion import Fusion, masked_mean
+from training.models.fusion import Fusion, masked_mean, projection
 
 WIDTH = 16
 
@@ -285,3 +285,12 @@ def test_masked_mean():
     x = torch.tensor([[[1.0], [3.0], [9.0]], [[5.0], [7.0], [1.0]]])
     mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
     assert_close(masked_mean(x, mask), torch.tensor([[2.0], [0.0]]))
+
+
+def test_batch_norm_keeps_nearly_equal_inputs_apart() -> None:
+    near_BC = torch.randn(8) + 1e-3 * torch.randn(6, 8)
+    cosines = []
+    for batch_norm in (True, False):
+        out_BE = torch.nn.functional.normalize(projection(8, 5, batch_norm)(near_BC), dim=1)
+        cosines.append((out_BE @ out_BE.T).min().item())
+    assert cosines[0] < 0.5 and cosines[1] > 0.99

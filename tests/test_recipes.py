@@ -41,6 +41,7 @@ def test_paper_readings_change_what_the_table_names() -> None:
         "data.erase",
         "model.text.trainable",
         "model.text_adapter_layers",
+        "model.batch_norm",
         "model.bdam.heads",
         "model.bdam.pre_norm",
         "model.bdam.dropout",

@@ -148,6 +148,9 @@ class ModelConfig(Stage):
     fusion: FusionConfig = field(default_factory=FusionConfig)
     # Width of the joint embedding space (reading 4).
     embedding: Annotated[int, Within(1)] = 256
+    # Batch normalisation at the end of the projections to embeddings (readings 4 and 5): without it the batch-hard triplet
+    # loss draws the embeddings of new encoders into one point.
+    batch_norm: bool = True
     # "cls" or masked "mean" (reading 12).
     text_pooling: Literal["cls", "mean"] = "mean"
     # Self-attention layers on top of a frozen text encoder (reading 11).

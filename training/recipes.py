@@ -70,6 +70,7 @@ def paper_readings(config: Config) -> Config:
             text=replace(model.text, trainable=False),
             text_adapter_layers=1,
             text_pooling="mean",
+            batch_norm=False,
             bdam=replace(model.bdam, self_layers=6, cross_layers=3, heads=4, pre_norm=False, dropout=0.0),
             fusion=replace(model.fusion, form="pooled", pre_norm=False),
         ),

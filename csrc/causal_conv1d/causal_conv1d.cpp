@@ -95,8 +95,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const 
   ConvParams p = parameters({x, weight, bias, initial_states, seq_idx, silu, reverse}, nullptr, workspace);
   Tensor out = allocate_like(x);
   p.out = sequence("out", out, p);
-  Tensor final_states = return_final_states ? allocate({p.B, p.D, p.width - 1}, accumulate_type(x))
-                                            : allocate({0}, accumulate_type(x));
+  Tensor final_states =
+      return_final_states ? allocate({p.B, p.D, p.width - 1}, accumulate_type(x)) : allocate({0}, accumulate_type(x));
   if (return_final_states) p.final_state = state("final_states", final_states, p);
   causal_conv1d_forward_cpu(p);
   return {out, final_states};
@@ -144,7 +144,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout, const Op
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bdam_fast, m) {
   m.def(
-      "causal_conv1d_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? initial_states, Tensor? seq_idx, bool silu, "
+      "causal_conv1d_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? initial_states, Tensor? seq_idx, bool "
+      "silu, "
       "bool reverse, bool return_final_states) -> (Tensor out, Tensor final_states)");
   m.def(
       "causal_conv1d_backward(Tensor dout, Tensor? dfinal_states, Tensor x, Tensor weight, Tensor? bias, "

@@ -1,14 +1,14 @@
 // Causal depthwise convolution, s_t = bias + sum_j w_j x_(t-K+1+j), out = s or s sigmoid(s), K = 1..8 taps.
 //
-// Lanes are channels here (causal_conv1d_rows.inl has them along time). A task owns a range of channel blocks and of steps; it
-// walks over tiles of a few steps and, inside a tile, over its blocks, so that rows are read nearly in memory order. What
-// passes from tile to tile stands in a state, one a block: the window of the last K - 1 inputs (forward), or what is still
-// owed to the K - 1 steps before (backward, which walks from the last tile to the first: the transposed form of the filter).
-// So a padded step leaves the state alone, a new sequence zeroes it, and the gradients of the initial state and from the
-// final one are its two ends.
+// Lanes are channels here (causal_conv1d_rows.inl has them along time). A task owns a range of channel blocks and of
+// steps; it walks over tiles of a few steps and, inside a tile, over its blocks, so that rows are read nearly in memory
+// order. What passes from tile to tile stands in a state, one a block: the window of the last K - 1 inputs (forward),
+// or what is still owed to the K - 1 steps before (backward, which walks from the last tile to the first: the
+// transposed form of the filter). So a padded step leaves the state alone, a new sequence zeroes it, and the gradients
+// of the initial state and from the final one are its two ends.
 
-// 1 / (1 + 2^(-x log2 e)) where there is FMA, which makes a reduction in one step exact, and an estimate of 1/d, which one
-// Newton step completes: the sigmoid is most of the forward's arithmetic. Largest error 2.5 ulp.
+// 1 / (1 + 2^(-x log2 e)) where there is FMA, which makes a reduction in one step exact, and an estimate of 1/d, which
+// one Newton step completes: the sigmoid is most of the forward's arithmetic. Largest error 2.5 ulp.
 template <class V>
 BDAM_INLINE V fast_sigmoid(V x) {
 #ifdef BDAM_X86_DISPATCH
@@ -139,8 +139,10 @@ BDAM_INLINE void read_halo(const ConvParams& p, const Block<V, K>& c, const Tile
   for (int j = 0; j < K - 1; ++j) {
     const int64_t at = plan.halo[j];
     V row = {};
-    if (at >= 0) row = read_row<V>(p.x, c.b, at, c.d0, c.n);
-    else if (at != kNoStep) row = read_row<V>(p.initial, c.b, -1 - at, c.d0, c.n);
+    if (at >= 0)
+      row = read_row<V>(p.x, c.b, at, c.d0, c.n);
+    else if (at != kNoStep)
+      row = read_row<V>(p.initial, c.b, -1 - at, c.d0, c.n);
     store<V>(window + j * lanes<V>, row);
   }
 }
@@ -217,8 +219,7 @@ static void forward_task(const ConvParams& p, int64_t task) {
   }
   for (int64_t k = 0; p.final_state && range.t_end == p.L && k < range.n_blocks; ++k) {
     const Block<V, K> c = block_at<V, K>(p, range.b, range.block_begin + k);
-    for (int j = 0; j < K - 1; ++j)
-      write_row<V>(p.final_state, c.b, j, c.d0, c.n, load<V>(states + k * S + j * W));
+    for (int j = 0; j < K - 1; ++j) write_row<V>(p.final_state, c.b, j, c.d0, c.n, load<V>(states + k * S + j * W));
   }
 }
 
@@ -245,7 +246,8 @@ BDAM_INLINE void gradient_steps(const Block<V, K>& c, bool silu, const Stretch& 
     for (int j = 0; j < K - 1; ++j) r[j] = r[j + 1];
   }
 }
-// From the last step of a stretch to the first: owed[k] is what later steps have added for the step k before the next one.
+// From the last step of a stretch to the first: owed[k] is what later steps have added for the step k before the next
+// one.
 template <class V, int K>
 BDAM_INLINE void input_gradient_steps(const Block<V, K>& c, const Stretch& s, const elem_t<V>* ds_rows, Rows<V> dx,
                                       V* owed) {
@@ -259,8 +261,8 @@ BDAM_INLINE void input_gradient_steps(const Block<V, K>& c, const Stretch& s, co
 
 // The state holds owed[K - 1], then dw[K + 1]. Without `emit` only owed advances: the steps belong to the next piece.
 template <class V, int K>
-static void backward_tile(const ConvParams& p, const TilePlan& plan, const Block<V, K>& c, int64_t t0, int n_t, bool emit,
-                          elem_t<V>* state, elem_t<V>* scratch) {
+static void backward_tile(const ConvParams& p, const TilePlan& plan, const Block<V, K>& c, int64_t t0, int n_t,
+                          bool emit, elem_t<V>* state, elem_t<V>* scratch) {
   constexpr int W = lanes<V>, T = kConvTile * W;
   elem_t<V>*scratch_dout = scratch + T, *scratch_dx = scratch + 2 * T, *ds = scratch + 3 * T, *window = scratch + 4 * T;
   const Stream to = p.dx.at(c.b, t0, c.d0);
@@ -297,7 +299,8 @@ static void backward_tile(const ConvParams& p, const TilePlan& plan, const Block
   if (emit) finish_rows<V>(to, n_t, c.n, dx, scratch_dx);
 }
 
-// The states before the last tile of a task: from the gradient of the final state, and from the next piece's first steps.
+// The states before the last tile of a task: from the gradient of the final state, and from the next piece's first
+// steps.
 template <class V, int K>
 static void start_backward(const ConvParams& p, const TaskRange& range, elem_t<V>* states, elem_t<V>* scratch) {
   constexpr int W = lanes<V>, S = 2 * K * W;
@@ -359,8 +362,10 @@ static void sum_tap_gradients(const ConvParams& p, int64_t block) {
     const auto* partial = static_cast<const elem_t<V>*>(p.partial) + j * p.padded_D + d0;
     V sum = {};
     for (int64_t i = 0; i < n_partials; ++i) sum += load<V>(partial + i * (p.width + 1) * p.padded_D);
-    if (j < p.width) write_row<V>(p.dweight, 0, j, d0, n, sum);
-    else if (p.dbias) write_row<V>(p.dbias, 0, 0, d0, n, sum);
+    if (j < p.width)
+      write_row<V>(p.dweight, 0, j, d0, n, sum);
+    else if (p.dbias)
+      write_row<V>(p.dbias, 0, 0, d0, n, sum);
   }
 }
 template <class V>
@@ -368,39 +373,63 @@ static void count_lanes(int& n) {
   n = lanes<V>;
 }
 
-// The number of taps is a template parameter, so that the window stands in registers. Rows are for the usual widths only: the
-// others would double the time to build this file.
+// The number of taps is a template parameter, so that the window stands in registers. Rows are for the usual widths
+// only: the others would double the time to build this file.
 template <class V>
 static void forward_any(const ConvParams& p, int64_t task) {
   switch (p.rows ? -p.width : p.width) {
-    case -1: return forward_rows_task<V, 1>(p, task);
-    case -2: return forward_rows_task<V, 2>(p, task);
-    case -3: return forward_rows_task<V, 3>(p, task);
-    case -4: return forward_rows_task<V, 4>(p, task);
-    case 1: return forward_task<V, 1>(p, task);
-    case 2: return forward_task<V, 2>(p, task);
-    case 3: return forward_task<V, 3>(p, task);
-    case 4: return forward_task<V, 4>(p, task);
-    case 5: return forward_task<V, 5>(p, task);
-    case 6: return forward_task<V, 6>(p, task);
-    case 7: return forward_task<V, 7>(p, task);
-    case 8: return forward_task<V, 8>(p, task);
+    case -1:
+      return forward_rows_task<V, 1>(p, task);
+    case -2:
+      return forward_rows_task<V, 2>(p, task);
+    case -3:
+      return forward_rows_task<V, 3>(p, task);
+    case -4:
+      return forward_rows_task<V, 4>(p, task);
+    case 1:
+      return forward_task<V, 1>(p, task);
+    case 2:
+      return forward_task<V, 2>(p, task);
+    case 3:
+      return forward_task<V, 3>(p, task);
+    case 4:
+      return forward_task<V, 4>(p, task);
+    case 5:
+      return forward_task<V, 5>(p, task);
+    case 6:
+      return forward_task<V, 6>(p, task);
+    case 7:
+      return forward_task<V, 7>(p, task);
+    case 8:
+      return forward_task<V, 8>(p, task);
   }
 }
 template <class V>
 static void backward_any(const ConvParams& p, int64_t task) {
   switch (p.rows ? -p.width : p.width) {
-    case -1: return backward_rows_task<V, 1>(p, task);
-    case -2: return backward_rows_task<V, 2>(p, task);
-    case -3: return backward_rows_task<V, 3>(p, task);
-    case -4: return backward_rows_task<V, 4>(p, task);
-    case 1: return backward_task<V, 1>(p, task);
-    case 2: return backward_task<V, 2>(p, task);
-    case 3: return backward_task<V, 3>(p, task);
-    case 4: return backward_task<V, 4>(p, task);
-    case 5: return backward_task<V, 5>(p, task);
-    case 6: return backward_task<V, 6>(p, task);
-    case 7: return backward_task<V, 7>(p, task);
-    case 8: return backward_task<V, 8>(p, task);
+    case -1:
+      return backward_rows_task<V, 1>(p, task);
+    case -2:
+      return backward_rows_task<V, 2>(p, task);
+    case -3:
+      return backward_rows_task<V, 3>(p, task);
+    case -4:
+      return backward_rows_task<V, 4>(p, task);
+    case 1:
+      return backward_task<V, 1>(p, task);
+    case 2:
+      return backward_task<V, 2>(p, task);
+    case 3:
+      return backward_task<V, 3>(p, task);
+    case 4:
+      return backward_task<V, 4>(p, task);
+    case 5:
+      return backward_task<V, 5>(p, task);
+    case 6:
+      return backward_task<V, 6>(p, task);
+    case 7:
+      return backward_task<V, 7>(p, task);
+    case 8:
+      return backward_task<V, 8>(p, task);
   }
 }

@@ -1,6 +1,7 @@
-// The convolution with lanes along time, for steps that are adjacent in memory: one channel of one batch item at a time, in
-// tiles that stand in cache. Everything is in memory order; a reversed filter has its taps reversed and its window on the other side:
-// s[m] = bias + sum_k c_k q[m + k], q starting K - 1 steps before the tile, or at it if reversed.
+// The convolution with lanes along time, for steps that are adjacent in memory: one channel of one batch item at a
+// time, in tiles that stand in cache. Everything is in memory order; a reversed filter has its taps reversed and its
+// window on the other side: s[m] = bias + sum_k c_k q[m + k], q starting K - 1 steps before the tile, or at it if
+// reversed.
 
 struct RowTile {
   int64_t begin;  // memory order
@@ -136,7 +137,8 @@ template <class V, int K>
 static void backward_row_tile(const ConvParams& p, const Channel<V, K>& c, RowTile tile, const RowScratch<V>& s,
                               elem_t<V>* sums) {
   constexpr int W = lanes<V>;
-  // Inputs of the tile also reach the K - 1 steps beside it, whose ds is computed here too but counted for dw over there.
+  // Inputs of the tile also reach the K - 1 steps beside it, whose ds is computed here too but counted for dw over
+  // there.
   const int64_t begin = p.reverse ? std::max<int64_t>(tile.begin - (K - 1), 0) : tile.begin;
   const int64_t end = p.reverse ? tile.begin + tile.n : std::min<int64_t>(tile.begin + tile.n + K - 1, p.L);
   const int n = static_cast<int>(end - begin), skipped = static_cast<int>(tile.begin - begin);

@@ -18,8 +18,8 @@ CallCounter backward_calls("hsic.cpu.backward");
 
 int64_t blocks_of(int64_t n) { return (n + kHsicRow - 1) / kHsicRow; }
 
-// Gram matrices while they cost less: N^2 (Dx + Dy) multiplications, forward (half of them, by symmetry) and backward, against
-// N Dx Dy and twice that. _saved_size in bdam_fast/ops/hsic/op.py has the same rule.
+// Gram matrices while they cost less: N^2 (Dx + Dy) multiplications, forward (half of them, by symmetry) and backward,
+// against N Dx Dy and twice that. _saved_size in bdam_fast/ops/hsic/op.py has the same rule.
 HsicForm form_of(int64_t N, int64_t Dx, int64_t Dy, bool gaussian) {
   if (gaussian) return HsicForm::gaussian;
   return N * (Dx + Dy) <= 2 * Dx * Dy ? HsicForm::samples : HsicForm::features;
@@ -28,7 +28,7 @@ HsicForm form_of(int64_t N, int64_t Dx, int64_t Dy, bool gaussian) {
 int64_t saved_size(const HsicParams& p) {
   if (p.form == HsicForm::samples) return 2 * p.samples * p.samples;
   if (p.form == HsicForm::features) return p.side[0].features * p.side[1].row;
-  return 2 + 2 * p.samples;
+  return 4 + 2 * p.samples;
 }
 
 HsicParams parameters(const Tensor& x, const Tensor& y, bool gaussian, bool unbiased) {
@@ -39,7 +39,8 @@ HsicParams parameters(const Tensor& x, const Tensor& y, bool gaussian, bool unbi
     STD_TORCH_CHECK(inputs[k]->dim() == 3, kOp, ": ", names[k], " must have shape (batch, N, D), got ",
                     shape_text(inputs[k]->sizes()));
   p.batch = x.size(0), p.samples = x.size(1), p.unbiased = unbiased;
-  STD_TORCH_CHECK(p.samples >= (unbiased ? 4 : 2), kOp, ": needs at least ", unbiased ? 4 : 2, " samples, got ", p.samples);
+  STD_TORCH_CHECK(p.samples >= (unbiased ? 4 : 2), kOp, ": needs at least ", unbiased ? 4 : 2, " samples, got ",
+                  p.samples);
   STD_TORCH_CHECK(x.scalar_type() == y.scalar_type(), kOp, ": x and y must have the same dtype");
   p.is_double = x.scalar_type() == ScalarType::Double;
   for (int k = 0; k < 2; ++k) {
@@ -79,8 +80,8 @@ void place_saved(HsicParams& p, const Tensor& saved) {
   for (int k = 0; k < 2; ++k) {
     if (p.form == HsicForm::samples) p.side[k].gram = data + k * N * N * size;
     if (p.form != HsicForm::gaussian) continue;
-    p.side[k].sigma = data + k * size;
-    p.side[k].sums = data + (2 + k * N) * size;
+    p.side[k].width = data + 2 * k * size;
+    p.side[k].sums = data + (4 + k * N) * size;
   }
 }
 
@@ -120,7 +121,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& y, const Optio
     STD_TORCH_CHECK(gaussian, kOp, ": only the Gaussian kernel has a width");
     check_shape(kOp, k == 0 ? "sigma_x" : "sigma_y", *sigma, {p.batch});
     STD_TORCH_CHECK(sigma->scalar_type() == type, kOp, ": sigma must be float32, or float64 for float64 inputs");
-    p.is_double ? copy_sigma<double>(p, *sigma, p.side[k].sigma) : copy_sigma<float>(p, *sigma, p.side[k].sigma);
+    p.is_double ? copy_sigma<double>(p, *sigma, p.side[k].width) : copy_sigma<float>(p, *sigma, p.side[k].width);
   }
   std::vector<double> values(p.batch);
   hsic_forward_cpu(p, find_sigma, values.data());

@@ -3,8 +3,9 @@
 //   biased    scale = 1 / (N - 1)^2, cross = 2 / N, product = 1 / N^2, which is tr(KHLH) / (N - 1)^2
 //   unbiased  scale = 1 / (N (N - 3)), cross = 2 / (N - 2), product = 1 / ((N - 1) (N - 2)), both diagonals zero
 // Neither changes when x or y is shifted, or when a constant is added to K (off the diagonal for the unbiased one). So
-// x and y are centred first, which makes r = 0 for a linear kernel (minus the diagonal where that is left out), and
-// the Gaussian kernel is taken as exp(.) - 1, whose diagonal is zero and which keeps its digits for wide sigmas.
+// x and y are centred first, which makes r = 0 for a linear kernel (minus the diagonal where that is left out), and of
+// the Gaussian kernel exp(t_ij) its value c = exp(t) at the mean distance is taken off, as c expm1(t_ij - t): no digits
+// are lost to the part that cancels, for narrow widths nor wide ones.
 #pragma once
 #include <cstdint>
 
@@ -12,10 +13,11 @@
 
 namespace bdam_fast {
 
-constexpr int64_t kHsicRow = 16;      // centred rows are filled up with zeros to a multiple of this
-constexpr int64_t kHsicGroups = 32;   // Gaussian: partial row sums that are kept, so tasks of the forward
-constexpr int64_t kHsicColumns = 64;  // features: samples that are added to M at a time
-constexpr int64_t kHsicSmall = 256;   // up to so many samples tiles have 16 on a side, then 64
+constexpr int64_t kHsicRow = 16;               // centred rows are filled up with zeros to a multiple of this
+constexpr int64_t kHsicGroups = 32;            // Gaussian: partial row sums that are kept, so tasks of the forward
+constexpr double kHsicLeast = -80;             // exp of it and of its negative are normal numbers
+constexpr int64_t kHsicColumns = 64;           // features: samples that are added to M at a time
+constexpr int64_t kHsicSmall = 256;            // up to so many samples tiles have 16 on a side, then 64
 constexpr int64_t kHsicDirectPairs = 1 << 17;  // up to so many distances are gathered for their median, else counted
 
 enum class HsicForm {
@@ -32,9 +34,10 @@ struct HsicSide {
                            // many rows do not fall into a few sets of the cache
   void* centred = nullptr;  // [batch][N][row]
   void* norms = nullptr;    // [batch][N]: squared lengths of the centred rows; not for the biased linear kernel
-  void* sums = nullptr;     // Gaussian, within `saved`: row sums of exp(.) - 1, items saved_stride apart
-  void* sigma = nullptr;    // Gaussian, within `saved`: the width, items saved_stride apart
-  void* gram = nullptr;     // samples, within `saved`: [N][N], items saved_stride apart
+  // Within `saved`, items saved_stride apart:
+  void* width = nullptr;         // Gaussian: sigma, then t = -(mean |x_i - x_j|^2) / (2 sigma^2), not below kHsicLeast
+  void* sums = nullptr;          // Gaussian: [N], row sums of c expm1(t_ij - t)
+  void* gram = nullptr;          // samples: [N][N]
   void* partial_sums = nullptr;  // Gaussian: [batch][groups][N]
 };
 
@@ -43,10 +46,10 @@ struct HsicParams {
   HsicForm form = HsicForm::samples;
   bool unbiased = false, is_double = false;
   int64_t batch = 0, samples = 0;
-  int64_t tile = 16;       // samples on a side of a tile
+  int64_t tile = 16;  // samples on a side of a tile
   int64_t saved_stride = 0;
-  void* product = nullptr;     // features, within `saved`: M, [Dx][row of y]
-  double* partial = nullptr;   // [batch][partials()]: parts of <K, L>
+  void* product = nullptr;         // features, within `saved`: M, [Dx][row of y]
+  double* partial = nullptr;       // [batch][partials()]: parts of <K, L>
   const void* upstream = nullptr;  // [batch]: gradient of the value
   double scale = 0, cross = 0, product_scale = 0;
 

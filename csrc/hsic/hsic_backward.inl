@@ -1,12 +1,13 @@
-// Gradients of HSIC. With S the gradient of the value by K, symmetric, S_ij = scale (L_ij - cross / 2 (l_i + l_j) + product s_L)
-// for row sums l of L, zero on the diagonal if that is left out:
+// Gradients of HSIC. With S the gradient of the value by K, symmetric, S_ij = scale (L_ij - cross / 2 (l_i + l_j) +
+// product s_L) for row sums l of L, zero on the diagonal if that is left out:
 //   linear    dx_i = 2 sum_j S_ij x_j
 //   Gaussian  dx_i = -2 / sigma^2 (w_i x_i - sum_j W_ij x_j), W = S * K, w its row sums
 // and the same for y with K and L exchanged. One task has one tile of rows of one side.
 
 // Writes rows [i0, i0 + ni) of the gradient from `rows` ([ni][row]).
 template <class V>
-static void write_gradient(const HsicSide& s, int64_t b, int64_t i0, int ni, const elem_t<V>* rows, elem_t<V>* scratch) {
+static void write_gradient(const HsicSide& s, int64_t b, int64_t i0, int ni, const elem_t<V>* rows,
+                           elem_t<V>* scratch) {
   constexpr int W = lanes<V>;
   for (int64_t d0 = 0; d0 < s.features; d0 += W) {
     const int n = static_cast<int>(std::min<int64_t>(W, s.features - d0));
@@ -56,7 +57,7 @@ static void hsic_samples_gradient(const HsicParams& p, int64_t task) {
   const RowTask t = row_task(p, task);
   const HsicSide &own = p.side[t.which], &other = p.side[1 - t.which];
   const int64_t N = p.samples;
-  Scratch buffer((t.ni * (N + own.row) + t.ni * lanes<V>) * sizeof(elem_t<V>));
+  Scratch buffer((t.ni * (N + own.row) + t.ni * lanes<V>)*sizeof(elem_t<V>));
   elem_t<V>*weights = buffer.take<elem_t<V>>(t.ni * N), *rows = buffer.take<elem_t<V>>(t.ni * own.row);
   const Sensitivity<V> s = sensitivity<V>(p, other, t.b);
   const elem_t<V>* gram = saved_of<V>(p, other.gram, t.b);
@@ -67,34 +68,39 @@ static void hsic_samples_gradient(const HsicParams& p, int64_t task) {
     if (p.unbiased) weights[i * N + at] = 0;
   }
   std::fill(rows, rows + t.ni * own.row, elem_t<V>(0));
-  weighted_sum<V>(weights, N, 1, row_of<V>(p, own, t.b, 0), own.row, t.ni, static_cast<int>(N), rows, own.row, own.depth);
+  weighted_sum<V>(weights, N, 1, row_of<V>(p, own, t.b, 0), own.row, t.ni, static_cast<int>(N), rows, own.row,
+                  own.depth);
   write_gradient<V>(own, t.b, t.i0, t.ni, rows, buffer.take<elem_t<V>>(t.ni * lanes<V>));
 }
 
-// rows = 2 scale (other M^T or other M - cross / 2 sum_j l_j x_j - (l_ii - cross l_i + constant) x_i), the last two terms for a
-// zero diagonal only, where l_i = -l_ii.
+// rows = 2 scale (other M^T or other M - cross / 2 sum_j l_j x_j - (l_ii - cross l_i + constant) x_i), the last two
+// terms for a zero diagonal only, where l_i = -l_ii.
 template <class V>
 static void hsic_features_gradient(const HsicParams& p, int64_t task) {
   const RowTask t = row_task(p, task);
   const HsicSide &own = p.side[t.which], &other = p.side[1 - t.which];
   const int64_t row = own.row, count = t.ni * row;
-  Scratch buffer((count + row + t.ni * lanes<V>) * sizeof(elem_t<V>));
+  Scratch buffer((count + row + t.ni * lanes<V>)*sizeof(elem_t<V>));
   elem_t<V>*rows = buffer.take<elem_t<V>>(count), *shift = buffer.take<elem_t<V>>(row);
   const elem_t<V>* M = saved_of<V>(p, p.product, t.b);
   const elem_t<V>* from = row_of<V>(p, other, t.b, t.i0);
   std::fill(rows, rows + count, elem_t<V>(0));
-  if (t.which == 0) dot_tile<V>(from, M, other, t.ni, static_cast<int>(own.features), rows, row);
-  else weighted_sum<V>(from, other.row, 1, M, row, t.ni, static_cast<int>(other.features), rows, row, own.depth);
+  if (t.which == 0)
+    dot_tile<V>(from, M, other, t.ni, static_cast<int>(own.features), rows, row);
+  else
+    weighted_sum<V>(from, other.row, 1, M, row, t.ni, static_cast<int>(other.features), rows, row, own.depth);
   const Sensitivity<V> s = sensitivity<V>(p, other, t.b);
   if (p.unbiased) {
     std::fill(shift, shift + row, elem_t<V>(0));
-    weighted_sum<V>(s.sums, 0, 1, row_of<V>(p, own, t.b, 0), row, 1, static_cast<int>(p.samples), shift, row, own.depth);
+    weighted_sum<V>(s.sums, 0, 1, row_of<V>(p, own, t.b, 0), row, 1, static_cast<int>(p.samples), shift, row,
+                    own.depth);
   }
   for (int i = 0; i < t.ni; ++i) {
     const elem_t<V>* x = row_of<V>(p, own, t.b, t.i0 + i);
     const elem_t<V> diagonal = p.unbiased ? s.sums[t.i0 + i] * (1 + 2 * s.half_cross) + s.constant : elem_t<V>(0);
     for (int64_t k = 0; k < own.depth; ++k) {
-      const elem_t<V> corrected = p.unbiased ? rows[i * row + k] + s.half_cross * shift[k] - diagonal * x[k] : rows[i * row + k];
+      const elem_t<V> corrected =
+          p.unbiased ? rows[i * row + k] + s.half_cross * shift[k] - diagonal * x[k] : rows[i * row + k];
       rows[i * row + k] = 2 * s.scale * corrected;
     }
   }
@@ -107,11 +113,13 @@ static void hsic_gaussian_gradient(const HsicParams& p, int64_t task) {
   const int64_t b = task / p.tiles(), i = task % p.tiles(), T = p.tile, i0 = i * T;
   const int ni = tile_count(p, i);
   const int64_t size[2] = {T * p.side[0].row, T * p.side[1].row};
-  Scratch buffer((3 * T * T + size[0] + size[1] + 2 * T + T * lanes<V>) * sizeof(elem_t<V>));
+  Scratch buffer((3 * T * T + size[0] + size[1] + 2 * T + T * lanes<V>)*sizeof(elem_t<V>));
   elem_t<V>*tile[2], *rows[2], *totals[2], *weights = buffer.take<elem_t<V>>(T * T);
-  Sensitivity<V> s[2] = {sensitivity<V>(p, p.side[1], b), sensitivity<V>(p, p.side[0], b)};
+  const Gaussian<V> g[2] = {gaussian_of<V>(p, p.side[0], b), gaussian_of<V>(p, p.side[1], b)};
+  const Sensitivity<V> s[2] = {sensitivity<V>(p, p.side[1], b), sensitivity<V>(p, p.side[0], b)};
   for (int k = 0; k < 2; ++k) {
-    tile[k] = buffer.take<elem_t<V>>(T * T), rows[k] = buffer.take<elem_t<V>>(size[k]), totals[k] = buffer.take<elem_t<V>>(T);
+    tile[k] = buffer.take<elem_t<V>>(T * T), rows[k] = buffer.take<elem_t<V>>(size[k]),
+    totals[k] = buffer.take<elem_t<V>>(T);
     std::fill(rows[k], rows[k] + size[k], elem_t<V>(0));
     std::fill(totals[k], totals[k] + T, elem_t<V>(0));
   }
@@ -122,8 +130,9 @@ static void hsic_gaussian_gradient(const HsicParams& p, int64_t task) {
       for (int r = 0; r < ni; ++r) {
         elem_t<V> total = 0;
         for (int c = 0; c < nj; ++c) {
-          const elem_t<V> S = tile[1 - k][r * T + c] - s[k].half_cross * (s[k].sum(i0 + r) + s[k].sum(j * T + c)) + s[k].constant;
-          const elem_t<V> w = i == j && r == c ? elem_t<V>(0) : S * (tile[k][r * T + c] + 1);
+          const elem_t<V> S =
+              tile[1 - k][r * T + c] - s[k].half_cross * (s[k].sum(i0 + r) + s[k].sum(j * T + c)) + s[k].constant;
+          const elem_t<V> w = i == j && r == c ? elem_t<V>(0) : S * (tile[k][r * T + c] + g[k].constant);
           weights[r * T + c] = w;
           total += w;
         }
@@ -136,7 +145,7 @@ static void hsic_gaussian_gradient(const HsicParams& p, int64_t task) {
   elem_t<V>* scratch = buffer.take<elem_t<V>>(T * lanes<V>);
   for (int k = 0; k < 2; ++k) {
     const HsicSide& own = p.side[k];
-    const elem_t<V> sigma = *saved_of<V>(p, own.sigma, b), factor = -2 * s[k].scale / (sigma * sigma);
+    const elem_t<V> factor = 4 * s[k].scale * g[k].factor;
     for (int r = 0; r < ni; ++r) {
       const elem_t<V>* x = row_of<V>(p, own, b, i0 + r);
       elem_t<V>* out = rows[k] + r * own.row;

@@ -30,12 +30,14 @@ void centre(const HsicParams& p) {
     parallel(p.batch * p.side[k].depth / kHsicRow, 4 * p.samples * kHsicRow,
              [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_centre, p, k, i); });
     if (p.side[k].norms)
-      parallel(p.batch * p.samples, 8 * p.side[k].depth, [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_norm, p, k, i); });
+      parallel(p.batch * p.samples, 8 * p.side[k].depth,
+               [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_norm, p, k, i); });
   }
 }
 
-// The median of the squared distances |x_i - x_j|^2, i < j, of one item: the lower of the two in the middle. T float and Bits
-// uint32_t, or double and uint64_t: bits of numbers >= 0 are ordered as the numbers are, and those of a NaN come last.
+// The median of the squared distances |x_i - x_j|^2, i < j, of one item: the lower of the two in the middle. T float
+// and Bits uint32_t, or double and uint64_t: bits of numbers >= 0 are ordered as the numbers are, and those of a NaN
+// come last.
 template <class T, class Bits>
 class MedianDistance {
  public:
@@ -108,16 +110,28 @@ class MedianDistance {
   int64_t b_, rank_;
 };
 
-// sqrt(m / 2) for the median m; for their mean if that is zero (2 / (N - 1) times the sum of the norms); 1 if that is, too.
+// Mean of |x_i - x_j|^2 over i < j: 2 / (N - 1) times the sum of the norms, as x is centred.
+template <class T>
+double mean_distance(const HsicParams& p, const HsicSide& s, int64_t b) {
+  double sum = 0;
+  for (int64_t i = 0; i < p.samples; ++i) sum += static_cast<const T*>(s.norms)[b * p.samples + i];
+  return 2 * sum / static_cast<double>(p.samples - 1);
+}
+
+// sqrt(m / 2) for the median m; for the mean if that is zero; 1 if that is, too.
 template <class T, class Bits>
 void find_sigma(const HsicParams& p, int which, int64_t b) {
   const HsicSide& s = p.side[which];
   double middle = MedianDistance<T, Bits>(p, which, b).find();
-  if (middle == 0) {
-    for (int64_t i = 0; i < p.samples; ++i) middle += static_cast<const T*>(s.norms)[b * p.samples + i];
-    middle *= 2.0 / static_cast<double>(p.samples - 1);
-  }
-  static_cast<T*>(s.sigma)[b * p.saved_stride] = static_cast<T>(middle == 0 ? 1.0 : std::sqrt(middle / 2));
+  if (middle == 0) middle = mean_distance<T>(p, s, b);
+  static_cast<T*>(s.width)[b * p.saved_stride] = static_cast<T>(middle == 0 ? 1.0 : std::sqrt(middle / 2));
+}
+
+template <class T>
+void find_shift(const HsicParams& p, const HsicSide& s, int64_t b) {
+  T* width = static_cast<T*>(s.width) + b * p.saved_stride;
+  const double sigma = width[0];
+  width[1] = static_cast<T>(std::max(kHsicLeast, -0.5 * mean_distance<T>(p, s, b) / (sigma * sigma)));
 }
 
 void find_sigmas(const HsicParams& p, int which) {
@@ -143,9 +157,8 @@ double combine(const HsicParams& p, int64_t b) {
     for (int64_t i = 0; i < p.samples; ++i) {
       double r[2];
       for (int k = 0; k < 2; ++k)
-        r[k] = p.form == HsicForm::gaussian
-                   ? static_cast<const T*>(p.side[k].sums)[b * p.saved_stride + i]
-                   : -static_cast<const T*>(p.side[k].norms)[b * p.samples + i];
+        r[k] = p.form == HsicForm::gaussian ? static_cast<const T*>(p.side[k].sums)[b * p.saved_stride + i]
+                                            : -static_cast<const T*>(p.side[k].norms)[b * p.samples + i];
       cross += r[0] * r[1];
       for (int k = 0; k < 2; ++k) total[k] += r[k];
       if (p.form == HsicForm::features) product -= r[0] * r[1];  // |M|^2 has the diagonal in it
@@ -163,8 +176,11 @@ void hsic_forward_cpu(const HsicParams& p, const bool (&find_sigma)[2], double* 
     parallel(tasks, 16 * p.samples * p.side[1].depth,
              [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_features_rows, p, i); });
   } else {
-    for (int k = 0; k < 2; ++k)
+    for (int k = 0; k < 2; ++k) {
       if (find_sigma[k]) find_sigmas(p, k);
+      for (int64_t b = 0; b < p.batch; ++b)
+        p.is_double ? find_shift<double>(p, p.side[k], b) : find_shift<float>(p, p.side[k], b);
+    }
     parallel(tasks, p.samples * p.samples / p.groups() * (features + 32) / 2,
              [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_gaussian_group, p, i); });
     for (int k = 0; k < 2; ++k)

@@ -1,5 +1,5 @@
-// Tasks of HSIC. Two kernels carry the arithmetic, both on rows as they lie, without packing: inner products of rows (lanes
-// along the features, sums over lanes at the end) and sums of rows with weights (lanes along the features).
+// Tasks of HSIC. Two kernels carry the arithmetic, both on rows as they lie, without packing: inner products of rows
+// (lanes along the features, sums over lanes at the end) and sums of rows with weights (lanes along the features).
 
 template <class V>
 BDAM_INLINE elem_t<V>* row_of(const HsicParams& p, const HsicSide& s, int64_t b, int64_t i) {
@@ -23,12 +23,15 @@ template <class V, int S = lanes<V> / 2>
 BDAM_INLINE V sum_each(V* v) {
   BDAM_UNROLL
   for (int i = 0; i < S; ++i) v[i] = fold<V, S>(v[2 * i], v[2 * i + 1]);
-  if constexpr (S > 1) return sum_each<V, S / 2>(v);
-  else return v[0];
+  if constexpr (S > 1)
+    return sum_each<V, S / 2>(v);
+  else
+    return v[0];
 }
 
-// out[i][j] = <a_i, b_j> for i < ni, j < nj, for rows that lie as the side's. Rows behind the last are computed as the last once more and not stored. Every
-// product has the same order of additions, so that <a, a> = <a, b> exactly where rows are equal.
+// out[i][j] = <a_i, b_j> for i < ni, j < nj, for rows that lie as the side's. Rows behind the last are computed as the
+// last once more and not stored. Every product has the same order of additions, so that <a, a> = <a, b> exactly where
+// rows are equal.
 template <class V>
 struct DotShape {
   static constexpr int W = lanes<V>, rows = 4, columns = W >= 16 ? 4 : 2;  // what the registers hold
@@ -70,10 +73,11 @@ static void dot_tile(const elem_t<V>* a, const elem_t<V>* b, const HsicSide& s, 
   }
 }
 
-// out[i] += sum over j < nj of w[i * wi + j * wj] b_j, for i < ni and the first `depth` columns (a multiple of kHsicRow).
+// out[i] += sum over j < nj of w[i * wi + j * wj] b_j, for i < ni and the first `depth` columns (a multiple of
+// kHsicRow).
 template <class V, int R, int C>
-BDAM_INLINE void weighted_block(const elem_t<V>* w, int64_t wi, int64_t wj, const elem_t<V>* b, int64_t b_stride, int nj,
-                                elem_t<V>* out, int64_t out_stride) {
+BDAM_INLINE void weighted_block(const elem_t<V>* w, int64_t wi, int64_t wj, const elem_t<V>* b, int64_t b_stride,
+                                int nj, elem_t<V>* out, int64_t out_stride) {
   constexpr int W = lanes<V>;
   V acc[R * C];
   BDAM_UNROLL
@@ -107,16 +111,17 @@ BDAM_INLINE void weighted_rows(const elem_t<V>* w, int64_t wi, int64_t wj, const
   for (; k < depth; k += W) weighted_block<V, R, 1>(w, wi, wj, b + k, b_stride, nj, out + k, out_stride);
 }
 template <class V>
-static void weighted_sum(const elem_t<V>* w, int64_t wi, int64_t wj, const elem_t<V>* b, int64_t b_stride, int ni, int nj,
-                         elem_t<V>* out, int64_t out_stride, int64_t depth) {
+static void weighted_sum(const elem_t<V>* w, int64_t wi, int64_t wj, const elem_t<V>* b, int64_t b_stride, int ni,
+                         int nj, elem_t<V>* out, int64_t out_stride, int64_t depth) {
   int i = 0;
-  for (; i + 4 <= ni; i += 4) weighted_rows<V, 4>(w + i * wi, wi, wj, b, b_stride, nj, out + i * out_stride, out_stride, depth);
+  for (; i + 4 <= ni; i += 4)
+    weighted_rows<V, 4>(w + i * wi, wi, wj, b, b_stride, nj, out + i * out_stride, out_stride, depth);
   for (; i < ni; ++i) weighted_rows<V, 1>(w + i * wi, wi, wj, b, b_stride, nj, out + i * out_stride, out_stride, depth);
 }
 
-// e^x - 1 for x <= 0, to 2e-7 of itself.
+// e^x - 1 to 2e-7 of itself, for x up to 80.
 template <class V>
-BDAM_INLINE V expm1_negative(V x) {
+BDAM_INLINE V expm1(V x) {
   if constexpr (is_double<V>) {
     return map_libm(x, std::expm1);
   } else {
@@ -255,22 +260,35 @@ template <class V>
 static void hsic_distance_tile(const HsicParams& p, int which, int64_t b, int64_t i, int64_t j, void* out) {
   hsic_distances<V>(p, which, b, i, j, static_cast<elem_t<V>*>(out), p.tile);
 }
-// exp(-d^2 / (2 sigma^2)) - 1 of a pair of tiles, zero on the diagonal and in the columns behind the last.
+// The Gaussian kernel as hsic.h has it: sigma, t and c of one side of one item.
+template <class V>
+struct Gaussian {
+  elem_t<V> sigma, factor, shift, constant;
+};
+template <class V>
+static Gaussian<V> gaussian_of(const HsicParams& p, const HsicSide& s, int64_t b) {
+  const elem_t<V>* width = saved_of<V>(p, s.width, b);
+  return {width[0], elem_t<V>(-0.5) / (width[0] * width[0]), width[1], elem_t<V>(std::exp(double(width[1])))};
+}
+// c expm1(t_ij - t) of a pair of tiles; zero in the columns behind the last, and on a diagonal that is left out.
 template <class V>
 static void hsic_kernel_tile(const HsicParams& p, int which, int64_t b, int64_t i, int64_t j, elem_t<V>* out) {
   hsic_distances<V>(p, which, b, i, j, out, p.tile);
-  const elem_t<V> sigma = *saved_of<V>(p, p.side[which].sigma, b);
-  const elem_t<V> factor = elem_t<V>(-0.5) / (sigma * sigma);
+  const Gaussian<V> g = gaussian_of<V>(p, p.side[which], b);
   const int ni = tile_count(p, i), nj = tile_count(p, j);
   for (int r = 0; r < ni; ++r) {
     elem_t<V>* row = out + r * p.tile;
+    for (int c = 0; c < nj; c += lanes<V>) {
+      const V t = load_n<V>(row + c, std::min(lanes<V>, nj - c)) * g.factor;
+      store<V>(row + c, expm1<V>(t - g.shift) * g.constant);
+    }
     std::fill(row + nj, row + p.tile, elem_t<V>(0));
-    for (int c = 0; c < nj; c += lanes<V>) store<V>(row + c, expm1_negative<V>(load<V>(row + c) * factor));
-    if (i == j) row[r] = 0;
+    if (i == j && p.unbiased) row[r] = 0;
   }
 }
 
-// One of p.groups(): the tile rows i = group, group + groups, ..., each with all j >= i. Parts of <K, L> and of all row sums.
+// One of p.groups(): the tile rows i = group, group + groups, ..., each with all j >= i. Parts of <K, L> and of all row
+// sums.
 template <class V>
 static void hsic_gaussian_group(const HsicParams& p, int64_t task) {
   constexpr int W = lanes<V>;

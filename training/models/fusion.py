@@ -41,6 +41,12 @@ class _MambaLayer(nn.Module):
         return x_BLW + self.dropout(self.mamba(self.norm(x_BLW), seq_idx=seq_idx_BL))
 
 
+def projection(width: int, out: int, batch_norm: bool) -> nn.Module:
+    """Linear map (N, width) -> (N, out) to an embedding, batch-normalised where asked."""
+    linear = nn.Linear(width, out)
+    return nn.Sequential(linear, nn.BatchNorm1d(out)) if batch_norm else linear
+
+
 def _alignment(width: int, config: FusionConfig) -> nn.Module:
     """MLP that brings one modality to the fusion's width; one linear map for Table 2, w/o alignment."""
     if not config.alignment:
@@ -53,7 +59,15 @@ def _alignment(width: int, config: FusionConfig) -> nn.Module:
 class Fusion(nn.Module):
     """Alignment, two-way softmax gate, Mamba layers, projection to `out` channels."""
 
-    def __init__(self, image_width: int, text_width: int, config: FusionConfig, out: int, backend: Backend) -> None:
+    def __init__(
+        self,
+        image_width: int,
+        text_width: int,
+        config: FusionConfig,
+        out: int,
+        backend: Backend,
+        batch_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.form = config.form
         self.align_image = _alignment(image_width, config)
@@ -62,7 +76,7 @@ class Fusion(nn.Module):
         count = config.layers if config.layers_kind == "mamba" else 0
         self.layers = nn.ModuleList(_MambaLayer(config, backend) for _ in range(count))
         self.norm = nn.LayerNorm(config.width) if config.pre_norm else nn.Identity()
-        self.projection = nn.Linear(config.width, out)
+        self.projection = projection(config.width, out, batch_norm)
 
     def forward(
         self,

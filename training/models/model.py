@@ -18,7 +18,7 @@ from training.config import LossConfig, ModelConfig
 from training.models.adversary import ClothingHead
 from training.models.bdam import Bdam, BdamOutput
 from training.models.encoders import TextEncoder, VisualEncoder
-from training.models.fusion import Fusion, FusionOutput, masked_mean
+from training.models.fusion import Fusion, FusionOutput, masked_mean, projection
 
 if TYPE_CHECKING:
     from training.data.loader import Batch, TextBatch
@@ -131,13 +131,15 @@ class Model(nn.Module):
         self.text = TextEncoder(config.text, vocab_size, pad_id, text_length, config.text_adapter_layers)
         image_width, text_width, out = self.visual.width, self.text.width, config.embedding
         self.bdam = Bdam(image_width, config.bdam)
-        self.identity_projection = nn.Sequential(nn.Linear(image_width, out), nn.GELU(), nn.Linear(out, out))
+        self.identity_projection = nn.Sequential(
+            nn.Linear(image_width, out), nn.GELU(), projection(out, out, config.batch_norm)
+        )
         self.clothing_head = ClothingHead(image_width, out, loss.adversarial_mode)
-        self.text_projection = nn.Linear(text_width, out)
+        self.text_projection = projection(text_width, out, config.batch_norm)
         self.fusion: Fusion | None = None
         self.matching_head: nn.Linear | None = None
         if config.fusion.enabled:
-            self.fusion = Fusion(image_width, text_width, config.fusion, out, config.backend)
+            self.fusion = Fusion(image_width, text_width, config.fusion, out, config.backend, config.batch_norm)
             self.matching_head = nn.Linear(out, 1) if loss.final_matching else None
         self.fused_view = VIEWS.index("identity" if loss.info_nce_texts == "identity" else "caption")
         start = torch.tensor(math.log(loss.temperature))
@@ -166,7 +168,9 @@ class Model(nn.Module):
         v_clo, v_id_hat_clo = self.clothing_head(image.f_id_hat_BC, image.f_clo_hat_BC)
         pooled_VBC = self._pool(encoded.text_tokens_VBTC.flatten(0, 1), encoded.text_mask_VBT.flatten(0, 1))
         pooled_VBC = pooled_VBC.unflatten(0, encoded.text_mask_VBT.shape[:2])
-        t_caption, t_identity, t_clothing = F.normalize(self.text_projection(pooled_VBC), dim=-1).unbind(0)
+        t_caption, t_identity, t_clothing = (
+            self._embed_text(pooled_VBC.flatten(0, 1)).unflatten(0, pooled_VBC.shape[:2]).unbind(0)
+        )
         features = Features(
             f_id_hat=image.f_id_hat_BC,
             f_clo_hat=image.f_clo_hat_BC,
@@ -196,7 +200,7 @@ class Model(nn.Module):
     def embed_texts(self, texts: TextBatch) -> Tensor:
         """Query side: L2-normalised text embeddings (B, E)."""
         tokens_BTC = self.text(texts.input_ids_BT, texts.attention_mask_BT)
-        return F.normalize(self.text_projection(self._pool(tokens_BTC, texts.attention_mask_BT)), dim=-1)
+        return self._embed_text(self._pool(tokens_BTC, texts.attention_mask_BT))
 
     def fuse(self, images_BCHW: Tensor, texts: TextBatch) -> FusionOutput:
         """f_final and modality weights of image-text pairs. Raises ValueError when the model has no fusion."""
@@ -241,6 +245,9 @@ class Model(nn.Module):
 
     def _pool(self, tokens_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         return tokens_BTC[:, 0] if self.config.text_pooling == "cls" else masked_mean(tokens_BTC, mask_BT)
+
+    def _embed_text(self, pooled_NC: Tensor) -> Tensor:
+        return F.normalize(self.text_projection(pooled_NC), dim=-1)
 
     def _embed_identity(self, image: BdamOutput) -> Tensor:
         return F.normalize(self.identity_projection(image.f_id_BC), dim=-1)

@@ -28,7 +28,7 @@ def causal_conv1d(
     seq_idx: Tensor | None = None,
     backend: str = "auto",
 ) -> Any:  # a union would make every caller narrow it
-    """Causal depthwise convolution along L, the short filter in front of the selective scan (Gu and Dao 2023, figure 3).
+    """Causal depthwise convolution along L, the filter in front of the selective scan (Gu and Dao 2023, figure 3).
 
     s_t = bias + sum_j weight[:, j] x_{t-W+1+j};  out = s, or silu(s) = s sigmoid(s).
 
@@ -40,18 +40,18 @@ def causal_conv1d(
         initial_states: (B, D, W - 1), the inputs before the first processed step, the oldest first; zero by default.
         return_final_states: also return the last W - 1 processed inputs, which continue the sequence in a next call.
         reverse: process the steps from the last to the first: step t then sees t, t + 1, …
-        seq_idx: (B, L) int32, the index of the packed sequence that each step belongs to. The window is emptied where it
-            differs from that of the step processed before; steps with a negative index are padding: they are skipped, their
-            output is zero and nothing in them has a gradient or is read into one.
+        seq_idx: (B, L) int32, the index of the packed sequence that each step belongs to. The window is emptied where
+            it differs from that of the step processed before; steps with a negative index are padding: they are
+            skipped, their output is zero and nothing in them has a gradient or is read into one.
         backend: `auto`, `cpu` or `reference`.
 
-    Every floating tensor may be float32, bfloat16, float16 or float64, each its own; sums and states are float32 (float64 if
-    x is float64). All of them have gradients, through the final states too. Results are the same bits at every call and for
-    any number of threads.
+    Every floating tensor may be float32, bfloat16, float16 or float64, each its own; sums and states are float32
+    (float64 if x is float64). All of them have gradients, through the final states too. Results are the same bits at
+    every call and for any number of threads.
 
     Returns:
-        out (B, D, L) in x's dtype and memory order, or (out, final_states) with final_states (B, D, W - 1) in float32 or
-        float64.
+        out (B, D, L) in x's dtype and memory order, or (out, final_states) with final_states (B, D, W - 1) in float32
+        or float64.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

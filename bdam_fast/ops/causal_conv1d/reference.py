@@ -21,8 +21,8 @@ def causal_conv1d_reference(
 ) -> tuple[Tensor, Tensor]:
     """(out (B, D, L), final_states (B, D, W - 1)) of `causal_conv1d`, whose arguments are taken as checked.
 
-    s_t = bias + sum_j weight[:, j] q_{t+j}, where q is the initial states followed by x in processing order, and out is s
-    or s sigmoid(s). Everything is computed in float32, or float64 if x is; final_states has that type.
+    s_t = bias + sum_j weight[:, j] q_{t+j}, where q is the initial states followed by x in processing order, and out
+    is s or s sigmoid(s). Everything is computed in float32, or float64 if x is; final_states has that type.
     """
     _native.count_reference_call("causal_conv1d")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -43,7 +43,7 @@ def causal_conv1d_reference(
 
 
 def _filter(window: Tensor, taps: Tensor, offset: Tensor, silu: bool, runs: Tensor | None = None) -> Tensor:
-    """The filter over window (B, D, W - 1 + L); with runs (B, W - 1 + L) a tap of another run than the step's is zero."""
+    """The filter over window (B, D, W - 1 + L); with runs (B, W - 1 + L) a tap of another run is zero."""
     width = taps.shape[1]
     length = window.shape[2] - width + 1
     s = offset[:, None].expand(window.shape[0], -1, length)

@@ -5,7 +5,6 @@ N samples, Dx and Dy features.
 
 from functools import lru_cache
 from math import isfinite
-from numbers import Real
 from typing import Any
 
 import torch
@@ -32,31 +31,33 @@ def hsic(
 ) -> Tensor:
     """Hilbert-Schmidt independence criterion of N paired samples, zero in the limit if x and y are independent.
 
-    Biased (Gretton et al. 2005; equation 2 of the BDAM paper): tr(K H L H) / (N - 1)^2 with the kernel matrices K of x and
-    L of y and H = I - 1/N. For the linear kernel that is |Xc^T Yc|_F^2 / (N - 1)^2 with centred X, Y.
+    Biased (Gretton et al. 2005; equation 2 of the BDAM paper): tr(K H L H) / (N - 1)^2 with the kernel matrices K of x
+    and L of y and H = I - 1/N. For the linear kernel that is |Xc^T Yc|_F^2 / (N - 1)^2 with centred X, Y.
     Unbiased (Song et al. 2012), with zero diagonals:
     (tr(K L) + (1'K1)(1'L1) / ((N-1)(N-2)) - 2 (1'KL1) / (N-2)) / (N (N-3)).
 
     Args:
         x: (..., N, Dx), y: (..., N, Dy), of one dtype; the leading dimensions are a batch of separate problems.
         kernel: `linear`, <a, b>, or `rbf`, exp(-|a - b|^2 / (2 sigma^2)).
-        sigma_x, sigma_y: widths of the rbf kernel, numbers > 0 or tensors that broadcast to (...), without gradient. None is
-            the median heuristic for each problem: sqrt(m / 2), where m is the median of |x_i - x_j|^2 over i < j (the
-            lower of the two in the middle; their mean where the median is zero, and sigma = 1 where all rows are equal).
-            It is exact for any N, and taken as a constant in the gradient.
+        sigma_x, sigma_y: widths of the rbf kernel, numbers > 0 or tensors that broadcast to (...), without gradient.
+            None is the median heuristic for each problem: sqrt(m / 2), where m is the median of |x_i - x_j|^2 over
+            i < j (the lower of the two in the middle; their mean where the median is zero, and sigma = 1 where all
+            rows are equal). It is exact for any N, and taken as a constant in the gradient.
         estimator: `biased` (N >= 2) or `unbiased` (N >= 4).
         backend: `auto`, `cpu` or `reference`.
 
-    Inputs may be float32, bfloat16, float16 or float64; sums are float32 (float64 for float64). Both have gradients. The
-    cpu backend never holds an N x N matrix for the rbf kernel, and for the linear one only where N is below the harmonic
-    mean of Dx and Dy. Results are the same bits at every call and for any number of threads.
+    Inputs may be float32, bfloat16, float16 or float64; sums are float32 (float64 for float64). Both have gradients.
+    The cpu backend never holds an N x N matrix for the rbf kernel (above 512 samples: up to there the distances are
+    gathered for their median), and for the linear one only where N is below the harmonic mean of Dx and Dy. Results
+    are the same bits at every call and for any number of threads.
 
     Returns:
         (...), float32, or float64 for float64 inputs: 16-bit types would overflow at values of ordinary size.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape, too few samples, a width that is not positive, or an unknown kernel, estimator or backend.
+        ValueError: a wrong shape, too few samples, a width that is not positive, or an unknown kernel, estimator or
+            backend.
         RuntimeError: a backend that is not available; forward-mode AD, double backward or `torch.func` transforms with
             another backend than `reference`.
     """
@@ -121,7 +122,7 @@ def _width(name: str, sigma: float | Tensor | None, gaussian: bool, x: Tensor) -
     if not gaussian:
         raise ValueError(f'{OP}: {name} is for kernel="rbf" only, got it with kernel="linear"')
     batch, dtype = x.shape[:-2], torch.float64 if x.dtype == torch.float64 else torch.float32
-    if isinstance(sigma, Real) and not isinstance(sigma, bool):
+    if isinstance(sigma, (int, float)) and not isinstance(sigma, bool):
         if not (sigma > 0 and isfinite(sigma)):
             raise ValueError(f"{OP}: {name} must be positive and finite, got {sigma}")
         return x.new_full(batch, float(sigma), dtype=dtype)
@@ -195,7 +196,7 @@ def _ready() -> bool:
 def _saved_size(samples: int, width_x: int, width_y: int, gaussian: bool) -> int:
     """Elements that the forward saves for each problem; the rule of form_of and saved_size in csrc/hsic/hsic.cpp."""
     if gaussian:
-        return 2 + 2 * samples
+        return 4 + 2 * samples
     if samples * (width_x + width_y) <= 2 * width_x * width_y:
         return 2 * samples * samples
     return width_x * ((width_y + ROW - 1) // ROW // 2 * 2 + 1) * ROW

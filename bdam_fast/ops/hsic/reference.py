@@ -17,8 +17,8 @@ def squared_distances(x: Tensor) -> Tensor:
 def median_sigma(x: Tensor) -> Tensor:
     """Width of the median heuristic, (..., N, D) -> (...): sqrt(m / 2), m the lower median of |x_i - x_j|^2 over i < j.
 
-    Where that median is zero (at least half of the pairs coincide) m is the mean over i < j; where all rows coincide the
-    width is 1.
+    Where that median is zero (at least half of the pairs coincide) m is the mean over i < j; where all rows coincide
+    the width is 1.
     """
     n = x.shape[-2]
     i, j = torch.triu_indices(n, n, 1, device=x.device)
@@ -39,7 +39,7 @@ def gram(x: Tensor, gaussian: bool, sigma: Tensor | None) -> Tensor:
 def hsic_reference(
     x: Tensor, y: Tensor, sigma_x: Tensor | None, sigma_y: Tensor | None, gaussian: bool, unbiased: bool
 ) -> Tensor:
-    """`hsic` of checked arguments, x (..., N, Dx), y (..., N, Dy) -> (...), computed in float32 (float64 for float64)."""
+    """`hsic` of checked arguments, x (..., N, Dx), y (..., N, Dy) -> (...), in float32 (float64 for float64)."""
     _native.count_reference_call("hsic")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with _autograd.full_precision(x.device):
