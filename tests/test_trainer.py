@@ -240,7 +240,7 @@ def test_another_seed_gives_other_numbers(root: Path, whole: Path, tmp_path: Pat
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_files(root: Path, tmp_path: Path) -> None:
     trainer = build(tiny_config(root), tmp_path)
     with torch.no_grad():
-        trainer.model.text_projection.weight.fill_(math.nan)
+        trainer.model.text_projection[0].weight.fill_(math.nan)
     expected = r"training is no longer finite at step 1: info_nce nan, .*; batch: train/\d{4}_\d\.jpg, .*, \.\.\.$"
     with pytest.raises(RuntimeError, match=expected):
         trainer.fit()
@@ -249,11 +249,11 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_files(root: Path, tmp
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(root: Path, tmp_path: Path) -> None:
     trainer = build(tiny_config(root), tmp_path)
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.parameters[0].register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(RuntimeError, match="no longer finite at step 1: gradient norm (nan|inf)"):
         trainer.train_step(first_batch(trainer))
-    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
 
 
 @pytest.mark.parametrize("name", ["config", "fingerprint"])
