@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first target that needs it makes. Variables that a user may set:
 #   PYTHON     the interpreter that makes the environment (3.10 or newer)
 #   TORCH      which torch; PIP_TORCH: further pip options for it, for instance an index of CPU-only builds
-#   RUN, DATA, IDS   the demo's run folder, data folder and number of identities
+#   RUN, DATA, IDS   the demo's run folder, data folder and number of identities (a tenth of them is for the test)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP_TORCH ?=
@@ -13,7 +13,7 @@ CLANG_FORMAT := $(VENV)/bin/clang-format
 
 RUN ?= runs/demo
 DATA ?= data/synthetic
-IDS ?= 600
+IDS ?= 2000
 
 .PHONY: demo test test-all check format bench report build clean help
 .DELETE_ON_ERROR:
@@ -38,7 +38,7 @@ $(READY): pyproject.toml setup.py $(CSRC) | $(PY)
 build: $(READY)
 
 $(DATA)/reid_raw.json: | $(READY)
-	$(PY) -m training.prepare synthetic $(DATA) --ids $(IDS) --val-ids $$(( $(IDS) / 10 )) --test-ids $$(( $(IDS) / 5 )) --seed 0
+	$(PY) -m training.prepare synthetic $(DATA) --ids $(IDS) --val-ids $$(( $(IDS) / 20 )) --test-ids $$(( $(IDS) / 10 )) --seed 0
 
 # train continues where an interrupted run stopped, evaluate and report reuse what is there.
 demo: $(READY) | $(DATA)/reid_raw.json
