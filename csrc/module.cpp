@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "common/elementary.h"
 #include "common/runtime.h"
 
 namespace {
@@ -63,12 +64,26 @@ PyObject* set_poison_flag(PyObject*, PyObject* argument) {
   Py_RETURN_NONE;
 }
 
+PyObject* elementary_rate_named(PyObject*, PyObject* argument) {
+  PyObject* bytes = PyUnicode_AsUTF8String(argument);
+  if (bytes == nullptr) return nullptr;
+  const char* name = PyBytes_AsString(bytes);
+  int function = 0;
+  while (function < kElementaryCount && std::strcmp(name, kElementaryNames[function]) != 0) ++function;
+  if (function == kElementaryCount)
+    PyErr_Format(PyExc_ValueError, "elementary_rate: expected exp2, softplus, sigmoid or exp, got %s", name);
+  Py_DECREF(bytes);
+  return function == kElementaryCount ? nullptr : PyFloat_FromDouble(elementary_rate(function));
+}
+
 PyMethodDef methods[] = {
     {"call_counts", call_counts, METH_NOARGS, "Calls of each kernel so far, by name."},
     {"reset_call_counts", reset_call_counts, METH_NOARGS, "Sets every call count to zero."},
     {"isa", isa, METH_NOARGS, "The instruction set in use: baseline, avx2 or avx512."},
     {"available_isas", available_isas, METH_NOARGS, "The instruction sets that this build holds and this CPU runs."},
     {"set_isa", set_isa_named, METH_O, "Uses one of available_isas() from now on."},
+    {"elementary_rate", elementary_rate_named, METH_O,
+     "Evaluations per second of an elementary function on one thread."},
     {"set_poison", set_poison_flag, METH_O, "While on, kernels' results and working memory start as NaN (for tests)."},
     {nullptr, nullptr, 0, nullptr},
 };

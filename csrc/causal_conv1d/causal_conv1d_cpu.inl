@@ -7,34 +7,6 @@
 // transposed form of the filter). So a padded step leaves the state alone, a new sequence zeroes it, and the gradients
 // of the initial state and from the final one are its two ends.
 
-// 1 / (1 + 2^(-x log2 e)) where there is FMA, which makes a reduction in one step exact, and an estimate of 1/d, which
-// one Newton step completes: the sigmoid is most of the forward's arithmetic. Largest error 2.5 ulp.
-template <class V>
-BDAM_INLINE V fast_sigmoid(V x) {
-#ifdef BDAM_X86_DISPATCH
-  if constexpr (!is_double<V> && lanes<V> >= 8) {
-    constexpr float kLog2e = -1.44269504088896341f;
-    const V c = min(max(x, -87.f), 87.f);
-    V e, d, r;
-    if constexpr (lanes<V> == 16) {
-      const __m512 n = _mm512_roundscale_ps((__m512)(c * kLog2e), 0);
-      e = (V)_mm512_scalef_ps((__m512)exp2_polynomial<V>(c * kLog2e - (V)n), n);
-      d = e + 1.f;
-      r = (V)_mm512_rcp14_ps((__m512)d);
-    } else {
-      const V m = c * kLog2e + kRoundingBias;
-      const V p = exp2_polynomial<V>(c * kLog2e - (m - kRoundingBias));
-      e = (V)((int_vec<V>)p + ((int_vec<V>)m << 23));
-      d = e + 1.f;
-      r = (V)_mm256_rcp_ps((__m256)d);
-    }
-    r += r * (1.f - d * r);
-    return x < -87.f ? V{} : r;  // so that silu(-inf) is NaN, as -inf * 0 is
-  }
-#endif
-  return sigmoid<V>(x);
-}
-
 // Steps [begin, end) of a tile that are all padding, or all of one sequence; `reset`: the state is zeroed before them.
 struct Stretch {
   int begin, end;
@@ -158,7 +130,7 @@ BDAM_INLINE void forward_steps(const Block<V, K>& c, bool silu, const Stretch& s
     for (int j = 0; j < K; ++j) y += c.w[j] * r[j];
     BDAM_UNROLL
     for (int j = 0; j < K - 1; ++j) r[j] = r[j + 1];
-    out.set(t, silu ? y * fast_sigmoid<V>(y) : y);
+    out.set(t, silu ? y * sigmoid<V>(y) : y);
   }
 }
 
@@ -236,7 +208,7 @@ BDAM_INLINE void gradient_steps(const Block<V, K>& c, bool silu, const Stretch& 
       V y = c.bias;
       BDAM_UNROLL
       for (int j = 0; j < K; ++j) y += c.w[j] * r[j];
-      ds *= silu_derivative<V>(y, fast_sigmoid<V>(y));
+      ds *= silu_derivative<V>(y, sigmoid<V>(y));
     }
     BDAM_UNROLL
     for (int j = 0; j < K; ++j) dw[j] += ds * r[j];

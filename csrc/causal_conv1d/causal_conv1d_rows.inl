@@ -73,7 +73,7 @@ static void forward_row(const ConvParams& p, int64_t b, int64_t d, elem_t<V>* q,
     read_window<V, K>(p, c, p.reverse ? m : m - (K - 1), n + K - 1, q);
     for (int i = 0; i < n; i += W) {
       const V s = filter<V, K>(c, q + i);
-      store<V>(y + i, p.silu ? s * fast_sigmoid<V>(s) : s);
+      store<V>(y + i, p.silu ? s * sigmoid<V>(s) : s);
     }
     write_line<V>(line_at<V>(p, p.out, b, d, m), n, y);
   }
@@ -104,7 +104,7 @@ BDAM_INLINE void row_gradients(const ConvParams& p, const Channel<V, K>& c, cons
     V ds = load<V>(s.g + i);
     if (p.silu) {
       const V y = filter<V, K>(c, s.q + i);
-      ds *= silu_derivative<V>(y, fast_sigmoid<V>(y));
+      ds *= silu_derivative<V>(y, sigmoid<V>(y));
     }
     store<V>(e + i, ds);
     if (!dw) continue;

@@ -10,6 +10,7 @@ struct ScanBackward : ScanTask<V, PerLane> {
   static constexpr bool kFolded = Sweep<V, PerLane>::kFolded;
   E *dt, *x, *y, *dy, *dt_slope, *z_slope, *ddt, *dx;                             // [T][W]
   E *u_rows, *delta_rows, *z_rows, *dout_rows, *du_rows, *ddelta_rows, *dz_rows;  // [T][W], where not in place
+  Rows<V> u{};                                                                    // of the current tile and block
   E *eh, *after, *start, *a, *carry, *dA, *dskip, *dbias, *sum_B, *sum_C;
 
   ScanBackward(const ScanParams& params, int64_t task) : Base(params, task) {}
@@ -74,15 +75,17 @@ struct ScanBackward : ScanTask<V, PerLane> {
     const E* saved = this->unit_rows(p.checkpoint, b * (p.tiles() - 1) + tile - 1, N, block);
     for (int k = 0; k < N; ++k) store<V>(start + k * W, load<V>(saved + k * kScanUnit));
   }
-  void prelude(int block) const {
+  void prelude(int block) {
     const int64_t d0 = this->channel(block);
     const int n = this->width(block);
     const Stream su = p.u.at(b, t0, d0), sd = p.delta.at(b, t0, d0), sg = p.dout.at(b, t0, d0);
-    const Fetch next_u(su, this->next_block(su, block, -1), dt), next_delta(sd, this->next_block(sd, block, -1), dt);
-    const Fetch next_dout(sg, this->next_block(sg, block, -1), dt);
+    const int64_t after_u = this->next_block(su, block, -1), after_delta = this->next_block(sd, block, -1);
+    const int64_t after_dout = this->next_block(sg, block, -1);
+    const Fetch next_u(su, after_u, dt), next_delta(sd, after_delta, dt), next_dout(sg, after_dout, dt);
     const Fetch own_du(p.du.at(b, t0, d0), 0, dt), own_ddelta(p.ddelta.at(b, t0, d0), 0, dt);
-    const Rows<V> u = input_rows<V>(su, n_t, n, u_rows), delta = input_rows<V>(sd, n_t, n, delta_rows);
-    const Rows<V> dout = input_rows<V>(sg, n_t, n, dout_rows);
+    u = input_rows<V>(su, n_t, n, u_rows, after_u);
+    const Rows<V> delta = input_rows<V>(sd, n_t, n, delta_rows, after_delta);
+    const Rows<V> dout = input_rows<V>(sg, n_t, n, dout_rows, after_dout);
     const Rows<V> dts{dt, W}, slopes{dt_slope, W}, xs{x, W}, ys{y, W}, dys{dy, W}, ddts{ddt, W}, dxs{dx, W};
     const V bias = this->channel_vector(p.bias, block), skip = this->channel_vector(p.skip, block), one = set1<V>(1);
     const bool with_softplus = p.softplus, gated = static_cast<bool>(p.z);
@@ -106,14 +109,15 @@ struct ScanBackward : ScanTask<V, PerLane> {
       dxs.set(t, V{});
       if (!gated) sum += dyt * ut;
     }
-    if (gated) sum = gate(block, u, sum);
+    if (gated) sum = gate(block, sum);
     store<V>(dskip + block * W, sum);
   }
   // out = y silu(z): dy = dout silu(z), and dz = y * z_slope once y is known
-  V gate(int block, const Rows<V>& u, V sum) const {
+  V gate(int block, V sum) const {
     const Stream sz = p.z.at(b, t0, this->channel(block));
-    const Fetch next_z(sz, this->next_block(sz, block, -1), dt), own_dz(p.dz.at(b, t0, this->channel(block)), 0, dt);
-    const Rows<V> z = input_rows<V>(sz, n_t, this->width(block), z_rows), slopes{z_slope, W}, dys{dy, W};
+    const int64_t after = this->next_block(sz, block, -1);
+    const Fetch next_z(sz, after, dt), own_dz(p.dz.at(b, t0, this->channel(block)), 0, dt);
+    const Rows<V> z = input_rows<V>(sz, n_t, this->width(block), z_rows, after), slopes{z_slope, W}, dys{dy, W};
     const int8_t* kinds = this->steps;
     for (int t = 0, end = n_t; t < end; ++t) {
       next_z.read(t), own_dz.write(t);
@@ -159,7 +163,6 @@ struct ScanBackward : ScanTask<V, PerLane> {
     const int64_t d0 = this->channel(block);
     const int n = this->width(block);
     const Stream su = p.du.at(b, t0, d0), sd = p.ddelta.at(b, t0, d0);
-    const Rows<V> u = input_rows<V>(p.u.at(b, t0, d0), n_t, n, u_rows);
     const Rows<V> du = output_rows<V>(su, n, du_rows), ddelta = output_rows<V>(sd, n, ddelta_rows);
     const Rows<V> dts{dt, W}, slopes{dt_slope, W}, dys{dy, W}, ddts{ddt, W}, dxs{dx, W};
     const V skip = this->channel_vector(p.skip, block);
@@ -175,8 +178,8 @@ struct ScanBackward : ScanTask<V, PerLane> {
       sum += v;
     }
     store<V>(dbias + block * W, sum);
-    finish_rows(su, n_t, n, du, du_rows);
-    finish_rows(sd, n_t, n, ddelta, ddelta_rows);
+    finish_rows(su, n_t, n, du, du_rows, this->next_block(su, block, -1));
+    finish_rows(sd, n_t, n, ddelta, ddelta_rows, this->next_block(sd, block, -1));
     if (p.z) finish_gate(block);
   }
   void finish_gate(int block) const {
@@ -184,7 +187,7 @@ struct ScanBackward : ScanTask<V, PerLane> {
     const int n = this->width(block);
     const Rows<V> dz = output_rows<V>(sz, n, dz_rows), ys{y, W}, slopes{z_slope, W};
     for (int t = 0, end = n_t; t < end; ++t) dz.set(t, this->padding(t) ? V{} : ys[t] * slopes[t]);
-    finish_rows(sz, n_t, n, dz, dz_rows);
+    finish_rows(sz, n_t, n, dz, dz_rows, this->next_block(sz, block, -1));
   }
   // dB or dC of the tile, summed over this task's channels
   void store_projection(void* base, const E* sum) const {

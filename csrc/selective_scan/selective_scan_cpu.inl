@@ -298,7 +298,8 @@ struct ScanTask {
   }
   // How far ahead of a block the next one to be read lies; `step` = 1 walks the tiles forwards, -1 backwards.
   int64_t next_block(const Stream& s, int block, int step) const {
-    return block + 1 < blocks ? W : step * T * s.time - static_cast<int64_t>(blocks - 1) * W;
+    const int64_t on = s.channel * W;
+    return block + 1 < blocks ? on : step * T * s.time - (blocks - 1) * on;
   }
 };
 
@@ -341,10 +342,11 @@ struct ScanForward : ScanTask<V, PerLane> {
     const int64_t d0 = this->channel(block);
     const int n = this->width(block);
     const Stream su = p.u.at(b, t0, d0), sd = p.delta.at(b, t0, d0);
-    const Fetch next_u(su, this->next_block(su, block, 1), dt), next_delta(sd, this->next_block(sd, block, 1), dt);
+    const int64_t after_u = this->next_block(su, block, 1), after_delta = this->next_block(sd, block, 1);
+    const Fetch next_u(su, after_u, dt), next_delta(sd, after_delta, dt);
     const Fetch own_z(p.z ? p.z.at(b, t0, d0) : p.z, 0, dt), own_out(p.out.at(b, t0, d0), 0, dt);
-    const Rows<V> u = input_rows<V>(su, n_t, n, u_rows), delta = input_rows<V>(sd, n_t, n, delta_rows);
-    const Rows<V> dts{dt, W}, xs{x, W}, ys{y, W};
+    const Rows<V> u = input_rows<V>(su, n_t, n, u_rows, after_u);
+    const Rows<V> delta = input_rows<V>(sd, n_t, n, delta_rows, after_delta), dts{dt, W}, xs{x, W}, ys{y, W};
     const V bias = this->channel_vector(p.bias, block), skip = this->channel_vector(p.skip, block);
     const bool with_softplus = p.softplus;
     const int8_t* kinds = this->steps;
@@ -381,14 +383,14 @@ struct ScanForward : ScanTask<V, PerLane> {
     const Stream so = p.out.at(b, t0, d0);
     const bool gated = static_cast<bool>(p.z);
     const Rows<V> out = output_rows<V>(so, n, out_rows), ys{y, W};
-    const Rows<V> z = gated ? input_rows<V>(p.z.at(b, t0, d0), n_t, n, z_rows) : ys;
+    const Rows<V> z = gated ? input_rows<V>(p.z.at(b, t0, d0), n_t, n, z_rows, this->next_block(p.z, block, 1)) : ys;
     const int8_t* kinds = this->steps;
     for (int t = 0, end = n_t; t < end; ++t) {
       V v = ys[t], zt = z[t];
       if (gated) v *= zt * sigmoid(zt);
       out.set(t, kinds != nullptr && kinds[t] == kPadding ? V{} : v);
     }
-    finish_rows(so, n_t, n, out, out_rows);
+    finish_rows(so, n_t, n, out, out_rows, this->next_block(so, block, 1));
   }
 };
 
