@@ -73,16 +73,21 @@ struct ScanBackward : ScanTask<V, PerLane> {
       return;
     }
     const E* saved = this->unit_rows(p.checkpoint, b * (p.tiles() - 1) + tile - 1, N, block);
-    for (int k = 0; k < N; ++k) store<V>(start + k * W, load<V>(saved + k * kScanUnit));
+    for (int k = 0; k < N; ++k) {
+      __builtin_prefetch(saved + (N + k) * kScanUnit);  // the next unit's
+      store<V>(start + k * W, load<V>(saved + k * kScanUnit));
+    }
   }
   void prelude(int block) {
     const int64_t d0 = this->channel(block);
     const int n = this->width(block);
     const Stream su = p.u.at(b, t0, d0), sd = p.delta.at(b, t0, d0), sg = p.dout.at(b, t0, d0);
     const int64_t after_u = this->next_block(su, block, -1), after_delta = this->next_block(sd, block, -1);
-    const int64_t after_dout = this->next_block(sg, block, -1);
-    const Fetch next_u(su, after_u, dt), next_delta(sd, after_delta, dt), next_dout(sg, after_dout, dt);
-    const Fetch own_du(p.du.at(b, t0, d0), 0, dt), own_ddelta(p.ddelta.at(b, t0, d0), 0, dt);
+    const int64_t after_dout = this->next_block(sg, block, -1), after_z = this->next_block(p.z, block, -1);
+    this->plan_fetches({Fetch(su, after_u, dt), Fetch(sd, after_delta, dt), Fetch(sg, after_dout, dt),
+                        Fetch(p.z ? p.z.at(b, t0, d0) : p.z, after_z, dt), Fetch(p.du.at(b, t0, d0), 0, dt),
+                        Fetch(p.ddelta.at(b, t0, d0), 0, dt), Fetch(p.dz ? p.dz.at(b, t0, d0) : p.dz, 0, dt)},
+                       dt);
     u = input_rows<V>(su, n_t, n, u_rows, after_u);
     const Rows<V> delta = input_rows<V>(sd, n_t, n, delta_rows, after_delta);
     const Rows<V> dout = input_rows<V>(sg, n_t, n, dout_rows, after_dout);
@@ -92,7 +97,6 @@ struct ScanBackward : ScanTask<V, PerLane> {
     const int8_t* kinds = this->steps;
     V sum = load<V>(dskip + block * W);
     for (int t = 0, end = n_t; t < end; ++t) {
-      next_u.read(t), next_delta.read(t), next_dout.read(t), own_du.write(t), own_ddelta.write(t);
       V ut = u[t], v = delta[t] + bias, d = v, slope = one, dyt = dout[t];
       if (with_softplus) {
         const V s = exp_neg_abs(v);
@@ -116,11 +120,9 @@ struct ScanBackward : ScanTask<V, PerLane> {
   V gate(int block, V sum) const {
     const Stream sz = p.z.at(b, t0, this->channel(block));
     const int64_t after = this->next_block(sz, block, -1);
-    const Fetch next_z(sz, after, dt), own_dz(p.dz.at(b, t0, this->channel(block)), 0, dt);
     const Rows<V> z = input_rows<V>(sz, n_t, this->width(block), z_rows, after), slopes{z_slope, W}, dys{dy, W};
     const int8_t* kinds = this->steps;
     for (int t = 0, end = n_t; t < end; ++t) {
-      next_z.read(t), own_dz.write(t);
       if (kinds != nullptr && kinds[t] == kPadding) continue;
       const V zt = z[t], q = sigmoid(zt), g = dys[t], dyt = g * zt * q;
       dys.set(t, dyt);
@@ -140,6 +142,7 @@ struct ScanBackward : ScanTask<V, PerLane> {
       s.sum_B = sum_B + (p.B_constant ? at : row);
       s.sum_C = sum_C + (p.C_constant ? at : row);
       this->point(s, block, c);
+      this->point_fetches(s, c);
       if (p.single()) {
         s.single_forward(after);
         s.single_reverse(after, carry + at);
