@@ -11,13 +11,17 @@ from bdam_fast.ops.hsic.op import hsic
 from bdam_fast.ops.selective_scan.op import selective_scan
 from bdam_fast.ops.selective_scan.selective_state_update import selective_state_update
 
+from bdam_fast import compat, nn  # isort: skip  # both call the operators above
+
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "call_counts",
     "causal_conv1d",
     "causal_conv1d_update",
+    "compat",
     "hsic",
+    "nn",
     "reset_call_counts",
     "selective_scan",
     "selective_state_update",

@@ -58,14 +58,14 @@ def causal_conv1d_update(
     silu = wants_silu(OP, activation)
     tensors = (x, conv_state, weight, bias)
     if _backend.resolve(OP, backend, x.device) == "reference":
-        _check(*tensors)
+        check(*tensors)
         _checks.check_not_leaf(OP, "conv_state", conv_state)
         out, after = causal_conv1d_update_reference(*tensors, silu)
         conv_state.copy_(after)
         return out
     if not torch.compiler.is_compiling():
         return _call(tensors, silu)
-    _check(*tensors)
+    check(*tensors)
     if _autograd.needs_grad(tensors):
         return _differentiable(tensors, silu)
     _ready()
@@ -73,17 +73,17 @@ def causal_conv1d_update(
 
 
 def _call(tensors: tuple[Any, ...], silu: bool) -> Tensor:
-    """The kernel, eagerly. It checks what `_check` does, which is asked (4 us) only why a call was refused."""
+    """The kernel, eagerly. It checks what `check` does, which is asked (4 us) only why a call was refused."""
     _autograd.refuse_functorch(OP)
     _autograd.refuse_forward_mode(OP, tensors)
     raw = _raw()
     try:
         if _autograd.needs_grad(tensors):
-            _check(*tensors)
+            check(*tensors)
             return _differentiable(tensors, silu)
         out = _autograd.below_autograd(raw, (*tensors, silu))
     except (RuntimeError, TypeError, ValueError):
-        _check(*tensors)
+        check(*tensors)
         raise
     _autograd.mark_written(tensors[1])
     return out
@@ -102,7 +102,8 @@ def _differentiable(tensors: tuple[Any, ...], silu: bool) -> Tensor:
     return out.squeeze(-1) if x.dim() == 2 else out
 
 
-def _check(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def check(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raises where an argument has a wrong type, dtype, shape or device."""
     _checks.check_tensor(OP, "x", x)
     device = x.device
     _checks.check_tensor(OP, "conv_state", conv_state, device)
@@ -134,7 +135,7 @@ def _autograd_kernel(*args: Any) -> Any:
     _autograd.refuse_functorch(OP)
     _autograd.refuse_forward_mode(OP, args)
     if _autograd.needs_grad(args):
-        _check(*args[:4])
+        check(*args[:4])
         return _differentiable(args[:4], args[4])
     out = _autograd.below_autograd(_raw(), args)
     _autograd.mark_written(args[1])
