@@ -115,6 +115,18 @@ def test_compile_fullgraph(backend, grad):
             torch.testing.assert_close(graph, eager, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_compile_with_inductor():
+    torch._dynamo.reset()
+    problem = update_problem(2, 6)
+    with torch.no_grad():
+        expected = run_update(problem)
+        state = problem["conv_state"].clone()
+        compiled = torch.compile(bdam_fast.causal_conv1d_update, fullgraph=True)
+        out = compiled(**{**problem, "conv_state": state}, activation="silu")
+    assert torch.equal(out, expected[0]) and torch.equal(state, expected[1])
+
+
 def test_export():
     class Step(torch.nn.Module):
         def __init__(self):

@@ -139,6 +139,19 @@ def test_compile_fullgraph(backend, grad):
             torch.testing.assert_close(graph, eager, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_compile_with_inductor():
+    torch._dynamo.reset()
+    problem = step_problem(2, 6, 4)
+    with torch.no_grad():
+        expected = run_step(problem)
+        state = problem["state"].clone()
+        out = torch.compile(bdam_fast.selective_state_update, fullgraph=True)(
+            **{**problem, "state": state}, dt_softplus=True
+        )
+    assert torch.equal(out, expected[0]) and torch.equal(state, expected[1])
+
+
 def test_export():
     class Step(torch.nn.Module):
         def __init__(self):
