@@ -60,7 +60,7 @@ def _modeling(family: str) -> ModuleType:
 def _unknown(what: str) -> RuntimeError:
     version = importlib.import_module("transformers").__version__
     return RuntimeError(
-        f"patch_transformers: transformers must have the Mamba models of 4.45 to 5.23 as known here, got version {version} "
+        f"patch_transformers: transformers must have the Mamba models of 4.57 to 5.23 as known here, got version {version} "
         f"({what})"
     )
 
