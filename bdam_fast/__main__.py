@@ -8,7 +8,7 @@ import torch
 import bdam_fast
 from bdam_fast import _backend, _native
 
-OPERATORS = ("selective_scan", "causal_conv1d", "hsic")
+OPERATORS = _native.OPERATORS
 DEVICES = ("cpu", "cuda")
 
 
@@ -19,7 +19,7 @@ def describe() -> str:
         f"{platform.system()} {platform.machine()}",
         *_extension_lines(),
         "",
-        f"{'operator':<16}{'device':<8}{'auto takes':<12}why not the others",
+        f"{'operator':<24}{'device':<8}{'auto takes':<12}why not the others",
     ]
     for operator in OPERATORS:
         for device_name in DEVICES:
@@ -27,8 +27,8 @@ def describe() -> str:
             chosen = _backend.automatic(device)
             others = [b for b in (*_backend.LATER, "cpu", "reference") if b != chosen]
             reasons = [f"{b}: {_reason(operator, b, device)}" for b in others]
-            lines.append(f"{operator:<16}{device_name:<8}{chosen:<12}{reasons[0]}")
-            lines += [" " * 36 + reason for reason in reasons[1:]]
+            lines.append(f"{operator:<24}{device_name:<8}{chosen:<12}{reasons[0]}")
+            lines += [" " * 44 + reason for reason in reasons[1:]]
     return "\n".join(lines)
 
 

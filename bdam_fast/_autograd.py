@@ -46,6 +46,12 @@ def below_autograd(raw: Callable[..., Any], args: Sequence[Any]) -> Any:
         return raw(*args)
 
 
+def mark_written(value: Tensor) -> None:
+    """Notes that a kernel wrote into `value`: a backward that saved its old contents then raises instead of using them."""
+    if not value.is_inference():
+        torch._C._increment_version([value])
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Switches autocast off in a reference: sums and states are float32 whatever the caller's autocast says."""
     if torch.amp.is_autocast_available(device.type):

@@ -52,3 +52,20 @@ def check_devices(op: str, first: Tensor, others: Sequence[Tensor | None]) -> No
     for value in others:
         if value is not None and value.device != first.device:
             raise ValueError(f"{op}: all tensors must be on {first.device} like the first argument, got {value.device}")
+
+
+def check_not_expanded(op: str, name: str, value: Tensor) -> None:
+    """No two elements of a tensor that will be written share memory."""
+    if any([size > 1 and stride == 0 for size, stride in zip(value.shape, value.stride(), strict=True)]):
+        raise ValueError(
+            f"{op}: {name} is updated in place and must not be expanded, got strides {shape_text(value.stride())}"
+        )
+
+
+def check_not_leaf(op: str, name: str, value: Tensor) -> None:
+    """In grad mode, no leaf that requires grad: autograd has no history to record its update in."""
+    if torch.is_grad_enabled() and value.requires_grad and value.is_leaf:
+        raise RuntimeError(
+            f"{op}: {name} is updated in place and must not be a leaf that requires grad, got one; pass {name}.clone() "
+            "or call under torch.no_grad()"
+        )

@@ -12,6 +12,7 @@ REMEDY = (
     "build it with `pip install --no-build-isolation .` (or, in a checkout, `python setup.py build_ext --inplace`), "
     'or pass backend="reference"'
 )
+OPERATORS = ("selective_scan", "selective_state_update", "causal_conv1d", "causal_conv1d_update", "hsic")
 _reference_calls: Counter[str] = Counter()
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -78,7 +79,7 @@ def call_counts() -> dict[str, int]:
     The cpu numbers are counted inside the extension, at the entry of each kernel; the reference is counted forward only
     (its backward is plain autograd).
     """
-    counts = {f"{op}.reference.forward": _reference_calls[op] for op in ("selective_scan", "causal_conv1d", "hsic")}
+    counts = {f"{op}.reference.forward": _reference_calls[op] for op in OPERATORS}
     module = _attempt()[0]
     if module is not None:
         counts.update(module.call_counts())

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdam_fast.ops.causal_conv1d.causal_conv1d_update import causal_conv1d_update
 from bdam_fast.ops.causal_conv1d.op import causal_conv1d
 from bdam_fast.ops.selective_scan.op import selective_scan
+from bdam_fast.ops.selective_scan.selective_state_update import selective_state_update
 
 
 class Mamba(nn.Module):
@@ -95,7 +97,15 @@ class Mamba(nn.Module):
         self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
         self.D._no_weight_decay = True  # type: ignore[attr-defined]
 
-    def forward(self, hidden_states: Tensor, seq_idx: Tensor | None = None, reverse: bool = False) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        seq_idx: Tensor | None = None,
+        reverse: bool = False,
+        *,
+        initial_states: tuple[Tensor, Tensor] | None = None,
+        return_states: bool = False,
+    ) -> Any:  # a union would make every caller narrow it
         """(B, L, d_model) to (B, L, d_model).
 
         Args:
@@ -103,24 +113,39 @@ class Mamba(nn.Module):
             seq_idx: (B, L) int32, the packed sequence that each step belongs to; a negative index is padding, whose
                 output is that of a zero vector and which no other step sees.
             reverse: process the steps from the last to the first.
+            initial_states: (conv_state (B, E, W), ssm_state (B, E, N)) before the first processed step, read only; zero
+                by default.
+            return_states: also return the two states after the last processed step, new tensors with which `step` or
+                another call continues. The oldest entry of conv_state, which nothing reads, is zero.
+
+        Returns:
+            out, or (out, (conv_state, ssm_state)) with states in float32 (float64 in a float64 block).
 
         Raises:
-            ValueError: `hidden_states` has another shape.
+            ValueError: `hidden_states` or a state has another shape.
         """
         if hidden_states.dim() != 3 or hidden_states.shape[2] != self.d_model:
             raise ValueError(
                 f"Mamba: hidden_states must have shape (B, L, {self.d_model}), got {tuple(hidden_states.shape)}"
             )
+        window, ssm_state = None, None
+        if initial_states is not None:
+            self._check_states(hidden_states.shape[0], *initial_states)
+            window, ssm_state = initial_states[0][:, :, 1:], initial_states[1]
         options: dict[str, Any] = {"reverse": reverse, "seq_idx": seq_idx, "backend": self.backend}
         x_BLE, z_BLE = self.in_proj(hidden_states).chunk(2, dim=-1)
-        weight = self.conv1d.weight.squeeze(1)
-        x_BEL = causal_conv1d(x_BLE.transpose(1, 2), weight, self.conv1d.bias, "silu", **options)
-        step_BLR, B_BLN, C_BLN = self.x_proj(x_BEL.transpose(1, 2)).split(
-            [self.dt_rank, self.d_state, self.d_state], dim=-1
+        x_BEL = causal_conv1d(
+            *(x_BLE.transpose(1, 2), self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu"),
+            initial_states=window,
+            return_final_states=return_states,
+            **options,
         )
+        if return_states:
+            x_BEL, final = x_BEL
+        delta_BLE, B_BLN, C_BLN = self._projections(x_BEL.transpose(1, 2))
         y_BEL = selective_scan(
             x_BEL,
-            F.linear(step_BLR, self.dt_proj.weight).transpose(1, 2),
+            delta_BLE.transpose(1, 2),
             -torch.exp(self.A_log.float()),
             B_BLN.transpose(1, 2),
             C_BLN.transpose(1, 2),
@@ -128,9 +153,73 @@ class Mamba(nn.Module):
             z_BLE.transpose(1, 2),
             self.dt_proj.bias.float(),
             delta_softplus=True,
+            return_last_state=return_states,
+            initial_state=ssm_state,
             **options,
         )
-        return self.out_proj(y_BEL.transpose(1, 2))
+        if not return_states:
+            return self.out_proj(y_BEL.transpose(1, 2))
+        y_BEL, ssm_state = y_BEL
+        conv_state = F.pad(final, (1, 0))
+        return self.out_proj(y_BEL.transpose(1, 2)), (conv_state, ssm_state)
+
+    def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of decoding: (out (B, 1, d_model), conv_state, ssm_state), the states updated in place.
+
+        Args:
+            hidden_states: (B, 1, d_model).
+            conv_state, ssm_state: (B, E, W) and (B, E, N), from `allocate_inference_cache`, `forward` or the step before.
+
+        Raises:
+            ValueError: an argument has another shape.
+        """
+        if hidden_states.dim() != 3 or hidden_states.shape[1:] != (1, self.d_model):
+            raise ValueError(
+                f"Mamba: hidden_states must have shape (B, 1, {self.d_model}) in a step, "
+                f"got {tuple(hidden_states.shape)}"
+            )
+        self._check_states(hidden_states.shape[0], conv_state, ssm_state)
+        x_BE, z_BE = self.in_proj(hidden_states[:, 0]).chunk(2, dim=-1)
+        weight = self.conv1d.weight.squeeze(1)
+        x_BE = causal_conv1d_update(x_BE, conv_state, weight, self.conv1d.bias, "silu", backend=self.backend)
+        delta_BE, B_BN, C_BN = self._projections(x_BE)
+        y_BE = selective_state_update(
+            *(ssm_state, x_BE, delta_BE, -torch.exp(self.A_log.float()), B_BN, C_BN),
+            *(self.D.float(), z_BE, self.dt_proj.bias.float(), True),
+            backend=self.backend,
+        )
+        return self.out_proj(y_BE)[:, None], conv_state, ssm_state
+
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int | None = None, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Zero states for `step`: conv_state (B, E, W) and ssm_state (B, E, N).
+
+        Args:
+            batch_size: B.
+            max_seqlen: of the existing module's signature; these states have the same size at any length.
+            dtype: of both; by default that of conv1d for conv_state, and float32 for ssm_state, in which the scan sums.
+        """
+        weight = self.conv1d.weight
+        conv_state = torch.zeros(
+            batch_size, self.d_inner, self.d_conv, device=weight.device, dtype=dtype or weight.dtype
+        )
+        kind = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        ssm_state = torch.zeros(batch_size, self.d_inner, self.d_state, device=weight.device, dtype=dtype or kind)
+        return conv_state, ssm_state
+
+    def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The step before its bias (..., E), B and C (..., N) of x (..., E)."""
+        rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return F.linear(rank, self.dt_proj.weight), B, C
+
+    def _check_states(self, batch: int, conv_state: Tensor, ssm_state: Tensor) -> None:
+        expected = (("conv_state", conv_state, self.d_conv), ("ssm_state", ssm_state, self.d_state))
+        for name, state, width in expected:
+            if tuple(state.shape) != (batch, self.d_inner, width):
+                raise ValueError(
+                    f"Mamba: {name} must have shape ({batch}, {self.d_inner}, {width}), got {tuple(state.shape)}"
+                )
 
     def extra_repr(self) -> str:
         """The widths, for `print(model)`."""

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bdam_fast import _native
+
 ROOT = Path(__file__).resolve().parent.parent
 OPS = sorted(p.name for p in (ROOT / "bdam_fast/ops").iterdir() if (p / "op.py").exists())
+UPDATES = {"selective_state_update": "selective_scan", "causal_conv1d_update": "causal_conv1d"}
 PYTHON = sorted(p for folder in ("bdam_fast", "training", "tests", "bench") for p in (ROOT / folder).rglob("*.py"))
 CSRC = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h", ".inl", ".cu", ".cuh"))
 # A stage imports from its left only; several names in one entry are one stage.
@@ -49,6 +52,20 @@ def imports(path: Path) -> set[str]:
 
 def test_there_are_operators():
     assert OPS == ["causal_conv1d", "hsic", "selective_scan"]
+
+
+def test_every_public_operator_is_known():
+    assert set(OPS) | set(UPDATES) == set(_native.OPERATORS)
+
+
+@pytest.mark.parametrize("op", UPDATES)
+def test_one_name_per_update_in_its_family_s_folders(op):
+    """An operator that updates a state in place lives with the operator whose step it is."""
+    family = f"csrc/{UPDATES[op]}/{op}"
+    homes = [f"{family}.h", f"{family}.cpp", f"{family}_cpu.cpp", f"{family}_cpu.inl"]
+    homes += [f"bdam_fast/ops/{UPDATES[op]}/{op}.py", f"tests/test_{op}.py", f"tests/test_{op}_errors.py"]
+    assert [h for h in homes if not (ROOT / h).exists()] == []
+    assert f"def {op}_reference(" in (ROOT / f"bdam_fast/ops/{UPDATES[op]}/reference.py").read_text()
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -93,6 +93,12 @@ inline bool is_dense(const Tensor& t) {
   }
   return true;
 }
+// Refuses a tensor to be written in which two elements share memory, as PyTorch's in-place functions do.
+inline void check_writable(const char* op, const char* name, const Tensor& t) {
+  for (int64_t i = 0; i < t.dim(); ++i)
+    STD_TORCH_CHECK(t.size(i) < 2 || t.stride(i) != 0, op, ": ", name,
+                    " is updated in place and must not be expanded, got strides ", shape_text(t.strides()));
+}
 // torch.empty_like: the memory order of `t`, whatever it is.
 inline Tensor allocate_like(const Tensor& t) {
   if (t.numel() > 0 && is_dense(t))

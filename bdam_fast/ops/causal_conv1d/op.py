@@ -61,7 +61,7 @@ def causal_conv1d(
     """
     if not isinstance(x, Tensor):
         _checks.check_tensor(OP, "x", x)
-    silu = _wants_silu(activation)
+    silu = wants_silu(OP, activation)
     tensors = (x, weight, bias, initial_states, seq_idx)
     flags = (silu, reverse, return_final_states)
     if _backend.resolve(OP, backend, x.device) == "reference":
@@ -91,13 +91,18 @@ def _call(tensors: tuple[Any, ...], flags: tuple[bool, bool, bool]) -> Any:
     return (out, final) if flags[2] else out
 
 
-def _wants_silu(activation: object) -> bool:
+def wants_silu(op: str, activation: object) -> bool:
+    """Whether `activation` is SiLU.
+
+    Raises:
+        TypeError, ValueError: it is neither None nor one of SiLU's two names.
+    """
     if activation is None:
         return False
     if not isinstance(activation, str):
-        raise TypeError(f"{OP}: activation must be None or a string, got {type(activation).__name__}")
+        raise TypeError(f"{op}: activation must be None or a string, got {type(activation).__name__}")
     if activation not in ("silu", "swish"):
-        raise ValueError(f'{OP}: activation must be None, "silu" or "swish", got {activation!r}')
+        raise ValueError(f'{op}: activation must be None, "silu" or "swish", got {activation!r}')
     return True
 
 

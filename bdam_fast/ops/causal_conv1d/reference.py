@@ -74,3 +74,23 @@ def _packed(
     final = window.gather(2, last[:, None].expand_as(before))
     last_runs = runs.gather(1, last)
     return out, final.masked_fill((last_runs != last_runs[:, -1:])[:, None], 0)
+
+
+def causal_conv1d_update_reference(
+    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor]:
+    """(out in x's shape and dtype, the new state (B, D, S)) of `causal_conv1d_update`, whose arguments are checked.
+
+    s_t = bias + sum_j weight[:, j] q_{S+t-W+1+j}, where q is the state followed by x; the new state is the end of q.
+    """
+    _native.count_reference_call("causal_conv1d_update")
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    with _autograd.full_precision(x.device):
+        taps = weight.to(dtype)
+        offset = taps.new_zeros(x.shape[1]) if bias is None else bias.to(dtype)
+        steps = x[:, :, None] if x.dim() == 2 else x
+        unused = conv_state.shape[2] - weight.shape[1] + 1
+        window = torch.cat([conv_state[:, :, unused:].to(dtype), steps.to(dtype)], 2)
+        out = _filter(window, taps, offset, silu).to(x.dtype)
+        after = torch.cat([conv_state, steps.to(conv_state.dtype)], 2)[:, :, steps.shape[2] :]
+        return out.view(x.shape) if x.dim() == 2 else out, after
