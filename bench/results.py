@@ -18,7 +18,7 @@ from bdam_fast import _native
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-FACTS = ("date", "commit", "machine", "threads", "isa", "torch", "python", "bdam_fast", "malloc", "mode")
+FACTS = ("date", "commit", "machine", "threads", "isa", "torch", "python", "bdam_fast", "malloc", "load", "mode")
 CASE = ("op", "shape", "order", "dtype", "direction")
 MEASURED = (
     "variant kind rounds median_ms p20_ms p80_ms times_ours error speed_per_element speed_per_state "
@@ -61,6 +61,8 @@ def facts() -> Row:
         "python": platform.python_version(),
         "bdam_fast": bdam_fast.__version__,
         "malloc": malloc_setting(),
+        # Processes that wanted to run over the last minute: above 0.5 at the start, somebody else was measured too.
+        "load": f"{os.getloadavg()[0]:.2f}",
         "mode": "full",
     }
 
@@ -101,17 +103,25 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def newest(rows: Iterable[Row]) -> list[list[Row]]:
+def newest(rows: Iterable[Row], malloc: str = "") -> list[list[Row]]:
     """The rows of each case from its newest full run (from its newest quick run when there is no full one).
 
-    Rows of one case in one run were measured side by side, so only those are compared. Cases keep the order in which
-    they first appear.
+    Rows of one case in one run were measured side by side, so only those are compared, and only runs under one malloc
+    setting: `malloc`, or that of the newest full run. Cases keep the order in which they first appear.
     """
+    rows = list(rows)
+    if not rows:
+        return []
+    chosen = malloc or max(rows, key=_age)["malloc"]
     runs: dict[tuple[str, ...], dict[tuple[bool, str], list[Row]]] = {}
     for row in rows:
-        case = runs.setdefault(tuple(row[key] for key in CASE), {})
-        case.setdefault((row["mode"] == "full", row["date"]), []).append(row)
+        if row["malloc"] == chosen:
+            runs.setdefault(tuple(row[key] for key in CASE), {}).setdefault(_age(row), []).append(row)
     return [case[max(case)] for case in runs.values()]
+
+
+def _age(row: Row) -> tuple[bool, str]:
+    return row["mode"] == "full", row["date"]
 
 
 def ours(case: Iterable[Row]) -> Row | None:

@@ -23,6 +23,7 @@ from bench.results import Row
 Op = Literal["selective_scan", "causal_conv1d", "hsic", "mamba_block", "transformers", "overhead"]
 OPS: tuple[str, ...] = get_args(Op)
 QUICK_ROUNDS = 3
+QUIET_LOAD = 0.5
 # glibc keeps freed memory instead of handing it back after every call: measures the kernels, not the page faults.
 KEPT = {"MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_MMAP_THRESHOLD_": "100000000000"}
 
@@ -97,6 +98,8 @@ def describe(machine: limits.Machine, console: Console) -> None:
     console.print(
         f"{facts}\ncopy {machine.bandwidth / 1e9:.1f} GB/s, matrix products {machine.flops / 1e9:.0f} GFLOP/s"
     )
+    if float(results.facts()["load"]) > QUIET_LOAD:
+        console.print(f"[yellow]the machine is busy (load {results.facts()['load']}): these numbers are noise[/yellow]")
     if machine.reason:
         console.print(f"[yellow]no share of the limit: {machine.reason}[/yellow]")
     else:
