@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from bdam_fast.nn import Mamba
 from bench import peers
-from bench.case import Case, Variant
+from bench.bench_selective_scan import work as scan_work
+from bench.case import Case, Variant, Work
 
 # B, L, d_model
 SHAPES = [(8, 273, 256), (2, 512, 768)]
@@ -34,6 +35,16 @@ def mixer(width: int) -> nn.Module:
     made = module.MambaMixer(config, layer_idx=0)
     made.load_state_dict(block(width, "cpu").state_dict())
     return made.eval()
+
+
+def work(batch: int, length: int, width: int, direction: str) -> Work:
+    """Matrix products of the four projections, twice as many backward; elementary functions of the scan and conv's SiLU."""
+    inner, states, rank = 2 * width, 16, -(-width // 16)
+    weights = width * 2 * inner + inner * (rank + 2 * states) + rank * inner + inner * width
+    scan = scan_work((batch, inner, length, states), direction)
+    passes, element = (1, batch * inner * length) if direction == "forward" else (3, 2 * batch * inner * length)
+    sigmoids = scan.sigmoid + element
+    return Work(exp2=scan.exp2, softplus=scan.softplus, sigmoid=sigmoids, flops=2.0 * batch * length * weights * passes)
 
 
 def variant(name: str, module: nn.Module, hidden: Tensor, direction: str, kind: str = "eager") -> Variant:
@@ -76,4 +87,5 @@ def _case(shape: tuple[int, int, int], direction: str, quick: bool) -> Case:
         return result
 
     skipped = {"transformers": why} if why else {}
-    return Case("mamba_block", f"B {batch} L {length} d_model {width}", direction, variants, exact, skipped=skipped)
+    text = f"B {batch} L {length} d_model {width}"
+    return Case("mamba_block", text, direction, variants, exact, work(*shape, direction), skipped=skipped)

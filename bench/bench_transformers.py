@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bdam_fast.nn import Mamba
-from bench import peers
-from bench.case import Case, Variant
+from bench import bench_mamba_block, peers
+from bench.case import Case, Variant, Work
 
 MODEL = "2 layers, hidden 768, vocabulary 1024"
 SIZES = {"hidden_size": 768, "num_hidden_layers": 2, "state_size": 16, "expand": 2, "vocab_size": 1024}
@@ -111,6 +111,17 @@ def generate_exact() -> list[Tensor]:
     return [ids]
 
 
+def work(direction: str) -> Work:
+    """The blocks of all layers and the logits (their products three times with the backward); nothing for generation."""
+    if direction not in ("forward", "forward+backward"):
+        return Work()
+    layers, hidden = SIZES["num_hidden_layers"], SIZES["hidden_size"]
+    block = bench_mamba_block.work(BATCH, LENGTH, hidden, direction)
+    logits = 2.0 * BATCH * LENGTH * hidden * SIZES["vocab_size"] * (1 if direction == "forward" else 3)
+    functions = {name: layers * getattr(block, name) for name in ("exp2", "softplus", "sigmoid")}
+    return Work(flops=layers * block.flops + logits, **functions)
+
+
 def cases(quick: bool = False) -> Iterator[Case]:
     """Forward, forward+backward and generation, patched against unpatched."""
     text = f"{MODEL}, B {BATCH} L {LENGTH}"
@@ -127,4 +138,4 @@ def _case(
     if not left_out:
         variants.append(Variant("unpatched", call))
     skipped = {"unpatched": left_out} if left_out else {}
-    return Case("transformers", text, direction, variants, exact, skipped=skipped, tolerance=TOLERANCE)
+    return Case("transformers", text, direction, variants, exact, work(direction), "", "float32", skipped, TOLERANCE)

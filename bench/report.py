@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from bench import plot, results, targets
+from bench import harness, plot, results, targets
 from bench.results import CASE, Row
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -62,10 +62,22 @@ def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def peers_cell(case: Case) -> str:
-    """All timed peers with their ratio to ours, the fastest first."""
+    """All timed peers with their ratio to ours, the fastest first; few rounds are said."""
     timed = [row for row in case if row["median_ms"] and row["kind"] in ("eager", "compiled")]
     timed.sort(key=lambda row: float(row["median_ms"]))
-    return ", ".join(f"{row['variant']} {float(row['times_ours']):.3g} × ({row['rounds']} rounds)" for row in timed)
+    few = {row["variant"]: f" ({row['rounds']} rounds)" for row in timed if int(row["rounds"]) < harness.MIN_ROUNDS}
+    return ", ".join(f"{row['variant']} {float(row['times_ours']):.3g} ×{few.get(row['variant'], '')}" for row in timed)
+
+
+def speed_cell(case: Case, own: Row) -> str:
+    """Our speed relative to the anchor that was measured in turn with it."""
+    anchor = next((row["variant"].partition(", ")[2] for row in case if row["kind"] == "anchor"), "")
+    if not anchor or not own["speed_per_element"]:
+        return ""
+    text = f"{float(own['speed_per_element']):.2f} of {anchor}"
+    if own["speed_per_state"] not in ("", own["speed_per_element"]):
+        text += f" ({float(own['speed_per_state']):.2f} per element-state)"
+    return text
 
 
 def time_lines(cases: Sequence[Case]) -> list[list[str]]:
@@ -76,13 +88,8 @@ def time_lines(cases: Sequence[Case]) -> list[list[str]]:
         if own is None:
             continue
         spread = f"{milliseconds(own['median_ms'])} ({milliseconds(own['p20_ms'])}–{milliseconds(own['p80_ms'])})"
-        speed = ", ".join(
-            f"{float(own[column]):.2f} per {word}"
-            for column, word in (("speed_per_element", "element"), ("speed_per_state", "element-state"))
-            if own[column]
-        )
         shares = [percent(own["share_of_bandwidth"]), percent(own["share_of_limit"])]
-        lines.append([name(case), case[0]["direction"], spread, peers_cell(case), *shares, speed])
+        lines.append([name(case), case[0]["direction"], spread, peers_cell(case), *shares, speed_cell(case, own)])
     return lines
 
 
@@ -128,7 +135,7 @@ def full_page(cases: Sequence[Case], picture: str) -> str:
         "peers, times ours",
         "of bandwidth",
         "of limit",
-        "speed of main",
+        "speed per element",
     ]
     parts = [f"# {cases[0][0]['machine']}, {cases[0][0]['threads']} threads", provenance(cases), f"![bars]({picture})"]
     for op in dict.fromkeys(case[0]["op"] for case in cases):

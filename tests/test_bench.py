@@ -1,6 +1,7 @@
 """The benchmark's own code: peers against the reference, arithmetic by hand, rows on disk, the report."""
 
 import csv
+import time
 
 import pytest
 import torch
@@ -153,6 +154,23 @@ def test_slow_peer_gets_fewer_rounds_unless_it_is_the_fastest(monkeypatch):
     assert rounds["only"] == str(harness.MIN_ROUNDS) and int(rounds["bdam_fast"]) >= harness.ROUNDS
 
 
+def test_time_to_compile_is_no_round(monkeypatch):
+    calls = []
+
+    def compiles_first() -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 1:
+            time.sleep(0.2)
+        return torch.ones(1)
+
+    monkeypatch.setattr(harness, "VERY_SLOW_SECONDS", 0.1)
+    case = fake_case()
+    variants = [*case.variants, Variant("compiled", compiles_first, "compiled")]
+    made = harness.rows(Case(**{**vars(case), "variants": variants}), MACHINE, rounds=3)
+    row = next(row for row in made if row["variant"] == "compiled")
+    assert row["rounds"] == "3" and float(row["p80_ms"]) < 100
+
+
 def test_missing_peer_says_why():
     assert "bench" in peers.missing("no_such_module", "x") and "no_such_module" in peers.missing("no_such_module", "x")
     assert peers.missing("math", "no_such_name") == "math of this version has no no_such_name"
@@ -223,7 +241,7 @@ def test_memory_target_is_a_share_of_the_formula():
 
 
 def test_report_into_a_folder(tmp_path):
-    rows = [row("bdam_fast", 2, "ours", share_of_limit="0.61"), row("lean loop", 40, times_ours="20")]
+    rows = [row("bdam_fast", 2, "ours", share_of_limit="0.61"), row("lean loop", 40, times_ours="20", rounds="3")]
     rows += [row("mambapy", "", "skipped", note="not installed")]
     path = tmp_path / "a-cpu-2t.csv"
     with path.open("w", newline="") as file:
@@ -234,7 +252,7 @@ def test_report_into_a_folder(tmp_path):
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     cases = report.write(path)
     page = path.with_suffix(".md").read_text()
-    assert "lean loop 20 × (9 rounds)" in page and "61%" in page and "mambapy: not installed" in page
+    assert "lean loop 20 × (3 rounds)" in page and "61%" in page and "mambapy: not installed" in page
     assert path.with_suffix(".png").stat().st_size > 1000
     report.update_readme(readme, report.summary(cases, "results/a-cpu-2t.md", "results/a-cpu-2t.png"))
     text = readme.read_text()
