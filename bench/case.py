@@ -79,6 +79,8 @@ def flat(result: object) -> list[Tensor]:
 def error(got: object, exact: Sequence[Tensor]) -> float:
     """The largest difference relative to the largest entry, over all results; infinite where a value is not finite.
 
+    A result that is exactly zero (the gradient of A at L = 1) is compared on the scale of the largest one.
+
     Raises:
         ValueError: another number of results, or another shape.
     """
@@ -87,11 +89,13 @@ def error(got: object, exact: Sequence[Tensor]) -> float:
     if shapes[0] != shapes[1]:
         raise ValueError(f"bench: results must have shapes {shapes[1]}, got {shapes[0]}")
     worst = 0.0
-    for a, b in zip(results, exact, strict=True):
+    scales = [t.detach().abs().max().item() if t.numel() else 0.0 for t in exact]
+    largest = max(scales, default=0.0) or 1.0
+    for a, b, scale in zip(results, exact, scales, strict=True):
         if a.numel() == 0:
             continue
         gap = (a.detach().double() - b.detach().double()).abs().max().item()
         if not gap < float("inf"):
             return float("inf")
-        worst = max(worst, gap / max(b.detach().abs().max().item(), 1e-30))
+        worst = max(worst, gap / (scale or largest))
     return worst

@@ -24,7 +24,7 @@ VERY_SLOW_SECONDS = 10.0
 # Tests that must pass before an op is measured, where the name of the file is not that of the op.
 TESTS = {
     "mamba_block": ("nn", "selective_scan", "causal_conv1d"),
-    "transformers": ("compat",),
+    "transformers": ("compat", "transformers"),
     "overhead": ("selective_scan", "causal_conv1d", "hsic"),
 }
 

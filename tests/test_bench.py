@@ -76,6 +76,8 @@ def test_error_is_relative_to_the_largest_entry_of_each_result():
     exact = [torch.tensor([1.0, -4.0]), torch.tensor([100.0])]
     assert error([torch.tensor([1.0, -3.0]), torch.tensor([101.0])], exact) == pytest.approx(0.25)
     assert error([torch.tensor([1.0, float("nan")]), torch.tensor([100.0])], exact) == float("inf")
+    zero = [torch.zeros(2), torch.tensor([10.0])]
+    assert error([torch.full((2,), 1e-3), torch.tensor([10.0])], zero) == pytest.approx(1e-4)
     with pytest.raises(ValueError, match=r"results must have shapes \[\(2,\), \(1,\)\], got \[\(3,\)\]"):
         error(torch.zeros(3), exact)
 
