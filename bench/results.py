@@ -45,15 +45,23 @@ def malloc_setting(environment: Mapping[str, str] = os.environ) -> str:
     return " ".join(found) or "default"
 
 
+def commit() -> str:
+    """The short hash of the checkout, `-dirty` if a tracked file differs; what the benchmark itself writes does not count."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!README.md")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
+
+
 @lru_cache(maxsize=1)
 def facts() -> Row:
     """What a row must carry to be believed. One date per process: the rows of a run belong together."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
     isa = _native.extension().isa() if _native.available() else ""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "commit": commit,
+        "commit": commit(),
         "machine": cpu_name(),
         "threads": str(torch.get_num_threads()),
         "isa": isa,

@@ -10,6 +10,7 @@ from bench import (
     bench_causal_conv1d,
     bench_hsic,
     bench_selective_scan,
+    bench_training,
     harness,
     limits,
     peers,
@@ -211,6 +212,13 @@ def test_rows_are_appended_and_never_edited(tmp_path):
     path.write_text("date,op\n")
     with pytest.raises(RuntimeError, match="has other columns than this version writes"):
         results.append([{"op": "x"}], tmp_path)
+
+
+def test_rows_of_training_runs_fit_the_columns():
+    curve = [{"seconds": 0.1}, {"seconds": 0.3}, {"seconds": 0.2}]
+    made = bench_training._row(bench_training.Arguments(), "reference", curve, {"cpu": 0.2, "reference": 0.6})
+    assert set(made) <= set(results.COLUMNS)
+    assert (made["median_ms"], made["times_ours"], made["rounds"]) == ("200", "3", "3")
 
 
 def test_newest_full_run_of_one_malloc_setting_wins():
