@@ -15,7 +15,8 @@ from bench.results import ROOT, Row
 # A sample repeats its call until it has lasted this long, so that the clock's resolution and jitter do not matter.
 SAMPLE_SECONDS = 0.01
 ROUNDS = 9
-# A peer that takes longer than SLOW is measured SLOW_ROUNDS times, the fastest eager peer MIN_ROUNDS times at least.
+# A peer that takes longer than SLOW_SECONDS is measured SLOW_ROUNDS times, the fastest eager peer MIN_ROUNDS times at
+# least (unless a call takes VERY_SLOW_SECONDS).
 SLOW_SECONDS = 1.0
 SLOW_ROUNDS = 3
 MIN_ROUNDS = 7
@@ -128,7 +129,8 @@ def measure(runs: Sequence[_Run], rounds: int = ROUNDS, tick: Callable[[str], No
                 run.samples.append(_seconds(run, run.repeats)[0] * 1e3)
     eager = [run for run in runs if run.variant.kind == "eager"]
     best = min(eager, key=lambda run: timing(run.samples).median, default=None)
-    while best is not None and len(best.samples) < min(rounds, MIN_ROUNDS):
+    # Beyond VERY_SLOW_SECONDS a call (a model's backward over a loop takes a minute) three rounds have to do.
+    while best is not None and best.estimate <= VERY_SLOW_SECONDS and len(best.samples) < min(rounds, MIN_ROUNDS):
         for run in (best, *(run for run in runs if run.variant.kind == "ours")):
             tick(f"extra round, {run.variant.name}")
             run.samples.append(_seconds(run, run.repeats)[0] * 1e3)

@@ -126,7 +126,13 @@ def provenance(cases: Sequence[Case]) -> str:
     )
 
 
-def full_page(cases: Sequence[Case], picture: str) -> str:
+def left_out(rows: Sequence[Row], cases: Sequence[Case]) -> str:
+    """Which other malloc settings the file holds rows of, since the page shows one; empty if none."""
+    others = sorted({row["malloc"] for row in rows} - {cases[0][0]["malloc"]})
+    return f"Not shown: rows under other malloc settings ({'; '.join(others)}); `--malloc` chooses." if others else ""
+
+
+def full_page(cases: Sequence[Case], picture: str, remark: str = "") -> str:
     """The page of one machine."""
     head = [
         "case",
@@ -137,7 +143,12 @@ def full_page(cases: Sequence[Case], picture: str) -> str:
         "of limit",
         "speed per element",
     ]
-    parts = [f"# {cases[0][0]['machine']}, {cases[0][0]['threads']} threads", provenance(cases), f"![bars]({picture})"]
+    parts = [
+        f"# {cases[0][0]['machine']}, {cases[0][0]['threads']} threads",
+        provenance(cases),
+        *([remark] if remark else []),
+    ]
+    parts.append(f"![bars]({picture})")
     for op in dict.fromkeys(case[0]["op"] for case in cases):
         chosen = [case for case in cases if case[0]["op"] == op]
         parts.append(f"## {op}")
@@ -193,12 +204,15 @@ def update_readme(readme: Path, text: str) -> None:
 
 def write(csv: Path, malloc: str = "") -> list[Case]:
     """Writes the page and the plot beside a CSV and returns the cases in them."""
-    cases = results.newest(results.read(csv), malloc)
+    rows = results.read(csv)
+    cases = results.newest(rows, malloc)
+    if not cases:
+        return []
     picture = csv.with_suffix(".png")
     shown = headline(cases)
     if shown:
         plot.bars([(f"{c[0]['op']}, {name(c)}", c[0]["direction"], c) for c in shown], picture)
-    csv.with_suffix(".md").write_text(full_page(cases, picture.name))
+    csv.with_suffix(".md").write_text(full_page(cases, picture.name, left_out(rows, cases)))
     return cases
 
 

@@ -111,16 +111,32 @@ def targets() -> list[Target]:
     return _scan() + _others()
 
 
+def verdict(target: Target, value: float | None) -> str:
+    """reached, not reached, not measured; a share above the limit says that the limit itself was measured wrong."""
+    if value is None:
+        return "not measured"
+    if target.measure.startswith("share_of") and value > 1:
+        return "impossible: the limit is measured too low"
+    return "reached" if target.reached(value) else "not reached"
+
+
 def table(cases: list[list[Row]]) -> Table:
     """Each target with the number of the newest rows: reached, not reached, or not measured."""
     shown = Table("op", "case", "direction", "measure", "target", "measured", "")
     for target in targets():
         value = target.value(cases)
         sign = "≥" if target.sense == "at_least" else "≤"
-        text = "[dim]not measured[/dim]"
-        if value is not None:
-            text = "[green]reached[/green]" if target.reached(value) else "[red]not reached[/red]"
+        text = verdict(target, value)
+        colour = {"reached": "green", "not measured": "dim"}.get(text, "red")
         case = " ".join(part for part in (target.shape, target.order, target.dtype) if part)
         number = "" if value is None else f"{value:.3g}"
-        shown.add_row(target.op, case, target.direction, target.measure, f"{sign} {target.bound:g}", number, text)
+        shown.add_row(
+            target.op,
+            case,
+            target.direction,
+            target.measure,
+            f"{sign} {target.bound:g}",
+            number,
+            f"[{colour}]{text}[/{colour}]",
+        )
     return shown

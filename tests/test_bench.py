@@ -243,6 +243,12 @@ def test_ratio_to_the_fastest_peer_of_a_kind():
     assert targets.targets()[2].value([case]) is None
 
 
+def test_share_above_the_limit_is_no_success():
+    target = next(t for t in targets.targets() if t.measure == "share_of_limit")
+    words = [targets.verdict(target, value) for value in (None, 0.1, 0.99, 1.35)]
+    assert words == ["not measured", "not reached", "reached", "impossible: the limit is measured too low"]
+
+
 def test_memory_target_is_a_share_of_the_formula():
     target = next(t for t in targets.targets() if "peak" in t.direction)
     same = {"op": target.op, "shape": target.shape, "order": "", "direction": target.direction, "times_ours": ""}
@@ -252,7 +258,7 @@ def test_memory_target_is_a_share_of_the_formula():
 
 def test_report_into_a_folder(tmp_path):
     rows = [row("bdam_fast", 2, "ours", share_of_limit="0.61"), row("lean loop", 40, times_ours="20", rounds="3")]
-    rows += [row("mambapy", "", "skipped", note="not installed")]
+    rows += [row("mambapy", "", "skipped", note="not installed"), row("bdam_fast", 9, "ours", malloc="kept", date="1")]
     path = tmp_path / "a-cpu-2t.csv"
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=results.COLUMNS)
@@ -263,6 +269,7 @@ def test_report_into_a_folder(tmp_path):
     cases = report.write(path)
     page = path.with_suffix(".md").read_text()
     assert "lean loop 20 × (3 rounds)" in page and "61%" in page and "mambapy: not installed" in page
+    assert "Not shown: rows under other malloc settings (kept)" in page
     assert path.with_suffix(".png").stat().st_size > 1000
     report.update_readme(readme, report.summary(cases, "results/a-cpu-2t.md", "results/a-cpu-2t.png"))
     text = readme.read_text()
