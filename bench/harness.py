@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import csv
-import datetime
-import platform
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-import torch
+from bench.case import Case, Variant, error
+from bench.limits import Machine, bandwidth_seconds, limit_seconds
+from bench.results import ROOT, Row
 
-import bdam_fast
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).resolve().parent / "results"
 # A sample repeats its call until it has lasted this long, so that the clock's resolution and jitter do not matter.
 SAMPLE_SECONDS = 0.01
-
-
-@dataclass(frozen=True)
-class Case:
-    """One shape of one operator; the first variant is ours, the others are compared with it."""
-
-    op: str
-    shape: str
-    dtype: str
-    direction: str
-    variants: Mapping[str, Callable[[], object]]
-    # Bytes that any implementation has to read and write once.
-    bytes_moved: int
+ROUNDS = 9
+# A peer that takes longer than SLOW_SECONDS is measured SLOW_ROUNDS times, the fastest eager peer MIN_ROUNDS times at
+# least (unless a call takes VERY_SLOW_SECONDS).
+SLOW_SECONDS = 1.0
+SLOW_ROUNDS = 3
+MIN_ROUNDS = 7
+# The checking call of a variant this slow is its first round: a warm-up would cost minutes and change nothing.
+VERY_SLOW_SECONDS = 10.0
+# Tests that must pass before an op is measured, where the name of the file is not that of the op.
+TESTS = {
+    "mamba_block": ("nn", "selective_scan", "causal_conv1d"),
+    "transformers": ("compat", "transformers"),
+    "overhead": ("selective_scan", "causal_conv1d", "hsic"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,95 +37,153 @@ class Timing:
     median: float
     p20: float
     p80: float
+    rounds: int
+
+
+@dataclass
+class _Run:
+    """A variant under way."""
+
+    variant: Variant
+    estimate: float = 0.0
+    repeats: int = 1
+    rounds: int = ROUNDS
+    samples: list[float] = field(default_factory=list)
 
 
 def require_tests(op: str) -> None:
     """Runs the operator's tests; a number for a wrong kernel is worth nothing. Raises RuntimeError when they fail."""
-    tests = [str(p) for p in sorted((ROOT / "tests").glob(f"test_{op}*.py"))]
+    names = TESTS.get(op, (op,))
+    tests = [str(p) for name in names for p in sorted((ROOT / "tests").glob(f"test_{name}*.py"))]
+    if not tests:
+        raise RuntimeError(f"bench: there are no tests of {op}, so it is not measured")
     if subprocess.run([sys.executable, "-m", "pytest", "-x", *tests], cwd=ROOT).returncode != 0:
         raise RuntimeError(f"bench: the tests of {op} fail, so it is not measured")
 
 
-def measure(variants: Mapping[str, Callable[[], object]], rounds: int = 9) -> dict[str, Timing]:
-    """Times every variant once per round, in turn, so that a slow phase of the machine hits all of them."""
-    repeats = {}
-    for name, call in variants.items():
-        call()
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, round(SAMPLE_SECONDS / max(time.perf_counter() - start, 1e-7)))
-    samples: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, call in variants.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            samples[name].append((time.perf_counter() - start) / repeats[name] * 1e3)
-    return {name: _timing(values) for name, values in samples.items()}
-
-
-def _timing(values: list[float]) -> Timing:
-    ordered = sorted(values)
+def timing(milliseconds: Sequence[float]) -> Timing:
+    """Median and percentiles of samples, each one that was measured (no interpolation, except for an even median)."""
+    ordered = sorted(milliseconds)
     last = len(ordered) - 1
-    return Timing(statistics.median(ordered), ordered[round(last * 0.2)], ordered[round(last * 0.8)])
+    median = (ordered[last // 2] + ordered[(last + 1) // 2]) / 2
+    return Timing(median, ordered[round(last * 0.2)], ordered[round(last * 0.8)], len(ordered))
 
 
-def copy_bandwidth(megabytes: int = 256) -> float:
-    """Bytes per second, read plus written, of a large tensor copy on this machine."""
-    source = torch.ones(megabytes * 2**20 // 4)
-    target = torch.empty_like(source)
-    timing = measure({"copy": lambda: target.copy_(source)}, rounds=5)["copy"]
-    return 2 * source.numel() * 4 / (timing.median / 1e3)
+def _seconds(run: _Run, repeats: int) -> tuple[float, object]:
+    with run.variant.around():
+        start = time.perf_counter()
+        for _ in range(repeats):
+            result = run.variant.call()
+        return (time.perf_counter() - start) / repeats, result
 
 
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def checked(case: Case) -> tuple[list[_Run], dict[str, float], dict[str, str]]:
+    """Runs every variant once against the exact result: those that are right, all errors, and why the others are not.
+
+    Ours being wrong is an error of the program, not a row. Raises RuntimeError then.
+    """
+    exact = None if case.exact is None else [t.detach() for t in case.exact()]
+    right, errors, refused = [], {}, {}
+    for variant in case.variants:
+        run = _Run(variant)
+        try:
+            run.estimate, result = _seconds(run, 1)
+            if exact is not None and variant.checked:
+                errors[variant.name] = error(result, exact)
+        except Exception as problem:  # a peer is someone else's code: it may fail in any way, and the row says how
+            if variant.kind == "ours":
+                raise
+            refused[variant.name] = f"failed: {type(problem).__name__}: {str(problem).splitlines()[0][:120]}"
+            continue
+        if errors.get(variant.name, 0.0) > case.allowed():
+            text = f"wrong: error {errors[variant.name]:.1e}, allowed {case.allowed():.0e}"
+            if variant.kind == "ours":
+                raise RuntimeError(f"bench: {case.op} {case.shape} {case.direction}: ours is {text}")
+            refused[variant.name] = text
+            continue
+        right.append(run)
+    return right, errors, refused
 
 
-def facts() -> dict[str, str]:
-    """What a row must carry to be believed: date, commit, machine, versions."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
-    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ")
-    versions = {"torch": torch.__version__, "bdam_fast": bdam_fast.__version__, "python": platform.python_version()}
-    return {"date": date, "commit": commit, "machine": cpu_name(), "threads": str(torch.get_num_threads()), **versions}
+def measure(runs: Sequence[_Run], rounds: int = ROUNDS, tick: Callable[[str], None] = lambda _: None) -> None:
+    """Times every variant once per round, in turn, so that a slow phase of the machine hits all of them.
+
+    The first estimate comes from the check. Slow peers leave after SLOW_ROUNDS; if the fastest eager peer turns out to
+    be one of them, it is measured on together with ours until it has MIN_ROUNDS.
+    """
+    for run in runs:
+        if run.variant.kind == "compiled":  # its check compiled, and its second call may do so again for a guard
+            _seconds(run, 1)
+            run.estimate = _seconds(run, 1)[0]
+        elif run.estimate > VERY_SLOW_SECONDS:
+            run.samples.append(run.estimate * 1e3)
+        elif run.estimate < SLOW_SECONDS or run.variant.kind == "ours":
+            run.estimate = min(run.estimate, _seconds(run, 1)[0])
+        run.repeats = max(1, round(SAMPLE_SECONDS / max(run.estimate, 1e-7)))
+        slow = run.estimate > SLOW_SECONDS and run.variant.kind != "ours"
+        run.rounds = min(rounds, SLOW_ROUNDS) if slow else rounds
+    for number in range(rounds):
+        for run in runs:
+            if len(run.samples) < run.rounds:
+                tick(f"round {number + 1} of {rounds}, {run.variant.name}")
+                run.samples.append(_seconds(run, run.repeats)[0] * 1e3)
+    eager = [run for run in runs if run.variant.kind == "eager"]
+    best = min(eager, key=lambda run: timing(run.samples).median, default=None)
+    # Beyond VERY_SLOW_SECONDS a call (a model's backward over a loop takes a minute) three rounds have to do.
+    while best is not None and best.estimate <= VERY_SLOW_SECONDS and len(best.samples) < min(rounds, MIN_ROUNDS):
+        for run in (best, *(run for run in runs if run.variant.kind == "ours")):
+            tick(f"extra round, {run.variant.name}")
+            run.samples.append(_seconds(run, run.repeats)[0] * 1e3)
 
 
-def rows(case: Case, bandwidth: float) -> list[dict[str, str]]:
-    """Measures a case: one row per variant, with its ratio to ours and the share of the copy bandwidth it reaches."""
-    timings = measure(case.variants)
-    ours = next(iter(timings.values())).median
+def rows(case: Case, machine: Machine, rounds: int = ROUNDS, tick: Callable[[str], None] = lambda _: None) -> list[Row]:
+    """Checks and measures a case: one row per variant, the skipped and the wrong ones with a note and no time."""
+    tick("float64 reference and check")
+    runs, errors, refused = checked(case)
+    measure(runs, rounds, tick)
+    timings = {run.variant.name: timing(run.samples) for run in runs}
+    own = next(run.variant for run in runs if run.variant.kind == "ours")
+    anchor = next((run.variant for run in runs if run.variant.kind == "anchor"), None)
+    common = {k: getattr(case, k) for k in ("op", "shape", "order", "dtype", "direction")}
     made = []
-    for name, timing in timings.items():
-        share = case.bytes_moved / bandwidth / (timing.median / 1e3)
-        numbers = {
-            "median_ms": timing.median,
-            "p20_ms": timing.p20,
-            "p80_ms": timing.p80,
-            "times_ours": timing.median / ours,
-        }
-        row = {"op": case.op, "shape": case.shape, "dtype": case.dtype, "direction": case.direction, "variant": name}
-        row |= {key: f"{value:.4g}" for key, value in numbers.items()} | {"share_of_bandwidth": f"{share:.1%}"}
+    for run in runs:
+        row = {**common, "variant": run.variant.name, "kind": run.variant.kind}
+        row |= _numbers(timings[run.variant.name], timings[own.name].median)
+        if run.variant.kind != "anchor":
+            row |= shares(case, machine, timings[run.variant.name].median)
+        if run.variant is own and anchor is not None:
+            row |= speeds(own, timings[own.name].median, anchor, timings[anchor.name].median)
+        if run.variant.name in errors:
+            row["error"] = f"{errors[run.variant.name]:.1e}"
         made.append(row)
+    kinds = {variant.name: variant.kind for variant in case.variants}
+    for name, note in {**refused, **case.skipped}.items():
+        made.append({**common, "variant": name, "kind": kinds.get(name, "skipped"), "note": note})
     return made
 
 
-def append(made: list[dict[str, str]]) -> Path:
-    """Appends rows to this machine's CSV under bench/results/ and returns its path."""
-    common = facts()
-    name = "".join(c if c.isalnum() else "-" for c in common["machine"].lower()).strip("-")
-    path = RESULTS / f"{name}-{common['threads']}t.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*common, *made[0]])
-        if new:
-            writer.writeheader()
-        writer.writerows({**common, **row} for row in made)
-    return path
+def _numbers(times: Timing, ours: float) -> Row:
+    values = {"median_ms": times.median, "p20_ms": times.p20, "p80_ms": times.p80, "times_ours": times.median / ours}
+    return {"rounds": str(times.rounds)} | {key: f"{value:.4g}" for key, value in values.items()}
+
+
+def shares(case: Case, machine: Machine, milliseconds: float) -> Row:
+    """Shares of the copy bandwidth and of the machine's limit, as fractions; empty where they mean nothing."""
+    seconds = milliseconds / 1e3
+    limit = limit_seconds(case.work, machine)
+    row = {}
+    if case.work.bytes:
+        row["share_of_bandwidth"] = f"{bandwidth_seconds(case.work, machine) / seconds:.3f}"
+    if limit:
+        row["share_of_limit"] = f"{limit / seconds:.3f}"
+    return row
+
+
+def speeds(own: Variant, own_ms: float, anchor: Variant, anchor_ms: float) -> Row:
+    """Our speed in this case relative to the main one: per element (B·D·L) and per element-state (B·D·L·N)."""
+    row = {}
+    for column, count in (("speed_per_element", "elements"), ("speed_per_state", "states")):
+        here, there = getattr(own, count), getattr(anchor, count)
+        if here and there:
+            row[column] = f"{(here / own_ms) / (there / anchor_ms):.3f}"
+    return row
