@@ -40,7 +40,7 @@ def synthetic() -> Config:
             fusion=FusionConfig(width=48, layers=1, dropout=0.0),
         ),
         gradnorm=GradNormConfig(every=5),
-        optim=OptimConfig(lr=1.5e-3, epochs=6, warmup_epochs=1),
+        optim=OptimConfig(lr=1.5e-3, epochs=5, warmup_epochs=1),
     )
 
 
