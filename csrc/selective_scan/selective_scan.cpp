@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -161,7 +162,7 @@ Tensor like_or_empty(const OptionalTensor& t, const Tensor& u) {
 // One allocation for every partial sum; the tensor must outlive the kernel.
 Tensor allocate_sums(ScanParams& p, const Arguments& x) {
   const int64_t rows = p.batch * p.units() * kScanUnit, ranges = p.batch * p.groups * p.ranges() * p.length;
-  const int64_t sizes[] = {rows * p.states, x.D ? rows : 0, x.delta_bias ? rows : 0,
+  const int64_t sizes[] = {p.single() ? 0 : rows * p.states, x.D ? rows : 0, x.delta_bias ? rows : 0,
                            p.states * (p.B_constant ? rows : ranges), p.states * (p.C_constant ? rows : ranges)};
   void** const fields[] = {&p.sum_A, &p.sum_skip, &p.sum_bias, &p.sum_B, &p.sum_C};
   int64_t total = 0;
@@ -209,6 +210,7 @@ NineTensors backward(const Tensor& dout, const OptionalTensor& dlast, const Tens
   if (z) p.dz = sequence("dz", dz, p, reverse);
   if (initial_state) p.dh0 = state("dinitial_state", dh0, p);
   const Tensor sums = allocate_sums(p, x);
+  if (p.single()) std::memset(dA.data_ptr(), 0, dA.numel() * dA.element_size());  // no exponential, nothing to add up
   selective_scan_backward_cpu(p);
   return {du, ddelta, dA, dB, dC, dD, dz, dbias, dh0};
 }

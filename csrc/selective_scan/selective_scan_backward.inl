@@ -42,7 +42,7 @@ struct ScanBackward : ScanTask<V, PerLane> {
                      sum_size(p.B_constant) + sum_size(p.C_constant) + this->shared_elements()) *
                     sizeof(E));
     take(scratch);
-    this->load_A(a);
+    if (!p.single()) this->load_A(a);
     this->load_states(p.dlast, b, carry);
     std::memset(dA, 0, states * sizeof(E));
     std::memset(dskip, 0, blocks * W * sizeof(E));

@@ -341,7 +341,7 @@ struct ScanForward : ScanTask<V, PerLane> {
     a = scratch.template take<E>(states);
     h = scratch.template take<E>(states);
     this->take_shared(scratch);
-    this->load_A(a);
+    if (!p.single()) this->load_A(a);
     this->load_states(p.h0, b, h);
     for (int64_t tile = 0; tile < p.tiles(); ++tile) {
       this->begin_tile(tile);
