@@ -45,7 +45,7 @@ void selective_scan_forward_cpu(const ScanParams& p) {
 
 void selective_scan_backward_cpu(const ScanParams& p) {
   parallel(p.tasks(), tasks_per_thread(p), [&](int64_t i) { BDAM_FOR_ISA(p.is_double, scan_backward_task, p, i); });
-  if (p.sum_A != nullptr) reduce_batch(p, p.sum_A, p.dA, p.states);
+  if (!p.single()) reduce_batch(p, p.sum_A, p.dA, p.states);
   if (p.dskip) reduce_batch(p, p.sum_skip, p.dskip, 1);
   if (p.dbias) reduce_batch(p, p.sum_bias, p.dbias, 1);
   if (p.B_constant)
