@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from bench.results import Row
+from bench.results import Row, milliseconds
 
 COLOURS = {"ours": "#d1495b", "eager": "#7d8ca3", "compiled": "#3d5a80"}
 NAMES = {"ours": "bdam_fast", "eager": "eager peers", "compiled": "torch.compile"}
@@ -54,7 +54,13 @@ def _draw(axis: Axes, groups: Sequence[Group], lines: int) -> None:
             value = float(row["median_ms"])
             axis.barh(place, value - low, left=low, height=0.8, color=COLOURS[row["kind"]])
             ratio = "" if row["kind"] == "ours" else f", {float(row['times_ours']):.3g} ×"
-            axis.text(value * 1.08, place, f"{row['variant']}  {value:.3g} ms{ratio}", fontsize=8, va="center")
+            axis.text(
+                value * 1.08,
+                place,
+                f"{row['variant']}  {milliseconds(row['median_ms'])}{ratio}",
+                fontsize=8,
+                va="center",
+            )
             place += 1
         place += 1
     axis.set_xscale("log")

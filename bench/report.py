@@ -14,7 +14,7 @@ from pathlib import Path
 import tyro
 
 from bench import harness, plot, results, targets
-from bench.results import CASE, Row
+from bench.results import CASE, Row, milliseconds
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 Case = list[Row]
@@ -36,12 +36,6 @@ def name(case: Case) -> str:
     order = {"BLD": "(B, L, D) order", "BDL": "(B, D, L) order"}.get(row["order"], row["order"])
     dtype = "" if row["dtype"] == "float32" else row["dtype"]
     return ", ".join(part for part in (row["shape"], order, dtype) if part)
-
-
-def milliseconds(text: str) -> str:
-    """A time with its unit, in microseconds below a tenth of a millisecond."""
-    value = float(text)
-    return f"{value * 1e3:.1f} µs" if value < 0.1 else f"{value:.3g} ms"
 
 
 def times(value: float | None) -> str:

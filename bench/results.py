@@ -148,3 +148,11 @@ def ratio(case: Iterable[Row], kind: str) -> float | None:
     case = list(case)
     own, peer = ours(case), fastest(case, kind)
     return None if own is None or peer is None else float(peer["median_ms"]) / float(own["median_ms"])
+
+
+def milliseconds(text: str) -> str:
+    """A time with its unit: microseconds below a tenth of a millisecond, seconds from one on."""
+    value = float(text)
+    if value < 0.1:
+        return f"{value * 1e3:.1f} µs"
+    return f"{value:.3g} ms" if value < 1000 else f"{value / 1e3:.3g} s"

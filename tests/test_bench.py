@@ -278,3 +278,10 @@ def test_report_into_a_folder(tmp_path):
     readme.write_text("nothing here")
     with pytest.raises(ValueError, match="has no <!-- bench:begin -->"):
         report.update_readme(readme, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("0.0123", "12.3 µs"), ("0.1", "0.1 ms"), ("12.345", "12.3 ms"), ("18400", "18.4 s")]
+)
+def test_times_have_a_unit_that_fits(text, shown):
+    assert results.milliseconds(text) == shown
