@@ -24,8 +24,8 @@ def describe() -> str:
     for operator in OPERATORS:
         for device_name in DEVICES:
             device = torch.device(device_name)
-            chosen = _backend.automatic(device)
-            others = [b for b in (*_backend.LATER, "cpu", "reference") if b != chosen]
+            chosen = _backend.automatic(operator, device)
+            others = [b for b in _backend.BACKENDS[1:] if b != chosen]
             reasons = [f"{b}: {_reason(operator, b, device)}" for b in others]
             lines.append(f"{operator:<24}{device_name:<8}{chosen:<12}{reasons[0]}")
             lines += [" " * 44 + reason for reason in reasons[1:]]

@@ -64,16 +64,16 @@ def call_backward(raw: Callable[..., Any], args: Sequence[Any]) -> Any:
     return raw(*args) if torch.is_grad_enabled() else below_autograd(raw, args)
 
 
-def register(name: str, kernel: Callable[..., Any]) -> None:
-    """Makes `kernel` the Autograd kernel of the raw operator `bdam_fast::name`."""
-    library = torch.library.Library("bdam_fast", "IMPL")
+def register(namespace: str, name: str, kernel: Callable[..., Any]) -> None:
+    """Makes `kernel` the Autograd kernel of the raw operator `namespace::name`."""
+    library = torch.library.Library(namespace, "IMPL")
     library.impl(name, kernel, "Autograd")
     _libraries.append(library)
 
 
-def register_once_differentiable(op: str, name: str) -> None:
+def register_once_differentiable(op: str, namespace: str, name: str) -> None:
     """Gives the raw backward operator a derivative that raises: there is no second-order formula."""
-    raw = getattr(torch.ops.bdam_fast, name).default
+    raw = getattr(getattr(torch.ops, namespace), name).default
 
     class Once(torch.autograd.Function):
         @staticmethod
@@ -89,4 +89,4 @@ def register_once_differentiable(op: str, name: str) -> None:
         refuse_forward_mode(op, args)
         return Once.apply(*args) if needs_grad(args) else below_autograd(raw, args)
 
-    register(name, kernel)
+    register(namespace, name, kernel)

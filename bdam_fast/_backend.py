@@ -1,50 +1,80 @@
 """Chooses who computes an operator: the same rule and the same words for all of them."""
 
+import os
 import warnings
 
-from torch import device as Device
+import torch
 
 from bdam_fast import _native
 
-BACKENDS = ("auto", "cpu", "reference")
-LATER = ("cuda", "triton")
+BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
 _warned: set[str] = set()
 
 
 @_native.constant_in_graphs
-def resolve(op: str, backend: str, device: Device) -> str:
-    """`"cpu"` or `"reference"` for an operator whose tensors lie on `device`.
+def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
+    """`"cuda"`, `"triton"`, `"cpu"` or `"reference"` for an operator whose first tensor lies on `device`.
 
-    `auto` takes the kernel where there is one, and says once (a warning with the remedy) when only the reference is
+    `auto` takes the best kernel that is there, and says once (a warning with the remedy) when only the reference is
     left. An explicit choice that cannot be met is an error.
 
     Raises:
-        ValueError: unknown backend, or `cpu` with tensors that lie elsewhere.
-        RuntimeError: `cpu` without the extension, or a backend that this version does not have.
+        TypeError: float64 with `cuda` or `triton`.
+        ValueError: unknown backend, or one whose kernels run on another device.
+        RuntimeError: a backend whose kernels are not built or not installed, or that has none for this operator.
     """
     if backend == "auto":
-        chosen = automatic(device)
+        chosen = automatic(op, device, dtype)
         if chosen == "reference":
-            _warn_once(op, device)
+            _warn_once(op, device, dtype)
         return chosen
+    if backend == "reference":
+        return "reference"
     if backend == "cpu":
         if device.type != "cpu":
             raise ValueError(f'{op}: backend="cpu" needs tensors on the CPU, got {device}')
         _native.extension()
         return "cpu"
-    if backend == "reference":
-        return "reference"
-    if backend in LATER:
-        raise RuntimeError(f'{op}: this version has no "{backend}" backend; choose one of {", ".join(BACKENDS)}')
-    raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    _require_gpu_kernel(op, backend, device, dtype)
+    return backend
 
 
-def automatic(device: Device) -> str:
+def _require_gpu_kernel(op: str, backend: str, device: torch.device, dtype: torch.dtype | None) -> None:
+    if backend == "cuda" and op not in _native.CUDA_OPERATORS:
+        raise RuntimeError(f'{op}: there is no CUDA C++ kernel; use backend="triton"')
+    if not runs_on(backend, device):
+        note = " (or TRITON_INTERPRET=1, for tests)" if backend == "triton" else ""
+        raise ValueError(f'{op}: backend="{backend}" needs tensors on a GPU{note}, got {device}')
+    if dtype == torch.float64:
+        raise TypeError(
+            f'{op}: backend="{backend}" takes float32, bfloat16 or float16, got float64; use backend="reference"'
+        )
+    if backend == "cuda":
+        _native.cuda_extension()
+    elif not _native.triton_available():
+        raise RuntimeError(f'{op}: backend="triton" needs the package triton; install it with `pip install triton`')
+
+
+def runs_on(backend: str, device: torch.device) -> bool:
+    """Whether the kernels of `cuda` or `triton` can read tensors on `device`. Triton's interpreter reads the CPU's."""
+    interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    return device.type == ("cpu" if interpreted else "cuda")
+
+
+def automatic(op: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
     """What `auto` takes for tensors on `device`."""
-    return "cpu" if device.type == "cpu" and _native.available() else "reference"
+    if device.type == "cpu":
+        return "cpu" if _native.available() else "reference"
+    if device.type != "cuda" or dtype == torch.float64:
+        return "reference"
+    if op in _native.CUDA_OPERATORS and torch.version.hip is None and _native.cuda_available():
+        return "cuda"
+    return "triton" if _native.triton_available() else "reference"
 
 
-def refusal(op: str, backend: str, device: Device) -> str:
+def refusal(op: str, backend: str, device: torch.device) -> str:
     """Why `backend` cannot run `op` on `device`; an empty string if it can."""
     try:
         resolve(op, backend, device)
@@ -53,13 +83,17 @@ def refusal(op: str, backend: str, device: Device) -> str:
     return ""
 
 
-def _warn_once(op: str, device: Device) -> None:
-    key = f"{op} {device.type}"
+def _warn_once(op: str, device: torch.device, dtype: torch.dtype | None) -> None:
+    key = f"{op} {device.type} {dtype == torch.float64}"
     if key in _warned:
         return
     _warned.add(key)
     if device.type == "cpu":
         why = f"the compiled extension is not available ({_native.why_missing()}); {_native.REMEDY}"
+    elif device.type == "cuda" and dtype == torch.float64:
+        why = 'the GPU kernels do not take float64; pass float32, or backend="reference" if that is what you want'
+    elif device.type == "cuda":
+        why = "neither the CUDA kernels nor triton are available; install triton with `pip install triton`"
     else:
-        why = f'this version has no kernel for {device.type} tensors; pass backend="reference" if that is what you want'
+        why = f'there is no kernel for {device.type} tensors; pass backend="reference" if that is what you want'
     warnings.warn(f"{op}: running the slow reference: {why}", RuntimeWarning, stacklevel=4)

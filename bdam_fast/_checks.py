@@ -36,6 +36,15 @@ def check_shape(op: str, name: str, value: Tensor, shape: Sequence[int], like: s
         raise ValueError(f"{op}: {name} must have shape {shape_text(shape)}{source}, got {shape_text(value.shape)}")
 
 
+def check_optional(
+    op: str, name: str, value: object, shape: Sequence[int], device: torch.device, like: str = ""
+) -> None:
+    """None, or a floating tensor on `device` of exactly `shape`."""
+    if value is not None:
+        check_tensor(op, name, value, device)
+        check_shape(op, name, value, shape, like)  # type: ignore[arg-type]
+
+
 def check_seq_idx(op: str, value: object, shape: Sequence[int], device: torch.device) -> None:
     """An int32 tensor (B, L)."""
     if not isinstance(value, Tensor):

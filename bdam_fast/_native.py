@@ -1,6 +1,7 @@
 """Loads the compiled extension when an operator first needs it, and counts calls."""
 
 import importlib
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +14,12 @@ REMEDY = (
     'or pass backend="reference"'
 )
 OPERATORS = ("selective_scan", "selective_state_update", "causal_conv1d", "causal_conv1d_update", "hsic")
-_reference_calls: Counter[str] = Counter()
+CUDA_OPERATORS = ("selective_scan", "selective_state_update", "causal_conv1d", "causal_conv1d_update")
+CUDA_REMEDY = (
+    "build it on a machine with nvcc and a CUDA build of torch (`BDAM_FAST_CUDA=1 pip install --no-build-isolation .`), "
+    'or pass backend="triton"'
+)
+_python_calls: Counter[str] = Counter()
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -68,27 +74,64 @@ def extension() -> ModuleType:
     return module
 
 
-def count_reference_call(name: str) -> None:
-    """Notes one forward call of an operator's reference, e.g. `selective_scan`."""
-    _reference_calls[name] += 1
+@lru_cache(maxsize=1)
+def _attempt_cuda() -> tuple[ModuleType | None, str]:
+    """The module with the CUDA C++ kernels, or None and why not. Importing it registers them."""
+    if _attempt()[0] is None:
+        return None, _attempt()[1]
+    try:
+        return importlib.import_module("bdam_fast._C_cuda"), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+def cuda_available() -> bool:
+    """Whether the CUDA C++ kernels are built and load in this process."""
+    return _attempt_cuda()[0] is not None
+
+
+def cuda_extension() -> ModuleType:
+    """The extension module `bdam_fast._C_cuda`.
+
+    Raises:
+        RuntimeError: it is not built, or does not load; the text names the remedy.
+    """
+    module, reason = _attempt_cuda()
+    if module is None:
+        raise RuntimeError(f"bdam_fast: the CUDA kernels are not available ({reason}); {CUDA_REMEDY}")
+    return module
+
+
+@lru_cache(maxsize=1)
+def triton_available() -> bool:
+    """Whether the package triton is installed. It is imported when one of its kernels is first needed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def count_call(name: str) -> None:
+    """Notes one call of an implementation in Python, e.g. `selective_scan.reference.forward`."""
+    _python_calls[name] += 1
 
 
 def call_counts() -> dict[str, int]:
     """Calls so far as `{"selective_scan.cpu.forward": 12, …}`.
 
-    The cpu numbers are counted inside the extension, at the entry of each kernel; the reference is counted forward only
-    (its backward is plain autograd).
+    The cpu and cuda numbers are counted inside the extensions, at the entry of each kernel; the reference is counted
+    forward only (its backward is plain autograd).
     """
-    counts = {f"{op}.reference.forward": _reference_calls[op] for op in OPERATORS}
-    module = _attempt()[0]
-    if module is not None:
+    counts = {f"{op}.reference.forward": 0 for op in OPERATORS} | dict(_python_calls)
+    for module in _loaded():
         counts.update(module.call_counts())
     return dict(sorted(counts.items()))
 
 
 def reset_call_counts() -> None:
     """Sets every call count to zero."""
-    _reference_calls.clear()
-    module = _attempt()[0]
-    if module is not None:
+    _python_calls.clear()
+    for module in _loaded():
         module.reset_call_counts()
+
+
+def _loaded() -> list[ModuleType]:
+    """The extensions that this process can use."""
+    return [module for module in (_attempt()[0], _attempt_cuda()[0]) if module is not None]

@@ -30,7 +30,7 @@ class Mamba(nn.Module):
             least dt_init_floor.
         dt_init, dt_scale: dt_proj.weight is uniform in, or (`constant`) equal to, R^-1/2 dt_scale.
         conv_bias, bias: whether conv1d, and in_proj and out_proj, have a bias.
-        backend: of both operators; `auto`, `cpu` or `reference`.
+        backend: of both operators; `auto`, `cuda`, `triton`, `cpu` or `reference`.
 
     Raises:
         ValueError: `dt_init` is neither `random` nor `constant`.

@@ -12,10 +12,20 @@ from helpers import leaves, run_scan, scan_problem
 
 import bdam_fast
 from bdam_fast import __main__ as report
-from bdam_fast import _backend, _native
+from bdam_fast import _backend, _native, _operators
+from bdam_fast.ops.causal_conv1d import causal_conv1d_update as conv_update
+from bdam_fast.ops.causal_conv1d import op as conv
+from bdam_fast.ops.hsic import op as hsic
+from bdam_fast.ops.selective_scan import op
+from bdam_fast.ops.selective_scan import selective_state_update as update
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a machine without the compiled extension is like.
+CUDA = torch.device("cuda")
+SCHEMAS = {
+    name: fake for family in (op, update, conv, conv_update, hsic) for name, fake in family._fakes("bdam_fast").items()
+}
+WRITES = {"selective_state_update": ("state",), "causal_conv1d_update": ("conv_state",)}
 NO_EXTENSION = "import sys; sys.modules['bdam_fast._C'] = None; "
 
 
@@ -77,20 +87,62 @@ def test_other_devices_have_the_reference_only(monkeypatch):
     monkeypatch.setattr(_backend, "_warned", set())
     problem = {name: value.to("meta") for name, value in scan_problem().items()}
     with pytest.warns(
-        RuntimeWarning, match="selective_scan: running the slow reference: this version has no kernel for"
+        RuntimeWarning, match="selective_scan: running the slow reference: there is no kernel for meta tensors"
     ):
         assert bdam_fast.selective_scan(**problem).shape == problem["u"].shape
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_backends_of_later_versions(backend):
-    text = f'hsic: this version has no "{backend}" backend; choose one of auto, cpu, reference'
-    with pytest.raises(RuntimeError, match=text):
-        _backend.resolve("hsic", backend, torch.device("cpu"))
+def test_gpu_kernels_need_a_gpu_s_tensors_of_up_to_32_bits(backend, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    problem = scan_problem()
+    with pytest.raises(ValueError, match=rf'selective_scan: backend="{backend}" needs tensors on a GPU.*, got cpu'):
+        bdam_fast.selective_scan(**problem, backend=backend)
+    with pytest.raises(TypeError, match=rf'backend="{backend}" takes float32, bfloat16 or float16, got float64'):
+        _backend.resolve("causal_conv1d", backend, CUDA, torch.float64)
+
+
+def test_gpu_kernels_that_are_not_there(monkeypatch):
+    monkeypatch.setattr(_native, "_attempt_cuda", lambda: (None, "No module named 'bdam_fast._C_cuda'"))
+    monkeypatch.setattr(_native, "triton_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"bdam_fast: the CUDA kernels are not available \(No module .*nvcc"):
+        _backend.resolve("selective_scan", "cuda", CUDA)
+    with pytest.raises(RuntimeError, match='hsic: backend="triton" needs the package triton; install it'):
+        _backend.resolve("hsic", "triton", CUDA)
+    with pytest.raises(RuntimeError, match='hsic: there is no CUDA C\\+\\+ kernel; use backend="triton"'):
+        _backend.resolve("hsic", "cuda", CUDA)
+
+
+def test_auto_on_a_gpu_takes_the_best_that_is_there(monkeypatch):
+    monkeypatch.setattr(_backend, "_warned", set())
+    monkeypatch.setattr(_native, "cuda_available", lambda: True)
+    monkeypatch.setattr(_native, "triton_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert _backend.resolve("selective_scan", "auto", CUDA, torch.bfloat16) == "cuda"
+    assert _backend.resolve("hsic", "auto", CUDA) == "triton"
+    with pytest.warns(RuntimeWarning, match="hsic: running the slow reference: the GPU kernels do not take float64"):
+        assert _backend.resolve("hsic", "auto", CUDA, torch.float64) == "reference"
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert _backend.resolve("selective_scan", "auto", CUDA) == "triton"
+    monkeypatch.setattr(_native, "triton_available", lambda: False)
+    with pytest.warns(RuntimeWarning, match="running the slow reference: neither the CUDA kernels nor triton"):
+        assert _backend.resolve("selective_scan", "auto", CUDA) == "reference"
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMAS))
+def test_one_schema_for_all_backends(name):
+    """What defines the Triton operators, the annotations of the fakes, says what the extension's schema says."""
+    op._raw(), update._raw(), conv._raw(), conv_update._raw(), hsic._raw()
+    ours = torch._C.parse_schema(name + torch.library.infer_schema(SCHEMAS[name], mutates_args=WRITES.get(name, ())))
+    theirs = _operators.raw("bdam_fast", name)._schema
+    assert [(a.name, str(a.type), a.is_write) for a in ours.arguments] == [
+        (a.name, str(a.type), a.is_write) for a in theirs.arguments
+    ]
+    assert [str(r.type) for r in ours.returns] == [str(r.type) for r in theirs.returns]
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="hsic: backend must be one of auto, cpu, reference, got 'fast'"):
+    with pytest.raises(ValueError, match="hsic: backend must be one of auto, cuda, triton, cpu, reference, got 'fast'"):
         _backend.resolve("hsic", "fast", torch.device("cpu"))
     with pytest.raises(ValueError, match='hsic: backend="cpu" needs tensors on the CPU, got cuda'):
         _backend.resolve("hsic", "cpu", torch.device("cuda"))
@@ -120,8 +172,10 @@ def test_report():
     lines = [line.split() for line in text.splitlines()]
     for name in report.OPERATORS:
         assert [line[2] for line in lines if line[:2] == [name, "cpu"]] == ["cpu"]
-        assert [line[2] for line in lines if line[:2] == [name, "cuda"]] == ["reference"]
+        expected = _backend.automatic(name, CUDA)
+        assert [line[2] for line in lines if line[:2] == [name, "cuda"]] == [expected]
     assert "reference: runs here, but is the slow one" in text
+    assert 'triton: backend="triton" needs tensors on a GPU' in text
     assert 'cpu: backend="cpu" needs tensors on the CPU, got cuda' in text
 
 

@@ -25,8 +25,12 @@ CASES = {
     "index type": ({"seq_idx": torch.zeros(2, 8).long()}, TypeError, "causal_conv1d: seq_idx must be int32, got"),
     "index": ({"seq_idx": torch.zeros(2, 9).int()}, ValueError, r"seq_idx must have shape \(2, 8\), got \(2, 9\)"),
     "device": ({"weight": torch.ones(6, 4, device="meta")}, ValueError, "weight must be on cpu like the first"),
-    "backend": ({"backend": "fast"}, ValueError, "causal_conv1d: backend must be one of auto, cpu, reference, got"),
-    "cuda": ({"backend": "cuda"}, RuntimeError, 'causal_conv1d: this version has no "cuda" backend'),
+    "backend": (
+        {"backend": "fast"},
+        ValueError,
+        "causal_conv1d: backend must be one of auto, cuda, triton, cpu, reference, got",
+    ),
+    "cuda": ({"backend": "cuda"}, ValueError, 'causal_conv1d: backend="cuda" needs tensors on a GPU'),
 }
 
 

@@ -48,8 +48,12 @@ CASES = {
         "causal_conv1d_update: activation must be None or a string, got bool",
     ),
     "device": ({"weight": torch.ones(6, 4, device="meta")}, ValueError, "weight must be on cpu like the first"),
-    "backend": ({"backend": "fast"}, ValueError, "causal_conv1d_update: backend must be one of auto, cpu, reference"),
-    "cuda": ({"backend": "cuda"}, RuntimeError, 'causal_conv1d_update: this version has no "cuda" backend'),
+    "backend": (
+        {"backend": "fast"},
+        ValueError,
+        "causal_conv1d_update: backend must be one of auto, cuda, triton, cpu, reference",
+    ),
+    "cuda": ({"backend": "cuda"}, ValueError, 'causal_conv1d_update: backend="cuda" needs tensors on a GPU'),
 }
 
 

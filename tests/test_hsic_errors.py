@@ -56,8 +56,12 @@ CASES = {
         "hsic: sigma_x must not require a gradient: it is a constant; pass sigma_x.detach",
     ),
     "device": ({"y": Y.to("meta")}, ValueError, "hsic: y must be on cpu like the first argument, got meta"),
-    "backend": ({"backend": "fast"}, ValueError, "hsic: backend must be one of auto, cpu, reference, got 'fast'"),
-    "triton": ({"backend": "triton"}, RuntimeError, 'hsic: this version has no "triton" backend; choose one of'),
+    "backend": (
+        {"backend": "fast"},
+        ValueError,
+        "hsic: backend must be one of auto, cuda, triton, cpu, reference, got 'fast'",
+    ),
+    "triton": ({"backend": "triton"}, ValueError, 'hsic: backend="triton" needs tensors on a GPU'),
 }
 
 

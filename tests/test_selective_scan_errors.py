@@ -98,10 +98,10 @@ CASES = {
     "backend": (
         {"backend": "fast"},
         ValueError,
-        "selective_scan: backend must be one of auto, cpu, reference, got 'fast'",
+        "selective_scan: backend must be one of auto, cuda, triton, cpu, reference, got 'fast'",
     ),
-    "cuda": ({"backend": "cuda"}, RuntimeError, 'selective_scan: this version has no "cuda" backend; choose one of'),
-    "triton": ({"backend": "triton"}, RuntimeError, 'selective_scan: this version has no "triton" backend; choose one'),
+    "cuda": ({"backend": "cuda"}, ValueError, 'selective_scan: backend="cuda" needs tensors on a GPU'),
+    "triton": ({"backend": "triton"}, ValueError, 'selective_scan: backend="triton" needs tensors on a GPU'),
 }
 
 

@@ -51,8 +51,12 @@ CASES = {
         ValueError,
         "x must be on cpu like the first argument, got meta",
     ),
-    "backend": ({"backend": "fast"}, ValueError, "selective_state_update: backend must be one of auto, cpu, reference"),
-    "cuda": ({"backend": "cuda"}, RuntimeError, 'selective_state_update: this version has no "cuda" backend'),
+    "backend": (
+        {"backend": "fast"},
+        ValueError,
+        "selective_state_update: backend must be one of auto, cuda, triton, cpu, reference",
+    ),
+    "cuda": ({"backend": "cuda"}, ValueError, 'selective_state_update: backend="cuda" needs tensors on a GPU'),
 }
 
 

@@ -3,13 +3,13 @@
 B batch, D channels, L length, S entries of the state, W width (taps).
 """
 
-from functools import lru_cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _native
+from bdam_fast import _autograd, _backend, _checks, _native, _operators
 from bdam_fast.ops.causal_conv1d.op import MAX_WIDTH, causal_conv1d, wants_silu
 from bdam_fast.ops.causal_conv1d.reference import causal_conv1d_update_reference
 
@@ -37,7 +37,7 @@ def causal_conv1d_update(
         weight: (D, W), W from 1 to 8; the last tap is that of the step itself.
         bias: (D,).
         activation: None, `"silu"`, or `"swish"` (the same).
-        backend: `auto`, `cpu` or `reference`.
+        backend: `auto`, `cuda`, `triton`, `cpu` or `reference`.
 
     Every tensor may be float32, bfloat16, float16 or float64 with any strides, each its own; the computation is in
     float32 (float64 if x is float64), and x is rounded to the state's dtype when it is stored. Where a gradient is wanted
@@ -57,30 +57,31 @@ def causal_conv1d_update(
         _checks.check_tensor(OP, "x", x)
     silu = wants_silu(OP, activation)
     tensors = (x, conv_state, weight, bias)
-    if _backend.resolve(OP, backend, x.device) == "reference":
+    chosen = _backend.resolve(OP, backend, x.device, x.dtype)
+    if chosen == "reference":
         check(*tensors)
         _checks.check_not_leaf(OP, "conv_state", conv_state)
         out, after = causal_conv1d_update_reference(*tensors, silu)
         conv_state.copy_(after)
         return out
     if not torch.compiler.is_compiling():
-        return _call(tensors, silu)
+        return _call(chosen, tensors, silu)
     check(*tensors)
     if _autograd.needs_grad(tensors):
-        return _differentiable(tensors, silu)
-    _ready()
-    return torch.ops.bdam_fast.causal_conv1d_update(*tensors, silu)
+        return _differentiable(chosen, tensors, silu)
+    _ready(chosen)
+    return getattr(torch.ops, _operators.NAMESPACES[chosen]).causal_conv1d_update(*tensors, silu)
 
 
-def _call(tensors: tuple[Any, ...], silu: bool) -> Tensor:
+def _call(backend: str, tensors: tuple[Any, ...], silu: bool) -> Tensor:
     """The kernel, eagerly. It checks what `check` does, which is asked (4 us) only why a call was refused."""
     _autograd.refuse_functorch(OP)
     _autograd.refuse_forward_mode(OP, tensors)
-    raw = _raw()
+    raw = _raw(backend)
     try:
         if _autograd.needs_grad(tensors):
             check(*tensors)
-            return _differentiable(tensors, silu)
+            return _differentiable(backend, tensors, silu)
         out = _autograd.below_autograd(raw, (*tensors, silu))
     except (RuntimeError, TypeError, ValueError):
         check(*tensors)
@@ -89,7 +90,7 @@ def _call(tensors: tuple[Any, ...], silu: bool) -> Tensor:
     return out
 
 
-def _differentiable(tensors: tuple[Any, ...], silu: bool) -> Tensor:
+def _differentiable(backend: str, tensors: tuple[Any, ...], silu: bool) -> Tensor:
     """The steps as a convolution with initial states; a copy of the old state is what its gradient will read."""
     x, conv_state, weight, bias = tensors
     _checks.check_not_leaf(OP, "conv_state", conv_state)
@@ -97,7 +98,7 @@ def _differentiable(tensors: tuple[Any, ...], silu: bool) -> Tensor:
     entries = conv_state.shape[2]
     before = conv_state.clone()
     window = before[:, :, entries - weight.shape[1] + 1 :]
-    out = causal_conv1d(steps, weight, bias, "silu" if silu else None, initial_states=window, backend="cpu")
+    out = causal_conv1d(steps, weight, bias, "silu" if silu else None, initial_states=window, backend=backend)
     conv_state.copy_(torch.cat([before, steps.to(before.dtype)], 2)[:, :, steps.shape[2] :])
     return out.squeeze(-1) if x.dim() == 2 else out
 
@@ -125,35 +126,46 @@ def check(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None) ->
             f"got shape {_checks.shape_text(conv_state.shape)}"
         )
     _checks.check_not_expanded(OP, "conv_state", conv_state)
-    if bias is not None:
-        _checks.check_tensor(OP, "bias", bias, device)
-        _checks.check_shape(OP, "bias", bias, (channels,))
+    _checks.check_optional(OP, "bias", bias, (channels,), device)
 
 
-def _autograd_kernel(*args: Any) -> Any:
+def _autograd_kernel(namespace: str, *args: Any) -> Any:
     """What autograd does with a call of the raw operator."""
     _autograd.refuse_functorch(OP)
     _autograd.refuse_forward_mode(OP, args)
     if _autograd.needs_grad(args):
         check(*args[:4])
-        return _differentiable(args[:4], args[4])
-    out = _autograd.below_autograd(_raw(), args)
+        return _differentiable(_operators.backend_of(namespace, args[0].device), args[:4], args[4])
+    out = _autograd.below_autograd(_operators.raw(namespace, "causal_conv1d_update"), args)
     _autograd.mark_written(args[1])
     return out
 
 
-@lru_cache(maxsize=1)
-def _raw() -> Any:
-    """The raw operator. The first call loads the extension and registers the fake and autograd formulas."""
-    _native.extension()
-    torch.library.register_fake("bdam_fast::causal_conv1d_update", _fake)
-    _autograd.register("causal_conv1d_update", _autograd_kernel)
-    return torch.ops.bdam_fast.causal_conv1d_update.default
+@cache
+def _raw(backend: str = "cpu") -> Any:
+    """A backend's raw operator. The first call loads its kernels."""
+    namespace = _operators.load(
+        backend, _fakes, "bdam_fast.ops.causal_conv1d.causal_conv1d_update_triton", writes="conv_state"
+    )
+    register(namespace)
+    return _operators.raw(namespace, "causal_conv1d_update")
+
+
+@cache
+def register(namespace: str) -> None:
+    """Registers the fake and autograd formulas of the raw operators in `namespace`, where their kernels are."""
+    _operators.register_fakes(namespace, _fakes(namespace))
+    _autograd.register(namespace, "causal_conv1d_update", partial(_autograd_kernel, namespace))
+
+
+def _fakes(namespace: str) -> dict[str, Any]:
+    """The raw operators in `namespace` by name, each as a function that makes results of the right shapes."""
+    return {"causal_conv1d_update": _fake}
 
 
 @_native.constant_in_graphs
-def _ready() -> bool:
-    return _raw() is not None
+def _ready(backend: str) -> bool:
+    return _raw(backend) is not None
 
 
 def _fake(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:

@@ -3,13 +3,13 @@
 B batch, D channels, L length, W width (taps).
 """
 
-from functools import lru_cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _native
+from bdam_fast import _autograd, _backend, _checks, _native, _operators
 from bdam_fast.ops.causal_conv1d.reference import causal_conv1d_reference
 
 OP = "causal_conv1d"
@@ -43,7 +43,7 @@ def causal_conv1d(
         seq_idx: (B, L) int32, the index of the packed sequence that each step belongs to. The window is emptied where
             it differs from that of the step processed before; steps with a negative index are padding: they are
             skipped, their output is zero and nothing in them has a gradient or is read into one.
-        backend: `auto`, `cpu` or `reference`.
+        backend: `auto`, `cuda`, `triton`, `cpu` or `reference`.
 
     Every floating tensor may be float32, bfloat16, float16 or float64, each its own; sums and states are float32
     (float64 if x is float64). All of them have gradients, through the final states too. Results are the same bits at
@@ -64,26 +64,27 @@ def causal_conv1d(
     silu = wants_silu(OP, activation)
     tensors = (x, weight, bias, initial_states, seq_idx)
     flags = (silu, reverse, return_final_states)
-    if _backend.resolve(OP, backend, x.device) == "reference":
+    chosen = _backend.resolve(OP, backend, x.device, x.dtype)
+    if chosen == "reference":
         _check(*tensors)
         out, final = causal_conv1d_reference(x, weight, bias, silu, initial_states, reverse, seq_idx)
     elif torch.compiler.is_compiling():
         _check(*tensors)
-        _ready()
-        out, final = torch.ops.bdam_fast.causal_conv1d_forward(*tensors, *flags)
+        _ready(chosen)
+        out, final = getattr(torch.ops, _operators.NAMESPACES[chosen]).causal_conv1d_forward(*tensors, *flags)
     else:
-        return _call(tensors, flags)
+        return _call(chosen, tensors, flags)
     return (out, final) if return_final_states else out
 
 
-def _call(tensors: tuple[Any, ...], flags: tuple[bool, bool, bool]) -> Any:
+def _call(backend: str, tensors: tuple[Any, ...], flags: tuple[bool, bool, bool]) -> Any:
     """The kernel, eagerly. It checks what `_check` does, which is asked (4 us) only why a call was refused."""
     _autograd.refuse_functorch(OP)
     _autograd.refuse_forward_mode(OP, tensors)
-    raw = _raw()
+    raw = _raw(backend)
     try:
         if _autograd.needs_grad(tensors):
-            return _CausalConv1d.apply((*flags, False), *tensors)
+            return _CausalConv1d.apply((_operators.NAMESPACES[backend], *flags, False), *tensors)
         out, final = _autograd.below_autograd(raw, (*tensors, *flags))
     except (RuntimeError, TypeError, ValueError):
         _check(*tensors)
@@ -126,33 +127,31 @@ def _check(
     if not 1 <= width <= MAX_WIDTH:
         raise ValueError(f"{OP}: weight must have 1 to {MAX_WIDTH} taps, got shape {_checks.shape_text(weight.shape)}")
     _checks.check_shape(OP, "weight", weight, (channels, width))
-    if bias is not None:
-        _checks.check_tensor(OP, "bias", bias, device)
-        _checks.check_shape(OP, "bias", bias, (channels,))
-    if initial_states is not None:
-        _checks.check_tensor(OP, "initial_states", initial_states, device)
-        _checks.check_shape(OP, "initial_states", initial_states, (batch, channels, width - 1))
+    _checks.check_optional(OP, "bias", bias, (channels,), device)
+    _checks.check_optional(OP, "initial_states", initial_states, (batch, channels, width - 1), device)
     if seq_idx is not None:
         _checks.check_seq_idx(OP, seq_idx, (batch, length), device)
 
 
 class _CausalConv1d(torch.autograd.Function):
-    """`apply((silu, reverse, return_final_states, raw), *five tensors)`.
+    """`apply((namespace, silu, reverse, return_final_states, raw), *five tensors)`.
 
     Results are the public function's, or with `raw` those of the raw operator: every extra result costs 8 us a call.
     """
 
     @staticmethod
-    def forward(ctx: Any, flags: tuple[bool, bool, bool, bool], *tensors: Any) -> Any:
-        out, final = _autograd.below_autograd(_raw(), (*tensors, *flags[:3]))
+    def forward(ctx: Any, options: tuple[str, bool, bool, bool, bool], *tensors: Any) -> Any:
+        namespace, silu, reverse, return_final, raw = options
+        forward = _operators.raw(namespace, "causal_conv1d_forward")
+        out, final = _autograd.below_autograd(forward, (*tensors, silu, reverse, return_final))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        ctx.flags = flags[:2]
-        if flags[3]:
-            if not flags[2]:
+        ctx.options = options
+        if raw:
+            if not return_final:
                 ctx.mark_non_differentiable(final)
             return out, final
-        return (out, final) if flags[2] else out
+        return (out, final) if return_final else out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, dfinal: Tensor | None = None) -> Any:
@@ -161,35 +160,46 @@ class _CausalConv1d(torch.autograd.Function):
             return (None,) * 6
         if dout is None:
             dout = torch.zeros_like(tensors[0])
-        raw = torch.ops.bdam_fast.causal_conv1d_backward.default
-        grads = _autograd.call_backward(raw, (dout, dfinal, *tensors, *ctx.flags))
+        namespace, silu, reverse, *_ = ctx.options
+        raw = _operators.raw(namespace, "causal_conv1d_backward")
+        grads = _autograd.call_backward(raw, (dout, dfinal, *tensors, silu, reverse))
         needed = ctx.needs_input_grad
         return (None, *(g if need else None for g, need in zip(grads, needed[1:5], strict=True)), None)
 
 
-def _autograd_kernel(*args: Any) -> Any:
+def _autograd_kernel(namespace: str, *args: Any) -> Any:
     """What autograd does with a call of the raw operator."""
     _autograd.refuse_functorch(OP)
     _autograd.refuse_forward_mode(OP, args)
     if _autograd.needs_grad(args):
-        return _CausalConv1d.apply((*args[5:8], True), *args[:5])
-    return _autograd.below_autograd(_raw(), args)
+        return _CausalConv1d.apply((namespace, *args[5:8], True), *args[:5])
+    return _autograd.below_autograd(_operators.raw(namespace, "causal_conv1d_forward"), args)
 
 
-@lru_cache(maxsize=1)
-def _raw() -> Any:
-    """The raw forward operator. The first call loads the extension and registers the fake and autograd formulas."""
-    _native.extension()
-    torch.library.register_fake("bdam_fast::causal_conv1d_forward", _fake_forward)
-    torch.library.register_fake("bdam_fast::causal_conv1d_backward", _fake_backward)
-    _autograd.register("causal_conv1d_forward", _autograd_kernel)
-    _autograd.register_once_differentiable(OP, "causal_conv1d_backward")
-    return torch.ops.bdam_fast.causal_conv1d_forward.default
+@cache
+def _raw(backend: str = "cpu") -> Any:
+    """A backend's raw forward operator. The first call loads its kernels."""
+    namespace = _operators.load(backend, _fakes, "bdam_fast.ops.causal_conv1d.triton_impl")
+    register(namespace)
+    return _operators.raw(namespace, "causal_conv1d_forward")
+
+
+@cache
+def register(namespace: str) -> None:
+    """Registers the fake and autograd formulas of the raw operators in `namespace`, where their kernels are."""
+    _operators.register_fakes(namespace, _fakes(namespace))
+    _autograd.register(namespace, "causal_conv1d_forward", partial(_autograd_kernel, namespace))
+    _autograd.register_once_differentiable(OP, namespace, "causal_conv1d_backward")
+
+
+def _fakes(namespace: str) -> dict[str, Any]:
+    """The raw operators in `namespace` by name, each as a function that makes results of the right shapes."""
+    return {"causal_conv1d_forward": _fake_forward, "causal_conv1d_backward": _fake_backward}
 
 
 @_native.constant_in_graphs
-def _ready() -> bool:
-    return _raw() is not None
+def _ready(backend: str) -> bool:
+    return _raw(backend) is not None
 
 
 def _fake_forward(
@@ -218,7 +228,7 @@ def _fake_backward(
     seq_idx: Tensor | None,
     silu: bool,
     reverse: bool,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _checks.check_devices(OP, x, (dout, dfinal_states, weight, bias, initial_states, seq_idx))
-    optional = (x.new_empty((0,)) if t is None else torch.empty_like(t) for t in (bias, initial_states))
-    return (torch.empty_like(x), torch.empty_like(weight), *optional)
+    dbias, dinitial = (x.new_empty((0,)) if t is None else torch.empty_like(t) for t in (bias, initial_states))
+    return torch.empty_like(x), torch.empty_like(weight), dbias, dinitial

@@ -24,7 +24,7 @@ def causal_conv1d_reference(
     s_t = bias + sum_j weight[:, j] q_{t+j}, where q is the initial states followed by x in processing order, and out
     is s or s sigmoid(s). Everything is computed in float32, or float64 if x is; final_states has that type.
     """
-    _native.count_reference_call("causal_conv1d")
+    _native.count_call("causal_conv1d.reference.forward")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with _autograd.full_precision(x.device):
         steps = x.to(dtype).flip(2) if reverse else x.to(dtype)
@@ -83,7 +83,7 @@ def causal_conv1d_update_reference(
 
     s_t = bias + sum_j weight[:, j] q_{S+t-W+1+j}, where q is the state followed by x; the new state is the end of q.
     """
-    _native.count_reference_call("causal_conv1d_update")
+    _native.count_call("causal_conv1d_update.reference.forward")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with _autograd.full_precision(x.device):
         taps = weight.to(dtype)

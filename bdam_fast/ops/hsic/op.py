@@ -3,14 +3,14 @@
 N samples, Dx and Dy features.
 """
 
-from functools import lru_cache
+from functools import cache, partial
 from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _native
+from bdam_fast import _autograd, _backend, _checks, _native, _operators
 from bdam_fast.ops.hsic.reference import hsic_reference
 
 OP = "hsic"
@@ -44,10 +44,10 @@ def hsic(
             i < j (the lower of the two in the middle; their mean where the median is zero, and sigma = 1 where all
             rows are equal). It is exact for any N, and taken as a constant in the gradient.
         estimator: `biased` (N >= 2) or `unbiased` (N >= 4).
-        backend: `auto`, `cpu` or `reference`.
+        backend: `auto`, `triton`, `cpu` or `reference`.
 
     Inputs may be float32, bfloat16, float16 or float64; sums are float32 (float64 for float64). Both have gradients.
-    The cpu backend never holds an N x N matrix for the rbf kernel (above 512 samples: up to there the distances are
+    The kernels never hold an N x N matrix for the rbf kernel (above 512 samples: up to there the distances are
     gathered for their median), and for the linear one only where N is below the harmonic mean of Dx and Dy. Results
     are the same bits at every call and for any number of threads.
 
@@ -71,7 +71,7 @@ def hsic(
     gaussian, unbiased = kernel == "rbf", estimator == "unbiased"
     width_x = _width("sigma_x", sigma_x, gaussian, x)
     width_y = _width("sigma_y", sigma_y, gaussian, x)
-    chosen = _backend.resolve(OP, backend, x.device)
+    chosen = _backend.resolve(OP, backend, x.device, x.dtype)
     if chosen == "reference":
         return hsic_reference(x, y, width_x, width_y, gaussian, unbiased)
     batch = x.shape[:-2]
@@ -80,20 +80,20 @@ def hsic(
         width_x, width_y = (None if t is None else t.reshape(batch.numel()) for t in (width_x, width_y))
     args = (x, y, width_x, width_y, gaussian, unbiased)
     if torch.compiler.is_compiling():
-        _ready()
-        value = torch.ops.bdam_fast.hsic_forward(*args)[0]
+        _ready(chosen)
+        value = getattr(torch.ops, _operators.NAMESPACES[chosen]).hsic_forward(*args)[0]
     else:
-        value = _call(args)
+        value = _call(chosen, args)
     return value if len(batch) == 1 else value.reshape(batch)
 
 
-def _call(args: tuple[Any, ...]) -> Tensor:
+def _call(backend: str, args: tuple[Any, ...]) -> Tensor:
     """The kernel, eagerly, with a batch of one dimension."""
     _autograd.refuse_functorch(OP)
     _autograd.refuse_forward_mode(OP, args)
-    raw = _raw()
+    raw = _raw(backend)
     if _autograd.needs_grad(args):
-        return _Hsic.apply(False, *args)
+        return _Hsic.apply((_operators.NAMESPACES[backend], False), *args)
     return _autograd.below_autograd(raw, args)[0]
 
 
@@ -143,15 +143,15 @@ def _width(name: str, sigma: float | Tensor | None, gaussian: bool, x: Tensor) -
 
 
 class _Hsic(torch.autograd.Function):
-    """`apply(raw, *arguments of hsic_forward)`: the value, or with `raw` all that the raw operator returns."""
+    """`apply((namespace, raw), *arguments of hsic_forward)`: the value, or with `raw` all that the operator returns."""
 
     @staticmethod
-    def forward(ctx: Any, raw: bool, *args: Any) -> Any:
-        value, saved = _autograd.below_autograd(_raw(), args)
+    def forward(ctx: Any, options: tuple[str, bool], *args: Any) -> Any:
+        value, saved = _autograd.below_autograd(_operators.raw(options[0], "hsic_forward"), args)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*args[:2], saved)
-        ctx.flags = args[4:]
-        if raw:
+        ctx.namespace, ctx.flags = options[0], args[4:]
+        if options[1]:
             ctx.mark_non_differentiable(saved)
             return value, saved
         return value
@@ -160,37 +160,47 @@ class _Hsic(torch.autograd.Function):
     def backward(ctx: Any, dvalue: Tensor | None, *_: Any) -> Any:
         if dvalue is None:
             return (None,) * 7
-        raw = torch.ops.bdam_fast.hsic_backward.default
+        raw = _operators.raw(ctx.namespace, "hsic_backward")
         grads = _autograd.call_backward(raw, (dvalue, *ctx.saved_tensors, *ctx.flags))
         needed = ctx.needs_input_grad
         return (None, *(g if need else None for g, need in zip(grads, needed[1:3], strict=True)), *(None,) * 4)
 
 
-def _autograd_kernel(*args: Any) -> Any:
+def _autograd_kernel(namespace: str, *args: Any) -> Any:
     """What autograd does with a call of the raw operator."""
     _autograd.refuse_functorch(OP)
     _autograd.refuse_forward_mode(OP, args)
     if _autograd.needs_grad(args[2:4]):
         raise RuntimeError(f"{OP}: a width is a constant and has no gradient")
     if _autograd.needs_grad(args):
-        return _Hsic.apply(True, *args)
-    return _autograd.below_autograd(_raw(), args)
+        return _Hsic.apply((namespace, True), *args)
+    return _autograd.below_autograd(_operators.raw(namespace, "hsic_forward"), args)
 
 
-@lru_cache(maxsize=1)
-def _raw() -> Any:
-    """The raw forward operator. The first call loads the extension and registers the fake and autograd formulas."""
-    _native.extension()
-    torch.library.register_fake("bdam_fast::hsic_forward", _fake_forward)
-    torch.library.register_fake("bdam_fast::hsic_backward", _fake_backward)
-    _autograd.register("hsic_forward", _autograd_kernel)
-    _autograd.register_once_differentiable(OP, "hsic_backward")
-    return torch.ops.bdam_fast.hsic_forward.default
+@cache
+def _raw(backend: str = "cpu") -> Any:
+    """A backend's raw forward operator. The first call loads its kernels."""
+    namespace = _operators.load(backend, _fakes, "bdam_fast.ops.hsic.triton_impl")
+    register(namespace)
+    return _operators.raw(namespace, "hsic_forward")
+
+
+@cache
+def register(namespace: str) -> None:
+    """Registers the fake and autograd formulas of the raw operators in `namespace`, where their kernels are."""
+    _operators.register_fakes(namespace, _fakes(namespace))
+    _autograd.register(namespace, "hsic_forward", partial(_autograd_kernel, namespace))
+    _autograd.register_once_differentiable(OP, namespace, "hsic_backward")
+
+
+def _fakes(namespace: str) -> dict[str, Any]:
+    """The raw operators in `namespace` by name, each as a function that makes results of the right shapes."""
+    return {"hsic_forward": _fake_forward(namespace), "hsic_backward": _fake_backward}
 
 
 @_native.constant_in_graphs
-def _ready() -> bool:
-    return _raw() is not None
+def _ready(backend: str) -> bool:
+    return _raw(backend) is not None
 
 
 def _saved_size(samples: int, width_x: int, width_y: int, gaussian: bool) -> int:
@@ -202,14 +212,29 @@ def _saved_size(samples: int, width_x: int, width_y: int, gaussian: bool) -> int
     return width_x * ((width_y + ROW - 1) // ROW // 2 * 2 + 1) * ROW
 
 
-def _fake_forward(
-    x: Tensor, y: Tensor, sigma_x: Tensor | None, sigma_y: Tensor | None, gaussian: bool, unbiased: bool
-) -> tuple[Tensor, Tensor]:
-    _checks.check_devices(OP, x, (y, sigma_x, sigma_y))
-    batch, samples, width_x = x.shape
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    saved = (batch, _saved_size(samples, width_x, y.shape[2], gaussian))
-    return x.new_empty((batch,), dtype=dtype), x.new_empty(saved, dtype=dtype)
+def _fake_forward(namespace: str) -> Any:
+    """The forward's shapes, whose saved values differ between the kernels."""
+
+    def fake(
+        x: Tensor,
+        y: Tensor,
+        sigma_x: Tensor | None,
+        sigma_y: Tensor | None,
+        gaussian: bool,
+        unbiased: bool,
+    ) -> tuple[Tensor, Tensor]:
+        _checks.check_devices(OP, x, (y, sigma_x, sigma_y))
+        batch, samples, width_x = x.shape
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if namespace == _operators.NAMESPACES["triton"]:
+            from bdam_fast.ops.hsic.triton_impl import saved_shape
+
+            saved = saved_shape(samples, width_x, y.shape[2], gaussian)
+        else:
+            saved = (_saved_size(samples, width_x, y.shape[2], gaussian),)
+        return x.new_empty((batch,), dtype=dtype), x.new_empty((batch, *saved), dtype=dtype)
+
+    return fake
 
 
 def _fake_backward(

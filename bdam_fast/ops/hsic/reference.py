@@ -40,7 +40,7 @@ def hsic_reference(
     x: Tensor, y: Tensor, sigma_x: Tensor | None, sigma_y: Tensor | None, gaussian: bool, unbiased: bool
 ) -> Tensor:
     """`hsic` of checked arguments, x (..., N, Dx), y (..., N, Dy) -> (...), in float32 (float64 for float64)."""
-    _native.count_reference_call("hsic")
+    _native.count_call("hsic.reference.forward")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with _autograd.full_precision(x.device):
         n = x.shape[-2]

@@ -3,19 +3,20 @@
 B batch, L length, D channels, N states, G groups of channels that share B and C.
 """
 
-from functools import lru_cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _native
+from bdam_fast import _autograd, _backend, _checks, _native, _operators
 from bdam_fast.ops.selective_scan.reference import selective_scan_reference
 
 OP = "selective_scan"
 MAX_STATES = 256
 TILE = 32  # steps between saved states; kScanTile and kScanUnit in csrc/selective_scan/selective_scan.h
 UNIT = 16
+NineTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def selective_scan(
@@ -51,7 +52,7 @@ def selective_scan(
         seq_idx: (B, L) int32, the index of the packed sequence that each step belongs to. The state is reset where it
             differs from that of the step processed before; steps with a negative index are padding: they are skipped,
             their output is zero and nothing in them has a gradient or is read into one.
-        backend: `auto`, `cpu` or `reference`.
+        backend: `auto`, `cuda`, `triton`, `cpu` or `reference`.
 
     Every floating tensor may be float32, bfloat16, float16 or float64, each its own; sums and states are float32
     (float64 if u is float64). All of them have gradients, through the last state too. Results are the same bits at
@@ -69,7 +70,8 @@ def selective_scan(
     """
     if not isinstance(u, Tensor):
         _checks.check_tensor(OP, "u", u)
-    if _backend.resolve(OP, backend, u.device) == "reference":
+    chosen = _backend.resolve(OP, backend, u.device, u.dtype)
+    if chosen == "reference":
         _check(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
         out, last = selective_scan_reference(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse, seq_idx
@@ -78,21 +80,22 @@ def selective_scan(
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
     flags = (delta_softplus, reverse, return_last_state)
     if not torch.compiler.is_compiling():
-        return _call(tensors, flags)
+        return _call(chosen, tensors, flags)
     _check(*tensors)
-    _ready()
-    out, last, _ = torch.ops.bdam_fast.selective_scan_forward(*tensors, *flags, _autograd.needs_grad(tensors))
+    _ready(chosen)
+    operators = getattr(torch.ops, _operators.NAMESPACES[chosen])
+    out, last, _ = operators.selective_scan_forward(*tensors, *flags, _autograd.needs_grad(tensors))
     return (out, last) if return_last_state else out
 
 
-def _call(tensors: tuple[Any, ...], flags: tuple[bool, bool, bool]) -> Any:
+def _call(backend: str, tensors: tuple[Any, ...], flags: tuple[bool, bool, bool]) -> Any:
     """The kernel, eagerly. It checks what `_check` does, which is asked (5 us) only why a call was refused."""
     _autograd.refuse_functorch(OP)
     _autograd.refuse_forward_mode(OP, tensors)
-    raw = _raw()
+    raw = _raw(backend)
     try:
         if _autograd.needs_grad(tensors):
-            return _SelectiveScan.apply((*flags, False), *tensors)
+            return _SelectiveScan.apply((_operators.NAMESPACES[backend], *flags, False), *tensors)
         out, last, _ = _autograd.below_autograd(raw, (*tensors, *flags, False))
     except (RuntimeError, TypeError, ValueError):
         _check(*tensors)
@@ -130,16 +133,10 @@ def _check(
     groups = [_check_projection(name, value, shape, states) for name, value in (("B", B), ("C", C))]
     if 1 not in groups and groups[0] != groups[1]:
         raise ValueError(f"{OP}: B and C must have as many groups, got {groups[0]} and {groups[1]}")
-    optional: tuple[tuple[str, Tensor | None, tuple[int, ...]], ...] = (
-        ("D", D, (channels,)),
-        ("z", z, shape),
-        ("delta_bias", delta_bias, (channels,)),
-        ("initial_state", initial_state, (batch, channels, states)),
-    )
-    for name, tensor, expected in optional:
-        if tensor is not None:
-            _checks.check_tensor(OP, name, tensor, device)
-            _checks.check_shape(OP, name, tensor, expected, "u" if name == "z" else "")
+    for name, vector in (("D", D), ("delta_bias", delta_bias)):
+        _checks.check_optional(OP, name, vector, (channels,), device)
+    _checks.check_optional(OP, "z", z, shape, device, "u")
+    _checks.check_optional(OP, "initial_state", initial_state, (batch, channels, states), device)
     if seq_idx is not None:
         _checks.check_seq_idx(OP, seq_idx, (batch, length), device)
 
@@ -165,21 +162,23 @@ def _check_projection(name: str, value: Tensor, shape: torch.Size, states: int) 
 
 
 class _SelectiveScan(torch.autograd.Function):
-    """`apply((delta_softplus, reverse, return_last_state, raw), *ten tensors)`.
+    """`apply((namespace, delta_softplus, reverse, return_last_state, raw), *ten tensors)`.
 
     Results are the public function's, or with `raw` those of the raw operator: every extra result costs 8 us a call.
     """
 
     @staticmethod
-    def forward(ctx: Any, flags: tuple[bool, bool, bool, bool], *tensors: Any) -> Any:
-        out, last, checkpoint = _autograd.below_autograd(_raw(), (*tensors, *flags[:3], True))
+    def forward(ctx: Any, options: tuple[str, bool, bool, bool, bool], *tensors: Any) -> Any:
+        namespace, softplus, reverse, return_last, raw = options
+        forward = _operators.raw(namespace, "selective_scan_forward")
+        out, last, checkpoint = _autograd.below_autograd(forward, (*tensors, softplus, reverse, return_last, True))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, checkpoint)
-        ctx.flags = flags[:2]
-        if flags[3]:
-            ctx.mark_non_differentiable(*((checkpoint,) if flags[2] else (last, checkpoint)))
+        ctx.options = options
+        if raw:
+            ctx.mark_non_differentiable(*((checkpoint,) if return_last else (last, checkpoint)))
             return out, last, checkpoint
-        return (out, last) if flags[2] else out
+        return (out, last) if return_last else out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None = None, *_: Any) -> Any:
@@ -188,65 +187,92 @@ class _SelectiveScan(torch.autograd.Function):
             return (None,) * 11
         if dout is None:
             dout = torch.zeros_like(tensors[0])
-        raw = torch.ops.bdam_fast.selective_scan_backward.default
-        grads = _autograd.call_backward(raw, (dout, dlast, *tensors, checkpoint, *ctx.flags))
+        namespace, softplus, reverse, *_ = ctx.options
+        raw = _operators.raw(namespace, "selective_scan_backward")
+        grads = _autograd.call_backward(raw, (dout, dlast, *tensors, checkpoint, softplus, reverse))
         needed = ctx.needs_input_grad
         return (None, *[g if need else None for g, need in zip(grads, needed[1:10], strict=True)], None)
 
 
-def _autograd_kernel(*args: Any) -> Any:
+def _autograd_kernel(namespace: str, *args: Any) -> Any:
     """What autograd does with a call of the raw operator."""
     _autograd.refuse_functorch(OP)
     _autograd.refuse_forward_mode(OP, args)
     if _autograd.needs_grad(args):
-        return _SelectiveScan.apply((*args[10:13], True), *args[:10])
-    return _autograd.below_autograd(_raw(), args)
+        return _SelectiveScan.apply((namespace, *args[10:13], True), *args[:10])
+    return _autograd.below_autograd(_operators.raw(namespace, "selective_scan_forward"), args)
 
 
-@lru_cache(maxsize=1)
-def _raw() -> Any:
-    """The raw forward operator. The first call loads the extension and registers the fake and autograd formulas."""
-    _native.extension()
-    torch.library.register_fake("bdam_fast::selective_scan_forward", _fake_forward)
-    torch.library.register_fake("bdam_fast::selective_scan_backward", _fake_backward)
-    _autograd.register("selective_scan_forward", _autograd_kernel)
-    _autograd.register_once_differentiable(OP, "selective_scan_backward")
-    return torch.ops.bdam_fast.selective_scan_forward.default
+@cache
+def _raw(backend: str = "cpu") -> Any:
+    """A backend's raw forward operator. The first call loads its kernels."""
+    namespace = _operators.load(backend, _fakes, "bdam_fast.ops.selective_scan.triton_impl")
+    register(namespace)
+    return _operators.raw(namespace, "selective_scan_forward")
+
+
+@cache
+def register(namespace: str) -> None:
+    """Registers the fake and autograd formulas of the raw operators in `namespace`, where their kernels are."""
+    _operators.register_fakes(namespace, _fakes(namespace))
+    _autograd.register(namespace, "selective_scan_forward", partial(_autograd_kernel, namespace))
+    _autograd.register_once_differentiable(OP, namespace, "selective_scan_backward")
+
+
+def _fakes(namespace: str) -> dict[str, Any]:
+    """The raw operators in `namespace` by name, each as a function that makes results of the right shapes."""
+    return {"selective_scan_forward": _fake_forward(namespace), "selective_scan_backward": _fake_backward}
 
 
 @_native.constant_in_graphs
-def _ready() -> bool:
-    return _raw() is not None
+def _ready(backend: str) -> bool:
+    return _raw(backend) is not None
 
 
-def _fake_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    seq_idx: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    return_last_state: bool,
-    save_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _checks.check_devices(OP, u, (delta, A, B, C, D, z, delta_bias, initial_state, seq_idx))
+def _fake_forward(namespace: str) -> Any:
+    """The forward's shapes, whose saved states differ between the kernels."""
+
+    def fake(
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        initial_state: Tensor | None,
+        seq_idx: Tensor | None,
+        delta_softplus: bool,
+        reverse: bool,
+        return_last_state: bool,
+        save_states: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        _checks.check_devices(OP, u, (delta, A, B, C, D, z, delta_bias, initial_state, seq_idx))
+        batch, channels, length = u.shape
+        states = A.shape[1]
+        state_type = torch.float64 if u.dtype == torch.float64 else torch.float32
+        last_shape = (batch, channels, states) if return_last_state else (0,)
+        last = u.new_empty(last_shape, dtype=state_type)
+        if not save_states:
+            return torch.empty_like(u), last, u.new_empty((0,), dtype=state_type)
+        groups = max(B.shape[1] if B.dim() == 4 else 1, C.shape[1] if C.dim() == 4 else 1)
+        saved = _saved_shape(namespace, u, states, groups)
+        return torch.empty_like(u), last, u.new_empty(saved, dtype=state_type)
+
+    return fake
+
+
+def _saved_shape(namespace: str, u: Tensor, states: int, groups: int) -> tuple[Any, ...]:
+    """The shape of the states that a backend's forward saves; its own rule stands in its sources."""
     batch, channels, length = u.shape
-    states = A.shape[1]
-    state_type = torch.float64 if u.dtype == torch.float64 else torch.float32
-    last_shape = (batch, channels, states) if return_last_state else (0,)
-    last = u.new_empty(last_shape, dtype=state_type)
-    if not save_states:
-        return torch.empty_like(u), last, u.new_empty((0,), dtype=state_type)
-    groups = max(B.shape[1] if B.dim() == 4 else 1, C.shape[1] if C.dim() == 4 else 1)
+    if namespace == _operators.NAMESPACES["triton"]:
+        from bdam_fast.ops.selective_scan.triton_impl import saved_shape
+
+        return saved_shape(batch, channels, length, states)
     units = groups * ((channels // groups + UNIT - 1) // UNIT)
     tiles = torch.sym_max((length + TILE - 1) // TILE - 1, 0)
-    return torch.empty_like(u), last, u.new_empty((batch, tiles, units, states, UNIT), dtype=state_type)
+    return (batch, tiles, units, states, UNIT)
 
 
 def _fake_backward(
@@ -265,10 +291,10 @@ def _fake_backward(
     checkpoint: Tensor,
     delta_softplus: bool,
     reverse: bool,
-) -> tuple[Tensor, ...]:
+) -> NineTensors:
     _checks.check_devices(
         OP, u, (dout, dlast_state, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, checkpoint)
     )
     present = [torch.empty_like(t) for t in (u, delta, A, B, C)]
-    optional = (D, z, delta_bias, initial_state)
-    return (*present, *(u.new_empty((0,)) if t is None else torch.empty_like(t) for t in optional))
+    optional = [u.new_empty((0,)) if t is None else torch.empty_like(t) for t in (D, z, delta_bias, initial_state)]
+    return tuple(present + optional)  # type: ignore[return-value]

@@ -31,7 +31,7 @@ def selective_scan_reference(
         y_t = <C_t, h_t> + D u_t
         out = y silu(z)
     """
-    _native.count_reference_call("selective_scan")
+    _native.count_call("selective_scan.reference.forward")
     with _autograd.full_precision(u.device):
         state_type = torch.float64 if u.dtype == torch.float64 else torch.float32
         if (
@@ -136,7 +136,7 @@ def selective_state_update_reference(
 
     With dt = softplus(dt + dt_bias):  h = exp(dt A) state + dt B x,  y = <C, h> + D x,  out = y silu(z).
     """
-    _native.count_reference_call("selective_state_update")
+    _native.count_call("selective_state_update.reference.forward")
     with _autograd.full_precision(x.device):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         x_BD, step = x.to(dtype), dt.to(dtype)

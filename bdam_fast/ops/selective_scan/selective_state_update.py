@@ -3,13 +3,13 @@
 B batch, D channels, N states, G groups of channels that share B and C.
 """
 
-from functools import lru_cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _native
+from bdam_fast import _autograd, _backend, _checks, _native, _operators
 from bdam_fast.ops.selective_scan.op import MAX_STATES, selective_scan
 from bdam_fast.ops.selective_scan.reference import selective_state_update_reference
 
@@ -42,7 +42,7 @@ def selective_state_update(
         B, C: (B, N), or (B, G, N) with G dividing D.
         D, dt_bias: (D,).
         dt_softplus: whether the step goes through softplus.
-        backend: `auto`, `cpu` or `reference`.
+        backend: `auto`, `cuda`, `triton`, `cpu` or `reference`.
 
     Every tensor may be float32, bfloat16, float16 or float64 with any strides, each its own; the computation is in
     float32 (float64 if x is float64), and the state is rounded to its own dtype when it is stored. Where a gradient is
@@ -61,30 +61,31 @@ def selective_state_update(
     if not isinstance(state, Tensor):
         _checks.check_tensor(OP, "state", state)
     tensors = (state, x, dt, A, B, C, D, z, dt_bias)
-    if _backend.resolve(OP, backend, state.device) == "reference":
+    chosen = _backend.resolve(OP, backend, state.device, x.dtype if isinstance(x, Tensor) else None)
+    if chosen == "reference":
         _check(*tensors)
         _checks.check_not_leaf(OP, "state", state)
         out, after = selective_state_update_reference(*tensors, dt_softplus)
         state.copy_(after)
         return out
     if not torch.compiler.is_compiling():
-        return _call(tensors, dt_softplus)
+        return _call(chosen, tensors, dt_softplus)
     _check(*tensors)
     if _autograd.needs_grad(tensors):
-        return _differentiable(tensors, dt_softplus)
-    _ready()
-    return torch.ops.bdam_fast.selective_state_update(*tensors, dt_softplus)
+        return _differentiable(chosen, tensors, dt_softplus)
+    _ready(chosen)
+    return getattr(torch.ops, _operators.NAMESPACES[chosen]).selective_state_update(*tensors, dt_softplus)
 
 
-def _call(tensors: tuple[Any, ...], dt_softplus: bool) -> Tensor:
+def _call(backend: str, tensors: tuple[Any, ...], dt_softplus: bool) -> Tensor:
     """The kernel, eagerly. It checks what `_check` does, which is asked (5 us) only why a call was refused."""
     _autograd.refuse_functorch(OP)
     _autograd.refuse_forward_mode(OP, tensors)
-    raw = _raw()
+    raw = _raw(backend)
     try:
         if _autograd.needs_grad(tensors):
             _check(*tensors)
-            return _differentiable(tensors, dt_softplus)
+            return _differentiable(backend, tensors, dt_softplus)
         out = _autograd.below_autograd(raw, (*tensors, dt_softplus))
     except (RuntimeError, TypeError, ValueError):
         _check(*tensors)
@@ -93,7 +94,7 @@ def _call(tensors: tuple[Any, ...], dt_softplus: bool) -> Tensor:
     return out
 
 
-def _differentiable(tensors: tuple[Any, ...], dt_softplus: bool) -> Tensor:
+def _differentiable(backend: str, tensors: tuple[Any, ...], dt_softplus: bool) -> Tensor:
     """The step as a scan over one step, whose last state is copied into the state; the scan keeps a copy of the old."""
     state, x, dt, A, B, C, D, z, dt_bias = tensors
     _checks.check_not_leaf(OP, "state", state)
@@ -109,7 +110,7 @@ def _differentiable(tensors: tuple[Any, ...], dt_softplus: bool) -> Tensor:
         dt_softplus,
         True,
         initial_state=state.clone(),
-        backend="cpu",
+        backend=backend,
     )
     state.copy_(after)
     return out.squeeze(-1)
@@ -143,15 +144,9 @@ def _check(
     groups = [_check_projection(name, value, state.shape) for name, value in (("B", B), ("C", C))]
     if 1 not in groups and groups[0] != groups[1]:
         raise ValueError(f"{OP}: B and C must have as many groups, got {groups[0]} and {groups[1]}")
-    optional: tuple[tuple[str, Tensor | None, tuple[int, ...]], ...] = (
-        ("D", D, (channels,)),
-        ("z", z, (batch, channels)),
-        ("dt_bias", dt_bias, (channels,)),
-    )
-    for name, tensor, expected in optional:
-        if tensor is not None:
-            _checks.check_tensor(OP, name, tensor, device)
-            _checks.check_shape(OP, name, tensor, expected, "x" if name == "z" else "")
+    for name, vector in (("D", D), ("dt_bias", dt_bias)):
+        _checks.check_optional(OP, name, vector, (channels,), device)
+    _checks.check_optional(OP, "z", z, (batch, channels), device, "x")
 
 
 def _check_projection(name: str, value: Tensor, shape: torch.Size) -> int:
@@ -171,30 +166,43 @@ def _check_projection(name: str, value: Tensor, shape: torch.Size) -> int:
     return groups
 
 
-def _autograd_kernel(*args: Any) -> Any:
+def _autograd_kernel(namespace: str, *args: Any) -> Any:
     """What autograd does with a call of the raw operator."""
     _autograd.refuse_functorch(OP)
     _autograd.refuse_forward_mode(OP, args)
     if _autograd.needs_grad(args):
         _check(*args[:9])
-        return _differentiable(args[:9], args[9])
-    out = _autograd.below_autograd(_raw(), args)
+        return _differentiable(_operators.backend_of(namespace, args[0].device), args[:9], args[9])
+    out = _autograd.below_autograd(_operators.raw(namespace, "selective_state_update"), args)
     _autograd.mark_written(args[0])
     return out
 
 
-@lru_cache(maxsize=1)
-def _raw() -> Any:
-    """The raw operator. The first call loads the extension and registers the fake and autograd formulas."""
-    _native.extension()
-    torch.library.register_fake("bdam_fast::selective_state_update", _fake)
-    _autograd.register("selective_state_update", _autograd_kernel)
-    return torch.ops.bdam_fast.selective_state_update.default
+@cache
+def _raw(backend: str = "cpu") -> Any:
+    """A backend's raw operator. The first call loads its kernels."""
+    namespace = _operators.load(
+        backend, _fakes, "bdam_fast.ops.selective_scan.selective_state_update_triton", writes="state"
+    )
+    register(namespace)
+    return _operators.raw(namespace, "selective_state_update")
+
+
+@cache
+def register(namespace: str) -> None:
+    """Registers the fake and autograd formulas of the raw operators in `namespace`, where their kernels are."""
+    _operators.register_fakes(namespace, _fakes(namespace))
+    _autograd.register(namespace, "selective_state_update", partial(_autograd_kernel, namespace))
+
+
+def _fakes(namespace: str) -> dict[str, Any]:
+    """The raw operators in `namespace` by name, each as a function that makes results of the right shapes."""
+    return {"selective_state_update": _fake}
 
 
 @_native.constant_in_graphs
-def _ready() -> bool:
-    return _raw() is not None
+def _ready(backend: str) -> bool:
+    return _raw(backend) is not None
 
 
 def _fake(
