@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bdam_fast import _native
+from bdam_fast import _native, profiling
 
 NAMESPACES = {"cpu": "bdam_fast", "cuda": "bdam_fast", "triton": "bdam_fast_triton"}
 _libraries: list[torch.library.Library] = []  # a registration lives as long as its Library object
@@ -20,8 +20,9 @@ _libraries: list[torch.library.Library] = []  # a registration lives as long as 
 
 @cache
 def raw(namespace: str, name: str) -> Any:
-    """The raw operator `namespace::name`, which must have been loaded."""
-    return getattr(getattr(torch.ops, namespace), name).default
+    """The raw operator `namespace::name`, which must have been loaded; with a range round each call if those are on."""
+    operator = getattr(getattr(torch.ops, namespace), name).default
+    return profiling.ranged(f"{namespace}::{name}", operator)
 
 
 def backend_of(namespace: str, device: torch.device) -> str:

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import bdam_fast
+from bdam_fast.profiling import span
 from training import checkpoint
 from training.config import Config, OptimConfig, to_dict
 from training.data.loader import Batch, TrainLoader
@@ -136,25 +137,31 @@ class Trainer:
         self._set_rate()
         self.optimizer.zero_grad(set_to_none=True)
         batch = batch.to(self.device)
-        encoded = self.model.encode(batch)
+        with span("encoders"):
+            encoded = self.model.encode(batch)
         leaves = encoded.leaves()
-        features = self.model.heads(leaves)
+        with span("heads"):
+            features = self.model.heads(leaves)
         loss, backend = self.config.loss, self.config.model.backend
-        tasks = task_losses(features, batch.ids_B, batch.clothing_group_B, loss, backend)
-        fixed, weights = fixed_losses(features, loss), self.gradnorm.weights()
-        values = _numbers(tasks)
-        regular = _numbers(fixed)
+        with span("losses"):
+            tasks = task_losses(features, batch.ids_B, batch.clothing_group_B, loss, backend)
+            fixed, weights = fixed_losses(features, loss), self.gradnorm.weights()
+            values, regular = _numbers(tasks), _numbers(fixed)
         self._require_finite(values | regular, batch)
         balance = self.config.gradnorm
         measure = balance.enabled and self.progress.step % balance.every == 0
-        norms = backward_tasks(tasks, weights, fixed, leaves.tensors(), self.head_parameters, measure=measure)
-        encoded.backward(leaves)
-        # A bound of infinity measures without clipping.
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm or math.inf)
-        self._require_finite({"gradient norm": float(norm)}, batch)
-        self.optimizer.step()
+        with span("backward heads"):
+            norms = backward_tasks(tasks, weights, fixed, leaves.tensors(), self.head_parameters, measure=measure)
+        with span("backward encoders"):
+            encoded.backward(leaves)
+        with span("optimiser"):
+            # A bound of infinity measures without clipping.
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm or math.inf)
+            self._require_finite({"gradient norm": float(norm)}, batch)
+            self.optimizer.step()
         if measure:
-            self.gradnorm.update(values, norms)
+            with span("gradnorm"):
+                self.gradnorm.update(values, norms)
         self.progress.step += 1
         loss_sum = sum(weights[name] * value for name, value in values.items()) + sum(regular.values())
         return Step(loss_sum, values | regular, weights, norms)
@@ -166,8 +173,9 @@ class Trainer:
         self.model.train()
         losses = []
         step_started = started
-        for batch in self.loader:
-            step = self.train_step(batch)
+        for batch in _ranged_batches(self.loader):
+            with span("training step"):
+                step = self.train_step(batch)
             losses.append(step.loss)
             seconds, step_started = time.perf_counter() - step_started, time.perf_counter()
             line = {"kind": "step", "step": self.progress.step, "epoch": number, **step._asdict(), "lr": self._rate()}
@@ -232,6 +240,17 @@ class Trainer:
             raise RuntimeError(
                 f"training is no longer finite at step {self.progress.step + 1}: {shown}; batch: {files}"
             )
+
+
+def _ranged_batches(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """The loader's batches, with a range round the wait for each."""
+    batches = iter(loader)
+    while True:
+        with span("data"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def _numbers(losses: dict[str, Tensor]) -> dict[str, float]:
