@@ -12,7 +12,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
-Backend = Literal["auto", "cpu", "reference"]
+Backend = Literal["auto", "cuda", "triton", "cpu", "reference"]
 
 
 class Within(NamedTuple):
