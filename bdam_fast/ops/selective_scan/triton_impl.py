@@ -41,16 +41,7 @@ def saved_shape(batch: int, channels: int, length: int, states: int) -> tuple[in
     return (batch, max((length + TILE - 1) // TILE - 1, 0), states, channels)
 
 
-def forward_blocks(batch: int, channels: int, states: int) -> Blocks:
-    """For `channels` of one group. A thread holds all states of a channel where that leaves enough programs."""
-    N = triton.next_power_of_2(states)
-    Q = min(32, max(1, 512 // N), triton.next_power_of_2(channels))
-    while Q > 8 and batch * channels < 1024 * Q:
-        Q //= 2
-    return Blocks(1, N, Q)
-
-
-def backward_blocks(channels: int, states: int) -> Blocks:
+def blocks_of(channels: int, states: int) -> Blocks:
     """512 states a program, 16 in a thread: 4 channels by 4 states at N = 16, which shares the work of both sums."""
     N = triton.next_power_of_2(states)
     block = min(64, max(1, 512 // N), triton.next_power_of_2(channels))
@@ -70,6 +61,11 @@ def projection(value: Tensor) -> tuple[Any, ...]:
     batch, states, time = value.stride(0), value.stride(-2), value.stride(-1)
     group = value.stride(1) if value.dim() == 4 and value.shape[1] > 1 else 0
     return (value, batch, group, states, time)
+
+
+def time_adjacent(u: Tensor) -> bool:
+    """Whether tiles are loaded and stored at once, since the steps of a channel and not the channels lie together."""
+    return u.stride(2) == 1 and u.stride(1) != 1
 
 
 def groups_of(value: Tensor) -> int:
@@ -110,7 +106,7 @@ def forward(
     batch, channels, length = u.shape
     states = A.shape[1]
     groups = max(groups_of(B), groups_of(C))
-    block = forward_blocks(batch, channels // groups, states)
+    block = blocks_of(channels // groups, states)
     blocks = triton.cdiv(channels // groups, block.P * block.Q)
     out = torch.empty_like(u)
     last_shape = (batch, channels, states) if return_last_state else (0,)
@@ -122,8 +118,8 @@ def forward(
             *(stream(u), stream(delta), stream(z), stream(out), projection(B), projection(C)),
             *(parameter(A), parameter(D), parameter(delta_bias), stream(initial_state), step_kinds(seq_idx, reverse)),
             *(stream(last) if return_last_state else None, saved if save_states else None),
-            *(length, channels, states, channels // groups, blocks, groups * blocks),
-            *(delta_softplus, reverse, B.dim() == 2, C.dim() == 2, *block, TILE),
+            *(length, channels, states, channels // groups, blocks, groups * blocks, 1),
+            *(delta_softplus, reverse, time_adjacent(u), B.dim() == 2, C.dim() == 2, *block, TILE),
             num_warps=1,
         )
     return out, last, saved
@@ -153,7 +149,7 @@ def backward(
     batch, channels, length = u.shape
     states = A.shape[1]
     groups = max(groups_of(B), groups_of(C))
-    block = backward_blocks(channels // groups, states)
+    block = blocks_of(channels // groups, states)
     blocks = triton.cdiv(channels // groups, block.P * block.Q)
     units = groups * blocks
 
@@ -174,8 +170,8 @@ def backward(
             *(parameter(A), parameter(D), parameter(delta_bias), stream(initial_state), step_kinds(seq_idx, reverse)),
             *(checkpoint, stream(du), stream(ddelta), None if z is None else stream(dz)),
             *(None if initial_state is None else stream(dstart), sum_A, sum_B, sum_C, sum_D, sum_bias),
-            *(length, channels, states, channels // groups, blocks, units),
-            *(delta_softplus, reverse, B.dim() == 2, C.dim() == 2, *block, TILE),
+            *(length, channels, states, channels // groups, blocks, units, 1),
+            *(delta_softplus, reverse, time_adjacent(u), B.dim() == 2, C.dim() == 2, *block, TILE),
             num_warps=1,
         )
     dD, dbias = (

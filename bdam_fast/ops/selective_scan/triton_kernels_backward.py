@@ -1,100 +1,96 @@
-"""selective_scan in Triton, device code of the backward; see triton_kernels.py for the names and triton_impl.py for why."""
+"""selective_scan in Triton, device code of the backward; see triton_kernels.py for the names, triton_impl.py for why."""
 
 import triton
 import triton.language as tl
 
 from bdam_fast._triton import LN2, sigmoid
 from bdam_fast.ops.selective_scan.triton_kernels import (
-    _advance,
-    _before,
-    _decay_rate,
-    _fixed,
-    _kind,
-    _load,
-    _masks,
-    _matrix_at,
-    _of_step,
-    _place,
-    _place_of,
-    _projection,
-    _row,
-    _saved_at,
-    _state_or_zero,
-    _store,
-    _store_state,
-    _tile_start,
-    _time_steps,
-    _vector,
-    _with_row,
+    PADDING,
+    before,
+    constant,
+    decay_rate,
+    exists,
+    kinds_of,
+    load_rows,
+    load_states,
+    place_of,
+    program_place,
+    projection,
+    saved_states,
+    store_rows,
+    store_states,
+    tile_start,
+    time_step,
+    vector,
 )
 
 
 @triton.jit
-def _recompute(rate, h, dt, x, B, B_fixed, kinds, b, group, t0, length, states, REVERSE: tl.constexpr, T: tl.constexpr):
-    """The states before and after every step of a tile in processed order, T + 1 tensors."""
-    N: tl.constexpr = rate.shape[1]
-    states_of = (h,)
-    for i in tl.static_range(T):
-        kind = _kind(kinds, b, t0 + _place_of(i, REVERSE, T), length)
-        B_t = _projection(B, B_fixed, b, group, t0 + _place_of(i, REVERSE, T), kind, states, N)
-        h = _advance(h, rate, dt, x, B_t, kind, kinds, _place_of(i, REVERSE, T))
-        states_of = states_of + (h,)
-    return states_of
-
-
-@triton.jit
-def _over_channels(value):
-    """(N,): the sum of (P, N, Q) over the program's channels, first those of a thread."""
-    return tl.sum(tl.sum(value, 0), 1)
-
-
-@triton.jit
-def _gate(dout, z, b, channel, t0, live, T: tl.constexpr):
-    """The gradient of y, and that of z per y."""
-    dy = _load(dout, b, channel, t0, live, T)
-    if z is None:
-        return dy, dy
-    else:
-        gate = _load(z, b, channel, t0, live, T)
-        s = sigmoid(gate)
-        return dy * gate * s, dy * s * (1.0 + gate * (1.0 - s))
-
-
-@triton.jit
-def _store_partial(at, b, unit, units, t0, value, length, states, T: tl.constexpr, N: tl.constexpr):
-    """Stores the tile (T, N) of dB or dC summed over the program's channels: workspace (B, units, L, N)."""
-    t = t0 + tl.arange(0, T)[:, None]
-    n = tl.arange(0, N)[None, :]
-    base = at + (b * units + unit) * length * states
-    tl.store(base + t.to(tl.int64) * states + n, value, mask=(t >= 0) & (t < length) & (n < states))
-
-
-@triton.jit
-def _store_channels(at, b, channel, channels, inside, value):
-    """Stores (P, Q) of a (B, D) workspace."""
-    tl.store(at + b * channels + channel, value, mask=inside)
-
-
-@triton.jit
-def _store_constant(at, b, channel, channels, inside, states, value):
-    """Stores (P, N, Q) of a (B, D, N) workspace."""
-    pointers, mask = _matrix_at(at + b * channels * states, channel, inside, states, value.shape[1])
-    tl.store(pointers, value, mask=mask)
-
-
-@triton.jit
-def _before_tile(start, saved, b, tile, tiles, channel, inside, channels, states, N: tl.constexpr):
+def before_tile(start, saved, b, tile, tiles, channel, inside, channels, states, one, N: tl.constexpr):
     """The state before a tile: the saved one, or for the first the initial one."""
-    at, mask = _saved_at(saved, b, tile, tiles, channel, inside, channels, states, N)
-    h = tl.load(at, mask=mask & (tile > 0), other=0.0)
+    state = saved_states(saved, b, tile, tiles, channels, states)
+    h = load_states(state, 0, channel, inside & (tile > 0), states, one, N)
     if start is None:
         return h
     else:
-        return tl.where(tile > 0, h, _state_or_zero(start, b, channel, inside & (tile == 0), states, N))
+        return tl.where(tile > 0, h, load_states(start, b, channel, inside & (tile == 0), states, one, N))
 
 
 @triton.jit
-def _slope(raw, SOFTPLUS: tl.constexpr):
+def time_steps(raws, shift, us, kind, SOFTPLUS: tl.constexpr, T: tl.constexpr):
+    """delta + bias, dt and dt u of a tile."""
+    sums = ()
+    dts = ()
+    xs = ()
+    for i in tl.static_range(T):
+        raw = raws[i] if shift is None else raws[i] + shift
+        dt = time_step(raw, kind[i], SOFTPLUS)
+        sums = sums + (raw,)
+        dts = dts + (dt,)
+        xs = xs + (dt * us[i],)
+    return sums, dts, xs
+
+
+@triton.jit
+def recompute(h, rate, dts, xs, B, B_fixed, kinds, kind, b, group, t0, states, REVERSE: tl.constexpr, T: tl.constexpr):
+    """The states before and after every step of a tile, T + 1 of them."""
+    N: tl.constexpr = rate.shape[1]
+    result = (h,)
+    for i in tl.static_range(T):
+        B_t = projection(B, B_fixed, b, group, t0 + place_of(i, REVERSE, T), kind[i], states, N)
+        h = tl.exp2(dts[i][:, None, :] * rate) * before(h, kind[i], kinds) + xs[i][:, None, :] * B_t
+        result = result + (h,)
+    return result
+
+
+@triton.jit
+def over_channels(value, kind, kinds):
+    """(N,): the sum of (P, N, Q) over the program's channels, those of a thread first.
+
+    Zero for a padded step, even where a channel is not finite.
+    """
+    total = tl.sum(tl.sum(value, 0), 1)
+    if kinds is not None:
+        return tl.where(kind == PADDING, 0.0, total)
+    else:
+        return total
+
+
+@triton.jit
+def store_part(at, rows, b, unit, units, t0, length, states, REVERSE: tl.constexpr, T: tl.constexpr, N: tl.constexpr):
+    """Stores the rows (N,) of dB or dC summed over the program's channels: workspace (B, units, L, N).
+
+    `rows` holds the last processed step first.
+    """
+    n = tl.arange(0, N)
+    base = at + (b * units + unit) * length * states
+    for j in tl.static_range(T):
+        t = t0 + place_of(T - 1 - j, REVERSE, T)
+        tl.store(base + t.to(tl.int64) * states + n, rows[j], mask=exists(t, length) & (n < states))
+
+
+@triton.jit
+def slope(raw, SOFTPLUS: tl.constexpr):
     """d dt / d delta."""
     if SOFTPLUS:
         return tl.where(raw > 20.0, 1.0, sigmoid(raw))
@@ -102,8 +98,17 @@ def _slope(raw, SOFTPLUS: tl.constexpr):
         return tl.full(raw.shape, 1.0, tl.float32)
 
 
-# longer than 50 lines because every argument takes one
 @triton.jit
+def reversed_rows(rows, T: tl.constexpr):
+    """The rows in the opposite order."""
+    result = ()
+    for i in tl.static_range(T):
+        result = result + (rows[T - 1 - i],)
+    return result
+
+
+# longer than 50 lines because every argument takes one, and because the sums of a step stand in one loop
+@triton.jit(do_not_specialize=["one"])
 def scan_backward(
     dout,
     dlast,
@@ -133,8 +138,10 @@ def scan_backward(
     group_channels,
     blocks,
     units,
+    one,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
+    TILED: tl.constexpr,
     B_CONSTANT: tl.constexpr,
     C_CONSTANT: tl.constexpr,
     P: tl.constexpr,
@@ -143,11 +150,13 @@ def scan_backward(
     T: tl.constexpr,
 ):
     """Walks the tiles from the last processed one: its states again from the saved one, then the steps in reverse."""
-    b, unit, group, channel, inside = _place(blocks, units, group_channels, P, Q)
-    rate = _decay_rate(A, channel, inside, states, N)
-    B_fixed = _fixed(B, channel, inside, states, B_CONSTANT, N)
-    C_fixed = _fixed(C, channel, inside, states, C_CONSTANT, N)
-    dh = _state_or_zero(dlast, b, channel, inside, states, N)
+    b, unit, group, channel, inside = program_place(blocks, units, group_channels, P, Q)
+    rate = decay_rate(A, channel, inside, states, one, N)
+    skip = vector(D, channel, inside)
+    shift = vector(bias, channel, inside)
+    B_fixed = constant(B, channel, inside, states, one, B_CONSTANT, N)
+    C_fixed = constant(C, channel, inside, states, one, C_CONSTANT, N)
+    dh = load_states(dlast, b, channel, inside, states, one, N)
     dA = tl.zeros((P, N, Q), tl.float32)
     dB = tl.zeros((P, N, Q), tl.float32)
     dC = tl.zeros((P, N, Q), tl.float32)
@@ -156,70 +165,76 @@ def scan_backward(
     tiles = tl.cdiv(length, T)
     for k in range(tiles):
         tile = tiles - 1 - k
-        t0 = _tile_start(tile, length, REVERSE, T)
-        exists, live = _masks(kinds, b, inside, t0, length, T)
-        raw, dt = _time_steps(delta, bias, b, channel, inside, t0, live, SOFTPLUS, T)
-        us = _load(u, b, channel, t0, live, T)
-        x = dt * us
-        dy, dz_y = _gate(dout, z, b, channel, t0, live, T)
-        h = _before_tile(start, saved, b, tile, tiles, channel, inside, channels, states, N)
-        h = _recompute(rate, h, dt, x, B, B_fixed, kinds, b, group, t0, length, states, REVERSE, T)
-        y = tl.zeros((T, P, Q), tl.float32)
-        dx = tl.zeros((T, P, Q), tl.float32)
-        ddt = tl.zeros((T, P, Q), tl.float32)
-        B_rows = tl.zeros((T, N), tl.float32)
-        C_rows = tl.zeros((T, N), tl.float32)
-        for j in tl.static_range(T):
-            kind = _kind(kinds, b, t0 + _place_of(T - 1 - j, REVERSE, T), length)
-            B_t = _projection(B, B_fixed, b, group, t0 + _place_of(T - 1 - j, REVERSE, T), kind, states, N)
-            C_t = _projection(C, C_fixed, b, group, t0 + _place_of(T - 1 - j, REVERSE, T), kind, states, N)
-            dt_t = _row(dt, _place_of(T - 1 - j, REVERSE, T))[:, None, :]
-            x_t = _row(x, _place_of(T - 1 - j, REVERSE, T))[:, None, :]
-            dy_t = _row(dy, _place_of(T - 1 - j, REVERSE, T))[:, None, :]
-            if z is not None:
-                y = _with_row(y, _place_of(T - 1 - j, REVERSE, T), tl.sum(C_t * h[T - j], 1))
-            if C_CONSTANT:
-                dC += dy_t * h[T - j]
-            else:
-                row = _of_step(_over_channels(dy_t * h[T - j]), kind, kinds)
-                C_rows = _with_row(C_rows, _place_of(T - 1 - j, REVERSE, T), row)
-            dh += dy_t * C_t
-            if B_CONSTANT:
-                dB += dh * x_t
-            else:
-                row = _of_step(_over_channels(dh * x_t), kind, kinds)
-                B_rows = _with_row(B_rows, _place_of(T - 1 - j, REVERSE, T), row)
-            dx = _with_row(dx, _place_of(T - 1 - j, REVERSE, T), tl.sum(dh * B_t, 1))
-            dh *= tl.exp2(dt_t * rate)
-            q = dh * _before(h[T - 1 - j], kind, kinds)
-            ddt = _with_row(ddt, _place_of(T - 1 - j, REVERSE, T), tl.sum(q * rate, 1))
-            dA += q * dt_t
-            dh = _before(dh, kind, kinds)
-        if not B_CONSTANT:
-            _store_partial(sum_B, b, unit, units, t0, B_rows, length, states, T, N)
-        if not C_CONSTANT:
-            _store_partial(sum_C, b, unit, units, t0, C_rows, length, states, T, N)
-        du_tile = dt * dx
-        if D is not None:
-            skip = _vector(D, channel, inside)[None]
-            du_tile += skip * dy
-            dD += tl.sum(dy * us, 0)
-        _store(du, b, channel, t0, tl.where(live, du_tile, 0.0), exists, T)
+        t0 = tile_start(tile, length, REVERSE, T)
+        kind = kinds_of(kinds, b, t0, length, REVERSE, T)
+        us = load_rows(u, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+        raws = load_rows(delta, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+        douts = load_rows(dout, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
         if z is not None:
-            if D is not None:
-                y += skip * us
-            _store(dz, b, channel, t0, tl.where(live, y * dz_y, 0.0), exists, T)
-        ddelta_tile = tl.where(live, (LN2 * ddt + us * dx) * _slope(raw, SOFTPLUS), 0.0)
-        _store(ddelta, b, channel, t0, ddelta_tile, exists, T)
-        dbias += tl.sum(ddelta_tile, 0)
-    _store_constant(sum_A, b, channel, channels, inside, states, dA)
+            gates = load_rows(z, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+        sums, dts, xs = time_steps(raws, shift, us, kind, SOFTPLUS, T)
+        h = before_tile(start, saved, b, tile, tiles, channel, inside, channels, states, one, N)
+        h = recompute(h, rate, dts, xs, B, B_fixed, kinds, kind, b, group, t0, states, REVERSE, T)
+        dus = ()
+        ddeltas = ()
+        dzs = ()
+        dBs = ()
+        dCs = ()
+        for j in tl.static_range(T):
+            B_t = projection(B, B_fixed, b, group, t0 + place_of(T - 1 - j, REVERSE, T), kind[T - 1 - j], states, N)
+            C_t = projection(C, C_fixed, b, group, t0 + place_of(T - 1 - j, REVERSE, T), kind[T - 1 - j], states, N)
+            dy = douts[T - 1 - j]
+            if z is not None:
+                gate = gates[T - 1 - j]
+                s = sigmoid(gate)
+                y = tl.sum(C_t * h[T - j], 1)
+                if skip is not None:
+                    y += skip * us[T - 1 - j]
+                dzs = dzs + (y * dy * s * (1.0 + gate * (1.0 - s)),)
+                dy = dy * gate * s
+            if C_CONSTANT:
+                dC += dy[:, None, :] * h[T - j]
+            else:
+                dCs = dCs + (over_channels(dy[:, None, :] * h[T - j], kind[T - 1 - j], kinds),)
+            dh += dy[:, None, :] * C_t
+            if B_CONSTANT:
+                dB += dh * xs[T - 1 - j][:, None, :]
+            else:
+                dBs = dBs + (over_channels(dh * xs[T - 1 - j][:, None, :], kind[T - 1 - j], kinds),)
+            dx = tl.sum(dh * B_t, 1)
+            dh *= tl.exp2(dts[T - 1 - j][:, None, :] * rate)
+            q = dh * before(h[T - 1 - j], kind[T - 1 - j], kinds)
+            ddt = LN2 * tl.sum(q * rate, 1) + us[T - 1 - j] * dx
+            dA += q * dts[T - 1 - j][:, None, :]
+            dh = before(dh, kind[T - 1 - j], kinds)
+            ddelta_t = tl.where(kind[T - 1 - j] != PADDING, ddt * slope(sums[T - 1 - j], SOFTPLUS), 0.0)
+            dbias += ddelta_t
+            du_t = dts[T - 1 - j] * dx
+            if skip is not None:
+                du_t += skip * dy
+                dD += dy * us[T - 1 - j]
+            dus = dus + (du_t,)
+            ddeltas = ddeltas + (ddelta_t,)
+        if not B_CONSTANT:
+            store_part(sum_B, dBs, b, unit, units, t0, length, states, REVERSE, T, N)
+        if not C_CONSTANT:
+            store_part(sum_C, dCs, b, unit, units, t0, length, states, REVERSE, T, N)
+        rows = reversed_rows(dus, T)
+        store_rows(du, rows, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+        rows = reversed_rows(ddeltas, T)
+        store_rows(ddelta, rows, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+        if z is not None:
+            rows = reversed_rows(dzs, T)
+            store_rows(dz, rows, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+    part = channels * states
+    store_states((sum_A, part, states, 1), b, channel, inside, states, one, dA)
     if B_CONSTANT:
-        _store_constant(sum_B, b, channel, channels, inside, states, dB)
+        store_states((sum_B, part, states, 1), b, channel, inside, states, one, dB)
     if C_CONSTANT:
-        _store_constant(sum_C, b, channel, channels, inside, states, dC)
-    if D is not None:
-        _store_channels(sum_D, b, channel, channels, inside, dD)
-    if bias is not None:
-        _store_channels(sum_bias, b, channel, channels, inside, dbias)
-    if start is not None:
-        _store_state(dstart, b, channel, inside, states, dh)
+        store_states((sum_C, part, states, 1), b, channel, inside, states, one, dC)
+    if sum_D is not None:
+        tl.store(sum_D + b * channels + channel, dD, mask=inside)
+    if sum_bias is not None:
+        tl.store(sum_bias + b * channels + channel, dbias, mask=inside)
+    if dstart is not None:
+        store_states(dstart, b, channel, inside, states, one, dh)
