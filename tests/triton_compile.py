@@ -30,9 +30,9 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 class Case:
     name: str
     call: Callable[[], Any]  # makes tensors on the CPU and calls an implementation
-    registers: int = 255  # at most this many a thread on sm_90, over all kernels of the call
-    spills: int = 0  # at most this many bytes of a thread's registers go to local memory
+    budget: dict[str, tuple[int, int]]  # by kernel: registers and bytes of local memory a thread on sm_90, at most
     main: bool = False  # compiled for every target in the default suite, not for sm_90 alone
+    slow: bool = False  # not compiled in the default suite
 
 
 @dataclass
@@ -40,11 +40,10 @@ class Compiled:
     kernel: str
     binary: bytes
     registers: int = 0
-    spills: int = 0  # bytes of local memory a thread
-    text: str = ""  # the assembly, where the target is NVIDIA's
+    local: int = 0  # bytes of local memory a thread: what was spilled
 
 
-def compile_case(case: Case, target: GPUTarget, monkeypatch: Any) -> list[Compiled]:
+def compile_call(call: Callable[[], Any], target: GPUTarget, monkeypatch: Any) -> list[Compiled]:
     """Every kernel that the call launches, compiled for the target; nothing is run."""
     backend = make_backend(target)
     compiled: list[Compiled] = []
@@ -54,23 +53,22 @@ def compile_case(case: Case, target: GPUTarget, monkeypatch: Any) -> list[Compil
         bound, specialization, options = binder(*args, **kwargs)
         options, signature, constexprs, attrs = self._pack_args(backend, kwargs, bound, specialization, options)
         source = ASTSource(self, signature, constexprs, attrs)
-        kernel = triton.compile(source, target=target, options=options.__dict__)
-        compiled.append(read(self.__name__, kernel, backend.binary_ext))
+        compiled.append(read(self.__name__, triton.compile(source, target=target, options=options.__dict__), target))
 
     monkeypatch.setattr(jit.JITFunction, "run", record)
-    case.call()
+    call()
     return compiled
 
 
-def read(name: str, kernel: Any, kind: str) -> Compiled:
-    """Registers and local memory of a cubin by cuobjdump, which Triton brings along."""
-    binary = kernel.asm[kind]
-    if kind != "cubin":
-        return Compiled(name, binary)
+def read(name: str, kernel: Any, target: GPUTarget) -> Compiled:
+    """A compiled kernel's binary; of a cubin also what cuobjdump, which Triton brings along, says it uses."""
+    if target.backend == "hip":
+        return Compiled(name, kernel.asm["hsaco"])
+    binary = kernel.asm["cubin"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
         command = [str(TOOLS / "cuobjdump"), "--dump-resource-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
-    return Compiled(name, binary, registers, stack + local)
+    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return Compiled(name, binary, found["REG"], found["STACK"] + found["LOCAL"])
