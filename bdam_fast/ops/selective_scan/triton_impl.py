@@ -118,7 +118,7 @@ def forward(
             *(stream(u), stream(delta), stream(z), stream(out), projection(B), projection(C)),
             *(parameter(A), parameter(D), parameter(delta_bias), stream(initial_state), step_kinds(seq_idx, reverse)),
             *(stream(last) if return_last_state else None, saved if save_states else None),
-            *(length, channels, states, channels // groups, blocks, groups * blocks, 1),
+            *(length, channels, states, channels // groups, blocks, groups * blocks),
             *(delta_softplus, reverse, time_adjacent(u), B.dim() == 2, C.dim() == 2, *block, TILE),
             num_warps=1,
         )
@@ -170,7 +170,7 @@ def backward(
             *(parameter(A), parameter(D), parameter(delta_bias), stream(initial_state), step_kinds(seq_idx, reverse)),
             *(checkpoint, stream(du), stream(ddelta), None if z is None else stream(dz)),
             *(None if initial_state is None else stream(dstart), sum_A, sum_B, sum_C, sum_D, sum_bias),
-            *(length, channels, states, channels // groups, blocks, units, 1),
+            *(length, channels, states, channels // groups, blocks, units),
             *(delta_softplus, reverse, time_adjacent(u), B.dim() == 2, C.dim() == 2, *block, TILE),
             num_warps=1,
         )

@@ -2,8 +2,7 @@
 
 B batch, L length, D channels, N states, G groups. A program's state is a register tensor (P, N, Q) of P * Q channels. A
 tile is a tuple of T rows (P, Q), one for each step, in processed order. A stream is a tuple (pointer, batch stride,
-channel stride, time stride). `one` is 1, which the compiler must not know: it would choose how the state lies in the
-threads by what lies together in memory, and not as the sums want it (Q and a part of N over the lanes).
+channel stride, time stride).
 """
 
 import triton
@@ -44,42 +43,46 @@ def vector(base, channel, inside):
 
 
 @triton.jit
-def states_at(stream, b, channel, inside, states, one, N: tl.constexpr):
-    """Pointers to (P, N, Q) of a (B, D, N) tensor given as (pointer, three strides), and which of them exist."""
+def states_at(stream, b, channel, inside, states, N: tl.constexpr):
+    """Pointers to (P, N, Q) of a (B, D, N) tensor given as (pointer, three strides), and which of them exist.
+
+    They are declared not to lie together: else the compiler would choose by them how the state lies in the threads, and
+    not as the sums want it (Q and a part of N over the lanes, the rest in a thread).
+    """
     n = tl.arange(0, N)[None, :, None]
-    at = stream[0] + b * stream[1] + channel[:, None, :] * (one * stream[2]) + n * (one * stream[3])
-    return at, inside[:, None, :] & (n < states)
+    at = stream[0] + b * stream[1] + channel[:, None, :] * stream[2] + n * stream[3]
+    return tl.max_contiguous(at, [1, 1, 1]), inside[:, None, :] & (n < states)
 
 
 @triton.jit
-def load_states(stream, b, channel, inside, states, one, N: tl.constexpr):
+def load_states(stream, b, channel, inside, states, N: tl.constexpr):
     """(P, N, Q) of a (B, D, N) tensor as float32, zero outside or if there is none."""
     if stream is None:
         return tl.zeros((channel.shape[0], N, channel.shape[1]), tl.float32)
     else:
-        at, mask = states_at(stream, b, channel, inside, states, one, N)
+        at, mask = states_at(stream, b, channel, inside, states, N)
         return tl.load(at, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def store_states(stream, b, channel, inside, states, one, value):
+def store_states(stream, b, channel, inside, states, value):
     """Rounds (P, N, Q) to the dtype of a (B, D, N) tensor and stores it."""
-    at, mask = states_at(stream, b, channel, inside, states, one, value.shape[1])
+    at, mask = states_at(stream, b, channel, inside, states, value.shape[1])
     tl.store(at, rounded(value, stream[0].dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def decay_rate(A, channel, inside, states, one, N: tl.constexpr):
+def decay_rate(A, channel, inside, states, N: tl.constexpr):
     """A log2(e). Minus infinity becomes finite, so that a step that is none, dt = 0, leaves the state alone."""
-    rate = load_states((A, 0, states, 1), 0, channel, inside, states, one, N) * LOG2E
+    rate = load_states((A, 0, states, 1), 0, channel, inside, states, N) * LOG2E
     return tl.where(rate < LOWEST, LOWEST, rate)
 
 
 @triton.jit
-def constant(stream, channel, inside, states, one, CONSTANT: tl.constexpr, N: tl.constexpr):
+def constant(stream, channel, inside, states, CONSTANT: tl.constexpr, N: tl.constexpr):
     """The constant B or C as (P, N, Q), or None."""
     if CONSTANT:
-        return load_states((stream[0], 0, states, 1), 0, channel, inside, states, one, N)
+        return load_states((stream[0], 0, states, 1), 0, channel, inside, states, N)
     else:
         return None
 
@@ -214,7 +217,7 @@ def before(h, kind, kinds):
 
 
 # longer than 50 lines because every argument takes one
-@triton.jit(do_not_specialize=["one"])
+@triton.jit
 def scan_forward(
     u,
     delta,
@@ -235,7 +238,6 @@ def scan_forward(
     group_channels,
     blocks,
     units,
-    one,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
     TILED: tl.constexpr,
@@ -248,17 +250,17 @@ def scan_forward(
 ):
     """Walks the tiles in processed order; stores the output, the state before each tile but the first, and the last one."""
     b, unit, group, channel, inside = program_place(blocks, units, group_channels, P, Q)
-    rate = decay_rate(A, channel, inside, states, one, N)
+    rate = decay_rate(A, channel, inside, states, N)
     skip = vector(D, channel, inside)
     shift = vector(bias, channel, inside)
-    B_fixed = constant(B, channel, inside, states, one, B_CONSTANT, N)
-    C_fixed = constant(C, channel, inside, states, one, C_CONSTANT, N)
+    B_fixed = constant(B, channel, inside, states, B_CONSTANT, N)
+    C_fixed = constant(C, channel, inside, states, C_CONSTANT, N)
     tiles = tl.cdiv(length, T)
-    h = load_states(start, b, channel, inside, states, one, N)
+    h = load_states(start, b, channel, inside, states, N)
     for tile in range(tiles):
         if saved is not None:
             state = saved_states(saved, b, tile, tiles, channels, states)
-            store_states(state, 0, channel, inside & (tile > 0), states, one, h)
+            store_states(state, 0, channel, inside & (tile > 0), states, h)
         t0 = tile_start(tile, length, REVERSE, T)
         kind = kinds_of(kinds, b, t0, length, REVERSE, T)
         us = load_rows(u, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
@@ -280,4 +282,4 @@ def scan_forward(
             ys = ys + (y,)
         store_rows(out, ys, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
     if last is not None:
-        store_states(last, b, channel, inside, states, one, h)
+        store_states(last, b, channel, inside, states, h)

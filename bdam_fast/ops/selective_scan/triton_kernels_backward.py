@@ -26,14 +26,14 @@ from bdam_fast.ops.selective_scan.triton_kernels import (
 
 
 @triton.jit
-def before_tile(start, saved, b, tile, tiles, channel, inside, channels, states, one, N: tl.constexpr):
+def before_tile(start, saved, b, tile, tiles, channel, inside, channels, states, N: tl.constexpr):
     """The state before a tile: the saved one, or for the first the initial one."""
     state = saved_states(saved, b, tile, tiles, channels, states)
-    h = load_states(state, 0, channel, inside & (tile > 0), states, one, N)
+    h = load_states(state, 0, channel, inside & (tile > 0), states, N)
     if start is None:
         return h
     else:
-        return tl.where(tile > 0, h, load_states(start, b, channel, inside & (tile == 0), states, one, N))
+        return tl.where(tile > 0, h, load_states(start, b, channel, inside & (tile == 0), states, N))
 
 
 @triton.jit
@@ -108,7 +108,7 @@ def reversed_rows(rows, T: tl.constexpr):
 
 
 # longer than 50 lines because every argument takes one, and because the sums of a step stand in one loop
-@triton.jit(do_not_specialize=["one"])
+@triton.jit
 def scan_backward(
     dout,
     dlast,
@@ -138,7 +138,6 @@ def scan_backward(
     group_channels,
     blocks,
     units,
-    one,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
     TILED: tl.constexpr,
@@ -151,17 +150,18 @@ def scan_backward(
 ):
     """Walks the tiles from the last processed one: its states again from the saved one, then the steps in reverse."""
     b, unit, group, channel, inside = program_place(blocks, units, group_channels, P, Q)
-    rate = decay_rate(A, channel, inside, states, one, N)
+    rate = decay_rate(A, channel, inside, states, N)
     skip = vector(D, channel, inside)
     shift = vector(bias, channel, inside)
-    B_fixed = constant(B, channel, inside, states, one, B_CONSTANT, N)
-    C_fixed = constant(C, channel, inside, states, one, C_CONSTANT, N)
-    dh = load_states(dlast, b, channel, inside, states, one, N)
+    B_fixed = constant(B, channel, inside, states, B_CONSTANT, N)
+    C_fixed = constant(C, channel, inside, states, C_CONSTANT, N)
+    dh = load_states(dlast, b, channel, inside, states, N)
     dA = tl.zeros((P, N, Q), tl.float32)
     dB = tl.zeros((P, N, Q), tl.float32)
     dC = tl.zeros((P, N, Q), tl.float32)
     dD = tl.zeros((P, Q), tl.float32)
     dbias = tl.zeros((P, Q), tl.float32)
+    zero = tl.where(length < 0, 1.0, 0.0)  # unknown to the compiler, which would else keep (that is, spill) the exponentials
     tiles = tl.cdiv(length, T)
     for k in range(tiles):
         tile = tiles - 1 - k
@@ -173,7 +173,7 @@ def scan_backward(
         if z is not None:
             gates = load_rows(z, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
         sums, dts, xs = time_steps(raws, shift, us, kind, SOFTPLUS, T)
-        h = before_tile(start, saved, b, tile, tiles, channel, inside, channels, states, one, N)
+        h = before_tile(start, saved, b, tile, tiles, channel, inside, channels, states, N)
         h = recompute(h, rate, dts, xs, B, B_fixed, kinds, kind, b, group, t0, states, REVERSE, T)
         dus = ()
         ddeltas = ()
@@ -183,6 +183,8 @@ def scan_backward(
         for j in tl.static_range(T):
             B_t = projection(B, B_fixed, b, group, t0 + place_of(T - 1 - j, REVERSE, T), kind[T - 1 - j], states, N)
             C_t = projection(C, C_fixed, b, group, t0 + place_of(T - 1 - j, REVERSE, T), kind[T - 1 - j], states, N)
+            dt = dts[T - 1 - j] + zero
+            x = xs[T - 1 - j] + zero
             dy = douts[T - 1 - j]
             if z is not None:
                 gate = gates[T - 1 - j]
@@ -198,18 +200,18 @@ def scan_backward(
                 dCs = dCs + (over_channels(dy[:, None, :] * h[T - j], kind[T - 1 - j], kinds),)
             dh += dy[:, None, :] * C_t
             if B_CONSTANT:
-                dB += dh * xs[T - 1 - j][:, None, :]
+                dB += dh * x[:, None, :]
             else:
-                dBs = dBs + (over_channels(dh * xs[T - 1 - j][:, None, :], kind[T - 1 - j], kinds),)
+                dBs = dBs + (over_channels(dh * x[:, None, :], kind[T - 1 - j], kinds),)
             dx = tl.sum(dh * B_t, 1)
-            dh *= tl.exp2(dts[T - 1 - j][:, None, :] * rate)
+            dh *= tl.exp2(dt[:, None, :] * rate)
             q = dh * before(h[T - 1 - j], kind[T - 1 - j], kinds)
             ddt = LN2 * tl.sum(q * rate, 1) + us[T - 1 - j] * dx
-            dA += q * dts[T - 1 - j][:, None, :]
+            dA += q * dt[:, None, :]
             dh = before(dh, kind[T - 1 - j], kinds)
             ddelta_t = tl.where(kind[T - 1 - j] != PADDING, ddt * slope(sums[T - 1 - j], SOFTPLUS), 0.0)
             dbias += ddelta_t
-            du_t = dts[T - 1 - j] * dx
+            du_t = dt * dx
             if skip is not None:
                 du_t += skip * dy
                 dD += dy * us[T - 1 - j]
@@ -227,14 +229,14 @@ def scan_backward(
             rows = reversed_rows(dzs, T)
             store_rows(dz, rows, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
     part = channels * states
-    store_states((sum_A, part, states, 1), b, channel, inside, states, one, dA)
+    store_states((sum_A, part, states, 1), b, channel, inside, states, dA)
     if B_CONSTANT:
-        store_states((sum_B, part, states, 1), b, channel, inside, states, one, dB)
+        store_states((sum_B, part, states, 1), b, channel, inside, states, dB)
     if C_CONSTANT:
-        store_states((sum_C, part, states, 1), b, channel, inside, states, one, dC)
+        store_states((sum_C, part, states, 1), b, channel, inside, states, dC)
     if sum_D is not None:
         tl.store(sum_D + b * channels + channel, dD, mask=inside)
     if sum_bias is not None:
         tl.store(sum_bias + b * channels + channel, dbias, mask=inside)
     if dstart is not None:
-        store_states(dstart, b, channel, inside, states, one, dh)
+        store_states(dstart, b, channel, inside, states, dh)
