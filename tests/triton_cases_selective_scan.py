@@ -15,7 +15,13 @@ OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 
 
 def scan(
-    *, packed: bool = False, reverse: bool = False, last: bool = False, length: int = 64, states: int = 16, **kwargs: Any
+    *,
+    packed: bool = False,
+    reverse: bool = False,
+    last: bool = False,
+    length: int = 64,
+    states: int = 16,
+    **kwargs: Any,
 ) -> None:
     """A forward and a backward; channels and length are multiples of 16 as in practice."""
     problem = scan_problem(1, 128, length, states, **kwargs)
@@ -42,6 +48,7 @@ CASES = [
     case("fp16-bare", {}, dtype=torch.float16, absent=OPTIONAL),
     case("bf16-everything", {}, dtype=torch.bfloat16, packed=True, reverse=True, last=True, groups=(2, 2)),
     case("fp32-constant", {}, slow=True, groups=(None, None), order="bdl"),
+    case("fp32-1-step", {}, length=1),
     case("bf16-odd", {}, slow=True, dtype=torch.bfloat16, length=77, order="bdl"),
     case("bf16-1-state", {}, slow=True, dtype=torch.bfloat16, states=1),
     case("bf16-8-states", {}, slow=True, dtype=torch.bfloat16, states=8),

@@ -73,8 +73,9 @@ def test_several_programs(shape, order):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("groups", [(1, 1), (2, 2), (2, 1), (1, 2), (None, 1), (2, None), (None, None)], ids=str)
 def test_projections_reverse_and_packing(groups, packed, reverse):
-    problem = scan_problem(1, 6, 11, 5, groups=groups, order="bdl" if packed != reverse else "bld")
-    check(problem, reverse=reverse, seq_idx=packed_index(1, 11) if packed else None)
+    length = 11 if packed else 5
+    problem = scan_problem(1, 6, length, 5, groups=groups, order="bdl" if packed != reverse else "bld")
+    check(problem, reverse=reverse, seq_idx=packed_index(1, length) if packed else None)
 
 
 def test_several_blocks_of_a_group():
@@ -148,7 +149,7 @@ def test_upstream_gradient_with_any_strides(order):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_bits_at_every_call(dtype):
-    problem = scan_problem(2, 20, 9, 33, dtype=dtype)
+    problem = scan_problem(2, 10, 9, 64, dtype=dtype)
     runs = [run_raw(problem, seq_idx=torch.zeros(2, 9, dtype=torch.int32)) for _ in range(2)]
     assert [name for name in runs[0] if not same_bits(runs[0][name], runs[1][name])] == []
 
@@ -172,20 +173,21 @@ def test_everything_is_padding():
     assert torch.equal(got["last"], problem["initial_state"])
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e4, -1e4])
-@pytest.mark.parametrize("where", ["u", "delta", "z", "A", "D", "delta_bias", "initial_state"])
-def test_extreme_values_stay_in_their_channel(where, bad):
-    problem = scan_problem(1, 6, 5, 3)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e4, -1e4])
+def test_extreme_values_stay_in_their_channel(bad):
+    """Seven channels are broken, each in another argument; the two last must not notice."""
+    problem = scan_problem(1, 9, 5, 3)
     broken = {name: value.clone() for name, value in problem.items()}
-    channel, others = 4, torch.arange(6) != 4
-    broken[where][(channel,) if where in ("A", "D", "delta_bias") else (slice(None), channel)] = bad
+    where = ("u", "delta", "z", "A", "D", "delta_bias", "initial_state")
+    for channel, name in enumerate(where):
+        broken[name][(channel,) if name in ("A", "D", "delta_bias") else (slice(None), channel)] = bad
     clean, got = run_raw(problem), run_raw(broken)
     for name in ("out", "last", "du", "ddelta", "dz", "dinitial_state"):
-        assert same_bits(got[name][:, others], clean[name][:, others]), name
+        assert same_bits(got[name][:, 7:], clean[name][:, 7:]), name
     for name in ("dA", "dD", "ddelta_bias"):
-        assert same_bits(got[name][others], clean[name][others]), name
-    if bad != bad and where != "D":
-        assert got["out"][:, channel].isnan().all()
+        assert same_bits(got[name][7:], clean[name][7:]), name
+    if bad != bad:
+        assert got["out"][:, :7].isnan().all()
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bdam_fast._triton import LOG2E, parameter, rounded, sigmoid, softplus
+from bdam_fast._triton import LOG2E, on_device, parameter, rounded, sigmoid, softplus
 
 
 @triton.jit
@@ -94,13 +94,14 @@ def update(
     blocks = triton.cdiv(channels // groups, block)
     out = torch.empty_like(x)
     if batch > 0:
-        state_update[(batch * groups * blocks,)](
-            *((t, *t.stride()) for t in (state, x, dt)),
-            *(parameter(A), _strided(B), _strided(C), parameter(D)),
-            *(None if z is None else (z, *z.stride()), parameter(dt_bias), (out, *out.stride())),
-            *(states, channels // groups, blocks, groups * blocks, dt_softplus, block, N),
-            num_warps=1,
-        )
+        with on_device(x):
+            state_update[(batch * groups * blocks,)](
+                *((t, *t.stride()) for t in (state, x, dt)),
+                *(parameter(A), _strided(B), _strided(C), parameter(D)),
+                *(None if z is None else (z, *z.stride()), parameter(dt_bias), (out, *out.stride())),
+                *(states, channels // groups, blocks, groups * blocks, dt_softplus, block, N),
+                num_warps=1,
+            )
     return out
 
 

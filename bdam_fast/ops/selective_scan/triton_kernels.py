@@ -30,7 +30,13 @@ def program_place(blocks, units, group_channels, P: tl.constexpr, Q: tl.constexp
     group = unit // blocks
     offset = tl.arange(0, P)[:, None] * Q + tl.arange(0, Q)[None, :]
     local = (unit % blocks) * (P * Q) + offset
-    return (program // units).to(tl.int64), unit, group, (group * group_channels + local).to(tl.int64), local < group_channels
+    return (
+        (program // units).to(tl.int64),
+        unit,
+        group,
+        (group * group_channels + local).to(tl.int64),
+        local < group_channels,
+    )
 
 
 @triton.jit

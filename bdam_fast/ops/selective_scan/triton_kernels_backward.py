@@ -26,6 +26,17 @@ from bdam_fast.ops.selective_scan.triton_kernels import (
 
 
 @triton.jit
+def unknown_zero(A, channel, inside, length):
+    """A row of zeros that the compiler does not know.
+
+    Added to dt and dt u it keeps the compiler from holding the first pass's exponentials for the second (1.5 times the
+    registers there are, so they would be spilled); added to a sum over the states it makes the compiler go on with one
+    value a lane and not with every channel in four lanes. On sm_90: 1300 instead of 2420 bytes spilled a thread.
+    """
+    return tl.load(A + channel, mask=inside & (length < 0), other=0.0)
+
+
+@triton.jit
 def before_tile(start, saved, b, tile, tiles, channel, inside, channels, states, N: tl.constexpr):
     """The state before a tile: the saved one, or for the first the initial one."""
     state = saved_states(saved, b, tile, tiles, channels, states)
@@ -161,7 +172,7 @@ def scan_backward(
     dC = tl.zeros((P, N, Q), tl.float32)
     dD = tl.zeros((P, Q), tl.float32)
     dbias = tl.zeros((P, Q), tl.float32)
-    zero = tl.where(length < 0, 1.0, 0.0)  # unknown to the compiler, which would else keep (that is, spill) the exponentials
+    zero = unknown_zero(A, channel, inside, length)
     tiles = tl.cdiv(length, T)
     for k in range(tiles):
         tile = tiles - 1 - k
@@ -189,7 +200,7 @@ def scan_backward(
             if z is not None:
                 gate = gates[T - 1 - j]
                 s = sigmoid(gate)
-                y = tl.sum(C_t * h[T - j], 1)
+                y = tl.sum(C_t * h[T - j], 1) + zero
                 if skip is not None:
                     y += skip * us[T - 1 - j]
                 dzs = dzs + (y * dy * s * (1.0 + gate * (1.0 - s)),)
@@ -203,10 +214,10 @@ def scan_backward(
                 dB += dh * x[:, None, :]
             else:
                 dBs = dBs + (over_channels(dh * x[:, None, :], kind[T - 1 - j], kinds),)
-            dx = tl.sum(dh * B_t, 1)
+            dx = tl.sum(dh * B_t, 1) + zero
             dh *= tl.exp2(dt[:, None, :] * rate)
             q = dh * before(h[T - 1 - j], kind[T - 1 - j], kinds)
-            ddt = LN2 * tl.sum(q * rate, 1) + us[T - 1 - j] * dx
+            ddt = LN2 * (tl.sum(q * rate, 1) + zero) + us[T - 1 - j] * dx
             dA += q * dt[:, None, :]
             dh = before(dh, kind[T - 1 - j], kinds)
             ddelta_t = tl.where(kind[T - 1 - j] != PADDING, ddt * slope(sums[T - 1 - j], SOFTPLUS), 0.0)
