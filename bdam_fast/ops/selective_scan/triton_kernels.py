@@ -1,0 +1,291 @@
+"""selective_scan in Triton, device code: how it is cut into programs and why is told in triton_impl.py.
+
+B batch, L length, D channels, N states, G groups. A program's state is a register tensor (P, N, Q) of P * Q channels. A
+tile is a tuple of T rows (P, Q), one for each step, in processed order. A stream is a tuple (pointer, batch stride,
+channel stride, time stride).
+"""
+
+import triton
+import triton.language as tl
+
+from bdam_fast._triton import LOG2E, rounded, sigmoid, softplus
+
+# Kinds of steps: one that continues the state (0), one that starts from zero, one that is skipped (padding, or none).
+RESET = tl.constexpr(1)
+PADDING = tl.constexpr(2)
+LOWEST = tl.constexpr(-3.4e38)
+
+
+@triton.constexpr_function
+def place_of(i, reverse, T):
+    """Where in memory the i-th processed step of a tile lies."""
+    return T - 1 - i if reverse else i
+
+
+@triton.jit
+def program_place(blocks, units, group_channels, P: tl.constexpr, Q: tl.constexpr):
+    """Batch item, unit and group of this program, its channels (P, Q) and which of them exist."""
+    program = tl.program_id(0)
+    unit = program % units
+    group = unit // blocks
+    offset = tl.arange(0, P)[:, None] * Q + tl.arange(0, Q)[None, :]
+    local = (unit % blocks) * (P * Q) + offset
+    return (
+        (program // units).to(tl.int64),
+        unit,
+        group,
+        (group * group_channels + local).to(tl.int64),
+        local < group_channels,
+    )
+
+
+@triton.jit
+def vector(base, channel, inside):
+    """(P, Q) of a vector over the channels, or None."""
+    if base is None:
+        return None
+    else:
+        return tl.load(base + channel, mask=inside, other=0.0)
+
+
+@triton.jit
+def states_at(stream, b, channel, inside, states, N: tl.constexpr):
+    """Pointers to (P, N, Q) of a (B, D, N) tensor given as (pointer, three strides), and which of them exist.
+
+    They are declared not to lie together: else the compiler would choose by them how the state lies in the threads, and
+    not as the sums want it (Q and a part of N over the lanes, the rest in a thread).
+    """
+    n = tl.arange(0, N)[None, :, None]
+    at = stream[0] + b * stream[1] + channel[:, None, :] * stream[2] + n * stream[3]
+    return tl.max_contiguous(at, [1, 1, 1]), inside[:, None, :] & (n < states)
+
+
+@triton.jit
+def load_states(stream, b, channel, inside, states, N: tl.constexpr):
+    """(P, N, Q) of a (B, D, N) tensor as float32, zero outside or if there is none."""
+    if stream is None:
+        return tl.zeros((channel.shape[0], N, channel.shape[1]), tl.float32)
+    else:
+        at, mask = states_at(stream, b, channel, inside, states, N)
+        return tl.load(at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_states(stream, b, channel, inside, states, value):
+    """Rounds (P, N, Q) to the dtype of a (B, D, N) tensor and stores it."""
+    at, mask = states_at(stream, b, channel, inside, states, value.shape[1])
+    tl.store(at, rounded(value, stream[0].dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def decay_rate(A, channel, inside, states, N: tl.constexpr):
+    """A log2(e). Minus infinity becomes finite, so that a step that is none, dt = 0, leaves the state alone."""
+    rate = load_states((A, 0, states, 1), 0, channel, inside, states, N) * LOG2E
+    return tl.where(rate < LOWEST, LOWEST, rate)
+
+
+@triton.jit
+def constant(stream, channel, inside, states, CONSTANT: tl.constexpr, N: tl.constexpr):
+    """The constant B or C as (P, N, Q), or None."""
+    if CONSTANT:
+        return load_states((stream[0], 0, states, 1), 0, channel, inside, states, N)
+    else:
+        return None
+
+
+@triton.jit
+def saved_states(saved, b, tile, tiles, channels, states):
+    """The states before a tile but the first, out of (B, tiles - 1, N, D), as a stream for `states_at`."""
+    return (saved + (b * (tiles - 1) + tile - 1) * states * channels, 0, 1, channels)
+
+
+@triton.jit
+def tile_start(tile, length, REVERSE: tl.constexpr, T: tl.constexpr):
+    """First step in memory of the tile; negative where the last tile of a reversed scan sticks out."""
+    if REVERSE:
+        return length - (tile + 1) * T
+    else:
+        return tile * T
+
+
+@triton.jit
+def exists(t, length):
+    """Whether there is a step t."""
+    return (t >= 0) & (t < length)
+
+
+@triton.jit
+def kind_of(kinds, b, t, length):
+    """Kind of step t, a scalar or a vector like t."""
+    if kinds is not None:
+        return tl.load(kinds + b * length + t, mask=exists(t, length), other=PADDING).to(tl.int32)
+    else:
+        return tl.where(exists(t, length), 0, PADDING)
+
+
+@triton.jit
+def kinds_of(kinds, b, t0, length, REVERSE: tl.constexpr, T: tl.constexpr):
+    """The kinds of a tile's steps."""
+    result = ()
+    for i in tl.static_range(T):
+        result = result + (kind_of(kinds, b, t0 + place_of(i, REVERSE, T), length),)
+    return result
+
+
+@triton.jit
+def _row_of(tile, r: tl.constexpr):
+    """Row r of a register tensor (T, P, Q). Where a thread holds all of T the maximum with zeros folds to a register."""
+    steps = tl.arange(0, tile.shape[0])[:, None, None]
+    bits = tl.where(steps == r, tile.to(tl.uint32, bitcast=True), 0)
+    return tl.max(bits, 0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _tile_at(stream, b, channel, t0, T: tl.constexpr):
+    """Pointers to T rows at once, (T, P, Q) in memory order."""
+    steps = tl.arange(0, T)[:, None, None].to(tl.int64)
+    return stream[0] + b * stream[1] + t0.to(tl.int64) * stream[3] + channel[None] * stream[2] + steps * stream[3]
+
+
+@triton.jit
+def _row_at(stream, b, channel, t):
+    """Pointers to a row."""
+    return stream[0] + b * stream[1] + t.to(tl.int64) * stream[3] + channel * stream[2]
+
+
+@triton.jit
+def load_rows(
+    stream, kinds, kind, b, channel, inside, t0, length, REVERSE: tl.constexpr, TILED: tl.constexpr, T: tl.constexpr
+):
+    """A tile of a (B, D, L) tensor as float32, zero in padding. TILED: at once, for tensors whose steps are adjacent."""
+    rows = ()
+    if TILED:
+        live = kind_of(kinds, b, t0 + tl.arange(0, T), length) != PADDING
+        at = _tile_at(stream, b, channel, t0, T)
+        tile = tl.load(at, mask=live[:, None, None] & inside[None], other=0.0).to(tl.float32)
+        for i in tl.static_range(T):
+            rows = rows + (_row_of(tile, place_of(i, REVERSE, T)),)
+    else:
+        for i in tl.static_range(T):
+            at = _row_at(stream, b, channel, t0 + place_of(i, REVERSE, T))
+            rows = rows + (tl.load(at, mask=inside & (kind[i] != PADDING), other=0.0).to(tl.float32),)
+    return rows
+
+
+@triton.jit
+def store_rows(
+    stream, rows, kind, b, channel, inside, t0, length, REVERSE: tl.constexpr, TILED: tl.constexpr, T: tl.constexpr
+):
+    """Rounds a tile to the stream's dtype and stores it, zero in padding."""
+    dtype: tl.constexpr = stream[0].dtype.element_ty
+    if TILED:
+        steps = tl.arange(0, T)[:, None, None]
+        tile = tl.zeros((T, channel.shape[0], channel.shape[1]), tl.float32)
+        for i in tl.static_range(T):
+            row = tl.where(kind[i] != PADDING, rows[i], 0.0)
+            tile = tl.where(steps == place_of(i, REVERSE, T), row[None], tile)
+        mask = exists(t0 + steps, length) & inside[None]
+        tl.store(_tile_at(stream, b, channel, t0, T), rounded(tile, dtype), mask=mask)
+    else:
+        for i in tl.static_range(T):
+            t = t0 + place_of(i, REVERSE, T)
+            row = tl.where(kind[i] != PADDING, rows[i], 0.0)
+            tl.store(_row_at(stream, b, channel, t), rounded(row, dtype), mask=inside & exists(t, length))
+
+
+@triton.jit
+def projection(stream, fixed, b, group, t, kind, states, N: tl.constexpr):
+    """B or C of step t, (1, N, 1), zero where there is no step; or the constant (P, N, Q)."""
+    if fixed is not None:
+        return fixed
+    else:
+        n = tl.arange(0, N)
+        at = stream[0] + b * stream[1] + group * stream[2] + n * stream[3] + t.to(tl.int64) * stream[4]
+        return tl.load(at, mask=(n < states) & (kind != PADDING), other=0.0).to(tl.float32)[None, :, None]
+
+
+@triton.jit
+def time_step(raw, kind, SOFTPLUS: tl.constexpr):
+    """dt of delta + bias, zero where there is no step."""
+    if SOFTPLUS:
+        return tl.where(kind != PADDING, softplus(raw), 0.0)
+    else:
+        return tl.where(kind != PADDING, raw, 0.0)
+
+
+@triton.jit
+def before(h, kind, kinds):
+    """The state that a step of this kind starts from; also what is left of a gradient when the step starts from zero."""
+    if kinds is not None:
+        return tl.where(kind == RESET, 0.0, h)
+    else:
+        return h
+
+
+# longer than 50 lines because every argument takes one
+@triton.jit
+def scan_forward(
+    u,
+    delta,
+    z,
+    out,
+    B,
+    C,
+    A,
+    D,
+    bias,
+    start,
+    kinds,
+    last,
+    saved,
+    length,
+    channels,
+    states,
+    group_channels,
+    blocks,
+    units,
+    SOFTPLUS: tl.constexpr,
+    REVERSE: tl.constexpr,
+    TILED: tl.constexpr,
+    B_CONSTANT: tl.constexpr,
+    C_CONSTANT: tl.constexpr,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    Q: tl.constexpr,
+    T: tl.constexpr,
+):
+    """Walks the tiles in processed order; stores the output, the state before each tile but the first, and the last one."""
+    b, unit, group, channel, inside = program_place(blocks, units, group_channels, P, Q)
+    rate = decay_rate(A, channel, inside, states, N)
+    skip = vector(D, channel, inside)
+    shift = vector(bias, channel, inside)
+    B_fixed = constant(B, channel, inside, states, B_CONSTANT, N)
+    C_fixed = constant(C, channel, inside, states, C_CONSTANT, N)
+    tiles = tl.cdiv(length, T)
+    h = load_states(start, b, channel, inside, states, N)
+    for tile in range(tiles):
+        if saved is not None:
+            state = saved_states(saved, b, tile, tiles, channels, states)
+            store_states(state, 0, channel, inside & (tile > 0), states, h)
+        t0 = tile_start(tile, length, REVERSE, T)
+        kind = kinds_of(kinds, b, t0, length, REVERSE, T)
+        us = load_rows(u, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+        raws = load_rows(delta, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+        if z is not None:
+            gates = load_rows(z, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+        ys = ()
+        for i in tl.static_range(T):
+            B_t = projection(B, B_fixed, b, group, t0 + place_of(i, REVERSE, T), kind[i], states, N)
+            C_t = projection(C, C_fixed, b, group, t0 + place_of(i, REVERSE, T), kind[i], states, N)
+            dt = time_step(raws[i] if shift is None else raws[i] + shift, kind[i], SOFTPLUS)
+            decay = tl.exp2(dt[:, None, :] * rate)
+            h = decay * before(h, kind[i], kinds) + (dt * us[i])[:, None, :] * B_t
+            y = tl.sum(h * C_t, 1)
+            if skip is not None:
+                y += skip * us[i]
+            if z is not None:
+                y *= gates[i] * sigmoid(gates[i])
+            ys = ys + (y,)
+        store_rows(out, ys, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+    if last is not None:
+        store_states(last, b, channel, inside, states, h)

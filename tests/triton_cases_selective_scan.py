@@ -1,0 +1,59 @@
+"""What tests/test_triton_compile.py compiles of selective_scan and selective_state_update: calls, and budgets of sm_90."""
+
+from typing import Any
+
+import torch
+from helpers import packed_index, scan_problem
+from test_selective_state_update import step_problem
+from triton_compile import Case
+
+from bdam_fast.ops.selective_scan import selective_state_update_triton, triton_impl
+
+SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+UPDATE = ("state", "x", "dt", "A", "B", "C", "D", "z", "dt_bias")
+OPTIONAL = ("D", "z", "delta_bias", "initial_state")
+
+
+def scan(
+    *,
+    packed: bool = False,
+    reverse: bool = False,
+    last: bool = False,
+    length: int = 64,
+    states: int = 16,
+    **kwargs: Any,
+) -> None:
+    """A forward and a backward; channels and length are multiples of 16 as in practice."""
+    problem = scan_problem(1, 128, length, states, **kwargs)
+    tensors = [problem.get(name) for name in SCAN] + [packed_index(1, length) if packed else None]
+    out, state, saved = triton_impl.forward(*tensors, True, reverse, last, True)
+    triton_impl.backward(torch.empty_like(out), state if last else None, *tensors, saved, True, reverse)
+
+
+def update(**kwargs: Any) -> None:
+    problem = step_problem(2, 128, 16, **kwargs)
+    selective_state_update_triton.update(*[problem.get(name) for name in UPDATE], True)
+
+
+def case(name: str, budget: dict[str, tuple[int, int]], main: bool = False, slow: bool = False, **kwargs: Any) -> Case:
+    return Case(f"scan-{name}", lambda: scan(**kwargs), budget, main, slow)
+
+
+NO_STATE = ("initial_state",)
+CASES = [
+    case("bf16-bld", {}, True, dtype=torch.bfloat16, absent=NO_STATE),
+    case("bf16-bdl", {}, dtype=torch.bfloat16, absent=NO_STATE, order="bdl"),
+    case("fp32-bld", {}, True, absent=NO_STATE),
+    case("fp32-bdl", {}, absent=NO_STATE, order="bdl"),
+    case("fp16-bare", {}, dtype=torch.float16, absent=OPTIONAL),
+    case("bf16-everything", {}, dtype=torch.bfloat16, packed=True, reverse=True, last=True, groups=(2, 2)),
+    case("fp32-constant", {}, slow=True, groups=(None, None), order="bdl"),
+    case("fp32-1-step", {}, length=1),
+    case("bf16-odd", {}, slow=True, dtype=torch.bfloat16, length=77, order="bdl"),
+    case("bf16-1-state", {}, slow=True, dtype=torch.bfloat16, states=1),
+    case("bf16-8-states", {}, slow=True, dtype=torch.bfloat16, states=8),
+    case("bf16-64-states", {}, slow=True, dtype=torch.bfloat16, states=64),
+    case("bf16-256-states", {}, slow=True, dtype=torch.bfloat16, states=256),
+    Case("update-bf16", lambda: update(dtype=torch.bfloat16), {}, True),
+    Case("update-fp32-strided", lambda: update(state="strided", order="strided", groups=2), {}),
+]
