@@ -3,6 +3,8 @@
 Under Triton's interpreter (TRITON_INTERPRET=1 before the first import of triton) kernels run on the CPU, on CPU tensors.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -42,3 +44,8 @@ def sigmoid(x):
 def parameter(value: Tensor | None) -> Tensor | None:
     """A small tensor (A, D, a bias, weights) as a kernel reads it: float32, contiguous."""
     return None if value is None else value.to(torch.float32).contiguous()
+
+
+def on_device(t: Tensor) -> AbstractContextManager:
+    """A context in which kernels are launched on the device of `t`."""
+    return torch.cuda.device(t.device) if t.is_cuda else nullcontext()
