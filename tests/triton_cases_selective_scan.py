@@ -35,25 +35,29 @@ def update(**kwargs: Any) -> None:
     selective_state_update_triton.update(*[problem.get(name) for name in UPDATE], True)
 
 
-def case(name: str, budget: dict[str, tuple[int, int]], main: bool = False, slow: bool = False, **kwargs: Any) -> Case:
+def case(name: str, forward: int, spilled: int, main: bool = False, slow: bool = False, **kwargs: Any) -> Case:
+    """Budgets: registers of the forward, which must not spill, and bytes that the backward spills."""
+    budget = {"scan_forward": (forward, 0), "scan_backward": (255, spilled)}
     return Case(f"scan-{name}", lambda: scan(**kwargs), budget, main, slow)
 
 
+BF16, FP16 = torch.bfloat16, torch.float16
 NO_STATE = ("initial_state",)
+# About a tenth above what was counted with Triton 3.7.1.
 CASES = [
-    case("bf16-bld", {}, True, dtype=torch.bfloat16, absent=NO_STATE),
-    case("bf16-bdl", {}, dtype=torch.bfloat16, absent=NO_STATE, order="bdl"),
-    case("fp32-bld", {}, True, absent=NO_STATE),
-    case("fp32-bdl", {}, absent=NO_STATE, order="bdl"),
-    case("fp16-bare", {}, dtype=torch.float16, absent=OPTIONAL),
-    case("bf16-everything", {}, dtype=torch.bfloat16, packed=True, reverse=True, last=True, groups=(2, 2)),
-    case("fp32-constant", {}, slow=True, groups=(None, None), order="bdl"),
-    case("fp32-1-step", {}, length=1),
-    case("bf16-odd", {}, slow=True, dtype=torch.bfloat16, length=77, order="bdl"),
-    case("bf16-1-state", {}, slow=True, dtype=torch.bfloat16, states=1),
-    case("bf16-8-states", {}, slow=True, dtype=torch.bfloat16, states=8),
-    case("bf16-64-states", {}, slow=True, dtype=torch.bfloat16, states=64),
-    case("bf16-256-states", {}, slow=True, dtype=torch.bfloat16, states=256),
-    Case("update-bf16", lambda: update(dtype=torch.bfloat16), {}, True),
-    Case("update-fp32-strided", lambda: update(state="strided", order="strided", groups=2), {}),
+    case("bf16-bld", 255, 1600, True, dtype=BF16, absent=NO_STATE),
+    case("bf16-bdl", 192, 1450, dtype=BF16, absent=NO_STATE, order="bdl"),
+    case("bf16-bdl-odd-length", 224, 1750, dtype=BF16, length=77, order="bdl"),
+    case("fp32-bld", 255, 1600, absent=NO_STATE),
+    case("fp32-bdl", 255, 1950, absent=NO_STATE, order="bdl"),
+    case("fp32-1-step", 72, 0, length=1),
+    case("fp16-bare", 255, 950, dtype=FP16, absent=OPTIONAL),
+    case("bf16-everything", 192, 2250, dtype=BF16, packed=True, reverse=True, last=True, groups=(2, 2)),
+    case("fp32-constant", 224, 1650, slow=True, groups=(None, None), order="bdl"),
+    case("bf16-1-state", 96, 80, slow=True, dtype=BF16, states=1),
+    case("bf16-8-states", 255, 2300, slow=True, dtype=BF16, states=8),
+    case("bf16-64-states", 224, 2550, slow=True, dtype=BF16, states=64),
+    case("bf16-256-states", 255, 3000, slow=True, dtype=BF16, states=256),
+    Case("update-bf16", lambda: update(dtype=BF16), {"state_update": (72, 0)}, True),
+    Case("update-fp32-strided", lambda: update(state="strided", order="strided", groups=2), {"state_update": (72, 0)}),
 ]

@@ -17,8 +17,8 @@ steps in reverse and takes the exponentials a second time. There is no scratch m
 The gradients of B and C are sums over channels, those of A, D and delta_bias over the batch: each program stores its
 part, and a sum over the parts in a fixed order follows. No atomics: the same inputs give the same bits.
 
-Counted in sm_90 code at N = 16, bfloat16, per state and step: about 15 to 18 instructions forward, 46 to 51 backward, of
-which 5 spill (csrc's CUDA kernels are made for 9 and 21). Not measured: no GPU was at hand. There is no second way for
+Counted in sm_90 code at N = 16, bfloat16, per state and step, what stands outside the loop included: 15 to 18
+instructions forward, 46 to 51 backward, of which 5 to 6 spill. Not measured: no GPU was at hand. There is no second way for
 long sequences with few channels: programs number batch times channels / 32, whatever the length.
 """
 
@@ -75,9 +75,16 @@ def projection(value: Tensor) -> tuple[Any, ...]:
     return (value, batch, group, states, time)
 
 
-def time_adjacent(u: Tensor) -> bool:
-    """Whether tiles are loaded and stored at once, since the steps of a channel and not the channels lie together."""
-    return u.stride(2) == 1 and u.stride(1) != 1
+def tiled(u: Tensor) -> tuple[bool, bool]:
+    """Whether the tiles of (B, D, L) tensors are loaded at once, and whether they are stored at once.
+
+    Both where the steps of a channel and not the channels lie together; but a load only where a channel's steps are one
+    aligned access: else the steps would come to lie over the lanes, and a row would cost shuffles (3344 bytes
+    spilled instead of 1568 in the backward at L = 77, sm_90).
+    """
+    adjacent = u.stride(2) == 1 and u.stride(1) != 1
+    aligned = all(offset % 16 == 0 for offset in (u.data_ptr(), *(u.stride(i) * u.element_size() for i in (0, 1))))
+    return adjacent and aligned, adjacent
 
 
 def groups_of(value: Tensor) -> int:
@@ -138,7 +145,7 @@ def forward(
                 ),
                 *(stream(last) if return_last_state else None, saved if save_states else None),
                 *(length, channels, states, channels // groups, blocks, groups * blocks),
-                *(delta_softplus, reverse, time_adjacent(u), B.dim() == 2, C.dim() == 2, *block, tile_of(length)),
+                *(delta_softplus, reverse, *tiled(u), B.dim() == 2, C.dim() == 2, *block, tile_of(length)),
                 num_warps=1,
             )
     return out, last, saved
@@ -172,17 +179,8 @@ def backward(
     blocks = triton.cdiv(channels // groups, block.P * block.Q)
     units = groups * blocks
 
-    def workspace(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=u.device)
-
-    def gradient(value: Tensor | None) -> Tensor:
-        return u.new_empty((0,)) if value is None else torch.empty_like(value)
-
-    per_step = (batch, units, length, states)
-    du, ddelta, dz, dstart = (gradient(t) for t in (u, delta, z, initial_state))
-    sum_A = workspace(batch, channels, states)
-    sum_B, sum_C = (workspace(*((batch, channels, states) if t.dim() == 2 else per_step)) for t in (B, C))
-    sum_D, sum_bias = (None if t is None else workspace(batch, channels) for t in (D, delta_bias))
+    du, ddelta, dz, dstart = (_like_or_empty(t, u) for t in (u, delta, z, initial_state))
+    sum_A, sum_B, sum_C, sum_D, sum_bias = _parts(u, A, B, C, D, delta_bias, units)
     if batch > 0:
         with on_device(u):
             scan_backward[(batch * units,)](
@@ -197,15 +195,32 @@ def backward(
                 *(checkpoint, stream(du), stream(ddelta), None if z is None else stream(dz)),
                 *(None if initial_state is None else stream(dstart), sum_A, sum_B, sum_C, sum_D, sum_bias),
                 *(length, channels, states, channels // groups, blocks, units),
-                *(delta_softplus, reverse, time_adjacent(u), B.dim() == 2, C.dim() == 2, *block, tile_of(length)),
+                *(delta_softplus, reverse, *tiled(u), B.dim() == 2, C.dim() == 2, *block, tile_of(length)),
                 num_warps=1,
             )
     dD, dbias = (
-        gradient(None) if sums is None or t is None else _like(t, sums.sum(0))
-        for t, sums in ((D, sum_D), (delta_bias, sum_bias))
+        u.new_empty((0,)) if t is None else _like(t, p.sum(0)) for t, p in ((D, sum_D), (delta_bias, sum_bias))
     )
-    dB, dC = _projection_gradient(B, sum_B, groups), _projection_gradient(C, sum_C, groups)
+    dB, dC = _projection_gradient(B, sum_B), _projection_gradient(C, sum_C)
     return du, ddelta, _like(A, sum_A.sum(0)), dB, dC, dD, dz, dbias, dstart
+
+
+def _like_or_empty(value: Tensor | None, u: Tensor) -> Tensor:
+    """Memory for the gradient of an input that may be absent."""
+    return u.new_empty((0,)) if value is None else torch.empty_like(value)
+
+
+def _parts(
+    u: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None, units: int
+) -> tuple[Tensor, ...]:
+    """Memory for the programs' parts of dA, dB, dC, dD and the bias's gradient; (0,) where the input is absent."""
+    batch, channels, length = u.shape
+    states = A.shape[1]
+    matrix, vector, per_step = (batch, channels, states), (batch, channels), (batch, units, length, states)
+    shapes: list[tuple[int, ...]] = [matrix]
+    shapes += [matrix if t.dim() == 2 else per_step for t in (B, C)]
+    shapes += [(0,) if t is None else vector for t in (D, delta_bias)]
+    return tuple(torch.empty(shape, dtype=torch.float32, device=u.device) for shape in shapes)
 
 
 def _like(value: Tensor, gradient: Tensor) -> Tensor:
@@ -213,7 +228,7 @@ def _like(value: Tensor, gradient: Tensor) -> Tensor:
     return torch.empty_like(value).copy_(gradient)
 
 
-def _projection_gradient(value: Tensor, sums: Tensor, groups: int) -> Tensor:
+def _projection_gradient(value: Tensor, sums: Tensor) -> Tensor:
     """dB or dC from the programs' parts: (B, D, N), or (B, units, L, N) with the units of a group adjacent."""
     if value.dim() == 2:
         return _like(value, sums.sum(0))

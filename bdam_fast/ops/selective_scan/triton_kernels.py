@@ -246,7 +246,8 @@ def scan_forward(
     units,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
-    TILED: tl.constexpr,
+    LOAD_TILED: tl.constexpr,
+    STORE_TILED: tl.constexpr,
     B_CONSTANT: tl.constexpr,
     C_CONSTANT: tl.constexpr,
     P: tl.constexpr,
@@ -269,10 +270,10 @@ def scan_forward(
             store_states(state, 0, channel, inside & (tile > 0), states, h)
         t0 = tile_start(tile, length, REVERSE, T)
         kind = kinds_of(kinds, b, t0, length, REVERSE, T)
-        us = load_rows(u, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
-        raws = load_rows(delta, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+        us = load_rows(u, kinds, kind, b, channel, inside, t0, length, REVERSE, LOAD_TILED, T)
+        raws = load_rows(delta, kinds, kind, b, channel, inside, t0, length, REVERSE, LOAD_TILED, T)
         if z is not None:
-            gates = load_rows(z, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+            gates = load_rows(z, kinds, kind, b, channel, inside, t0, length, REVERSE, LOAD_TILED, T)
         ys = ()
         for i in tl.static_range(T):
             B_t = projection(B, B_fixed, b, group, t0 + place_of(i, REVERSE, T), kind[i], states, N)
@@ -286,6 +287,6 @@ def scan_forward(
             if z is not None:
                 y *= gates[i] * sigmoid(gates[i])
             ys = ys + (y,)
-        store_rows(out, ys, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+        store_rows(out, ys, kind, b, channel, inside, t0, length, REVERSE, STORE_TILED, T)
     if last is not None:
         store_states(last, b, channel, inside, states, h)

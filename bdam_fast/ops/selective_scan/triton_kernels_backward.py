@@ -29,8 +29,8 @@ from bdam_fast.ops.selective_scan.triton_kernels import (
 def unknown_zero(A, channel, inside, length):
     """A row of zeros that the compiler does not know.
 
-    Added to dt and dt u it keeps the compiler from holding the first pass's exponentials for the second (1.5 times the
-    registers there are, so they would be spilled); added to a sum over the states it makes the compiler go on with one
+    Added to dt and dt u it keeps the compiler from holding the first pass's exponentials for the second (it would
+    spill them); added to a sum over the states it makes the compiler go on with one
     value a lane and not with every channel in four lanes. On sm_90: 1300 instead of 2420 bytes spilled a thread.
     """
     return tl.load(A + channel, mask=inside & (length < 0), other=0.0)
@@ -151,7 +151,8 @@ def scan_backward(
     units,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
-    TILED: tl.constexpr,
+    LOAD_TILED: tl.constexpr,
+    STORE_TILED: tl.constexpr,
     B_CONSTANT: tl.constexpr,
     C_CONSTANT: tl.constexpr,
     P: tl.constexpr,
@@ -178,11 +179,11 @@ def scan_backward(
         tile = tiles - 1 - k
         t0 = tile_start(tile, length, REVERSE, T)
         kind = kinds_of(kinds, b, t0, length, REVERSE, T)
-        us = load_rows(u, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
-        raws = load_rows(delta, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
-        douts = load_rows(dout, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+        us = load_rows(u, kinds, kind, b, channel, inside, t0, length, REVERSE, LOAD_TILED, T)
+        raws = load_rows(delta, kinds, kind, b, channel, inside, t0, length, REVERSE, LOAD_TILED, T)
+        douts = load_rows(dout, kinds, kind, b, channel, inside, t0, length, REVERSE, LOAD_TILED, T)
         if z is not None:
-            gates = load_rows(z, kinds, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+            gates = load_rows(z, kinds, kind, b, channel, inside, t0, length, REVERSE, LOAD_TILED, T)
         sums, dts, xs = time_steps(raws, shift, us, kind, SOFTPLUS, T)
         h = before_tile(start, saved, b, tile, tiles, channel, inside, channels, states, N)
         h = recompute(h, rate, dts, xs, B, B_fixed, kinds, kind, b, group, t0, states, REVERSE, T)
@@ -233,21 +234,21 @@ def scan_backward(
         if not C_CONSTANT:
             store_part(sum_C, dCs, b, unit, units, t0, length, states, REVERSE, T, N)
         rows = reversed_rows(dus, T)
-        store_rows(du, rows, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+        store_rows(du, rows, kind, b, channel, inside, t0, length, REVERSE, STORE_TILED, T)
         rows = reversed_rows(ddeltas, T)
-        store_rows(ddelta, rows, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+        store_rows(ddelta, rows, kind, b, channel, inside, t0, length, REVERSE, STORE_TILED, T)
         if z is not None:
             rows = reversed_rows(dzs, T)
-            store_rows(dz, rows, kind, b, channel, inside, t0, length, REVERSE, TILED, T)
+            store_rows(dz, rows, kind, b, channel, inside, t0, length, REVERSE, STORE_TILED, T)
     part = channels * states
     store_states((sum_A, part, states, 1), b, channel, inside, states, dA)
     if B_CONSTANT:
         store_states((sum_B, part, states, 1), b, channel, inside, states, dB)
     if C_CONSTANT:
         store_states((sum_C, part, states, 1), b, channel, inside, states, dC)
-    if sum_D is not None:
+    if skip is not None:
         tl.store(sum_D + b * channels + channel, dD, mask=inside)
-    if sum_bias is not None:
+    if shift is not None:
         tl.store(sum_bias + b * channels + channel, dbias, mask=inside)
     if dstart is not None:
         store_states(dstart, b, channel, inside, states, dh)
