@@ -20,6 +20,7 @@ from bdam_fast.ops.hsic.triton_tiles import count_kernel, gradient_kernel, norms
 
 SMALL = 128  # samples: two kernel matrices fit the registers of a multiprocessor
 BLOCK = 64  # samples on a side of a tile
+WARPS = 8  # of a tile: with four the registers of sm_90 do not hold it
 BLOCK_K = 16  # features that are multiplied at a time
 PROGRAMS = 512  # wanted: a few for each multiprocessor of a large GPU
 RADIX = ((20, 2048), (10, 1024), (0, 1024))  # passes over the 31 bits of a distance: lowest bit, bins
@@ -73,7 +74,7 @@ def _centred(x: Tensor) -> Tensor:
 
 def _small_flags(samples: int, gaussian: bool, unbiased: bool) -> dict[str, int]:
     block = max(16, triton.next_power_of_2(samples))
-    warps = {16: 1, 32: 2, 64: 4, 128: 16}[block]
+    warps = {16: 1, 32: 2, 64: 8, 128: 16}[block]
     return {"GAUSSIAN": gaussian, "UNBIASED": unbiased, "BLOCK": block, "BLOCK_K": BLOCK_K, "num_warps": warps}
 
 
@@ -120,10 +121,10 @@ def backward(
     if _is_small(samples):
         strides = [s for t in (x, y, dx, dy) for s in t.stride()]
         sizes = (samples, width_x, y.shape[2], *strides, *_constants(samples, unbiased))
+        flags = _small_flags(samples, gaussian, unbiased)
+        weights = x.new_empty((batch, flags["BLOCK"], flags["BLOCK"]), dtype=torch.float32)
         with on_device(x):
-            small_backward_kernel[(batch,)](
-                upstream, x, y, saved, dx, dy, *sizes, **_small_flags(samples, gaussian, unbiased)
-            )
+            small_backward_kernel[(batch,)](upstream, x, y, saved, weights, dx, dy, *sizes, **flags)
         return dx, dy
     with _full_precision(x), on_device(x):
         rows = _centred(x), _centred(y)
@@ -186,7 +187,7 @@ def _norms(rows: Tensor) -> Tensor:
     """Squared lengths (batch, N) of centred rows."""
     batch, samples, width = rows.shape
     norms = rows.new_empty((batch, samples))
-    norms_kernel[(batch * _tiles(rows),)](rows, norms, samples, width, BLOCK=BLOCK, BLOCK_K=BLOCK_K)
+    norms_kernel[(batch * _tiles(rows),)](rows, norms, samples, width, BLOCK=BLOCK, BLOCK_K=BLOCK_K, num_warps=WARPS)
     return norms
 
 
@@ -200,7 +201,7 @@ def _median(rows: Tensor, norms: Tensor) -> Tensor:
         counts = torch.empty((batch, _tiles(rows) * splits, bins), dtype=torch.int32, device=rows.device)
         sizes = (samples, width, splits)
         count_kernel[(batch * _tiles(rows) * splits,)](
-            rows, norms, prefix, counts, *sizes, LOW=low, BINS=bins, BLOCK=BLOCK, BLOCK_K=BLOCK_K
+            rows, norms, prefix, counts, *sizes, LOW=low, BINS=bins, BLOCK=BLOCK, BLOCK_K=BLOCK_K, num_warps=WARPS
         )
         upto = counts.sum(1, dtype=torch.int64).cumsum(1)
         bin_ = (upto <= rank).sum(1, keepdim=True)
@@ -232,7 +233,7 @@ def _gaussian_value(
     sums = saved.new_empty((splits, 3, batch, samples))
     sizes = (samples, rows[0].shape[2], rows[1].shape[2], splits, batch)
     sums_kernel[(batch * _tiles(rows[0]) * splits,)](
-        *rows, *norms, saved, sums, *sizes, UNBIASED=unbiased, BLOCK=BLOCK, BLOCK_K=BLOCK_K
+        *rows, *norms, saved, sums, *sizes, UNBIASED=unbiased, BLOCK=BLOCK, BLOCK_K=BLOCK_K, num_warps=WARPS
     )
     sums_x, sums_y, both = sums.sum(0, dtype=torch.float64)
     saved[:, 4 : 4 + samples], saved[:, 4 + samples :] = sums_x, sums_y
@@ -252,7 +253,7 @@ def _gaussian_gradients(rows: tuple[Tensor, Tensor], saved: Tensor, unbiased: bo
     sizes = (samples, rows[0].shape[2], rows[1].shape[2], splits, batch, cross / 2)
     gradient_kernel[(batch * _tiles(rows[0]) * splits,)](
         *rows, *(_norms(r) for r in rows), saved, constants, *weighted, weights, *sizes,
-        UNBIASED=unbiased, BLOCK=BLOCK, BLOCK_K=BLOCK_K,
+        UNBIASED=unbiased, BLOCK=BLOCK, BLOCK_K=BLOCK_K, num_warps=WARPS,
     )  # fmt: skip
     for k, own in enumerate(rows):
         factor = (-2 * scale / saved[:, 2 * k].square())[:, None, None]

@@ -62,14 +62,19 @@ def sensitivity(other, sums_i, sums_j, half_cross, constant):
 
 
 @triton.jit
-def _centred(columns, stride_n, stride_d, k0, N, D, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Features k0 .. k0 + BLOCK_K of all samples, minus their mean; `columns` points to the first sample."""
-    i, d = tl.arange(0, BLOCK), k0 + tl.arange(0, BLOCK_K)
-    at = columns + i.to(tl.int64)[:, None] * stride_n + d.to(tl.int64)[None, :] * stride_d
+def _rows(columns, stride_n, stride_d, i, d, offset, N, D):
+    """Features d of samples i, minus `offset`, float32; zero behind the last. `columns` points to the first sample."""
     ok = (i < N)[:, None] & (d < D)[None, :]
+    at = columns + i.to(tl.int64)[:, None] * stride_n + d.to(tl.int64)[None, :] * stride_d
+    return tl.where(ok, tl.load(at, mask=ok, other=0.0).to(tl.float32) - offset[None, :], 0.0)
+
+
+@triton.jit
+def _means(columns, stride_n, stride_d, d, N, D, BLOCK: tl.constexpr):
+    """(first sample, all rows minus it, their mean): two parts of the mean, so that a large offset costs nothing."""
     first = tl.load(columns + d.to(tl.int64) * stride_d, mask=d < D, other=0.0).to(tl.float32)
-    rows = tl.where(ok, tl.load(at, mask=ok, other=0.0).to(tl.float32) - first[None, :], 0.0)
-    return tl.where(ok, rows - (tl.sum(rows, 0) / N)[None, :], 0.0)
+    rows = _rows(columns, stride_n, stride_d, tl.arange(0, BLOCK), d, first, N, D)
+    return first, rows, tl.sum(rows, 0) / N
 
 
 @triton.jit
@@ -77,7 +82,8 @@ def _gram(columns, stride_n, stride_d, N, D, BLOCK: tl.constexpr, BLOCK_K: tl.co
     """Inner products of all centred samples."""
     products = tl.zeros([BLOCK, BLOCK], tl.float32)
     for k0 in range(0, D, BLOCK_K):
-        rows = _centred(columns, stride_n, stride_d, k0, N, D, BLOCK, BLOCK_K)
+        _, rows, mean = _means(columns, stride_n, stride_d, k0 + tl.arange(0, BLOCK_K), N, D, BLOCK)
+        rows = tl.where((tl.arange(0, BLOCK) < N)[:, None], rows - mean[None, :], 0.0)
         products = tl.dot(rows, tl.trans(rows), products, input_precision="ieee")
     return products
 
@@ -90,7 +96,7 @@ def _median(distance, pairs, N):
     """
     bits = tl.where(pairs, distance.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0x7FFFFFFF)
     rank = (N * (N - 1) // 2 - 1) // 2
-    found = 0
+    found = tl.zeros([], tl.int32)
     for k in range(0, 31):
         step = 1 << (30 - k)
         below = tl.sum(tl.sum((bits <= found + (step - 1)).to(tl.int32), 1), 0)
@@ -177,11 +183,15 @@ def small_forward_kernel(
 
 @triton.jit
 def _write_gradient(
-    own, other, other_sums, columns, stride_n, stride_d, gradient_ptr, to, to_n, to_d, sigma, shift, N, D,
+    own, other, other_sums, columns, stride_n, stride_d, store, gradient_ptr, to, to_n, to_d, sigma, shift, N, D,
     scale, cross, product,
     GAUSSIAN: tl.constexpr, UNBIASED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one side. Linear: 2 scale S x. Gaussian: -2 scale / sigma^2 (w x - W x), W = S * K, w its sums."""
+    """The gradient of one side. Linear: 2 scale S x. Gaussian: -2 scale / sigma^2 (w x - W x), W = S * K, w its sums.
+
+    The weights pass through memory, `store` [BLOCK, BLOCK], and are multiplied BLOCK_K columns at a time: a product over
+    all 128 columns would need them in registers (2.7 kB of spills a thread on sm_90).
+    """
     i = tl.arange(0, BLOCK)
     keep = (i < N)[:, None] & (i < N)[None, :]
     if GAUSSIAN or UNBIASED:
@@ -191,21 +201,29 @@ def _write_gradient(
         weights = weights * (own + constant_of(shift))
     weights = tl.where(keep, weights, 0.0)
     totals = tl.sum(weights, 1)
+    tl.debug_barrier()
+    tl.store(store + i[:, None] * BLOCK + i[None, :], weights)
+    tl.debug_barrier()
     for k0 in range(0, D, BLOCK_K):
-        rows = _centred(columns, stride_n, stride_d, k0, N, D, BLOCK, BLOCK_K)
-        sums = tl.dot(weights, rows, input_precision="ieee")
+        d = k0 + tl.arange(0, BLOCK_K)
+        first, rows, mean = _means(columns, stride_n, stride_d, d, N, D, BLOCK)
+        sums = tl.zeros([BLOCK, BLOCK_K], tl.float32)
+        for j0 in range(0, N, BLOCK_K):
+            j = j0 + tl.arange(0, BLOCK_K)
+            others = _rows(columns, stride_n, stride_d, j, d, first, N, D) - mean[None, :]
+            part = tl.load(store + i[:, None] * BLOCK + j[None, :])
+            sums = tl.dot(part, others, sums, input_precision="ieee")
         if GAUSSIAN:
-            result = -2.0 * scale / (sigma * sigma) * (totals[:, None] * rows - sums)
+            result = -2.0 * scale / (sigma * sigma) * (totals[:, None] * (rows - mean[None, :]) - sums)
         else:
             result = 2.0 * scale * sums
-        d = k0 + tl.arange(0, BLOCK_K)
         at = to + i.to(tl.int64)[:, None] * to_n + d.to(tl.int64)[None, :] * to_d
         tl.store(at, rounded(result, gradient_ptr.dtype.element_ty), mask=(i < N)[:, None] & (d < D)[None, :])
 
 
 @triton.jit
 def small_backward_kernel(
-    dvalue_ptr, x_ptr, y_ptr, saved_ptr, dx_ptr, dy_ptr,
+    dvalue_ptr, x_ptr, y_ptr, saved_ptr, weights_ptr, dx_ptr, dy_ptr,
     N, DX, DY, x_b, x_n, x_d, y_b, y_n, y_d, dx_b, dx_n, dx_d, dy_b, dy_n, dy_d, scale, cross, product,
     GAUSSIAN: tl.constexpr, UNBIASED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -221,11 +239,12 @@ def small_backward_kernel(
     if GAUSSIAN:
         sigma_x, sigma_y = tl.load(saved), tl.load(saved + 2)
     scale *= tl.load(dvalue_ptr + b)
+    store = weights_ptr + b * BLOCK * BLOCK
     _write_gradient(
-        K, L, sums_y, x, x_n, x_d, dx_ptr, dx_ptr + b * dx_b, dx_n, dx_d, sigma_x, t_x, N, DX,
+        K, L, sums_y, x, x_n, x_d, store, dx_ptr, dx_ptr + b * dx_b, dx_n, dx_d, sigma_x, t_x, N, DX,
         scale, cross, product, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K,
     )  # fmt: skip
     _write_gradient(
-        L, K, sums_x, y, y_n, y_d, dy_ptr, dy_ptr + b * dy_b, dy_n, dy_d, sigma_y, t_y, N, DY,
+        L, K, sums_x, y, y_n, y_d, store, dy_ptr, dy_ptr + b * dy_b, dy_n, dy_d, sigma_y, t_y, N, DY,
         scale, cross, product, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K,
     )  # fmt: skip
