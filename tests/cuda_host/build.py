@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,7 +68,7 @@ def _link(name: str, sources: list[Path], sanitize: bool) -> Path:
 
 
 def _object(source: Path, flags: list[str]) -> Path:
-    include = [HERE / "include", ROOT / "csrc", *include_paths()]
+    include = [HERE / "include", ROOT / "csrc", *include_paths(), sysconfig.get_paths()["include"]]
     arguments = [*flags, *(f"-I{p}" for p in include[:2]), *(f"-isystem{p}" for p in include[2:])]
     headers = [p for folder in (ROOT / "csrc", HERE) for p in sorted(folder.rglob("*"))]
     texts = [p.read_bytes() for p in [source, *headers] if p == source or p.suffix in (".h", ".cuh")]
