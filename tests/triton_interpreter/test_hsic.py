@@ -11,6 +11,12 @@ from bdam_fast.ops.hsic.reference import hsic_reference, median_sigma
 KINDS = [(gaussian, unbiased) for gaussian in (False, True) for unbiased in (False, True)]
 
 
+@pytest.fixture(autouse=True)
+def tiles_from_65_samples(monkeypatch):
+    """Two tiles where 129 samples would make three: the interpreter's time goes by programs."""
+    monkeypatch.setattr(triton_impl, "SMALL", 64)
+
+
 def pair(samples, width_x, width_y, batch=1, *, dtype=torch.float32, order="rows"):
     """x and y that depend on each other, with rows or columns adjacent in memory, or neither."""
     common = torch.randn(batch, samples, 1)
@@ -59,7 +65,8 @@ def check(x, y, gaussian, unbiased, sigma_x=None, sigma_y=None):
 
 @pytest.mark.parametrize(("gaussian", "unbiased"), KINDS)
 @pytest.mark.parametrize("samples", [4, 5, 15, 16, 17, 33, 64, 65, 128])
-def test_few_samples(gaussian, unbiased, samples):
+def test_few_samples(monkeypatch, gaussian, unbiased, samples):
+    monkeypatch.setattr(triton_impl, "SMALL", 128)
     check(*pair(samples, 20, 23), gaussian, unbiased)
     check(*pair(samples, 1, 37), gaussian, unbiased, torch.tensor([0.7]), torch.tensor([1.9]))
 
@@ -71,10 +78,10 @@ def test_two_and_three_samples(gaussian):
 
 
 @pytest.mark.parametrize(("gaussian", "unbiased"), KINDS)
-@pytest.mark.parametrize("samples", [129, 193])
+@pytest.mark.parametrize("samples", [65, 129])
 def test_many_samples(gaussian, unbiased, samples):
     """Tiles, and both forms of the linear kernel."""
-    check(*pair(samples, 20, 3, 1 if gaussian else 2), gaussian, unbiased)
+    check(*pair(samples, 20, 3), gaussian, unbiased)
     if not gaussian:
         check(*pair(samples, 200, 300, 2), gaussian, unbiased)
 
@@ -83,15 +90,15 @@ def test_many_samples(gaussian, unbiased, samples):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_dtypes_and_memory_orders(gaussian, unbiased, dtype):
     for order in ("rows", "columns", "strided"):
-        check(*pair(21, 35, 18, 2, dtype=dtype, order=order), gaussian, unbiased)
-    check(*pair(130, 3, 7, dtype=dtype, order="strided"), gaussian, unbiased)
+        check(*pair(21, 35, 18, dtype=dtype, order=order), gaussian, unbiased)
+    check(*pair(70, 3, 7, dtype=dtype, order="strided"), gaussian, unbiased)
 
 
-@pytest.mark.parametrize("samples", [20, 130])
+@pytest.mark.parametrize("samples", [20, 70])
 def test_given_widths(samples):
     x, y = pair(samples, 5, 8, 3)
     check(x, y, True, False, torch.tensor([0.5, 1.0, 30.0]), torch.tensor([2.0]).expand(3))
-    check(x[:2], y[:2], True, True, None, torch.tensor([0.1, 100.0]))
+    check(x[:2], y[:2], True, True, None, torch.tensor([0.5, 100.0]))
 
 
 def sigmas(x, y):
@@ -99,14 +106,14 @@ def sigmas(x, y):
     return saved[:, 0], saved[:, 2]
 
 
-@pytest.mark.parametrize("samples", [2, 3, 4, 17, 64, 128, 129, 140])
+@pytest.mark.parametrize("samples", [2, 3, 4, 17, 64, 65, 100])
 def test_median_width(samples):
     x, y = torch.randn(2, samples, 6), torch.randn(2, samples, 1) * 1e-3
     for got, t in zip(sigmas(x, y), (x, y), strict=True):
         torch.testing.assert_close(got.double(), median_sigma(t.double()), rtol=2e-6, atol=0)
 
 
-@pytest.mark.parametrize("samples", [20, 150])
+@pytest.mark.parametrize("samples", [20, 75])
 def test_median_width_of_labels_and_of_equal_rows(samples):
     """Equal rows have distance zero exactly: the mean steps in when most pairs coincide, and 1 when all do."""
     labels = torch.nn.functional.one_hot((torch.arange(samples) % 10 == 0).long(), 2).float() * 0.3
@@ -118,7 +125,7 @@ def test_median_width_of_labels_and_of_equal_rows(samples):
 
 
 @pytest.mark.parametrize(("gaussian", "unbiased"), KINDS)
-@pytest.mark.parametrize("samples", [40, 140])
+@pytest.mark.parametrize("samples", [40, 80])
 def test_offsets_do_not_matter(gaussian, unbiased, samples):
     """Features a thousand away from zero: what centring first is for."""
     x, y = (t + offset for t, offset in zip(pair(samples, 33, 20), (1000, -1000), strict=True))
@@ -127,12 +134,13 @@ def test_offsets_do_not_matter(gaussian, unbiased, samples):
         torch.testing.assert_close(value.double(), exact[name], rtol=1e-5, atol=1e-5 * exact[name].abs().max().item())
 
 
-@pytest.mark.parametrize("samples", [20, 130])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("samples", "bad"), [(20, float("nan")), (20, float("inf")), (70, float("nan"))])
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_broken_values_stay_in_their_problem(samples, bad):
-    sigmas = torch.ones(3), torch.ones(3)
-    for gaussian, (sigma_x, sigma_y) in ((False, (None, None)), (True, sigmas if samples > 128 else (None, None))):
+    for gaussian, sigma_x, sigma_y in (
+        (False, None, None),
+        (True, torch.ones(3), None if samples == 20 else torch.ones(3)),
+    ):
         x, y = pair(samples, 5, 9, 3)
         good = by_kernels(x, y, sigma_x, sigma_y, gaussian, False)
         x[1, 3, 2] = bad
@@ -143,7 +151,7 @@ def test_broken_values_stay_in_their_problem(samples, bad):
 
 @pytest.mark.parametrize(("gaussian", "unbiased"), KINDS)
 def test_empty_batch_and_same_bits_again(gaussian, unbiased):
-    for samples in (12, 130):
+    for samples in (12, 70):
         assert by_kernels(*pair(samples, 5, 9, 0), None, None, gaussian, unbiased)["value"].shape == (0,)
         x, y = pair(samples, 5, 9)
         first, again = (by_kernels(x, y, None, None, gaussian, unbiased) for _ in range(2))
@@ -152,16 +160,16 @@ def test_empty_batch_and_same_bits_again(gaussian, unbiased):
 
 @pytest.mark.parametrize("programs", [1, 2, 1000])
 def test_splits_of_a_row_of_tiles(monkeypatch, programs):
-    """One split, and with many programs as many as there are tiles, which are small here: five."""
+    """One split, and with many programs as many as there are tiles, which are small here: three."""
     monkeypatch.setattr(triton_impl, "BLOCK", 32)
     monkeypatch.setattr(triton_impl, "PROGRAMS", programs)
     sigma = torch.ones(1) if programs == 2 else None
-    check(*pair(137, 5, 17), True, programs == 2, sigma, sigma)
+    check(*pair(73, 5, 17), True, programs == 2, sigma, sigma)
 
 
 def test_matrix_products_are_in_full_precision():
     """A user's TF32 or autocast changes nothing, and is there again afterwards."""
-    x, y = pair(130, 200, 300)
+    x, y = pair(70, 200, 300)
     before = torch.backends.cuda.matmul.fp32_precision
     plain = by_kernels(x, y, None, None, False, True)
     torch.backends.cuda.matmul.fp32_precision = "tf32"
