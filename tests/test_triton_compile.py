@@ -18,6 +18,8 @@ import triton
 from triton.compiler import ASTSource
 from triton_compile import TARGETS, Case, compile_call, read
 
+# What a kernel uses is the compiler's choice: budgets are of this version, others have to compile the kernels only.
+BUDGETED = triton.__version__.startswith("3.7.")
 MODULES = sorted(p.stem for p in Path(__file__).parent.glob("triton_cases_*.py"))
 CASES = [case for name in MODULES for case in importlib.import_module(name).CASES]
 
@@ -45,6 +47,6 @@ def test_compiles_within_its_budget(case, target, monkeypatch):
     assert compiled
     for result in compiled:
         assert result.binary[:4] == b"\x7fELF", result.kernel
-        if target == "sm_90" and result.kernel in budget:
+        if target == "sm_90" and result.kernel in budget and BUDGETED:
             used = (result.registers, result.local)
             assert all(a <= b for a, b in zip(used, budget[result.kernel], strict=True)), f"{result.kernel}: {used}"

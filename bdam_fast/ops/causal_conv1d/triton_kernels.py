@@ -52,11 +52,8 @@ def _taps(weight_ptr, bias_ptr, d, D, WIDTH: tl.constexpr):
 @triton.jit
 def _plan(plan_ptr, b, L, plan_size):
     """(steps, begins, ends, number of steps that are no padding) of a batch item."""
-    if plan_ptr is None:
-        return None, None, None, L
-    else:
-        steps = plan_ptr + b * L
-        return steps, steps + plan_size, steps + 2 * plan_size, tl.load(steps + 2 * plan_size + L - 1)
+    steps = plan_ptr + b * L
+    return steps, steps + plan_size, steps + 2 * plan_size, tl.load(steps + 2 * plan_size + L - 1)
 
 
 @triton.jit
@@ -162,7 +159,12 @@ def forward_kernel(
     if initial_ptr is not None:
         initial = initial_ptr + (b * D + d) * (WIDTH - 1)
     taps, offset = _taps(weight_ptr, bias_ptr, d, D, WIDTH)
-    steps, begins, ends, count = _plan(plan_ptr, b, L, plan_size)
+    steps = None
+    begins = None
+    ends = None
+    count = L
+    if plan_ptr is not None:
+        steps, begins, ends, count = _plan(plan_ptr, b, L, plan_size)
     for p0 in range(begin_p, end_p, BLOCK_L):
         p, c, least = _positions(p0, L, BLOCK_L, REVERSE)
         begin, _ = _bounds(begins, ends, c, L, count, WIDTH)
@@ -232,7 +234,12 @@ def backward_kernel(
         else:
             begin_p -= tl.where(chunk == 0, tl.cdiv(WIDTH - 1, BLOCK_L) * BLOCK_L, 0)
     taps, offset = _taps(weight_ptr, bias_ptr, d, D, WIDTH)
-    steps, begins, ends, count = _plan(plan_ptr, b, L, plan_size)
+    steps = None
+    begins = None
+    ends = None
+    count = L
+    if plan_ptr is not None:
+        steps, begins, ends, count = _plan(plan_ptr, b, L, plan_size)
     sums = ()
     for _ in tl.static_range(WIDTH + 1):
         sums = sums + (tl.zeros([BLOCK_L, BLOCK_D], tl.float32),)

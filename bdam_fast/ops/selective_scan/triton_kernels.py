@@ -41,11 +41,8 @@ def program_place(blocks, units, group_channels, P: tl.constexpr, Q: tl.constexp
 
 @triton.jit
 def vector(base, channel, inside):
-    """(P, Q) of a vector over the channels, or None."""
-    if base is None:
-        return None
-    else:
-        return tl.load(base + channel, mask=inside, other=0.0)
+    """(P, Q) of a vector over the channels."""
+    return tl.load(base + channel, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -85,12 +82,9 @@ def decay_rate(A, channel, inside, states, N: tl.constexpr):
 
 
 @triton.jit
-def constant(stream, channel, inside, states, CONSTANT: tl.constexpr, N: tl.constexpr):
-    """The constant B or C as (P, N, Q), or None."""
-    if CONSTANT:
-        return load_states((stream[0], 0, states, 1), 0, channel, inside, states, N)
-    else:
-        return None
+def constant(stream, channel, inside, states, N: tl.constexpr):
+    """The constant B or C as (P, N, Q)."""
+    return load_states((stream[0], 0, states, 1), 0, channel, inside, states, N)
 
 
 @triton.jit
@@ -258,10 +252,18 @@ def scan_forward(
     """Walks the tiles in processed order; stores the output, the state before each tile but the first, and the last one."""
     b, unit, group, channel, inside = program_place(blocks, units, group_channels, P, Q)
     rate = decay_rate(A, channel, inside, states, N)
-    skip = vector(D, channel, inside)
-    shift = vector(bias, channel, inside)
-    B_fixed = constant(B, channel, inside, states, B_CONSTANT, N)
-    C_fixed = constant(C, channel, inside, states, C_CONSTANT, N)
+    skip = None
+    shift = None
+    B_fixed = None
+    C_fixed = None
+    if D is not None:
+        skip = vector(D, channel, inside)
+    if bias is not None:
+        shift = vector(bias, channel, inside)
+    if B_CONSTANT:
+        B_fixed = constant(B, channel, inside, states, N)
+    if C_CONSTANT:
+        C_fixed = constant(C, channel, inside, states, N)
     tiles = tl.cdiv(length, T)
     h = load_states(start, b, channel, inside, states, N)
     for tile in range(tiles):

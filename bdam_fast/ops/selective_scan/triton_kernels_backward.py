@@ -163,10 +163,18 @@ def scan_backward(
     """Walks the tiles from the last processed one: its states again from the saved one, then the steps in reverse."""
     b, unit, group, channel, inside = program_place(blocks, units, group_channels, P, Q)
     rate = decay_rate(A, channel, inside, states, N)
-    skip = vector(D, channel, inside)
-    shift = vector(bias, channel, inside)
-    B_fixed = constant(B, channel, inside, states, B_CONSTANT, N)
-    C_fixed = constant(C, channel, inside, states, C_CONSTANT, N)
+    skip = None
+    shift = None
+    B_fixed = None
+    C_fixed = None
+    if D is not None:
+        skip = vector(D, channel, inside)
+    if bias is not None:
+        shift = vector(bias, channel, inside)
+    if B_CONSTANT:
+        B_fixed = constant(B, channel, inside, states, N)
+    if C_CONSTANT:
+        C_fixed = constant(C, channel, inside, states, N)
     dh = load_states(dlast, b, channel, inside, states, N)
     dA = tl.zeros((P, N, Q), tl.float32)
     dB = tl.zeros((P, N, Q), tl.float32)
