@@ -57,6 +57,12 @@ class _Backbone(nn.Module):
             self.backbone.eval()
         return self
 
+    def checkpoint_layers(self) -> None:
+        """From now on the backbone keeps the inputs of its layers only and runs a layer again in the backward pass."""
+        if self.trainable:
+            backbone: Any = self.backbone
+            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+
     def _run(self, *args: Tensor, **kwargs: Any) -> Tensor:
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             return self.backbone(*args, **kwargs).last_hidden_state
