@@ -61,7 +61,11 @@ class _Backbone(nn.Module):
         """From now on the backbone keeps the inputs of its layers only and runs a layer again in the backward pass."""
         if self.trainable:
             backbone: Any = self.backbone
-            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            # BERT would switch its cache for decoding off by itself, with a warning.
+            backbone.config.use_cache = False
+            # The name before transformers 5.
+            old = getattr(backbone, "gradient_checkpointing_enable", None)
+            getattr(backbone, "activation_checkpointing_enable", old)({"use_reentrant": False})
 
     def _run(self, *args: Tensor, **kwargs: Any) -> Tensor:
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
