@@ -75,11 +75,9 @@ def test_interrupted_within_an_epoch(
     check_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_resumed_before_the_validation_of_a_finished_epoch(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_in_the_validation_of_an_epoch(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(root)
-    config = replace(config, optim=replace(config.optim, save_every_steps=4))
+    config = replace(config, optim=replace(config.optim, save_every_steps=2))
     train(config, tmp_path / "whole")
 
     def stop(*args: object, **kwargs: object) -> dict[str, float]:
@@ -89,7 +87,7 @@ def test_resumed_before_the_validation_of_a_finished_epoch(
         patch.setattr("training.evaluator.validate", stop)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "run")
-    assert checkpoint.load(tmp_path / "run" / "last.pt")["progress"]["batch"] == 4
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["progress"]["batch"] == 2
     train(config, tmp_path / "run", resume=True)
     check_same_run(tmp_path / "run", tmp_path / "whole")
 
@@ -184,7 +182,7 @@ def test_killed_at_random_moments(kills: int, server: subprocess.Popen[str], roo
     done, number, positions = 0, 0, set()
     while done < kills:
         run_dir = tmp_path / f"run{number}"
-        status = attempt(server, root, run_dir, moments.uniform(0, duration / 2))
+        status = attempt(server, root, run_dir, moments.uniform(0, duration / 3))
         if status == signal.SIGKILL:
             done += 1
             positions |= check_whole_files(run_dir) if run_dir.exists() else set()

@@ -239,7 +239,7 @@ class OptimConfig(Stage):
     checkpointing: bool = False
     # torch.compile of the encoders and of the heads' parts.
     compile: bool = False
-    # Write last.pt after every this many steps too; 0: after every epoch only.
+    # Write last.pt after every this many steps too (the last of an epoch: after validation); 0: after every epoch only.
     save_every_steps: Annotated[int, Within(0)] = 0
 
     def check(self) -> None:

@@ -71,8 +71,8 @@ class Journal:
             self.events.add_scalar(name, value, step)
 
 
-def keep(run_dir: Path, *, epochs: int, steps: int) -> None:
-    """Drops what metrics.jsonl says after so many finished epochs and steps, a line that a kill cut short included."""
+def keep(run_dir: Path, steps: int) -> None:
+    """Drops what metrics.jsonl says after so many finished steps, a line that a kill cut short included."""
     path = run_dir / METRICS
     if not path.exists():
         return
@@ -82,7 +82,7 @@ def keep(run_dir: Path, *, epochs: int, steps: int) -> None:
             line = json.loads(text)
         except ValueError:
             break
-        if line["step"] > steps or (line["kind"] == "validation" and line["epoch"] > epochs):
+        if line["step"] > steps:
             break
         kept.append(text)
     with checkpoint.atomic(path) as file:

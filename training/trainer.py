@@ -94,7 +94,7 @@ class Trainer:
             set_random_state(state["rng"], self.stepper.device)
         checkpoint.remove_leftovers(self.run_dir)
         (self.run_dir / journal.NONFINITE).unlink(missing_ok=True)
-        journal.keep(self.run_dir, epochs=self.progress.epoch, steps=self.progress.step)
+        journal.keep(self.run_dir, self.progress.step)
 
     def fit(self) -> Progressed:
         """Trains what is left. Raises RuntimeError when a loss or a gradient is no longer finite."""
@@ -144,7 +144,10 @@ class Trainer:
             line = {"step": progress.step, "epoch": number, **step._asdict(), "lr": rate, "images": len(batch.paths)}
             log.step(line | {"seconds": seconds})
             show(f"epoch {number}/{optim.epochs} loss {step.loss:.3f}")
-            if optim.save_every_steps and progress.step % optim.save_every_steps == 0:
+            # After the last batch the epoch's own checkpoint follows; one in between would stand at the step of a validation
+            # that it does not know.
+            due = optim.save_every_steps and progress.step % optim.save_every_steps == 0
+            if due and progress.batch < len(self.loader):
                 self._save(log)
         text = f"loss {progress.loss_sum / progress.batch:.3f}  {time.perf_counter() - started:.1f} s"
         improved = self._validate(log, number) if self._validates(number) else None
