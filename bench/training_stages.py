@@ -95,8 +95,10 @@ def measure(config: Config, steps: int, show: bool = True) -> dict[Backend, Budg
         trainers = {name: _trainer(config, name, dataset, Path(folder)) for name in BACKENDS}
         batches = {name: _endless(trainer.loader) for name, trainer in trainers.items()}
         turns = range(-(-(steps + WARM_UP) // TURN))
-        for _ in track(turns, "steps", transient=True, disable=not show):
+        for turn in track(turns, "steps", transient=True, disable=not show):
             for name, trainer in trainers.items():
+                # The same dropout for both.
+                torch.manual_seed(config.seed + turn)
                 for _ in range(TURN):
                     seconds, loss = _step(trainer, batches[name])
                     first.setdefault(name, loss)
