@@ -165,12 +165,12 @@ def attempt(server: subprocess.Popen[str], root: Path, run_dir: Path, seconds: f
     return int(server.stdout.readline())
 
 
-def check_whole_files(run_dir: Path) -> set[int]:
-    """Everything that is there can be read; the batch of an epoch at which last.pt stands."""
+def check_whole_files(run_dir: Path) -> dict[str, Any]:
+    """Everything that is there can be read; how far last.pt is."""
     for path in run_dir.glob("*.json"):
         checkpoint.read_json(path)
     states = {path.name: checkpoint.load(path) for path in run_dir.glob("*.pt")}
-    return {states["last.pt"]["progress"]["batch"]} if "last.pt" in states else set()
+    return states.get("last.pt", {"progress": {"step": 0, "batch": 0}})["progress"]
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(30, marks=pytest.mark.slow)])
@@ -179,13 +179,12 @@ def test_killed_at_random_moments(kills: int, server: subprocess.Popen[str], roo
     started = time.perf_counter()
     assert attempt(server, root, whole) == 0
     duration = time.perf_counter() - started
-    done, number, positions = 0, 0, set()
-    while done < kills:
+    number, positions = 0, []
+    while len(positions) < kills:
         run_dir = tmp_path / f"run{number}"
-        status = attempt(server, root, run_dir, moments.uniform(0, duration / 3))
+        status = attempt(server, root, run_dir, moments.uniform(0, duration / 2))
         if status == signal.SIGKILL:
-            done += 1
-            positions |= check_whole_files(run_dir) if run_dir.exists() else set()
+            positions.append(check_whole_files(run_dir))
         else:
             # It was done before: compared, and the next one is killed instead.
             assert status == 0
@@ -194,4 +193,6 @@ def test_killed_at_random_moments(kills: int, server: subprocess.Popen[str], roo
     run_dir = tmp_path / f"run{number}"
     assert attempt(server, root, run_dir) == 0
     check_same_run(run_dir, whole)
-    assert positions - {0}, "some kills left a checkpoint from within an epoch"
+    if kills == 30:
+        # Not all before the first checkpoint, and not only between epochs.
+        assert len({p["step"] for p in positions}) > 5 and any(p["batch"] for p in positions)
