@@ -64,8 +64,9 @@ class _Backbone(nn.Module):
             # BERT would switch its cache for decoding off by itself, with a warning.
             backbone.config.use_cache = False
             # The name before transformers 5.
-            old = getattr(backbone, "gradient_checkpointing_enable", None)
-            getattr(backbone, "activation_checkpointing_enable", old)({"use_reentrant": False})
+            old = "gradient_checkpointing_enable"
+            name = "activation_checkpointing_enable" if hasattr(backbone, "activation_checkpointing_enable") else old
+            getattr(backbone, name)({"use_reentrant": False})
 
     def _run(self, *args: Tensor, **kwargs: Any) -> Tensor:
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
