@@ -2,6 +2,7 @@
 
 `python -m bench.bench_training --data data/synthetic --epochs 2` trains the same run twice, with backend "cpu" and with
 "reference", prints both curves and their largest difference, and appends one row each to bench/results/.
+`--stages` prints where the time of a step goes instead, `--full-size` takes one step with encoders of the published sizes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from bench import harness, results
+from bench import harness, results, training_full, training_stages
 from training.config import Backend
 from training.recipes import get_recipe
 from training.train import train
@@ -42,6 +43,17 @@ class Arguments:
     float64: bool = False
     # Print only: do not append rows to bench/results/.
     dry: bool = False
+    # Milliseconds of every stage of a training step, backends "auto" and "reference" in turn; prints only.
+    stages: bool = False
+    # Steps of each backend for --stages.
+    steps: int = 40
+    # ViT-B/16 and BERT-base with random weights: one training step, one evaluation batch, peak memory; prints only.
+    full_size: bool = False
+    # For --full-size: images of the batch, micro-batches, and whether activations are computed again.
+    images: int = 64
+    accumulate: int = 16
+    checkpointing: bool = True
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 @contextmanager
@@ -79,8 +91,22 @@ def steps(arguments: Arguments, backend: Backend, folder: Path) -> list[dict[str
 
 
 def main() -> None:
-    """Trains both, prints the comparison."""
+    """Prints the budget of a step, the step at full size, or the comparison of two whole runs."""
     arguments = tyro.cli(Arguments)
+    if arguments.stages:
+        config = get_recipe(arguments.recipe)
+        config = replace(config, seed=arguments.seed, data=replace(config.data, root=arguments.data))
+        training_stages.run(config, arguments.steps)
+    elif arguments.full_size:
+        a = arguments
+        config = training_full.configuration(a.images, a.accumulate, a.checkpointing, a.precision)
+        training_full.run(config, a.images)
+    else:
+        compare(arguments)
+
+
+def compare(arguments: Arguments) -> None:
+    """Trains with both backends, prints the comparison."""
     for op in ("selective_scan", "causal_conv1d", "hsic"):
         harness.require_tests(op)
     with tempfile.TemporaryDirectory() as folder:

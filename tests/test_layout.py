@@ -25,6 +25,7 @@ FLOW = [
     ("losses",),
     ("gradnorm",),
     ("checkpoint",),
+    ("step", "journal"),
     ("trainer",),
     ("evaluator",),
     ("retrieval",),

@@ -1,13 +1,18 @@
 """NVTX ranges: names and nesting when they are on, nothing at all when they are off."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from pedes import make_pedes
+from test_trainer import build, first_batch
+from tiny import tiny_config
 
 from bdam_fast import _operators, profiling
 from bdam_fast.ops.selective_scan import op
@@ -66,9 +71,47 @@ import json; print("RANGES", json.dumps([r for r in ranges if "::" not in r]))
     done = python(RECORDER + code, "1")
     assert done.returncode == 0, done.stderr
     ranges = json.loads(done.stdout.split("RANGES", 1)[1])
-    stages = ("data", "training step", "encoders", "heads", "losses", "backward heads", "backward encoders")
+    stages = [
+        "data",
+        "training step",
+        "encoders",
+        "text encoder",
+        "visual encoder",
+        "heads",
+        "bdam",
+        "fusion",
+        "losses",
+    ]
+    stages += ["gradnorm norms", "backward heads", "backward encoders", "optimiser"]
     assert ranges[: len(stages)] == [f"bdam_fast/{stage}" for stage in stages]
-    assert {"bdam_fast/optimiser", "bdam_fast/gradnorm"} <= set(ranges)
+    assert "bdam_fast/gradnorm update" in ranges
+
+
+def test_recorded_times_are_each_span_s_own():
+    ticks = iter([0.0, 1.0, 3.0, 4.0, 9.0, 16.0, 20.0, 30.0])
+    with profiling.record(lambda: next(ticks)) as seconds:
+        with profiling.span("step"):  # 0 to 16
+            with profiling.span("part"):  # 1 to 3
+                pass
+            with profiling.span("part"):  # 4 to 9
+                pass
+        with profiling.span("next"), contextlib.suppress(ValueError):  # 20 to 30
+            raise ValueError
+    assert seconds == {"part": 7.0, "step": 9.0, "next": 10.0}
+    assert profiling.span("one") is profiling.span("two")
+
+
+def test_a_recorded_step_accounts_for_all_of_its_time(tmp_path):
+    config = tiny_config(make_pedes(tmp_path))
+    trainer = build(config, tmp_path)
+    batch = first_batch(trainer)
+    started = time.perf_counter()
+    with profiling.record() as seconds, profiling.span("training step"):
+        trainer.train_step(batch)
+    passed = time.perf_counter() - started
+    stages = {"text encoder", "visual encoder", "bdam", "fusion", "heads", "losses", "gradnorm norms", "backward heads"}
+    assert stages <= set(seconds) and min(seconds.values()) >= 0
+    assert 0.9 * passed < sum(seconds.values()) < passed
 
 
 @pytest.mark.skipif(importlib.util.find_spec("nvtx") is None, reason="the package nvtx is not installed")

@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from training.config import (
     BdamConfig,
     Config,
@@ -73,6 +76,24 @@ def read_lines(run_dir: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what the clock decides."""
     lines = [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def read_events(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every TensorBoard point of a run by name, without what the clock decides."""
+    events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    names = [name for name in events.Tags()["scalars"] if "second" not in name]
+    return {name: [(point.step, point.value) for point in events.Scalars(name)] for name in names}
+
+
+def same_state(left: Any, right: Any) -> bool:
+    """Whether two checkpoints are of the same bits."""
+    if isinstance(left, dict):
+        return (
+            isinstance(right, dict) and left.keys() == right.keys() and all(same_state(left[k], right[k]) for k in left)
+        )
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(same_state, left, right))
+    return torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
 
 
 def contents(folder: Path) -> dict[str, bytes]:

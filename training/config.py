@@ -229,6 +229,18 @@ class OptimConfig(Stage):
     clip_norm: Annotated[float, Within(0)] = 1.0
     # Validate every this many epochs, and always after the last.
     validate_every: Annotated[int, Within(1)] = 1
+    # Arithmetic of encoders and heads (autocast). Parameters, losses and optimiser stay in float32; fp16 scales the losses
+    # and leaves out the steps whose gradients overflow.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # Micro-batches that the encoders see one after the other; heads and losses always see the whole batch. Less memory, the
+    # same gradient, one more forward pass through the encoders.
+    accumulate: Annotated[int, Within(1)] = 1
+    # Compute activations of the encoders' and of BDAM's layers again in the backward pass instead of keeping them.
+    checkpointing: bool = False
+    # torch.compile of the encoders and of the heads' parts.
+    compile: bool = False
+    # Write last.pt after every this many steps too (the last of an epoch: after validation); 0: after every epoch only.
+    save_every_steps: Annotated[int, Within(0)] = 0
 
     def check(self) -> None:
         self.require(self.warmup_epochs < self.epochs, "warmup_epochs", f"less than epochs ({self.epochs})")

@@ -50,8 +50,8 @@ def run_seeds(config: Config, seeds: Sequence[int], out: Path) -> dict[str, Any]
     evaluations = {}
     for seed in seeds:
         folder = out / f"seed{seed}"
-        used = folder.exists() and any(folder.iterdir())
-        train(replace(config, seed=seed), folder, resume=used)
+        # config.json is the first file of a run.
+        train(replace(config, seed=seed), folder, resume=(folder / "config.json").exists())
         evaluations[seed] = evaluate(folder)[0]
     summary = {"recipe": config.recipe, "config": to_dict(config)} | summarise(evaluations)
     checkpoint.write_json(out / "summary.json", summary)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bdam_fast.profiling import span
 from training.config import GradNormConfig
 
 
@@ -109,19 +110,29 @@ def backward_tasks(
     parameters: Sequence[Tensor],
     *,
     measure: bool = True,
+    scale: float = 1.0,
 ) -> dict[str, float]:
-    """Adds the gradient of sum_k w_k L_k + sum of `fixed` to the .grad of `shared` and `parameters`; nothing else.
+    """Adds the gradient of scale * (sum_k w_k L_k + sum of `fixed`) to the .grad of `shared` and `parameters`.
 
     shared: leaves that the losses start from, the layer whose gradients are measured (the visual tokens) first.
     Returns ||dL_k / d shared[0]|| (L2, unweighted) of each task, 0 where a loss does not depend on it; {} with
     `measure` off, which saves one pass through the heads per task. These passes form no gradient of a parameter, so
     each costs about half a backward pass.
+    scale: a power of two that keeps gradients in float16 from vanishing; the norms are those of the losses without it,
+    infinite or NaN where a gradient overflows with it.
     """
     norms: dict[str, float] = {}
-    for name, loss in losses.items() if measure else ():
-        gradient = torch.autograd.grad(loss, shared[0], retain_graph=True, allow_unused=True)[0]
-        norms[name] = 0.0 if gradient is None else float(gradient.norm())
+    with span("gradnorm norms"):
+        for name, loss in losses.items() if measure else ():
+            gradient = torch.autograd.grad(scale * loss, shared[0], retain_graph=True, allow_unused=True)[0]
+            norms[name] = 0.0 if gradient is None else _norm(gradient) / scale
     terms = [weights[name] * loss for name, loss in losses.items()] + list(fixed.values())
     if terms:
-        torch.stack(terms).sum().backward(inputs=[*shared, *parameters])
+        with span("backward heads"):
+            (scale * torch.stack(terms).sum()).backward(inputs=[*shared, *parameters])
     return norms
+
+
+def _norm(gradient: Tensor) -> float:
+    """L2 norm, summed in float32 or more: the sum of squares of float16 numbers overflows at 65504."""
+    return float(torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32)))

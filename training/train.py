@@ -25,14 +25,14 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.parser("train", __doc__)
     cli.add_recipe(parser)
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder; must be new or empty")
-    parser.add_argument("--resume", action="store_true", help="continue the run in RUN after its last whole epoch")
+    parser.add_argument("--resume", action="store_true", help="continue the run in RUN after its last checkpoint")
     known, config = cli.parse(parser, argv)
     train(config, Path(known.out), resume=known.resume)
     print(f"next: python -m training.evaluate {known.out}")
 
 
 def train(config: Config, run_dir: Path, *, resume: bool = False) -> Progressed:
-    """Trains `config` into `run_dir`: config.json, tokenizer/, metrics.jsonl, last.pt, best.pt, calls.json.
+    """Trains `config` into `run_dir`: config.json, tokenizer/ and what `Trainer` writes.
 
     Raises FileExistsError for a run folder that is in use, ValueError for one to resume of another configuration,
     FileNotFoundError for one to resume that is not there, all before the data is read; then what the stages raise.
@@ -78,7 +78,8 @@ def _check_folder(config: Config, run_dir: Path, resume: bool) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise FileExistsError(f"--out {run_dir} is a file, expected a new or empty folder")
     if not resume:
-        used = sorted(path.name for path in run_dir.iterdir()) if run_dir.exists() else []
+        there = set(run_dir.iterdir()) - set(checkpoint.leftovers(run_dir)) if run_dir.exists() else ()
+        used = sorted(path.name for path in there)
         if used:
             shown = ", ".join(used[:5]) + (", ..." if len(used) > 5 else "")
             raise FileExistsError(

@@ -40,6 +40,10 @@ class TextBatch:
         """The same on a device."""
         return TextBatch(self.input_ids_BT.to(device), self.attention_mask_BT.to(device))
 
+    def part(self, rows: slice) -> TextBatch:
+        """Some of the texts, padded as before."""
+        return TextBatch(self.input_ids_BT[rows], self.attention_mask_BT[rows])
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -63,6 +67,12 @@ class Batch:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         moved = {name: value.to(device) for name, value in values.items() if name != "paths"}
         return dataclasses.replace(self, **moved)
+
+    def part(self, rows: slice) -> Batch:
+        """Some of the rows."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        some: dict[str, Any] = {k: v.part(rows) if isinstance(v, TextBatch) else v[rows] for k, v in values.items()}
+        return dataclasses.replace(self, **some)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], text_length: int) -> TextBatch:
@@ -173,7 +183,7 @@ class TrainLoader:
     """
 
     def __init__(self, dataset: Dataset, tokenizer: Any, config: DataConfig, seed: int) -> None:
-        self.config, self.seed, self.epoch = config, seed, 0
+        self.config, self.seed, self.epoch, self.start = config, seed, 0, 0
         self.records = dataset.splits["train"]
         ids = [record.id for record in self.records]
         self.sampler: Sampler = (
@@ -185,18 +195,18 @@ class TrainLoader:
         self.table = _TextTable(tokenizer, texts, config.text_length)
         self.images = _Images([record.path for record in self.records], config.image_size, keep=config.workers == 0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """The next iteration yields the batches of this epoch."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The next iteration yields the batches of this epoch, the first `start` of them left out."""
+        self.epoch, self.start = epoch, start
         self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Batches in a whole epoch."""
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
         keys = [(self.epoch, position, indices) for position, indices in enumerate(self.sampler)]
-        return _stream(self._batch, keys, self.config.workers)
+        return _stream(self._batch, keys[self.start :], self.config.workers)
 
     def _batch(self, key: tuple[int, int, list[int]]) -> Batch:
         epoch, position, indices = key

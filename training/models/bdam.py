@@ -5,10 +5,13 @@ Shapes: B batch, P patches, C width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from training.config import BdamConfig
 
@@ -69,11 +72,15 @@ class _Branch(nn.Module):
         self.cross_attention = nn.ModuleList(_Attention(width, config, cross=True) for _ in range(cross_layers))
         self.norm = nn.LayerNorm(width) if config.enabled and config.pre_norm else nn.Identity()
 
-    def enter(self, tokens_BPC: Tensor) -> Tensor:
+    def enter(self, tokens_BPC: Tensor, run: Callable[..., Tensor]) -> Tensor:
         x_BPC = self.projection(tokens_BPC)
         for layer in self.self_attention:
-            x_BPC = layer(x_BPC)
+            x_BPC = run(layer, x_BPC)
         return x_BPC
+
+
+def _call(layer: nn.Module, *tokens: Tensor) -> Tensor:
+    return layer(*tokens)
 
 
 class Bdam(nn.Module):
@@ -87,12 +94,16 @@ class Bdam(nn.Module):
         self.identity = _Branch(width, config)
         self.clothing = _Branch(width, config)
         self.gate = nn.Linear(2 * width, width) if config.enabled and config.gate else None
+        # Keep the inputs of the layers only, and run a layer again when its gradient is asked for.
+        self.checkpointing = False
 
     def forward(self, tokens_BPC: Tensor) -> BdamOutput:
-        identity, clothing = self.identity.enter(tokens_BPC), self.clothing.enter(tokens_BPC)
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
+        run = partial(checkpoint, use_reentrant=False) if again else _call
+        identity, clothing = self.identity.enter(tokens_BPC, run), self.clothing.enter(tokens_BPC, run)
         for id_layer, clo_layer in zip(self.identity.cross_attention, self.clothing.cross_attention, strict=True):
             # Both directions read the inputs of the layer: neither branch sees the other's update early.
-            identity, clothing = id_layer(identity, clothing), clo_layer(clothing, identity)
+            identity, clothing = run(id_layer, identity, clothing), run(clo_layer, clothing, identity)
         identity, clothing = self.identity.norm(identity), self.clothing.norm(clothing)
         id_hat_BC, clo_hat_BC = identity.mean(1), clothing.mean(1)
         if self.gate is None:

@@ -57,6 +57,17 @@ class _Backbone(nn.Module):
             self.backbone.eval()
         return self
 
+    def checkpoint_layers(self) -> None:
+        """From now on the backbone keeps the inputs of its layers only and runs a layer again in the backward pass."""
+        if self.trainable:
+            backbone: Any = self.backbone
+            # BERT would switch its cache for decoding off by itself, with a warning.
+            backbone.config.use_cache = False
+            # The name before transformers 5.
+            old = "gradient_checkpointing_enable"
+            name = "activation_checkpointing_enable" if hasattr(backbone, "activation_checkpointing_enable") else old
+            getattr(backbone, name)({"use_reentrant": False})
+
     def _run(self, *args: Tensor, **kwargs: Any) -> Tensor:
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             return self.backbone(*args, **kwargs).last_hidden_state

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdam_fast.profiling import span
 from training.config import LossConfig, ModelConfig
 from training.models.adversary import ClothingHead
 from training.models.bdam import Bdam, BdamOutput
@@ -47,13 +48,14 @@ class Encoded:
         image, text = (x.detach().requires_grad_() for x in self.tensors())
         return replace(self, image_tokens_BPC=image, text_tokens_VBTC=text)
 
-    def backward(self, leaves: Encoded) -> None:
-        """One backward pass through the encoders with the gradients that `leaves` has collected."""
-        pairs = [
-            (x, leaf.grad)
-            for x, leaf in zip(self.tensors(), leaves.tensors(), strict=True)
-            if x.requires_grad and leaf.grad is not None
-        ]
+    def backward(self, leaves: Encoded, rows: slice = slice(None)) -> None:
+        """One backward pass through the encoders with the gradients that `leaves` has collected.
+
+        rows: where the samples of this object stand in the batch of `leaves`.
+        """
+        image, text = (leaf.grad for leaf in leaves.tensors())
+        grads = [None if image is None else image[rows], None if text is None else text[:, rows]]
+        pairs = [(x, g) for x, g in zip(self.tensors(), grads, strict=True) if x.requires_grad and g is not None]
         if pairs:
             torch.autograd.backward([x for x, _ in pairs], [grad for _, grad in pairs])
 
@@ -85,6 +87,11 @@ class Features:
     # batch of one identity); None when the head is off.
     matching_logits: Tensor | None = None
     matching_labels: Tensor | None = None
+
+    def widened(self) -> Features:
+        """The same in float32 or more: what autocast leaves in 16 bits is too coarse for the losses."""
+        values = {k: v for k, v in vars(self).items() if v is not None}
+        return replace(self, **{k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in values.items()})
 
 
 @dataclass(frozen=True)
@@ -157,15 +164,17 @@ class Model(nn.Module):
         views = [batch.captions, batch.identity, batch.clothing]
         input_ids = torch.cat([view.input_ids_BT for view in views])
         mask = torch.cat([view.attention_mask_BT for view in views])
-        tokens = self.text(input_ids, mask)
+        with span("text encoder"):
+            tokens = self.text(input_ids, mask)
+        with span("visual encoder"):
+            image = self.visual(batch.images_BCHW)
         split = (len(views), batch.images_BCHW.shape[0])
-        return Encoded(
-            self.visual(batch.images_BCHW), tokens.unflatten(0, split), mask.unflatten(0, split), batch.ids_B
-        )
+        return Encoded(image, tokens.unflatten(0, split), mask.unflatten(0, split), batch.ids_B)
 
     def heads(self, encoded: Encoded) -> Features:
         """Everything behind the encoders."""
-        image = self.bdam(encoded.image_tokens_BPC)
+        with span("bdam"):
+            image = self.bdam(encoded.image_tokens_BPC)
         v_clo, v_id_hat_clo = self.clothing_head(image.f_id_hat_BC, image.f_clo_hat_BC)
         pooled_VBC = self._pool(encoded.text_tokens_VBTC.flatten(0, 1), encoded.text_mask_VBT.flatten(0, 1))
         pooled_VBC = pooled_VBC.unflatten(0, encoded.text_mask_VBT.shape[:2])
@@ -186,7 +195,8 @@ class Model(nn.Module):
             t_clothing=t_clothing,
             temperature=self.temperature(),
         )
-        return self._add_fusion(features, image, encoded, pooled_VBC[self.fused_view])
+        with span("fusion"):
+            return self._add_fusion(features, image, encoded, pooled_VBC[self.fused_view])
 
     def forward(self, batch: Batch) -> Features:
         """Features of a batch: `heads(encode(batch))`."""
