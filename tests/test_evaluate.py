@@ -10,6 +10,7 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pedes import make_pedes
@@ -71,6 +72,34 @@ def test_contents_of_the_evaluation(run_dir: Path, root: Path) -> None:
     assert evaluation["data"]["counts"]["test"] == {"ids": 5, "images": 15, "captions": 30}
     assert evaluation["memory_mb"] > 50 and all(value > 0 for value in evaluation["seconds"].values())
     assert evaluation["ties"] is False and "torch" in evaluation["versions"]
+
+
+def test_values_of_each_query_average_to_the_metrics(run_dir: Path) -> None:
+    evaluation = evaluate(run_dir)[0]
+    with np.load(run_dir / "eval-queries.npz") as stored:
+        assert sorted(stored) == ["ap", "ids", "r1"] and {stored[name].shape for name in stored} == {(30,)}
+        assert 100 * stored["ap"].mean() == pytest.approx(evaluation["metrics"]["mAP"], abs=1e-4)
+        assert 100 * stored["r1"].mean() == pytest.approx(evaluation["metrics"]["R1"], abs=1e-4)
+        # 3 images with 2 captions of each of 5 people, in the order of the split.
+        assert len(set(stored["ids"])) == 5 and all(len(set(part)) == 1 for part in np.split(stored["ids"], 5))
+
+
+def test_cost_of_a_run(run_dir: Path) -> None:
+    evaluation = evaluate(run_dir)[0]
+    model = checkpoint.load_run(run_dir).model
+    cost = evaluation["efficiency"]
+    assert cost["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    assert cost["speed"]["images"]["batch"] == 15 and cost["speed"]["pairs"]["median"] > 0
+    assert evaluation["training_memory_mb"] == checkpoint.read_json(run_dir / "resources.json")["memory_mb"] > 50
+    (run_dir / "resources.json").unlink()
+    (run_dir / "eval.json").unlink()
+    assert evaluate(run_dir)[0]["training_memory_mb"] is None
+
+
+def test_memory_of_a_continued_run_is_that_of_its_largest_process(run_dir: Path, root: Path) -> None:
+    checkpoint.write_json(run_dir / "resources.json", {"memory_mb": 1e9})
+    train(tiny_config(root), run_dir, resume=True)
+    assert checkpoint.read_json(run_dir / "resources.json") == {"memory_mb": 1e9}
 
 
 def test_examples_are_the_top_ten_of_ten_queries(run_dir: Path) -> None:

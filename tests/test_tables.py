@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from test_recipes import changed
+
 from training.recipes import ROWS, get_recipe, with_row
 from training.tables import ABLATIONS, FULL, TITLES, readers, run_key, table_rows
 

@@ -140,6 +140,7 @@ def test_files_of_a_run(whole: Path) -> None:
         "config.json",
         "last.pt",
         "metrics.jsonl",
+        "resources.json",
         "tokenizer",
     ]
     lines = read_lines(whole)

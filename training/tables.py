@@ -8,6 +8,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from training.config import Config, DataConfig, to_dict
 from training.recipes import with_row
@@ -72,7 +73,7 @@ def run_key(config: Config) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def readers() -> tuple[str, ...]:
+def readers() -> tuple[Any, ...]:
     """Names of the data sets that can be read."""
     return typing.get_args(typing.get_type_hints(DataConfig)["dataset"])
 
