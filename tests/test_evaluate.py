@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import statistics
 from collections import Counter
 from dataclasses import replace
 from io import StringIO
@@ -22,7 +21,6 @@ from training.config import from_dict
 from training.data.datasets import read_dataset
 from training.evaluate import evaluate, print_table
 from training.evaluator import METRICS, chance_metrics, evaluate_dual
-from training.experiment import print_summary, run_seeds, summarise
 from training.train import train
 
 
@@ -189,44 +187,3 @@ def test_table_shows_the_numbers(run_dir: Path) -> None:
             assert f"{values[name]:.2f}" in text
         assert f"{evaluation['metrics'][name] / evaluation['chance'][name]:.1f}" in text
     assert "Tied scores occur" in text and "30 queries, 15 images, 5 identities" in text
-
-
-def test_experiment_trains_what_is_missing_and_summarises(root: Path, tmp_path: Path) -> None:
-    config = tiny_config(root)
-    train(replace(config, seed=1), tmp_path / "seed1")
-    kept = (tmp_path / "seed1/best.pt").stat().st_mtime_ns
-    summary = run_seeds(config, [0, 1], tmp_path)
-    assert json.loads((tmp_path / "summary.json").read_text())["mean"] == summary["mean"]
-    assert (tmp_path / "seed1/best.pt").stat().st_mtime_ns == kept
-    evaluations = [checkpoint.read_json(tmp_path / f"seed{seed}/eval.json") for seed in (0, 1)]
-    for name in METRICS:
-        values = [evaluation["metrics"][name] for evaluation in evaluations]
-        assert summary["mean"][name] == pytest.approx(statistics.fmean(values))
-        assert summary["std"][name] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
-        assert summary["ratio"][name] == pytest.approx(summary["mean"][name] / evaluations[0]["chance"][name])
-    stamps = {name: (tmp_path / name).stat().st_mtime_ns for name in ("seed0/eval.json", "seed1/best.pt")}
-    again = run_seeds(config, [0, 1], tmp_path)
-    assert again == summary
-    assert stamps == {name: (tmp_path / name).stat().st_mtime_ns for name in stamps}
-    out = StringIO()
-    print_summary(summary, Console(file=out, width=120))
-    assert f"{summary['mean']['mAP']:.2f} ± {summary['std']['mAP']:.2f}" in out.getvalue()
-    assert "seed 1" in out.getvalue() and f"{summary['ratio']['R1']:.1f}" in out.getvalue()
-
-
-def test_one_seed_has_no_deviation(run_dir: Path) -> None:
-    summary = summarise({3: evaluate(run_dir)[0]})
-    assert set(summary["std"].values()) == {None} and summary["seeds"] == [3]
-    out = StringIO()
-    print_summary({"recipe": "synthetic"} | summary, Console(file=out, width=120))
-    assert "±" not in out.getvalue()
-
-
-def test_experiment_refuses_equal_seeds_and_mixed_data(run_dir: Path, root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--seeds must be different, got \[1, 1\]"):
-        run_seeds(tiny_config(root), [1, 1], tmp_path / "none")
-    assert not (tmp_path / "none").exists()
-    first = evaluate(run_dir)[0]
-    second = first | {"data": first["data"] | {"fingerprint": "f" * 64}}
-    with pytest.raises(ValueError, match=r"the runs are of different data, fingerprints \["):
-        summarise({0: first, 1: second})

@@ -28,9 +28,10 @@ FLOW = [
     ("trainer",),
     ("evaluator", "efficiency", "comparison"),
     ("retrieval",),
+    ("summary",),
     ("report",),
 ]
-ENTRY_POINTS = ("cli", "prepare", "describe", "train", "evaluate", "experiment", "search")
+ENTRY_POINTS = ("cli", "prepare", "describe", "train", "evaluate", "experiment", "runner", "process", "search")
 REASON = re.compile(r"(#|//|\"\"\").*longer than \d+ lines because")
 
 

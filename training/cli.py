@@ -53,10 +53,20 @@ def add_recipe(target: argparse.ArgumentParser) -> None:
     target.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
 
 
-def parse(target: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
-    """The arguments of `target`, and the recipe that they name with all other options applied to it.
+def named_recipe(known: argparse.Namespace) -> str:
+    """The argument of `add_recipe`."""
+    return known.recipe
 
-    Raises ValueError for an unknown recipe. Help and options that no field knows end the process (status 0 and 2).
+
+def parse(
+    target: argparse.ArgumentParser,
+    argv: Sequence[str],
+    recipe_of: Callable[[argparse.Namespace], str] = named_recipe,
+) -> tuple[argparse.Namespace, Config]:
+    """The arguments of `target`, and the recipe that `recipe_of` finds in them with all other options applied to it.
+
+    Raises ValueError for an unknown recipe, and what `recipe_of` raises. Help and options that no field knows end the
+    process (status 0 and 2).
     """
     if any(word in ("-h", "--help") for word in argv):
         target.print_help()
@@ -64,4 +74,5 @@ def parse(target: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
             tyro.cli(Config, args=["--help"], default=get_recipe(recipe), prog=f"{target.prog} {recipe}")
         raise SystemExit(0)
     known, rest = target.parse_known_args(argv)
-    return known, tyro.cli(Config, args=rest, default=get_recipe(known.recipe), prog=f"{target.prog} {known.recipe}")
+    name = recipe_of(known)
+    return known, tyro.cli(Config, args=rest, default=get_recipe(name), prog=f"{target.prog} {name}")

@@ -61,7 +61,7 @@ def train(config: Config, run_dir: Path, *, resume: bool = False) -> Progressed:
         highlight=False,
     )
     progress = trainer.fit()
-    _write_resources(run_dir / "resources.json", trainer.device)
+    _write_resources(run_dir / "resources.json", next(model.parameters()).device)
     console.print(
         f"{run_dir}: {progress.epoch} epochs, {time.perf_counter() - started:.1f} s; best validation "
         f"{config.eval.select_by} {progress.best:.2f} in epoch {progress.best_epoch}, beta {progress.beta:g}",
