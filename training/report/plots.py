@@ -164,7 +164,8 @@ def draw_differences(
     axes: Axes, colours: Colours, *, rows: Sequence[tuple[str, Mapping[str, Any], float | None]]
 ) -> None:
     """Differences of mAP to the full model, one row (label, comparison, the paper's difference or None) below the other:
-    mean with its interval, each seed as a small dot, the paper's as a hollow diamond."""
+    mean with its interval, each seed as a small dot, the paper's as a hollow diamond, or as a number at the edge where it is
+    far away."""
     names = {"here, 95 % interval", "each seed", "paper"}
 
     def once(name: str) -> str | None:
@@ -174,6 +175,11 @@ def draw_differences(
         names.remove(name)
         return name
 
+    ours_all = [value for _, ours, _ in rows for value in (ours["low"], ours["high"], ours["delta"], *ours["per_seed"])]
+    known = [0.0, *(value for value in ours_all if value is not None)]
+    # Ours fill the middle half: one row of the paper's would squeeze all the others into a line.
+    room = max((max(known) - min(known)) / 2, 1e-3)
+    low, high = min(known) - room, max(known) + room
     first, second, quiet = colours.series[0], colours.series[1], colours.series[5]
     for height, (_, ours, paper) in enumerate(rows):
         if ours["low"] is not None:
@@ -181,8 +187,15 @@ def draw_differences(
         axes.plot(ours["delta"], height, "o", color=first, label=once("here, 95 % interval"))
         seeds = ours["per_seed"]
         axes.plot(seeds, [height + 0.18] * len(seeds), ".", color=quiet, label=once("each seed"))
-        if paper is not None:
+        if paper is None:
+            continue
+        if low <= paper <= high:
             axes.plot(paper, height, "D", color=second, fillstyle="none", markersize=7, label=once("paper"))
+        else:
+            edge, side = (low, "left") if paper < low else (high, "right")
+            text = f"◂ {paper:.1f}" if side == "left" else f"{paper:.1f} ▸"
+            axes.text(edge, height, text, color=second, ha=side, va="center")
+    axes.set_xlim(low, high)
     axes.axvline(0, color=colours.ink, linewidth=0.8)
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
