@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from pathlib import Path
 
 
 def fail(text: str) -> None:
@@ -13,3 +15,10 @@ def fail(text: str) -> None:
 def vanish() -> None:
     """Ends as a process that the system kills."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stay(pipe: Path) -> None:
+    """Says that it is here through a named pipe, and holds that open for a minute."""
+    with open(pipe, "w") as file:
+        print("here", file=file, flush=True)
+        time.sleep(60)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -225,3 +228,23 @@ def test_a_process_of_its_own_hands_over_results_errors_and_its_end(tmp_path: Pa
     assert "on the way" in log.read_text() and "ValueError: two" in log.read_text()
     with pytest.raises(RuntimeError, match=r"its process was ended by signal 9 \(out of memory\?\); what it printed"):
         process.isolated(processes.vanish, log=log)
+
+
+@pytest.mark.timeout(120)
+def test_a_process_does_not_outlive_the_one_that_started_it(tmp_path: Path) -> None:
+    pipe, log = tmp_path / "pipe", tmp_path / "log"
+    os.mkfifo(pipe)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path; import processes; from training import process\nif __name__ == '__main__': "
+        f"process.isolated(processes.stay, Path({str(pipe)!r}), log=Path({str(log)!r}))"
+    )
+    paths = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parent.parent)))
+    parent = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": paths})
+    with open(pipe) as file:
+        assert file.readline() == "here\n"
+        started = time.monotonic()
+        parent.kill()
+        parent.wait()
+        # The end of the pipe comes when nobody holds it open any more.
+        assert file.read() == "" and time.monotonic() - started < 50

@@ -109,6 +109,17 @@ def test_one_seed_and_nothing_finished():
     assert "Nowhere, among the rows that are finished" in text and "Not there yet" in text
 
 
+def test_data_sets_have_their_own_chance_and_no_common_full_model():
+    summary = make_summary()
+    runs = {name: summary["runs"][key] for name, key in (("cuhk-pedes", "full"), ("icfg-pedes", "transformer"))}
+    for fingerprint, run in zip(("a", "b"), runs.values(), strict=True):
+        run |= {"data": fingerprint, "comparison": None, "chance": dict.fromkeys(run["chance"], ord(fingerprint) / 100)}
+    rows = [{"name": name, "label": name.upper(), "run": name} for name in runs]
+    summary |= {"runs": runs, "tables": {"table5": {"title": "Table 5", "rows": rows}}}
+    text = Page(build_experiment(summary, "sets")).words()
+    assert "chance, CUHK-PEDES 0.97 0.97" in text and "chance, ICFG-PEDES 0.98 0.98" in text and "Δ" not in text
+
+
 def test_a_single_person_leaves_nothing_to_test():
     summary = make_summary()
     for run in summary["runs"].values():

@@ -239,11 +239,15 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         table = Table(title=f"{entry['title']}; {summary['recipe']}, test split, percent")
         for name in ("row", *HEADINGS.values(), "Δ R-1", "Δ mAP", "training", "memory"):
             table.add_column(name, justify="left" if name == "row" else "right")
+        chances: dict[str, tuple[str, dict[str, float]]] = {}
         for row in entry["rows"]:
             run = summary["runs"].get(row["run"])
             table.add_row(row["label"], *(["not there yet"] if run is None else _cells(run)))
-        if entry["rows"] and (run := summary["runs"].get(entry["rows"][0]["run"])) is not None:
-            table.add_row("chance", *(f"{run['chance'][name]:.2f}" for name in METRICS))
+            if run is not None:
+                chances.setdefault(run["data"], (row["label"], run["chance"]))
+        for label, chance in chances.values():
+            name = "chance" if len(chances) == 1 else f"chance, {label}"
+            table.add_row(name, *(f"{chance[metric]:.2f}" for metric in METRICS))
         console.print(table)
     if any(run["comparison"] for run in summary["runs"].values()):
         console.print(summary["test"], highlight=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -17,8 +18,9 @@ Tick = Callable[[], None]
 def isolated(function: Callable[..., Any], *arguments: Any, log: Path, tick: Tick = lambda: None) -> Any:
     """function(*arguments) in a new process, whose output goes to the end of `log`; tick() is called while it runs.
 
-    Function, arguments and result must be picklable. Raises RuntimeError with the error's own words when the function
-    raises, and with how the process ended when it was killed; the traceback is in the log.
+    Function, arguments and result must be picklable. The new process does not outlive this one. Raises RuntimeError with
+    the error's own words when the function raises, and with how the process ended when it was killed; the traceback is in
+    the log.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -44,7 +46,16 @@ def isolated(function: Callable[..., Any], *arguments: Any, log: Path, tick: Tic
     return value
 
 
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _serve(sender: Connection, log: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(log, "a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

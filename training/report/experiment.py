@@ -176,8 +176,11 @@ def _results(found: Found) -> dict[str, Any]:
     for row, run in found:
         spread = [f" ± {run['std'][m]:.2f}" if run["std"][m] is not None else "" for m in METRICS]
         rows.append([row["label"], *(f"{run['mean'][m]:.2f}{s}" for m, s in zip(METRICS, spread, strict=True))])
-    chance = found[0][1]["chance"]
-    rows.append(["chance", *(f"{chance[m]:.2f}" for m in METRICS)])
+    # Rows of one data set share their chance.
+    chances = {run["data"]: (row["label"], run["chance"]) for row, run in reversed(found)}
+    for label, chance in reversed(chances.values()):
+        name = "chance" if len(chances) == 1 else f"chance, {label}"
+        rows.append([name, *(f"{chance[m]:.2f}" for m in METRICS)])
     title = "Test split, percent: mean ± standard deviation over the seeds"
     return _part(title, ["", *METRIC_NAMES.values()], rows)
 
