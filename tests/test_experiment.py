@@ -213,6 +213,9 @@ def test_bad_requests_are_named(base: Config, tmp_path: Path, capsys: pytest.Cap
     )
     assert cli.run(experiment.main, ["table1", "--base", "synthetic", "--out", str(tmp_path / "none")]) == 2
     assert "row shallow: the recipe must have at least 2 layers" in capsys.readouterr().err
+    words = ["synthetic", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "none")]
+    assert cli.run(experiment.main, words) == 2
+    assert "there is no folder" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
 def test_durations_in_words() -> None:

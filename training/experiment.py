@@ -23,6 +23,7 @@ from rich.table import Table
 
 from training import checkpoint, cli, process, runner
 from training.config import Config, to_dict
+from training.data.datasets import read_dataset
 from training.evaluator import METRICS
 from training.recipes import RECIPES
 from training.summary import is_finished, run_folder, summarise
@@ -130,6 +131,9 @@ def missing_runs(rows: Sequence[Row], seeds: Sequence[int], out: Path, console: 
     done = len(everything) - len(runs)
     text = f"{len(rows)} rows are {len(configurations)} configurations x {len(seeds)} seeds = {len(everything)} runs"
     console.print(f"{text}; {done} are there, {len(runs)} to run", highlight=False)
+    for data in {run.row.config.data for run in runs}:
+        # Data that cannot be read is found out before anything is written.
+        read_dataset(data)
     if runs:
         seconds = _estimate({run.row.key: run.row for run in runs}, seeds, out, launch)
         runs = [run._replace(seconds=seconds[run.row.key]) for run in runs]
