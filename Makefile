@@ -17,11 +17,12 @@ RUN ?= runs/demo
 DATA ?= data/synthetic
 IDS ?= 2000
 
-.PHONY: demo test test-all check format bench report build clean help
+.PHONY: demo tables test test-all check format bench report build clean help
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      data, training, evaluation and report on the synthetic pedestrians"
+	@echo "make tables    every row of the paper's tables on the synthetic pedestrians, three seeds (says first how long); then the page"
 	@echo "make test      the test suite (make test-all: the slow tests too)"
 	@echo "make check     ruff, mypy, clang-format (make format: applies what it can)"
 	@echo "make bench     the operators against their peers (OP=selective_scan: one of them), then the tables and the plot"
@@ -47,6 +48,10 @@ demo: $(READY) | $(DATA)/reid_raw.json
 	$(PY) -m training.train synthetic --out $(RUN) --data.root $(DATA) $$(test ! -e $(RUN)/config.json || echo --resume)
 	$(PY) -m training.evaluate $(RUN)
 	$(PY) -m training.report $(RUN)
+
+tables: $(READY) | $(DATA)/reid_raw.json
+	$(PY) -m training.experiment all --data $(DATA)
+	$(PY) -m training.report --experiment runs/synthetic-tables --markdown docs/results-synthetic.md
 
 report: $(READY)
 	$(PY) -m training.report $(RUN)

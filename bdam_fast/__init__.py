@@ -5,6 +5,7 @@ is first called. `python -m bdam_fast` prints what is built and what would be ch
 """
 
 from bdam_fast._native import call_counts, reset_call_counts
+from bdam_fast.flops import register_flop_formulas
 from bdam_fast.ops.causal_conv1d.causal_conv1d_update import causal_conv1d_update
 from bdam_fast.ops.causal_conv1d.op import causal_conv1d
 from bdam_fast.ops.hsic.op import hsic
@@ -22,6 +23,7 @@ __all__ = [
     "compat",
     "hsic",
     "nn",
+    "register_flop_formulas",
     "reset_call_counts",
     "selective_scan",
     "selective_state_update",

@@ -16,7 +16,7 @@ import pytest
 from pedes import make_pedes
 from tiny import contents, read_lines, tiny_config, tiny_options
 
-from training import cli, evaluate, experiment, train
+from training import cli, evaluate, experiment, process, train
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -137,13 +137,32 @@ def test_a_command_that_works_from_end_to_end(tmp_path: Path, capsys: pytest.Cap
     )
 
 
-def test_experiment_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root, out = make_pedes(tmp_path / "data"), tmp_path / "runs"
-    options = [word for word in tiny_options(Path("elsewhere"))]
-    words = ["synthetic", "--seeds", "5", "--data", str(root), "--out", str(out), *options]
+def run_experiment_command(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    words = ["synthetic", "--seeds", "5", "--data", str(make_pedes(tmp_path / "data")), "--out", str(out)]
+    words += tiny_options(Path("elsewhere"))
+    assert cli.run(experiment.main, [*words, "--estimate"]) == 0
+    assert not list(out.glob("*/*"))
     assert cli.run(experiment.main, words) == 0
-    assert "seed 5" in capsys.readouterr().out
-    assert (out / "summary.json").is_file() and (out / "seed5/eval.json").is_file()
+    assert (out / "summary.json").is_file() and len(list(out.glob("*/seed5/eval.json"))) == 1
+
+
+def test_experiment_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "isolated", lambda function, *arguments, log, tick=None: function(*arguments))
+    run_experiment_command(tmp_path)
+    text = capsys.readouterr().out
+    assert "1 rows are 1 configurations x 1 seeds = 1 runs; 0 are there, 1 to run" in text
+    assert "[1/1] synthetic, seed 5: R-1" in text and text.endswith("summary.json\n")
+
+
+@pytest.mark.slow
+def test_experiment_command_with_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_experiment_command(tmp_path)
+    text = capsys.readouterr().out
+    assert "[1/1] synthetic, seed 5: R-1" in text and "epoch" not in text
+    assert "epoch   3/3" in next(tmp_path.glob("runs/*/seed5.log")).read_text()
 
 
 def test_overrides_reach_every_stage(tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ def test_round_trip_through_json():
         (lambda: c.DataConfig(workers=True), r"DataConfig.workers must be of type int, got True"),
         (lambda: c.FusionConfig(form="token"), r"FusionConfig.form must be one of 'tokens', 'pooled', got 'token'"),
         (lambda: c.FusionConfig(gate=1), r"FusionConfig.gate must be of type bool, got 1"),
+        (
+            lambda: c.FusionConfig(layers_kind="transformer", heads=3),
+            r"FusionConfig.width must be a multiple of heads \(3\), got 256",
+        ),
         (lambda: c.EncoderConfig(width=130), r"EncoderConfig.width must be a multiple of heads \(4\), got 130"),
         (lambda: c.GradNormConfig(clip=(2.0, 1.0)), r"GradNormConfig.clip must be two numbers, the lower one first"),
         (lambda: c.OptimConfig(epochs=3), r"OptimConfig.warmup_epochs must be less than epochs \(3\), got 5"),

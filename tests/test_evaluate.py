@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import statistics
 from collections import Counter
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pedes import make_pedes
@@ -21,7 +21,6 @@ from training.config import from_dict
 from training.data.datasets import read_dataset
 from training.evaluate import evaluate, print_table
 from training.evaluator import METRICS, chance_metrics, evaluate_dual
-from training.experiment import print_summary, run_seeds, summarise
 from training.train import train
 
 
@@ -71,6 +70,34 @@ def test_contents_of_the_evaluation(run_dir: Path, root: Path) -> None:
     assert evaluation["data"]["counts"]["test"] == {"ids": 5, "images": 15, "captions": 30}
     assert evaluation["memory_mb"] > 50 and all(value > 0 for value in evaluation["seconds"].values())
     assert evaluation["ties"] is False and "torch" in evaluation["versions"]
+
+
+def test_values_of_each_query_average_to_the_metrics(run_dir: Path) -> None:
+    evaluation = evaluate(run_dir)[0]
+    with np.load(run_dir / "eval-queries.npz") as stored:
+        assert sorted(stored) == ["ap", "ids", "r1"] and {stored[name].shape for name in stored} == {(30,)}
+        assert 100 * stored["ap"].mean() == pytest.approx(evaluation["metrics"]["mAP"], abs=1e-4)
+        assert 100 * stored["r1"].mean() == pytest.approx(evaluation["metrics"]["R1"], abs=1e-4)
+        # 3 images with 2 captions of each of 5 people, in the order of the split.
+        assert len(set(stored["ids"])) == 5 and all(len(set(part)) == 1 for part in np.split(stored["ids"], 5))
+
+
+def test_cost_of_a_run(run_dir: Path) -> None:
+    evaluation = evaluate(run_dir)[0]
+    model = checkpoint.load_run(run_dir).model
+    cost = evaluation["efficiency"]
+    assert cost["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    assert cost["speed"]["images"]["batch"] == 15 and cost["speed"]["pairs"]["median"] > 0
+    assert evaluation["training_memory_mb"] == checkpoint.read_json(run_dir / "resources.json")["memory_mb"] > 50
+    (run_dir / "resources.json").unlink()
+    (run_dir / "eval.json").unlink()
+    assert evaluate(run_dir)[0]["training_memory_mb"] is None
+
+
+def test_memory_of_a_continued_run_is_that_of_its_largest_process(run_dir: Path, root: Path) -> None:
+    checkpoint.write_json(run_dir / "resources.json", {"memory_mb": 1e9})
+    train(tiny_config(root), run_dir, resume=True)
+    assert checkpoint.read_json(run_dir / "resources.json") == {"memory_mb": 1e9}
 
 
 def test_examples_are_the_top_ten_of_ten_queries(run_dir: Path) -> None:
@@ -160,44 +187,3 @@ def test_table_shows_the_numbers(run_dir: Path) -> None:
             assert f"{values[name]:.2f}" in text
         assert f"{evaluation['metrics'][name] / evaluation['chance'][name]:.1f}" in text
     assert "Tied scores occur" in text and "30 queries, 15 images, 5 identities" in text
-
-
-def test_experiment_trains_what_is_missing_and_summarises(root: Path, tmp_path: Path) -> None:
-    config = tiny_config(root)
-    train(replace(config, seed=1), tmp_path / "seed1")
-    kept = (tmp_path / "seed1/best.pt").stat().st_mtime_ns
-    summary = run_seeds(config, [0, 1], tmp_path)
-    assert json.loads((tmp_path / "summary.json").read_text())["mean"] == summary["mean"]
-    assert (tmp_path / "seed1/best.pt").stat().st_mtime_ns == kept
-    evaluations = [checkpoint.read_json(tmp_path / f"seed{seed}/eval.json") for seed in (0, 1)]
-    for name in METRICS:
-        values = [evaluation["metrics"][name] for evaluation in evaluations]
-        assert summary["mean"][name] == pytest.approx(statistics.fmean(values))
-        assert summary["std"][name] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
-        assert summary["ratio"][name] == pytest.approx(summary["mean"][name] / evaluations[0]["chance"][name])
-    stamps = {name: (tmp_path / name).stat().st_mtime_ns for name in ("seed0/eval.json", "seed1/best.pt")}
-    again = run_seeds(config, [0, 1], tmp_path)
-    assert again == summary
-    assert stamps == {name: (tmp_path / name).stat().st_mtime_ns for name in stamps}
-    out = StringIO()
-    print_summary(summary, Console(file=out, width=120))
-    assert f"{summary['mean']['mAP']:.2f} ± {summary['std']['mAP']:.2f}" in out.getvalue()
-    assert "seed 1" in out.getvalue() and f"{summary['ratio']['R1']:.1f}" in out.getvalue()
-
-
-def test_one_seed_has_no_deviation(run_dir: Path) -> None:
-    summary = summarise({3: evaluate(run_dir)[0]})
-    assert set(summary["std"].values()) == {None} and summary["seeds"] == [3]
-    out = StringIO()
-    print_summary({"recipe": "synthetic"} | summary, Console(file=out, width=120))
-    assert "±" not in out.getvalue()
-
-
-def test_experiment_refuses_equal_seeds_and_mixed_data(run_dir: Path, root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--seeds must be different, got \[1, 1\]"):
-        run_seeds(tiny_config(root), [1, 1], tmp_path / "none")
-    assert not (tmp_path / "none").exists()
-    first = evaluate(run_dir)[0]
-    second = first | {"data": first["data"] | {"fingerprint": "f" * 64}}
-    with pytest.raises(ValueError, match=r"the runs are of different data, fingerprints \["):
-        summarise({0: first, 1: second})

@@ -186,7 +186,7 @@ def test_without_pre_norm_it_is_attention_with_residual_only():
 
 def fusion(backend="reference", **changes):
     torch.manual_seed(0)
-    config = replace(FusionConfig(width=8, layers=2, state=4, dropout=0.0), **changes)
+    config = replace(FusionConfig(width=8, layers=2, state=4, heads=2, dropout=0.0), **changes)
     return Fusion(WIDTH, 12, config, 6, backend)
 
 
@@ -199,14 +199,14 @@ def pair(length=4, padding=0, seed=3):
 
 
 @pytest.mark.parametrize("form", ["tokens", "pooled"])
-@pytest.mark.parametrize("layers_kind", ["mamba", "none"])
+@pytest.mark.parametrize("layers_kind", ["mamba", "transformer", "none"])
 @pytest.mark.parametrize("pre_norm", [True, False])
 def test_fusion_shapes_and_weights(form, layers_kind, pre_norm):
     module = fusion(form=form, layers_kind=layers_kind, pre_norm=pre_norm)
     out = module(*pair())
     assert out.f_final_BE.shape == (2, 6)
     assert_close(out.weights_B2.sum(1), torch.ones(2))
-    assert len(module.layers) == (2 if layers_kind == "mamba" else 0)
+    assert len(module.layers) == (0 if layers_kind == "none" else 2)
     assert any("mamba" in name for name, _ in module.named_parameters()) == (layers_kind == "mamba")
 
 
@@ -243,7 +243,7 @@ def test_without_alignment_each_modality_has_one_linear_map():
     assert len(list(fusion().align_text.parameters())) == 4
 
 
-@pytest.mark.parametrize("layers_kind", ["mamba", "none"])
+@pytest.mark.parametrize("layers_kind", ["mamba", "transformer", "none"])
 @pytest.mark.parametrize("pre_norm", [True, False])
 def test_padding_of_the_text_changes_nothing(layers_kind, pre_norm):
     module = fusion(layers_kind=layers_kind, pre_norm=pre_norm)
@@ -253,9 +253,10 @@ def test_padding_of_the_text_changes_nothing(layers_kind, pre_norm):
     assert not torch.allclose(plain.f_final_BE, module(*pair(seed=4)).f_final_BE)
 
 
+@pytest.mark.parametrize("kind", ["mamba", "transformer"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_what_stands_in_the_padding_does_not_matter(side):
-    module, (image, f_id, text, _, pooled) = fusion(), pair()
+def test_what_stands_in_the_padding_does_not_matter(side, kind):
+    module, (image, f_id, text, _, pooled) = fusion(layers_kind=kind), pair()
     keep = torch.arange(4) < 3 if side == "right" else torch.arange(4) > 0
     mask = keep.long().expand(2, 4)
     other = torch.where(keep[None, :, None], text, 100 * text + 1)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from training.config import Config
-from training.recipes import RECIPES, get_recipe
+from training.recipes import RECIPES, ROWS, get_recipe
 
 # Set to 1 to see the traceback behind an "error: ..." line.
 TRACEBACK = "TRAINING_TRACEBACK"
@@ -18,6 +18,8 @@ FIELDS = (
     "Every field of the configuration is an option too, e.g. --data.root FOLDER --seed 1 --optim.epochs 5 "
     "--model.backend reference; RECIPE --help lists them with their values in that recipe."
 )
+
+RECIPE_HELP = f"one of {', '.join(RECIPES)}; or RECIPE/ROW, a row of the paper's tables: {', '.join(ROWS)}"
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
@@ -48,18 +50,29 @@ def parser(program: str, description: str | None) -> argparse.ArgumentParser:
 
 def add_recipe(target: argparse.ArgumentParser) -> None:
     """The positional argument RECIPE."""
-    target.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}")
+    target.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
 
 
-def parse(target: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
-    """The arguments of `target`, and the recipe that they name with all other options applied to it.
+def named_recipe(known: argparse.Namespace) -> str:
+    """The argument of `add_recipe`."""
+    return known.recipe
 
-    Raises ValueError for an unknown recipe. Help and options that no field knows end the process (status 0 and 2).
+
+def parse(
+    target: argparse.ArgumentParser,
+    argv: Sequence[str],
+    recipe_of: Callable[[argparse.Namespace], str] = named_recipe,
+) -> tuple[argparse.Namespace, Config]:
+    """The arguments of `target`, and the recipe that `recipe_of` finds in them with all other options applied to it.
+
+    Raises ValueError for an unknown recipe, and what `recipe_of` raises. Help and options that no field knows end the
+    process (status 0 and 2).
     """
     if any(word in ("-h", "--help") for word in argv):
         target.print_help()
-        for recipe in (word for word in argv if word in RECIPES):
+        for recipe in (word for word in argv if word.partition("/")[0] in RECIPES):
             tyro.cli(Config, args=["--help"], default=get_recipe(recipe), prog=f"{target.prog} {recipe}")
         raise SystemExit(0)
     known, rest = target.parse_known_args(argv)
-    return known, tyro.cli(Config, args=rest, default=get_recipe(known.recipe), prog=f"{target.prog} {known.recipe}")
+    name = recipe_of(known)
+    return known, tyro.cli(Config, args=rest, default=get_recipe(name), prog=f"{target.prog} {name}")

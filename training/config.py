@@ -126,10 +126,12 @@ class FusionConfig(Stage):
     enabled: bool = True
     # "tokens": gated patch tokens and text tokens as one sequence; "pooled": one vector per pair (reading 13).
     form: Literal["tokens", "pooled"] = "tokens"
-    # "mamba"; "none" leaves the layers out (Table 2, w/o Mamba).
-    layers_kind: Literal["mamba", "none"] = "mamba"
+    # "mamba"; "none" leaves the layers out (Table 2, w/o Mamba; Fig. 5, simple); "transformer" (Fig. 5).
+    layers_kind: Literal["mamba", "transformer", "none"] = "mamba"
     layers: Annotated[int, Within(1)] = 2
     width: Annotated[int, Within(1)] = 256
+    # Attention heads of the transformer layers.
+    heads: Annotated[int, Within(1)] = 4
     state: Annotated[int, Within(1, 256)] = 16
     conv: Annotated[int, Within(1, 8)] = 4
     # Pre-norm residual; off: Mamba(x) + x as printed (reading 14).
@@ -138,6 +140,10 @@ class FusionConfig(Stage):
     gate: bool = True
     alignment: bool = True
     dropout: Annotated[float, Within(0, 0.9)] = 0.1
+
+    def check(self) -> None:
+        divides = self.layers_kind != "transformer" or self.width % self.heads == 0
+        self.require(divides, "width", f"a multiple of heads ({self.heads})")
 
 
 @dataclass(frozen=True)

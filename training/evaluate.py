@@ -1,7 +1,7 @@
 """Evaluates the test split of a run once and writes RUN/eval.json: `python -m training.evaluate RUN`.
 
 The clothing weight is the one chosen on validation; beta = 0 stands beside it. A second call prints what the first one
-wrote.
+wrote. RUN/eval-queries.npz has the average precision and the R-1 of each query.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import resource
 import sys
 import time
 from collections import Counter
@@ -25,14 +24,16 @@ from rich.console import Console
 from rich.table import Table
 
 import bdam_fast
-from training import checkpoint, cli
+from training import checkpoint, cli, efficiency
 from training.checkpoint import TrainedRun
 from training.config import to_dict
 from training.data.datasets import Dataset, Record, read_dataset
 from training.data.loader import iterate_images, tokenize
-from training.evaluator import METRICS, DualEmbeddings, chance_metrics, evaluate_dual, has_ties
+from training.evaluator import METRICS, DualEmbeddings, chance_metrics, evaluate_dual, has_ties, query_metrics
 
 EXAMPLES, RESULTS, BINS = 10, 10, 50
+# Images in the batch whose speed is measured.
+MEASURED = 32
 HEADINGS = {"R1": "R-1", "R5": "R-5", "R10": "R-10", "mAP": "mAP", "mINP": "mINP"}
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 
@@ -97,7 +98,10 @@ def _evaluate(run: TrainedRun, dataset: Dataset, run_dir: Path) -> dict[str, Any
     dual, metrics = evaluate_dual(run.model, records, run.tokenizer, run.config, sorted({0.0, run.beta}))
     similarity = dual.similarity(run.beta)
     histograms = _histograms(run, dual, records)
+    _write_queries(run_dir / "eval-queries.npz", similarity, dual)
+    memory_mb = efficiency.peak_memory_mb(similarity.device)
     trained = Counter(checkpoint.read_json(run_dir / "calls.json"))
+    seconds = time.perf_counter() - started
     evaluation = {
         "metrics": metrics[run.beta],
         "metrics_beta0": metrics[0.0],
@@ -111,11 +115,28 @@ def _evaluate(run: TrainedRun, dataset: Dataset, run_dir: Path) -> dict[str, Any
         "data": _data(dataset),
         "versions": _versions(),
         "config": to_dict(run.config),
-        # Linux counts ru_maxrss in KiB, macOS in bytes.
-        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        / (2**20 if sys.platform == "darwin" else 2**10),
+        "memory_mb": memory_mb,
+        "training_memory_mb": _training_memory(run_dir / "resources.json"),
+        "efficiency": _efficiency(run, records),
     }
-    return evaluation | {"seconds": _trained_seconds(run_dir) | {"evaluation": time.perf_counter() - started}}
+    return evaluation | {"seconds": _trained_seconds(run_dir) | {"evaluation": seconds}}
+
+
+def _write_queries(path: Path, similarity_QG: torch.Tensor, dual: DualEmbeddings) -> None:
+    """Arrays ap and r1 (Q,) float32 in [0, 1] at the chosen beta, and ids (Q,) int64 of the person, in the split's order."""
+    match_QG = dual.query_ids_Q[:, None] == dual.gallery_ids_G[None]
+    values_Q5 = query_metrics(similarity_QG, match_QG).float() / 100
+    ap_Q, r1_Q = (values_Q5[:, METRICS.index(name)].numpy() for name in ("mAP", "R1"))
+    with checkpoint.atomic(path) as file:
+        np.savez_compressed(file, ap=ap_Q, r1=r1_Q, ids=dual.query_ids_Q.numpy())
+
+
+def _efficiency(run: TrainedRun, records: Sequence[Record]) -> dict[str, Any]:
+    """`efficiency.measure` on the first images of the split with their first captions."""
+    some = records[: min(MEASURED, run.config.eval.batch_size)]
+    images, _ = next(iter(iterate_images(some, run.config.data, len(some))))
+    texts = tokenize(run.tokenizer, [record.captions[0] for record in some], run.config.data.text_length)
+    return efficiency.measure(run.model, images, texts)
 
 
 def _examples(similarity_QG: torch.Tensor, dual: DualEmbeddings, records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -186,6 +207,11 @@ def _versions() -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     host = {"python": platform.python_version(), "platform": platform.platform()}
     return {"bdam_fast": bdam_fast.__version__} | versions | host | {"threads": str(torch.get_num_threads())}
+
+
+def _training_memory(path: Path) -> float | None:
+    """Of a run whose training came to its end; None of one that is not there yet."""
+    return checkpoint.read_json(path)["memory_mb"] if path.exists() else None
 
 
 def _trained_seconds(run_dir: Path) -> dict[str, float]:

@@ -1,101 +1,275 @@
-"""Trains and evaluates a recipe for several seeds: `python -m training.experiment RECIPE --seeds 0 1 2`.
+"""Runs tables of the paper, or a recipe, over several seeds: `python -m training.experiment table1 --seeds 0 1 2`.
 
-What is there already is kept: a trained run is not trained again, one that was interrupted is continued, the test
-split of each run is evaluated once. Writes OUT/summary.json beside the runs OUT/seed<N>.
+What is there already is kept: a configuration that two rows or two tables share is trained once, a run that was
+interrupted is continued, the test split of each run is evaluated once. Writes OUT/summary.json after every run; the page
+is `python -m training.report --experiment OUT`.
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
+import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from training import checkpoint, cli
+from training import checkpoint, cli, process, runner
 from training.config import Config, to_dict
-from training.evaluate import HEADINGS, evaluate
+from training.data.datasets import read_dataset
 from training.evaluator import METRICS
-from training.train import train
+from training.recipes import RECIPES
+from training.summary import is_finished, run_folder, summarise
+from training.tables import ABLATIONS, FULL, TITLES, Row, table_rows
+
+HEADINGS = {"R1": "R-1", "R5": "R-5", "R10": "R-10", "mAP": "mAP", "mINP": "mINP"}
+# Recipe that the tables' rows start from, where none is given.
+BASES = {"table5": "cuhk-pedes"}
+DEFAULT_BASE = "synthetic-tables"
+# Columns of what is written into a file or a pipe.
+WIDTH = 150
+# Seconds that a run's two processes need to import everything.
+IMPORTS = 10.0
+
+
+# process.isolated, or what tests put in its place.
+Launch = Callable[..., Any]
+
+
+class Run(NamedTuple):
+    """One configuration with one seed, and what it will take."""
+
+    row: Row
+    seed: int
+    folder: Path
+    seconds: float = 0.0
 
 
 def main(argv: Sequence[str]) -> None:
-    """Entry point; raises what `run_seeds` raises."""
+    """Entry point; raises what `run_experiment` raises."""
     parser = cli.parser("experiment", __doc__)
-    cli.add_recipe(parser)
+    names = f"{', '.join(TITLES)}, all (every table but table5), or a recipe ({', '.join(RECIPES)})"
+    parser.add_argument("experiment", metavar="EXPERIMENT", help=f"one of {names}")
+    base_help = f"recipe that the rows change; default: {DEFAULT_BASE}, for table5 {BASES['table5']}"
+    parser.add_argument("--base", metavar="RECIPE", help=base_help)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
-    parser.add_argument("--data", metavar="ROOT", help="data folder; short for --data.root ROOT")
+    data_help = "data folder, short for --data.root ROOT; for table5 the folder that holds the data sets' folders"
+    parser.add_argument("--data", metavar="ROOT", help=data_help)
     parser.add_argument("--out", metavar="FOLDER", help="folder of the runs; default: runs/RECIPE")
-    known, config = cli.parse(parser, argv)
-    if known.data:
-        config = replace(config, data=replace(config.data, root=known.data))
-    out = Path(known.out or f"runs/{known.recipe}")
-    summary = run_seeds(config, known.seeds, out)
-    print_summary(summary, Console(soft_wrap=True))
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows, e.g. full no-gate")
+    parser.add_argument("--estimate", action="store_true", help="only say what would run and how long it would take")
+    known, base = cli.parse(parser, argv, _base_of)
+    if known.data and known.experiment != "table5":
+        base = replace(base, data=replace(base.data, root=known.data))
+    titles, rows = plan(known.experiment, base, Path(known.data) if known.data else None, known.rows)
+    out, console = Path(known.out or f"runs/{base.recipe}"), Console(soft_wrap=True)
+    if not console.is_terminal:
+        # A file or a pipe has room for whole rows.
+        console = Console(soft_wrap=True, width=WIDTH)
+    runs = missing_runs(rows, known.seeds, out, console, process.isolated)
+    if known.estimate:
+        return
+    command = shlex.join(["python", "-m", "training.experiment", *argv])
+    summary = run_experiment(
+        runs, rows, titles, known.seeds, out, base, console, launch=process.isolated, command=command
+    )
+    print_summary(summary, console)
     print(out / "summary.json")
 
 
-def run_seeds(config: Config, seeds: Sequence[int], out: Path) -> dict[str, Any]:
-    """Contents of OUT/summary.json: recipe, values of every seed, mean, standard deviation (n - 1; null for one seed),
-    chance, ratio of the mean to chance, and the configuration.
+def _base_of(known: argparse.Namespace) -> str:
+    """The recipe that a command line starts from. Raises ValueError where --base has no table to go with."""
+    if known.experiment in (*TITLES, "all"):
+        return known.base or BASES.get(known.experiment, DEFAULT_BASE)
+    if known.base:
+        raise ValueError(f"--base is for {', '.join(TITLES)} and all, got it with {known.experiment!r}")
+    return known.experiment
 
-    Raises ValueError for a seed given twice or runs with different data, and what training and evaluation raise.
+
+def plan(
+    experiment: str, base: Config, data_sets: Path | None = None, only: Sequence[str] | None = None
+) -> tuple[dict[str, str], list[Row]]:
+    """(title of each table, rows) of an experiment: one of TITLES, "all", or the name of the recipe `base`.
+
+    only: names of the rows to keep. Raises ValueError for a name that no row has.
+    """
+    if experiment == "all":
+        tables = [*ABLATIONS]
+    elif experiment in TITLES:
+        tables = [experiment]
+    else:
+        return {"recipe": base.recipe}, [Row("recipe", FULL, base.recipe, base)]
+    rows = table_rows(tables, base, data_sets)
+    for name in only or ():
+        if name not in {row.name for row in rows}:
+            known = dict.fromkeys(row.name for row in rows)
+            raise ValueError(f"--rows: {experiment} has no row {name!r}, expected some of {', '.join(known)}")
+    return {table: TITLES[table] for table in tables}, [row for row in rows if not only or row.name in only]
+
+
+def missing_runs(rows: Sequence[Row], seeds: Sequence[int], out: Path, console: Console, launch: Launch) -> list[Run]:
+    """The runs that are not finished, once for each configuration and seed, with the seconds that each will take; says so.
+
+    A configuration that another seed has finished will take as long as that; others are timed for a few steps. Raises
+    ValueError for a seed given twice, and what reading the data and a training step raise.
     """
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"--seeds must be different, got {list(seeds)}")
-    evaluations = {}
-    for seed in seeds:
-        folder = out / f"seed{seed}"
-        # config.json is the first file of a run.
-        train(replace(config, seed=seed), folder, resume=(folder / "config.json").exists())
-        evaluations[seed] = evaluate(folder)[0]
-    summary = {"recipe": config.recipe, "config": to_dict(config)} | summarise(evaluations)
-    checkpoint.write_json(out / "summary.json", summary)
+    # The first row of several that share a run names it.
+    configurations: dict[str, Row] = {}
+    for row in rows:
+        configurations.setdefault(row.key, row)
+    everything = [Run(row, seed, run_folder(out, row.key, seed)) for row in configurations.values() for seed in seeds]
+    runs = [run for run in everything if not is_finished(run.folder)]
+    done = len(everything) - len(runs)
+    text = f"{len(rows)} rows are {len(configurations)} configurations x {len(seeds)} seeds = {len(everything)} runs"
+    console.print(f"{text}; {done} are there, {len(runs)} to run", highlight=False)
+    for data in {run.row.config.data for run in runs}:
+        # Data that cannot be read is found out before anything is written.
+        read_dataset(data)
+    if runs:
+        seconds = _estimate({run.row.key: run.row for run in runs}, seeds, out, launch)
+        runs = [run._replace(seconds=seconds[run.row.key]) for run in runs]
+        total = sum(run.seconds for run in runs)
+        longest = max(runs, key=lambda run: run.seconds)
+        each = f"{total / len(runs):.0f} s each, at most {longest.seconds:.0f} s ({longest.row.label})"
+        console.print(f"about {minutes(total)} in all: {each}; {out} can be continued at any time", highlight=False)
+    return runs
+
+
+def _estimate(rows: dict[str, Row], seeds: Sequence[int], out: Path, launch: Launch) -> dict[str, float]:
+    finished = {
+        key: checkpoint.read_json(folder / "eval.json")["seconds"]
+        for key in rows
+        for seed in seeds
+        if is_finished(folder := run_folder(out, key, seed))
+    }
+    unknown = [key for key in rows if key not in finished]
+    out.mkdir(parents=True, exist_ok=True)
+    timed = [to_dict(rows[key].config) for key in unknown]
+    measured = launch(runner.time_configurations, timed, log=out / "timing.log") if timed else []
+    parts = finished | dict(zip(unknown, measured, strict=True))
+    return {key: IMPORTS + sum(parts[key].values()) for key in rows}
+
+
+def run_experiment(
+    runs: Sequence[Run],
+    rows: Sequence[Row],
+    titles: dict[str, str],
+    seeds: Sequence[int],
+    out: Path,
+    base: Config,
+    console: Console,
+    *,
+    launch: Launch,
+    command: str = "",
+) -> dict[str, Any]:
+    """Does the missing `runs` and returns the contents of OUT/summary.json (summary.summarise, and the command).
+
+    The summary is written too when a run fails, over what is finished. Raises RuntimeError naming the run that failed.
+    """
+    try:
+        _run_all(runs, console, launch)
+    finally:
+        out.mkdir(parents=True, exist_ok=True)
+        summary = {"command": command} | summarise(rows, titles, seeds, out, base)
+        checkpoint.write_json(out / "summary.json", summary)
     return summary
 
 
-def summarise(evaluations: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Per-seed values, mean, standard deviation, chance and ratios of evaluations of one data set.
+def _run_all(runs: Sequence[Run], console: Console, launch: Launch) -> None:
+    """One line for each finished run; a bar over the estimated seconds where the console is a terminal."""
+    total, spent, expected = sum(run.seconds for run in runs), 0.0, 0.0
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        for number, run in enumerate(runs, 1):
+            label, started = f"{run.row.label}, seed {run.seed}", time.perf_counter()
+            shown = f"{label}; {_left(spent, expected, total)}"
+            evaluation = _run_one(run, label, launch, partial(_tick, bar, task, shown, expected, run.seconds, started))
+            spent, expected = spent + time.perf_counter() - started, expected + run.seconds
+            metrics, memory = evaluation["metrics"], evaluation["training_memory_mb"]
+            values = f"R-1 {metrics['R1']:.2f}  mAP {metrics['mAP']:.2f}  {time.perf_counter() - started:.0f} s"
+            end = f"{values}  {memory:,.0f} MB; {_left(spent, expected, total)}"
+            console.print(f"[{number}/{len(runs)}] {label}: {end}", highlight=False, markup=False)
 
-    Raises ValueError when they are of different data.
-    """
-    prints = {evaluation["data"]["fingerprint"] for evaluation in evaluations.values()}
-    if len(prints) > 1:
-        raise ValueError(f"the runs are of different data, fingerprints {sorted(prints)}")
-    chance = next(iter(evaluations.values()))["chance"]
-    values = {name: [e["metrics"][name] for e in evaluations.values()] for name in METRICS}
-    mean = {name: statistics.fmean(column) for name, column in values.items()}
-    several = len(evaluations) > 1
-    return {
-        "seeds": list(evaluations),
-        "per_seed": {
-            str(seed): {key: e[key] for key in ("metrics", "metrics_beta0", "beta", "seconds", "calls")}
-            for seed, e in evaluations.items()
-        },
-        "mean": mean,
-        "std": {name: statistics.stdev(column) if several else None for name, column in values.items()},
-        "chance": chance,
-        "ratio": {name: mean[name] / chance[name] for name in METRICS},
-    }
+
+def _tick(bar: Progress, task: TaskID, text: str, before: float, most: float, started: float) -> None:
+    """Moves the bar on by the time that a run has taken so far, at most by what it was estimated to take."""
+    bar.update(task, completed=before + min(time.perf_counter() - started, most), description=text)
+
+
+def _run_one(run: Run, label: str, launch: Launch, tick: process.Tick) -> dict[str, Any]:
+    """Trains and evaluates in two processes; returns eval.json."""
+    folder = run.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    config = replace(run.row.config, seed=run.seed)
+    if (folder / "config.json").exists():
+        # Another table may have begun it under the name of its own row.
+        config = replace(config, recipe=checkpoint.read_json(folder / "config.json").get("recipe", config.recipe))
+    log = folder.parent / f"{folder.name}.log"
+    try:
+        launch(runner.train_run, to_dict(config), folder, log=log, tick=tick)
+        return launch(runner.evaluate_run, folder, log=log, tick=tick)
+    except (ValueError, OSError, RuntimeError) as error:
+        kept = "finished runs are kept, the same command continues"
+        raise RuntimeError(f"{label} ({folder}) failed: {error}; {kept}") from error
+
+
+def minutes(seconds: float) -> str:
+    """A duration in words: seconds below two minutes, hours above two hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _left(spent: float, expected: float, total: float) -> str:
+    """What is left of the estimate, at the pace of the runs so far."""
+    pace = spent / expected if expected > 0 else 1.0
+    return f"about {minutes(pace * (total - expected))} left" if total > expected else "done"
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """One row a seed, then mean and standard deviation, chance, and the ratio of the mean to chance."""
-    table = Table(title=f"{summary['recipe']}, test split")
-    table.add_column("percent")
+    """Each table: metrics as mean ± standard deviation over every value, difference to the full model with its paired test,
+    cost. Rows that are not finished say so."""
+    for entry in summary["tables"].values():
+        table = Table(title=f"{entry['title']}; {summary['recipe']}, test split, percent")
+        for name in ("row", *HEADINGS.values(), "Δ R-1", "Δ mAP", "training", "memory"):
+            table.add_column(name, justify="left" if name == "row" else "right")
+        chances: dict[str, tuple[str, dict[str, float]]] = {}
+        for row in entry["rows"]:
+            run = summary["runs"].get(row["run"])
+            table.add_row(row["label"], *(["not there yet"] if run is None else _cells(run)))
+            if run is not None:
+                chances.setdefault(run["data"], (row["label"], run["chance"]))
+        for label, chance in chances.values():
+            name = "chance" if len(chances) == 1 else f"chance, {label}"
+            table.add_row(name, *(f"{chance[metric]:.2f}" for metric in METRICS))
+        console.print(table)
+    if any(run["comparison"] for run in summary["runs"].values()):
+        console.print(summary["test"], highlight=False)
+
+
+def _cells(run: dict[str, Any]) -> list[str]:
+    cells = []
     for name in METRICS:
-        table.add_column(HEADINGS[name], justify="right")
-    for seed, entry in summary["per_seed"].items():
-        table.add_row(f"seed {seed} (beta {entry['beta']:g})", *(f"{entry['metrics'][n]:.2f}" for n in METRICS))
-    spread = [f" ± {s:.2f}" if s is not None else "" for s in summary["std"].values()]
-    table.add_row("mean", *(f"{summary['mean'][n]:.2f}{s}" for n, s in zip(METRICS, spread, strict=True)))
-    table.add_row("chance", *(f"{summary['chance'][n]:.2f}" for n in METRICS))
-    table.add_row("times chance", *(f"{summary['ratio'][n]:.1f}" for n in METRICS))
-    console.print(table)
+        spread = "" if run["std"][name] is None else f" ± {run['std'][name]:.2f}"
+        values = " ".join(f"{value:.2f}" for value in run["metrics"][name])
+        cells.append(f"{run['mean'][name]:.2f}{spread}\n{values}")
+    for name in ("R1", "mAP"):
+        test = run["comparison"] and run["comparison"][name]
+        p = "" if not test or test["p"] is None else f"\np {test['p']:.4f}"
+        cells.append(f"{test['delta']:+.2f}{p}" if test else "")
+    training = sum(run["seconds"]["training"]) / len(run["seconds"]["training"])
+    memory = [value for value in run["memory_mb"]["training"] if value is not None]
+    return [*cells, f"{training:.0f} s", f"{max(memory):,.0f} MB" if memory else ""]
 
 
 if __name__ == "__main__":

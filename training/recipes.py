@@ -1,10 +1,13 @@
-"""Named configurations, each a function that returns a whole Config."""
+"""Named configurations: recipes, each a function that returns a whole Config, and rows of the paper's tables, each a
+function from a Config to one with a part left out or exchanged. `RECIPE/ROW` names a row of a recipe.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from training.config import (
     BdamConfig,
@@ -16,6 +19,8 @@ from training.config import (
     ModelConfig,
     OptimConfig,
 )
+
+Change = Callable[[Config], Config]
 
 
 def cuhk_pedes() -> Config:
@@ -42,6 +47,14 @@ def synthetic() -> Config:
         gradnorm=GradNormConfig(every=5),
         optim=OptimConfig(lr=1.5e-3, epochs=5, warmup_epochs=1),
     )
+
+
+def synthetic_tables() -> Config:
+    """`synthetic` for the tables: two epochs instead of five, so that three seeds of every row fit into an evening, and two
+    self-attention layers a branch, so that there is something to make shallow."""
+    config = synthetic()
+    model = replace(config.model, bdam=replace(config.model.bdam, self_layers=2))
+    return replace(config, recipe="synthetic-tables", model=model, optim=replace(config.optim, epochs=2))
 
 
 def synthetic_paper() -> Config:
@@ -99,18 +112,73 @@ def paper_readings(config: Config) -> Config:
     )
 
 
+def shallow(config: Config) -> Config:
+    """Half of the self-attention layers (Table 1: 3 of 6). Raises ValueError when there is only one."""
+    layers = config.model.bdam.self_layers
+    if layers < 2:
+        raise ValueError(f"row shallow: the recipe must have at least 2 layers in model.bdam.self_layers, got {layers}")
+    return _with_bdam(self_layers=layers // 2)(config)
+
+
+def _with_bdam(**changes: Any) -> Change:
+    return lambda config: replace(config, model=replace(config.model, bdam=replace(config.model.bdam, **changes)))
+
+
+def _with_fusion(**changes: Any) -> Change:
+    return lambda config: replace(config, model=replace(config.model, fusion=replace(config.model.fusion, **changes)))
+
+
+def _with_loss(**changes: Any) -> Change:
+    return lambda config: replace(config, loss=replace(config.loss, **changes))
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     "synthetic": synthetic,
+    "synthetic-tables": synthetic_tables,
     "synthetic-paper": synthetic_paper,
     "cuhk-pedes": cuhk_pedes,
     "cuhk-pedes-paper": cuhk_pedes_paper,
 }
+ROWS: dict[str, Change] = {
+    # Table 1.
+    "no-bdam": _with_bdam(enabled=False),
+    "no-cross-attention": _with_bdam(cross_attention=False),
+    "no-gate": _with_bdam(gate=False),
+    "shallow": shallow,
+    # Table 2; no-mamba is the simple fusion of Fig. 5 too.
+    "no-fusion": _with_fusion(enabled=False),
+    "no-mamba": _with_fusion(layers_kind="none"),
+    "no-fusion-gate": _with_fusion(gate=False),
+    "no-alignment": _with_fusion(alignment=False),
+    # Table 3.
+    "no-info-nce": _with_loss(info_nce=False),
+    "no-triplet": _with_loss(triplet=False),
+    "no-adversarial": _with_loss(adversarial=False),
+    "no-decoupling": _with_loss(decoupling=False),
+    "no-gate-regularisation": _with_loss(gate_regularisation=False),
+    # Fig. 5.
+    "transformer": _with_fusion(layers_kind="transformer", layers=4),
+}
 
 
 def get_recipe(name: str) -> Config:
-    """The Config of a recipe. Raises ValueError for an unknown name, with the known ones and the closest."""
-    if name not in RECIPES:
-        close = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.5)
+    """The Config of a recipe, or of a row of one (`RECIPE/ROW`).
+
+    Raises ValueError for an unknown name, with the known ones and the closest, and what the row raises.
+    """
+    base, slash, row = name.partition("/")
+    _require_known("recipe", base, RECIPES)
+    return with_row(RECIPES[base](), row) if slash else RECIPES[base]()
+
+
+def with_row(config: Config, row: str) -> Config:
+    """`config` as a row of the tables, named after both. Raises ValueError for an unknown row and what the row raises."""
+    _require_known("row", row, ROWS)
+    return replace(ROWS[row](config), recipe=f"{config.recipe}/{row}")
+
+
+def _require_known(what: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"unknown recipe {name!r}, expected one of {', '.join(RECIPES)}{hint}")
-    return RECIPES[name]()
+        raise ValueError(f"unknown {what} {name!r}, expected one of {', '.join(known)}{hint}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from training import checkpoint, cli, evaluator
+from training import checkpoint, cli, efficiency, evaluator
 from training.config import Config, to_dict
 from training.data.datasets import Dataset, read_dataset
 from training.data.loader import TrainLoader
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def train(config: Config, run_dir: Path, *, resume: bool = False) -> Progressed:
-    """Trains `config` into `run_dir`: config.json, tokenizer/ and what `Trainer` writes.
+    """Trains `config` into `run_dir`: config.json, tokenizer/, what `Trainer` writes, and resources.json (peak memory).
 
     Raises FileExistsError for a run folder that is in use, ValueError for one to resume of another configuration,
     FileNotFoundError for one to resume that is not there, all before the data is read; then what the stages raise.
@@ -60,6 +60,7 @@ def train(config: Config, run_dir: Path, *, resume: bool = False) -> Progressed:
         highlight=False,
     )
     progress = trainer.fit()
+    _write_resources(run_dir / "resources.json", next(model.parameters()).device)
     console.print(
         f"{run_dir}: {progress.epoch} epochs, {time.perf_counter() - started:.1f} s; best validation "
         f"{config.eval.select_by} {progress.best:.2f} in epoch {progress.best_epoch}, beta {progress.beta:g}",
@@ -72,6 +73,12 @@ def describe(dataset: Dataset) -> str:
     """One line about a data set."""
     splits = dataset.splits.items()
     return ", ".join(f"{name} {len({r.id for r in records})} ids / {len(records)} images" for name, records in splits)
+
+
+def _write_resources(path: Path, device: torch.device) -> None:
+    """Peak memory of the training process; of a run that was continued the largest of its processes'."""
+    before = checkpoint.read_json(path)["memory_mb"] if path.exists() else 0.0
+    checkpoint.write_json(path, {"memory_mb": max(before, efficiency.peak_memory_mb(device))})
 
 
 def _check_folder(config: Config, run_dir: Path, resume: bool) -> None:

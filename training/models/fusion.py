@@ -1,4 +1,5 @@
-"""Fusion of the gated identity feature with a text through a stack of Mamba layers (paper 3.4, readings 13 and 14).
+"""Fusion of the gated identity feature with a text through a stack of Mamba layers (paper 3.4, readings 13 and 14), or of
+transformer layers in their place (Fig. 5).
 
 Shapes: B batch, P patches, T text tokens, L = P + T, C width of an encoder, W width of the fusion, E joint embedding.
 """
@@ -41,6 +42,29 @@ class _MambaLayer(nn.Module):
         return x_BLW + self.dropout(self.mamba(self.norm(x_BLW), seq_idx=seq_idx_BL))
 
 
+class _TransformerLayer(nn.Module):
+    """Pre-norm transformer layer that does not see padding; the order of its tokens is in what the encoders made of them."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.layer = nn.TransformerEncoderLayer(
+            width, config.heads, 4 * width, config.dropout, "gelu", batch_first=True, norm_first=True
+        )
+
+    def forward(self, x_BLW: Tensor, seq_idx_BL: Tensor | None) -> Tensor:
+        return self.layer(x_BLW, src_key_padding_mask=None if seq_idx_BL is None else seq_idx_BL < 0)
+
+
+def _layers(config: FusionConfig, backend: Backend) -> nn.ModuleList:
+    """The stack between gate and projection: layers called as layer(x (B, L, W), index (B, L) that is -1 in padding)."""
+    if config.layers_kind == "none":
+        return nn.ModuleList()
+    if config.layers_kind == "transformer":
+        return nn.ModuleList(_TransformerLayer(config) for _ in range(config.layers))
+    return nn.ModuleList(_MambaLayer(config, backend) for _ in range(config.layers))
+
+
 def projection(width: int, out: int, batch_norm: bool) -> nn.Module:
     """Linear map (N, width) -> (N, out) to an embedding, batch-normalised where asked."""
     linear = nn.Linear(width, out)
@@ -57,7 +81,7 @@ def _alignment(width: int, config: FusionConfig) -> nn.Module:
 
 
 class Fusion(nn.Module):
-    """Alignment, two-way softmax gate, Mamba layers, projection to `out` channels."""
+    """Alignment, two-way softmax gate, Mamba or transformer layers, projection to `out` channels."""
 
     def __init__(
         self,
@@ -73,8 +97,7 @@ class Fusion(nn.Module):
         self.align_image = _alignment(image_width, config)
         self.align_text = _alignment(text_width, config)
         self.gate = nn.Linear(2 * config.width, 2) if config.gate else None
-        count = config.layers if config.layers_kind == "mamba" else 0
-        self.layers = nn.ModuleList(_MambaLayer(config, backend) for _ in range(count))
+        self.layers = _layers(config, backend)
         self.norm = nn.LayerNorm(config.width) if config.pre_norm else nn.Identity()
         self.projection = projection(config.width, out, batch_norm)
 

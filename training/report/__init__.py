@@ -1,6 +1,16 @@
-"""One HTML page about one run, made from the files of its folder; imports no torch."""
+"""Pages about one run or one experiment, made from the files of its folder; imports no torch."""
 
+from training.report.experiment import build_experiment, read_experiment, write_experiment, write_markdown
 from training.report.page import build_page, write_page
 from training.report.run import Run, read_run
 
-__all__ = ["Run", "build_page", "read_run", "write_page"]
+__all__ = [
+    "Run",
+    "build_experiment",
+    "build_page",
+    "read_experiment",
+    "read_run",
+    "write_experiment",
+    "write_markdown",
+    "write_page",
+]

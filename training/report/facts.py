@@ -6,7 +6,7 @@ import shlex
 from typing import Any
 
 from training.config import to_dict
-from training.recipes import RECIPES
+from training.recipes import get_recipe
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -55,10 +55,10 @@ def repeat_command(config: dict[str, Any], out: str) -> str | None:
 
     Options of `training.train` are the dotted names of the fields; only those that differ from the recipe are given.
     """
-    recipe = RECIPES.get(config["recipe"])
-    if recipe is None:
+    try:
+        base = flatten(to_dict(get_recipe(config["recipe"])))
+    except ValueError:
         return None
-    base = flatten(to_dict(recipe()))
     words = ["python", "-m", "training.train", config["recipe"], "--out", out]
     for key, value in flatten(config).items():
         if key != "recipe" and base.get(key) != value:

@@ -26,12 +26,15 @@ _HISTOGRAMS = (
 
 def write_page(run: Run, data_root: Path | None = None) -> Path:
     """Writes RUN/report.html in one move and returns its path; `data_root` where the data set was moved since."""
-    html = build_page(run, data_root)
-    path = run.folder / "report.html"
-    handle, name = tempfile.mkstemp(dir=run.folder, prefix=".report-", suffix=".html")
+    return write_whole(run.folder / "report.html", build_page(run, data_root).encode())
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """Writes a file in one move and returns its path."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(html)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

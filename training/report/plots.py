@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -122,6 +124,83 @@ def histogram(
         axes.set_xlabel(x_label)
         axes.set_ylabel("share, %")
         return _svg(figure, label)
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Ink, grid and series of one kind of picture."""
+
+    ink: str
+    grid: str
+    series: tuple[str, ...]
+
+
+# The page's light colours, for pictures that stand alone on white.
+_LIGHT = Colours("#1c1d20", "#dedfe3", ("#0b63b5", "#c04e00", "#00806a", "#a3369a", "#7a6200", "#54585f"))
+Draw = Callable[[Axes, Colours], None]
+
+
+def vector(draw: Draw, size: tuple[float, float], *, label: str) -> Markup:
+    """Inline SVG in the page's colours of what draw(axes, colours) draws; `size` in inches of 72 SVG units."""
+    with matplotlib.rc_context(_RC):
+        figure, axes = _figure(size)
+        draw(axes, Colours(_INK, _GRID, _SERIES))
+        return _svg(figure, label)
+
+
+def raster(draw: Draw, size: tuple[float, float]) -> bytes:
+    """PNG on white, 144 dots an inch. The same drawing always gives the same bytes."""
+    real = {_INK: _LIGHT.ink, _GRID: _LIGHT.grid}
+    with matplotlib.rc_context({key: real.get(str(value), value) for key, value in _RC.items()}):
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        draw(figure.add_subplot(), _LIGHT)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def draw_differences(
+    axes: Axes, colours: Colours, *, rows: Sequence[tuple[str, Mapping[str, Any], float | None]]
+) -> None:
+    """Differences of mAP to the full model, one row (label, comparison, the paper's difference or None) below the other:
+    mean with its interval, each seed as a small dot, the paper's as a hollow diamond, or as a number at the edge where it is
+    far away."""
+    names = {"here, 95 % interval", "each seed", "paper"}
+
+    def once(name: str) -> str | None:
+        """The name for the legend, the first time that it is asked for."""
+        if name not in names:
+            return None
+        names.remove(name)
+        return name
+
+    ours_all = [value for _, ours, _ in rows for value in (ours["low"], ours["high"], ours["delta"], *ours["per_seed"])]
+    known = [0.0, *(value for value in ours_all if value is not None)]
+    # Ours fill the middle half: one row of the paper's would squeeze all the others into a line.
+    room = max((max(known) - min(known)) / 2, 1e-3)
+    low, high = min(known) - room, max(known) + room
+    first, second, quiet = colours.series[0], colours.series[1], colours.series[5]
+    for height, (_, ours, paper) in enumerate(rows):
+        if ours["low"] is not None:
+            axes.plot([ours["low"], ours["high"]], [height, height], color=first, linewidth=2)
+        axes.plot(ours["delta"], height, "o", color=first, label=once("here, 95 % interval"))
+        seeds = ours["per_seed"]
+        axes.plot(seeds, [height + 0.18] * len(seeds), ".", color=quiet, label=once("each seed"))
+        if paper is None:
+            continue
+        if low <= paper <= high:
+            axes.plot(paper, height, "D", color=second, fillstyle="none", markersize=7, label=once("paper"))
+        else:
+            edge, side = (low, "left") if paper < low else (high, "right")
+            text = f"◂ {paper:.1f}" if side == "left" else f"{paper:.1f} ▸"
+            axes.text(edge, height, text, color=second, ha=side, va="center")
+    axes.set_xlim(low, high)
+    axes.axvline(0, color=colours.ink, linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("Δ mAP to the full model, percentage points")
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, columnspacing=1.2)
 
 
 def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:

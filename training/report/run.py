@@ -42,13 +42,14 @@ def read_run(folder: Path) -> Run:
     path = folder / "eval.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run `python -m training.evaluate {folder}` first")
-    evaluation = _parse(path.read_text(encoding="utf-8"), str(path))
+    evaluation = parse(path.read_text(encoding="utf-8"), str(path))
     _check_evaluation(evaluation, path)
     steps, validations = _read_metrics(folder / "metrics.jsonl")
     return Run(folder, evaluation, steps, validations)
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def parse(text: str, where: str) -> dict[str, Any]:
+    """The JSON object in `text`. Raises ValueError that begins with `where`."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -96,7 +97,7 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]] | None, list[dict[st
     validations: dict[int, dict[str, Any]] = {}
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         where = f"{path} line {number}"
-        line = _parse(text, where)
+        line = parse(text, where)
         kind = line.get("kind")
         if kind not in _LINE_FIELDS:
             raise ValueError(f"{where}: 'kind' must be one of {', '.join(_LINE_FIELDS)}, got {kind!r}")
