@@ -157,7 +157,7 @@ struct ChannelBackward {
 
 // The block's runs of one channel are added in order; sums[run][tap][channel].
 template <int V, int W>
-BDAM_DEVICE void write_partial(const ConvParams& p, const ConvPlan& plan, const float (&dtaps)[W + 1][V], float* sums) {
+BDAM_DEVICE void write_partial(const ConvParams& p, const float (&dtaps)[W + 1][V], float* sums) {
   constexpr int kWide = 32 * V;
   const int tid = static_cast<int>(threadIdx.y * 32 + threadIdx.x);
 #pragma unroll
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kThreads) backward_channels(const ConvParams p
     else
       work.run();
   }
-  write_partial<V, W>(p, plan, work.dtaps, sums);
+  write_partial<V, W>(p, work.dtaps, sums);
 }
 
 // --- rows
@@ -238,7 +238,7 @@ struct RowBackward {
     x = view_of<const T>(p.x).at(at.b, 0, d);
     dout = view_of<const T>(p.dout).at(at.b, 0, d);
     dx = view_of<T>(p.dx).at(at.b, 0, d);
-    const int t = at.step(at.end);
+    const int t = at.live ? at.step(at.end) : at.L + W - 1;  // past the end there is nothing to read
     float q[2 * (W - 1)][1];
 #pragma unroll
     for (int i = 0; i < 2 * (W - 1); ++i) q[i][0] = input_at<T, W>(p, at, x, t - (W - 1) + i);
