@@ -73,7 +73,7 @@ def extensions() -> list:
         return [cpu]
     cuda = cpp_extension.CUDAExtension(
         "bdam_fast._C_cuda",
-        sources("_cuda.cu", "_cuda.cpp"),
+        [*sources("_cuda.cu", "_cuda.cpp"), "csrc/common/runtime.cpp"],
         include_dirs=include,
         depends=sources(".h", ".cuh"),
         py_limited_api=True,

@@ -1,33 +1,14 @@
 // The Python module bdam_fast._C. Loading the library registers the operators, whose static initialisers stand in the
 // operators' own .cpp files; the module's functions only report and steer what runs.
-#ifndef Py_LIMITED_API
-#define Py_LIMITED_API 0x030a0000
-#endif
-#include <Python.h>
+#include "common/module.h"
 
 #include <cstring>
 
 #include "common/elementary.h"
-#include "common/runtime.h"
 
 namespace {
 
 using namespace bdam_fast;
-
-PyObject* call_counts(PyObject*, PyObject*) {
-  PyObject* counts = PyDict_New();
-  for (CallCounter* c = first_counter(); counts != nullptr && c != nullptr; c = c->next) {
-    PyObject* value = PyLong_FromLongLong(c->count.load());
-    if (value == nullptr || PyDict_SetItemString(counts, c->name, value) != 0) Py_CLEAR(counts);
-    Py_XDECREF(value);
-  }
-  return counts;
-}
-
-PyObject* reset_call_counts(PyObject*, PyObject*) {
-  for (CallCounter* c = first_counter(); c != nullptr; c = c->next) c->count.store(0);
-  Py_RETURN_NONE;
-}
 
 PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(kIsaNames[static_cast<int>(current_isa())]); }
 
@@ -57,13 +38,6 @@ PyObject* set_isa_named(PyObject*, PyObject* argument) {
   return nullptr;
 }
 
-PyObject* set_poison_flag(PyObject*, PyObject* argument) {
-  const int on = PyObject_IsTrue(argument);
-  if (on < 0) return nullptr;
-  set_poison(on != 0);
-  Py_RETURN_NONE;
-}
-
 PyObject* elementary_rate_named(PyObject*, PyObject* argument) {
   PyObject* bytes = PyUnicode_AsUTF8String(argument);
   if (bytes == nullptr) return nullptr;
@@ -77,14 +51,12 @@ PyObject* elementary_rate_named(PyObject*, PyObject* argument) {
 }
 
 PyMethodDef methods[] = {
-    {"call_counts", call_counts, METH_NOARGS, "Calls of each kernel so far, by name."},
-    {"reset_call_counts", reset_call_counts, METH_NOARGS, "Sets every call count to zero."},
+    BDAM_MODULE_METHODS,
     {"isa", isa, METH_NOARGS, "The instruction set in use: baseline, avx2 or avx512."},
     {"available_isas", available_isas, METH_NOARGS, "The instruction sets that this build holds and this CPU runs."},
     {"set_isa", set_isa_named, METH_O, "Uses one of available_isas() from now on."},
     {"elementary_rate", elementary_rate_named, METH_O,
      "Evaluations per second of an elementary function on one thread."},
-    {"set_poison", set_poison_flag, METH_O, "While on, kernels' results and working memory start as NaN (for tests)."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 #include <initializer_list>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -64,21 +65,41 @@ inline Stream stream_of(const char* op, const char* name, const Tensor& t, int b
   return s;
 }
 
-// CPU memory for a result or a workspace. The shim's own call: going through the dispatcher by name costs a microsecond
+struct Device {
+  int32_t type = aoti_torch_device_type_cpu(), index = 0;
+};
+inline Device device_of(const Tensor& t) {
+  Device d;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &d.type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &d.index));
+  return d;
+}
+
+// While poison() is on, memory starts as NaN.
+inline Tensor poisoned(Tensor t) {
+  if (!poison() || t.numel() == 0) return t;
+  if (t.is_cpu())
+    std::memset(t.data_ptr(), 0xff, t.numel() * t.element_size());
+  else
+    torch::stable::fill_(t, std::numeric_limits<double>::quiet_NaN());
+  return t;
+}
+
+// Memory for a result or a workspace. The shim's own call: going through the dispatcher by name costs a microsecond
 // each.
-inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, size_t dim, ScalarType dtype) {
+inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, size_t dim, ScalarType dtype,
+                            const Device& device = {}) {
   const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes, strides, type, aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor t(handle);
-  if (poison() && t.numel() > 0) std::memset(t.data_ptr(), 0xff, t.numel() * t.element_size());
-  return t;
+      aoti_torch_empty_strided(dim, sizes, strides, type, device.type, device.index, &handle));
+  return poisoned(Tensor(handle));
 }
-inline Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+// On the CPU, or on the device that is given.
+inline Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType dtype, const Device& device = {}) {
   int64_t strides[8], step = 1;
   for (size_t i = sizes.size(); i-- > 0; step *= std::max<int64_t>(sizes.begin()[i], 1)) strides[i] = step;
-  return empty_strided(sizes.begin(), strides, sizes.size(), dtype);
+  return empty_strided(sizes.begin(), strides, sizes.size(), dtype, device);
 }
 // Whether the elements fill their memory without gaps or overlaps, in any order of dimensions.
 inline bool is_dense(const Tensor& t) {
@@ -99,13 +120,11 @@ inline void check_writable(const char* op, const char* name, const Tensor& t) {
     STD_TORCH_CHECK(t.size(i) < 2 || t.stride(i) != 0, op, ": ", name,
                     " is updated in place and must not be expanded, got strides ", shape_text(t.strides()));
 }
-// torch.empty_like: the memory order of `t`, whatever it is.
+// torch.empty_like: the memory order of `t`, whatever it is, on its device.
 inline Tensor allocate_like(const Tensor& t) {
   if (t.numel() > 0 && is_dense(t))
-    return empty_strided(t.sizes().data(), t.strides().data(), t.dim(), t.scalar_type());
-  Tensor r = torch::stable::empty_like(t);
-  if (poison() && r.numel() > 0) std::memset(r.data_ptr(), 0xff, r.numel() * r.element_size());
-  return r;
+    return empty_strided(t.sizes().data(), t.strides().data(), t.dim(), t.scalar_type(), device_of(t));
+  return poisoned(torch::stable::empty_like(t));
 }
 
 // float32 for everything but float64: the type in which states are kept and sums are formed.

@@ -1,0 +1,257 @@
+// What the device code of all operators shares. No torch in here. The same source runs on the CPU, where BDAM_CUDA_HOST
+// is defined and tests/cuda_host/include stands in for the CUDA toolkit.
+//
+// Offsets between batch items, steps and channels are formed in int64_t (View): a tensor may pass 2^31 elements. Within
+// a tile, which is small, they are ints.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "common/dtype.h"
+
+#define BDAM_DEVICE __device__ __forceinline__
+
+#ifdef BDAM_CUDA_HOST
+#include <host_models.h>
+#define BDAM_START(kernel, grid, block, shared_bytes, stream, ...)                                             \
+  (static_cast<void>(stream), ::host_cuda::launch(reinterpret_cast<const void*>(kernel), #kernel, grid, block, \
+                                                  shared_bytes, [=] { (kernel)(__VA_ARGS__); }))
+#define BDAM_SHARED(type, name) type* const name = reinterpret_cast<type*>(::host_cuda::state.shared)
+#else
+#define BDAM_START(kernel, grid, block, shared_bytes, stream, ...) \
+  (kernel)<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+// The dynamic shared memory of the block, aligned to 16 bytes. One declaration for all types: a name has one type.
+#define BDAM_SHARED(type, name)                                      \
+  extern __shared__ __align__(16) unsigned char bdam_shared_bytes[]; \
+  type* const name = reinterpret_cast<type*>(bdam_shared_bytes)
+#endif
+
+// BDAM_LAUNCH((kernel<T, 4>), grid, block, shared_bytes, stream, arguments...) runs a kernel and throws a
+// std::runtime_error that names it where it cannot be started (an empty grid, for instance).
+#define BDAM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                               \
+  do {                                                                                                            \
+    const size_t bdam_bytes = (shared_bytes);                                                                     \
+    if (bdam_bytes > ::bdam_fast::device::kSharedWithoutAsking)                                                   \
+      ::bdam_fast::device::check_started(                                                                         \
+          #kernel, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bdam_bytes))); \
+    BDAM_START(kernel, grid, block, bdam_bytes, stream, __VA_ARGS__);                                             \
+    ::bdam_fast::device::check_started(#kernel, cudaGetLastError());                                              \
+  } while (0)
+
+// Runs the statement with T bound to the device's type of a Dtype; float64 is the CPU's and the reference's.
+#define BDAM_SWITCH_DEVICE_DTYPE(dtype, T, ...)                                 \
+  switch (dtype) {                                                              \
+    case ::bdam_fast::Dtype::f32: {                                             \
+      using T = float;                                                          \
+      __VA_ARGS__;                                                              \
+      break;                                                                    \
+    }                                                                           \
+    case ::bdam_fast::Dtype::bf16: {                                            \
+      using T = __nv_bfloat16;                                                  \
+      __VA_ARGS__;                                                              \
+      break;                                                                    \
+    }                                                                           \
+    case ::bdam_fast::Dtype::f16: {                                             \
+      using T = __half;                                                         \
+      __VA_ARGS__;                                                              \
+      break;                                                                    \
+    }                                                                           \
+    case ::bdam_fast::Dtype::f64:                                               \
+      throw std::runtime_error("the CUDA kernels take no float64 activations"); \
+  }
+
+namespace bdam_fast::device {
+
+constexpr size_t kSharedWithoutAsking = 48 * 1024;
+constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+inline void check_started(const char* kernel, cudaError_t error) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("bdam_fast: CUDA kernel ") + kernel + ": " + cudaGetErrorString(error));
+}
+
+// --- single instructions
+
+#ifndef BDAM_CUDA_HOST
+// 2^x and log2(x) to 2 ulp, 1 / x to 1 ulp; subnormal numbers are zeros.
+BDAM_DEVICE float ex2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+BDAM_DEVICE float lg2(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+BDAM_DEVICE float rcp(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// The smaller one, or NaN if one of them is (fminf drops it).
+BDAM_DEVICE float min_nan(float a, float b) {
+  float y;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+// Two floats rounded into one register, `low` in its lower half.
+BDAM_DEVICE uint32_t two_bf16(float low, float high) {
+  uint32_t y;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
+}
+BDAM_DEVICE uint32_t two_half(float low, float high) {
+  uint32_t y;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
+}
+// Begins a copy of 4, 8 or 16 aligned bytes to shared memory; this thread sees it after cp_async_wait(), the block
+// after the next barrier. 2 bytes have no such instruction and are copied at once.
+template <int Bytes>
+BDAM_DEVICE void cp_async(void* shared, const void* global) {
+  static_assert(Bytes == 2 || Bytes == 4 || Bytes == 8 || Bytes == 16);
+  if constexpr (Bytes == 2)
+    *static_cast<uint16_t*>(shared) = *static_cast<const uint16_t*>(global);
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
+                 "l"(global), "n"(Bytes)
+                 : "memory");
+}
+BDAM_DEVICE void cp_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// D (16 x 8) += A (16 x 8) B (8 x 8) of a warp; the low 13 bits of the factors are ignored. Lane l holds of A rows l /
+// 4 and l / 4 + 8 in columns l % 4 (a0, a1) and l % 4 + 4 (a2, a3); of B column l / 4 in rows l % 4 and l % 4 + 4; of D
+// rows l / 4 (d[0], d[1]) and l / 4 + 8 (d[2], d[3]) in columns 2 (l % 4) and the next.
+BDAM_DEVICE void mma_tf32(float (&d)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+BDAM_DEVICE void check_aligned(const void*, size_t) {}
+#endif
+
+// --- conversion; T is float, __half or __nv_bfloat16
+
+BDAM_DEVICE float to_f(float v) { return v; }
+BDAM_DEVICE float to_f(__half v) { return __half2float(v); }
+BDAM_DEVICE float to_f(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+template <class T>
+BDAM_DEVICE T from_f(float v);
+template <>
+BDAM_DEVICE float from_f<float>(float v) {
+  return v;
+}
+template <>
+BDAM_DEVICE __half from_f<__half>(float v) {
+  return __float2half_rn(v);
+}
+template <>
+BDAM_DEVICE __nv_bfloat16 from_f<__nv_bfloat16>(float v) {
+  return __float2bfloat16_rn(v);
+}
+
+// V adjacent elements that are loaded and stored by one instruction (V * sizeof(T) is 2, 4, 8 or 16), at an address
+// that is a multiple of its size.
+template <class T, int V>
+struct alignas(sizeof(T) * V) Pack {
+  T v[V];
+};
+
+template <class T, int V>
+BDAM_DEVICE void unpack(const Pack<T, V>& p, float (&r)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) r[i] = to_f(p.v[i]);
+}
+// Two bf16 of a register become floats by one shift and one mask.
+template <int V>
+BDAM_DEVICE void unpack(const Pack<__nv_bfloat16, V>& p, float (&r)[V]) {
+  if constexpr (V % 2 == 0) {
+#pragma unroll
+    for (int i = 0; i < V; i += 2) {
+      uint32_t bits;
+      memcpy(&bits, &p.v[i], sizeof bits);
+      r[i] = __uint_as_float(bits << 16);
+      r[i + 1] = __uint_as_float(bits & 0xffff0000u);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; ++i) r[i] = to_f(p.v[i]);
+  }
+}
+
+BDAM_DEVICE uint32_t two_of(__nv_bfloat16, float low, float high) { return two_bf16(low, high); }
+BDAM_DEVICE uint32_t two_of(__half, float low, float high) { return two_half(low, high); }
+// 16-bit elements are rounded in pairs, by one instruction.
+template <class T, int V>
+BDAM_DEVICE Pack<T, V> pack(const float (&r)[V]) {
+  Pack<T, V> p;
+  if constexpr (sizeof(T) == 2 && V % 2 == 0) {
+#pragma unroll
+    for (int i = 0; i < V; i += 2) {
+      const uint32_t bits = two_of(T{}, r[i], r[i + 1]);
+      memcpy(&p.v[i], &bits, sizeof bits);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; ++i) p.v[i] = from_f<T>(r[i]);
+  }
+  return p;
+}
+
+template <int V, class T>
+BDAM_DEVICE Pack<T, V> load_pack(const T* p) {
+  check_aligned(p, sizeof(Pack<T, V>));
+  return *reinterpret_cast<const Pack<T, V>*>(p);
+}
+template <class T, int V>
+BDAM_DEVICE void store_pack(T* p, const Pack<T, V>& v) {
+  check_aligned(p, sizeof(Pack<T, V>));
+  *reinterpret_cast<Pack<T, V>*>(p) = v;
+}
+// The same with conversion: V elements of T in memory, floats in registers.
+template <int V, class T>
+BDAM_DEVICE void load(const T* p, float (&r)[V]) {
+  unpack(load_pack<V>(p), r);
+}
+template <int V, class T>
+BDAM_DEVICE void store(T* p, const float (&r)[V]) {
+  store_pack(p, pack<T>(r));
+}
+
+// --- functions of the operators
+
+// softplus and its derivative, linear above 20 like PyTorch's. 1 + e^x loses the digits of a small e^x: below -7 two
+// terms of the series stand in (relative error 3e-7). Right at +-inf, NaN for NaN.
+BDAM_DEVICE void softplus(float x, float& sp, float& dsp) {
+  const float e = ex2(min_nan(x, 30.f) * kLog2e);
+  sp = x > 20.f ? x : x < -7.f ? e * (1.f - 0.5f * e) : kLn2 * lg2(1.f + e);
+  dsp = e * rcp(1.f + e);
+}
+BDAM_DEVICE float sigmoid(float x) { return rcp(1.f + ex2(-x * kLog2e)); }
+// d silu(x) / dx, given s = sigmoid(x)
+BDAM_DEVICE float silu_derivative(float x, float s) { return s * fmaf(x, 1.f - s, 1.f); }
+
+// --- tensors
+
+// A Stream whose element type is known: (batch, time, channel), strides in elements, any of them negative or zero.
+template <class T>
+struct View {
+  T* data;
+  int64_t batch, time, channel;
+
+  BDAM_DEVICE T* at(int64_t b, int64_t t, int64_t d) const { return data + (b * batch + t * time + d * channel); }
+};
+template <class T>
+inline View<T> view_of(const Stream& s) {
+  return {reinterpret_cast<T*>(s.data), s.batch, s.time, s.channel};
+}
+
+}  // namespace bdam_fast::device
