@@ -1,16 +1,17 @@
 // Selective scan, backward. A block owns kChannels channels and walks tiles of 8 steps from the last to the first:
 //
 //   1 elementwise, (8 steps) x (channels): dt, dt u and d y into shared memory
-//   2 states, for the two halves of the tile, the later first: from the saved state forward, keeping exp(dt A) and h of 4
+//   2 states, for the two halves of the tile, the later first: from the saved state forward, keeping exp(dt A) and h of
+//   4
 //     steps in registers, then the reverse recurrence over them
 //   3 elementwise, after each half: du, ddelta, dz, and the sums over the block's channels for dB and dC
 //
-// In 2 a thread has NC channels x NS states, LN threads share its channels: with 4 x 4 the sums over channels for dB and
-// dC are formed in the thread down to a quarter, and B, C, dt, dt u are read once for 16 states. Counted on sm_90, 16
-// states: 1 x 16 takes 22.8 instructions per state, 2 x 8 21.4, 4 x 4 19.6 (with tiles of 4 steps, that save twice as
-// much). Sums over states for d(dt u) and d(dt) meet in shared memory. So does y, needed for dz, in float32; in 16 bits
-// it is a tensor core product, whose inputs are cut to 10 bits: the error (4e-4 of y) stays below dz's own rounding.
-// d(dt u) would not bear that, for the sum ddelta_bias is float32.
+// In 2 a thread has NC channels x NS states, LN threads share its channels: with 4 x 4 the sums over channels for dB
+// and dC are formed in the thread down to a quarter, and B, C, dt, dt u are read once for 16 states. Counted on sm_90,
+// 16 states: 1 x 16 takes 22.8 instructions per state, 2 x 8 21.4, 4 x 4 19.6 (with tiles of 4 steps, that save twice
+// as much). Sums over states for d(dt u) and d(dt) meet in shared memory. So does y, needed for dz, in float32; in 16
+// bits it is a tensor core product, whose inputs are cut to 10 bits: the error (4e-4 of y) stays below dz's own
+// rounding. d(dt u) would not bear that, for the sum ddelta_bias is float32.
 //
 // No atomics: partial sums go to a workspace, sum_partials adds them in a fixed order.
 #pragma once
@@ -24,9 +25,9 @@ template <class T>
 struct BackwardViews : ScanViews<T> {
   View<const T> dout;
   View<T> du, ddelta, dz;
-  View<const float> dlast;  // (B, D, N); data may be null
-  View<float> dfirst;       // (B, D, N); data may be null
-  float *sum_B, *sum_C;     // [B][G][blocks][L][NP], or constant: [chunks][B][D][NP]
+  View<const float> dlast;             // (B, D, N); data may be null
+  View<float> dfirst;                  // (B, D, N); data may be null
+  float *sum_B, *sum_C;                // [B][G][blocks][L][NP], or constant: [chunks][B][D][NP]
   float *sum_A, *sum_skip, *sum_bias;  // [chunks][B][D][NP], [chunks][B][D] twice; the last two may be null
 };
 
@@ -43,16 +44,17 @@ struct BackwardLayout {
   static constexpr int kInputs = 4, kKept = 3;  // u, delta, z, d out; u, d dt / d delta, d out y / d z
 
   static constexpr int dt = 0, xu = dt + kTile * kPitch, dy = xu + kTile * kPitch;
-  static constexpr int bc = dy + kTile * kPitch;                            // [step][B or C][NP]
-  static constexpr int y = bc + kTile * 2 * NP;                             // [half's step][kYRows][kPitch]
-  static constexpr int dxu = y + kHalf * kYRows * kPitch;                   // [half's step][LN][kPitch]
-  static constexpr int ddt = dxu + kHalf * LN * kPitch;                     // the same
-  static constexpr int dbc = ddt + kHalf * LN * kPitch;                     // [half's step][B or C][kGroups][NP]
-  static constexpr int kept = dbc + kHalf * 2 * kGroups * NP;               // [2 * kEach][kKept][thread][V]
-  static constexpr int saved = kept + 2 * kEach * kKept * kThreads * V;     // [channel][thread][NS]
-  static constexpr int vectors = saved + NC * kThreads * NS;                // D and bias of the channels
-  static constexpr int kinds = vectors + 2 * kChannels;                     // [kTile]
-  static constexpr int raw = kinds + kTile;                                 // [2 * kEach][kInputs][thread][V] of T
+  static constexpr int bc = dy + kTile * kPitch;                         // [step][B or C][NP]
+  static constexpr int y = bc + kTile * 2 * NP;                          // [half's step][kYRows][kPitch]
+  static constexpr int dxu = y + kHalf * kYRows * kPitch;                // [half's step][LN][kPitch]
+  static constexpr int ddt = dxu + kHalf * LN * kPitch;                  // the same
+  static constexpr int dbc = ddt + kHalf * LN * kPitch;                  // [half's step][B or C][kGroups][NP]
+  static constexpr int kept = dbc + kHalf * 2 * kGroups * NP;            // [2 * kEach][kKept][thread][V]
+  static constexpr int saved = kept + 2 * kEach * kKept * kThreads * V;  // [channel][thread][NS]
+  static constexpr int vectors = saved + NC * kThreads * NS;             // D and bias of the channels
+  static constexpr int kinds = vectors + 2 * kChannels;                  // [kTile]
+  static constexpr int bases = kinds + kTile;                            // [7] pointers
+  static constexpr int raw = bases + 16;                                 // [2 * kEach][kInputs][thread][V] of T
   static constexpr size_t bytes = raw * sizeof(float) + 2 * kEach * kInputs * kThreads * V * sizeof(T);
 };
 
@@ -102,12 +104,13 @@ struct Items {
 // Tensor cores drop the low 13 bits: a mean relative loss of 2^-11 / (2 ln 2), given back here.
 constexpr float kDropped = 1.f + 0.00035222f;
 
-template <class T, int NC, int NS, int LN, int V, Access A, bool Packed, bool Constant>
+template <class T, int NC, int NS, int LN, int V, Access A, Case K>
 struct Backward {
   using Layout = BackwardLayout<T, NC, NS, LN, V>;
   using Offset = std::conditional_t<A == Access::scalar, int64_t, int>;  // within a chunk; the launcher sees to it
   static constexpr int NP = NS * LN, kPitch = Layout::kPitch, kEach = Layout::kEach, kThreads = kScanThreads;
   static constexpr int kTile = kCudaTile;
+  static constexpr bool Packed = K != Case::usual, Constant = K == Case::constant;
 
   const BackwardViews<T>& p;
   float* const shared;
@@ -148,6 +151,12 @@ struct Backward {
       }
 #pragma unroll
     for (int i = 0; i < kEach * V; ++i) skip_sum[i] = bias_sum[i] = 0.f;
+    if (threadIdx.x == 0) {
+      note(kU, p.u), note(kDelta, p.delta), note(kZ, p.z), note(kDout, p.dout);
+      note(kDu, p.du), note(kDdelta, p.ddelta), note(kDz, p.dz);
+    }
+#pragma unroll
+    for (int c = 0; c < NC; ++c) store<NS>(saved(c), h[c]);  // of absent channels they stay 0
     for (int c = threadIdx.x; c < Layout::kChannels; c += kThreads) {
       const bool present = c < at.count;
       shared[Layout::vectors + c] = present && p.skip.data ? *p.skip.at(0, 0, at.first + c) : 0.f;
@@ -158,10 +167,18 @@ struct Backward {
   BDAM_DEVICE int64_t row(int chunk, int channel) const {
     return (static_cast<int64_t>(chunk) * p.batch + at.batch) * p.channels + channel;
   }
+  // The tensors in the order of `bases`, where their elements of this block's first step and channel are noted: to form
+  // such an address takes ten instructions.
+  enum Tensor { kU, kDelta, kZ, kDout, kDu, kDdelta, kDz };
   template <class U>
-  BDAM_DEVICE U* element(const View<U>& v, int l, int c) const {
-    U* const base = v.data + (at.batch * v.batch + at.begin * v.time + at.first * v.channel);
-    return base + (static_cast<Offset>(l) * static_cast<Offset>(v.time) + static_cast<Offset>(c) * static_cast<Offset>(v.channel));
+  BDAM_DEVICE void note(Tensor which, const View<U>& v) {
+    reinterpret_cast<const void**>(shared + Layout::bases)[which] = v.at(at.batch, at.begin, at.first);
+  }
+  template <class U>
+  BDAM_DEVICE U* element(Tensor which, const View<U>& v, int l, int c) const {
+    U* const base = reinterpret_cast<U* const*>(shared + Layout::bases)[which];
+    const Offset time = A == Access::time_vectors ? 1 : v.time, channel = A == Access::channel_vectors ? 1 : v.channel;
+    return base + (l * time + c * channel);
   }
   BDAM_DEVICE bool item_exists() const {
     return Layout::kItems >= kThreads || static_cast<int>(threadIdx.x) < Layout::kItems;
@@ -177,42 +194,34 @@ struct Backward {
            ((half * kEach + i) * Layout::kInputs + input) * kThreads + threadIdx.x;
   }
   BDAM_DEVICE float* kept(int half, int i, int which) const {
-    return shared + Layout::kept + (((half * kEach + i) * Layout::kKept + which) * kThreads + static_cast<int>(threadIdx.x)) * V;
+    return shared + Layout::kept +
+           (((half * kEach + i) * Layout::kKept + which) * kThreads + static_cast<int>(threadIdx.x)) * V;
   }
   BDAM_DEVICE float* saved(int c) const {
     return shared + Layout::saved + (c * kThreads + static_cast<int>(threadIdx.x)) * NS;
   }
 
-  // Begins to bring what this thread itself will use of the tile from step `first` on; no barrier belongs to it.
+  // Begins to bring what this thread itself will use of the tile from step `first` on; no barrier belongs to it. Past
+  // the end of steps or channels the last ones are read again, which takes less than a branch.
   BDAM_DEVICE void fetch(int first) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int i = 0; i < kEach; ++i)
-        if (present(first, half, i)) {
-          const int l = first + items.step_of(half, i), c = items.channel_of(i);
-          cp_async<sizeof(Pack<T, V>)>(raw(half, i, 0), element(p.u, l, c));
-          cp_async<sizeof(Pack<T, V>)>(raw(half, i, 1), element(p.delta, l, c));
-          if (p.z.data) cp_async<sizeof(Pack<T, V>)>(raw(half, i, 2), element(p.z, l, c));
-          cp_async<sizeof(Pack<T, V>)>(raw(half, i, 3), element(p.dout, l, c));
-        }
-    const int64_t tile = (at.begin + first) / kTile, tiles = (p.length + kTile - 1) / kTile - 1;
-    const float* source =
-        p.checkpoint + (((at.batch * tiles + tile - 1) * (NP / 4) + s * NS / 4) * p.channels + at.first + g * NC) * 4 + s * NS % 4;
-#pragma unroll
-    for (int c = 0; c < NC; ++c) {
-      if (g * NC + c >= at.count) continue;
-      if (tile > 0) {
-        cp_async<NS * 4>(saved(c), source + c * 4);
-        continue;
+      for (int i = 0; i < kEach; ++i) {
+        const int l = min(first + items.step_of(half, i), at.steps - (A == Access::time_vectors ? V : 1));
+        const int c = min(items.channel_of(i), at.count - (A == Access::channel_vectors ? V : 1));
+        cp_async<sizeof(Pack<T, V>)>(raw(half, i, 0), element(kU, p.u, l, c));
+        cp_async<sizeof(Pack<T, V>)>(raw(half, i, 1), element(kDelta, p.delta, l, c));
+        cp_async<sizeof(Pack<T, V>)>(raw(half, i, 2), element(kZ, p.z, l, c));
+        cp_async<sizeof(Pack<T, V>)>(raw(half, i, 3), element(kDout, p.dout, l, c));
       }
+    const int64_t tile = at.batch * ((p.length + kTile - 1) / kTile) + (at.begin + first) / kTile;
+    const float* source = p.checkpoint + (tile * (NP / 4) * p.channels + at.first) * 4 +
+                          (s * NS / 4 * p.channels + g * NC) * 4 + s * NS % 4;
 #pragma unroll
-      for (int i = 0; i < NS; ++i) {
-        const int n = s * NS + i;
-        saved(c)[i] = p.first.data && n < p.states ? *p.first.at(at.batch, n, at.first + g * NC + c) : 0.f;
-      }
-    }
-    projections.template fetch<Packed>(p, at, at.begin, 1, first);
+    for (int c = 0; c < NC; ++c)
+      if (g * NC + c < at.count) cp_async<NS * 4>(saved(c), source + c * 4);
+    projections.template fetch<K>(p, at, at.begin, 1, first);
   }
 
   // 1: dt, dt u, d y of the whole tile to shared memory
@@ -240,8 +249,8 @@ struct Backward {
         for (int v = 0; v < V; ++v) {
           const float si = sigmoid(z[v]), gs = go[v] * si;
           softplus(x[v] + bias[v], dt[v], slope[v]);
-          if (!p.softplus) dt[v] = x[v] + bias[v], slope[v] = 1.f;
-          dy[v] = p.z.data ? gs * z[v] : go[v];
+          if (K != Case::usual && !p.softplus) dt[v] = x[v] + bias[v], slope[v] = 1.f;
+          dy[v] = K == Case::usual || p.gated ? gs * z[v] : go[v];
           dz[v] = gs * fmaf(z[v], 1.f - si, 1.f);
           xu[v] = dt[v] * u[v];
         }
@@ -266,8 +275,8 @@ struct Backward {
     projections.stash(shared + Layout::bc);
     if (Packed && static_cast<int>(threadIdx.x) < kTile) {
       const int l = first + static_cast<int>(threadIdx.x);
-      shared[Layout::kinds + threadIdx.x] =
-          p.steps && l < at.steps ? p.steps[at.batch * p.length + at.begin + l] : kStep;
+      const bool known = p.steps && l < at.steps;
+      shared[Layout::kinds + threadIdx.x] = known ? p.steps[at.batch * p.length + at.begin + l] : int8_t{kStep};
     }
   }
 
@@ -275,7 +284,7 @@ struct Backward {
   BDAM_DEVICE void restore() {
 #pragma unroll
     for (int c = 0; c < NC; ++c) {
-      if (g * NC + c < at.count) load<NS>(saved(c), h[c]);
+      load<NS>(saved(c), h[c]);
     }
   }
   // B and C of step t for this thread's states
@@ -347,15 +356,18 @@ struct Backward {
     store<NS>(shared + Layout::dbc + ((half_t * 2 + 0) * Layout::kGroups + g) * NP + s * NS, sum_B);
     store<NS>(shared + Layout::dbc + ((half_t * 2 + 1) * Layout::kGroups + g) * NP + s * NS, sum_C);
   }
-  // <C, h>: of this thread's states or, by tensor cores, of those of four threads. Rows l / 4 and l / 4 + 8 of the first
-  // factor are two channels, its columns and the second factor's rows the states; all columns of that one are equal.
+  // <C, h>: of this thread's states or, by tensor cores, of those of four threads. Rows l / 4 and l / 4 + 8 of the
+  // first factor are two channels, its columns and the second factor's rows the states; all columns of that one are
+  // equal.
   BDAM_DEVICE void read_out(const float (&vc)[NS], float (&y)[NC]) const {
     if constexpr (Layout::kTensorCore && !Constant) {
 #pragma unroll
       for (int c = 0; c < NC; c += 2) {
-        float sum[4] = {0.f, 0.f, 0.f, 0.f};
+        float sum[4];
+        mma_tf32_first(sum, h[c][0], h[c + 1][0], h[c][1], h[c + 1][1], vc[0], vc[1]);
 #pragma unroll
-        for (int i = 0; i < NS; i += 2) mma_tf32(sum, h[c][i], h[c + 1][i], h[c][i + 1], h[c + 1][i + 1], vc[i], vc[i + 1]);
+        for (int i = 2; i < NS; i += 2)
+          mma_tf32(sum, h[c][i], h[c + 1][i], h[c][i + 1], h[c + 1][i + 1], vc[i], vc[i + 1]);
         y[c] = sum[0], y[c + 1] = sum[2];
       }
     } else {
@@ -424,12 +436,16 @@ struct Backward {
       if (Packed) {  // a state that is not finite makes 0 * NaN of a padded step
 #pragma unroll
         for (int v = 0; v < V; ++v)
-          if (padded(first + t + (A == Access::time_vectors ? v : 0) < at.steps ? first + t + (A == Access::time_vectors ? v : 0) : 0) && present(first, half, i)) du[v] = ddelta[v] = dz[v] = 0.f;
+          if (padded(first + t + (A == Access::time_vectors ? v : 0) < at.steps
+                         ? first + t + (A == Access::time_vectors ? v : 0)
+                         : 0) &&
+              present(first, half, i))
+            du[v] = ddelta[v] = dz[v] = 0.f;
       }
       if (!present(first, half, i)) continue;
-      store(element(p.du, first + t, c), du);
-      store(element(p.ddelta, first + t, c), ddelta);
-      if (p.z.data) store(element(p.dz, first + t, c), dz);
+      store(element(kDu, p.du, first + t, c), du);
+      store(element(kDdelta, p.ddelta, first + t, c), ddelta);
+      if (K == Case::usual || p.gated) store(element(kDz, p.dz, first + t, c), dz);
     }
     add_projections(first + half * kHalf);
   }
@@ -437,7 +453,10 @@ struct Backward {
   // channels; then the kShare sharers combine.
   BDAM_DEVICE void add_projections(int first) {
     constexpr int kQuads = NP / 4, kWork = kHalf * 2 * kQuads, kRatio = kThreads / kWork;
-    constexpr int kShare = kRatio > 8 ? 8 : kRatio > 0 ? kRatio : 1, kPasses = (kWork * kShare + kThreads - 1) / kThreads;
+    constexpr int kShare = kRatio > 8   ? 8
+                           : kRatio > 0 ? kRatio
+                                        : 1,
+                  kPasses = (kWork * kShare + kThreads - 1) / kThreads;
     static_assert(Layout::kGroups % kShare == 0 && kQuads * kShare <= 32 * (kShare == 1 ? 2 : 1));
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
@@ -469,14 +488,14 @@ struct Backward {
 
   BDAM_DEVICE void walk() {
     const int last = at.steps > 0 ? (at.steps - 1) / kTile * kTile : -1;
+    __syncthreads();  // D, bias and the bases are there
     if (last >= 0) fetch(last);
-    __syncthreads();  // D and bias
 #pragma unroll 1
     for (int first = last; first >= 0; first -= kTile) {
       cp_async_wait();
       enter(first);
       __syncthreads();
-#pragma unroll 1
+#pragma unroll
       for (int half = 1; half >= 0; --half) {
         float E[kHalf][NC][NS], H[kHalf][NC][NS];
         restore();
@@ -533,10 +552,10 @@ struct Backward {
   }
 };
 
-template <class T, int NC, int NS, int LN, int V, Access A, bool Packed, bool Constant>
+template <class T, int NC, int NS, int LN, int V, Access A, Case K>
 __global__ void __launch_bounds__(kScanThreads, 2) scan_backward(BackwardViews<T> p) {
   BDAM_SHARED(float, shared);
-  Backward<T, NC, NS, LN, V, A, Packed, Constant> backward(p, shared);
+  Backward<T, NC, NS, LN, V, A, K> backward(p, shared);
   backward.walk();
   backward.finish();
 }

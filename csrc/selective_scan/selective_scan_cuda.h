@@ -36,7 +36,7 @@ struct CudaScanParams {
   const int32_t* seq_idx = nullptr;
   int64_t seq_batch = 0, seq_time = 0;  // strides, in processed order
   int8_t* steps = nullptr;              // [B][L] ScanStep, filled by the launcher
-  float* checkpoint = nullptr;          // [B][tiles - 1][padded states / 4][D][4]
+  float* checkpoint = nullptr;          // [B][tiles][padded states / 4][D][4]: the states before the tiles
   float *chunk_state = nullptr, *chunk_decay = nullptr;  // [chunks][B][D][padded states], [chunks][B][D][2]
   // Partial sums: of channel blocks, [B][G][blocks][L][padded states]; of chunks, [chunks][B][D][padded states or 1].
   float *sum_B = nullptr, *sum_C = nullptr, *sum_A = nullptr, *sum_skip = nullptr, *sum_bias = nullptr;
@@ -54,9 +54,7 @@ struct CudaScanParams {
   bool constant() const { return call.B_constant || call.C_constant; }
   // Channels of a block of the backward: 4 (with constant B or C, whose sums take registers: 2) for each group of
   // padded / 4 threads (at least 4).
-  int64_t backward_channels() const {
-    return (constant() ? 2 : 4) * 128 / std::max<int64_t>(padded() / 4, 4);
-  }
+  int64_t backward_channels() const { return (constant() ? 2 : 4) * 128 / std::max<int64_t>(padded() / 4, 4); }
 };
 
 void selective_scan_forward_cuda(const CudaScanParams& p);

@@ -12,6 +12,10 @@ namespace bdam_fast::device {
 
 constexpr int kScanThreads = 128;
 
+// What a kernel is compiled for. `usual`: with softplus and z, without seq_idx. `general`: these looked up at run time.
+// `constant`: also B or C the same in all steps, whose sums over the steps take registers.
+enum class Case { usual, general, constant };
+
 // B or C: per step (B, G, N, L) as (batch, time, state), or constant (D, N) in float32.
 template <class T>
 struct ProjectionView {
@@ -23,18 +27,18 @@ struct ProjectionView {
 
 template <class T>
 struct ScanViews {
-  View<const T> u, delta, z;  // z.data may be null
+  View<const T> u, delta, z;  // without z (gated is false) its place is taken by u, to save branches
   ProjectionView<T> B, C;
   View<const float> A;           // (D, N): time = state
   View<const float> skip, bias;  // (D,); data may be null
   View<const float> first;       // (B, D, N): the state before the first step; data may be null
   const int8_t* steps;           // [B][L] ScanStep in processed order; null without seq_idx
-  float* checkpoint;             // [B][tiles - 1][NP / 4][D][4]; null if nothing is saved
+  float* checkpoint;             // [B][tiles][NP / 4][D][4]: the states before the tiles; null if nothing is saved
   float* chunk_state;            // [chunks][B][D][NP]: what enters a chunk, or (pass state or carry) leaves it
   float* chunk_decay;            // [chunks][B][D][2]: sum of dt, and 0 if a reset stands in the chunk, else 1
   int64_t length, chunk;         // chunk: steps of a block, a multiple of kCudaChunkUnit
   int batch, channels, states, groups, group_channels, blocks;  // blocks: of a batch item and group
-  bool softplus;
+  bool softplus, gated;
   bool time_first;  // scalar access: lanes go along the steps, which are closer in memory than the channels
 };
 
@@ -99,7 +103,7 @@ struct Projections {
     end = kWhole && (column(0) % NP >= p.states || q.constant) ? 0 : length;
   }
   // Zero past the end, in padding and in surplus states: nothing there may reach a sum, not even NaN.
-  template <bool Packed>
+  template <Case K>
   BDAM_DEVICE void fetch(const ScanViews<T>& p, const Place& place, int64_t begin, int direction, int first) {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
@@ -111,7 +115,7 @@ struct Projections {
         present = column(i) % NP < p.states && !q.constant;
         source = at(p, place, column(i), begin + direction * l);
       }
-      if (Packed && present && p.steps)
+      if (K != Case::usual && present && p.steps)
         present = p.steps[place.batch * p.length + begin + direction * l] != kPadding;
       value[i] = from_f<T>(0.f);
       if (present) value[i] = *source;

@@ -22,9 +22,10 @@ struct ForwardViews : ScanViews<T> {
 };
 
 // The states of one thread.
-template <class T, int NS, int LN, Pass P, bool Constant>
+template <class T, int NS, int LN, Pass P, Case K>
 struct Lane {
   static constexpr int NP = NS * LN;
+  static constexpr bool Constant = K == Case::constant;
   float a[NS], h[NS];
   float fixed[Constant ? NS : 1], read[Constant ? NS : 1];  // constant B and C
 
@@ -40,8 +41,8 @@ struct Lane {
       else if (P == Pass::scan && p.first.data && present)
         h[i] = *p.first.at(at.batch, n, channel);
       if (Constant) {
-        fixed[i] = present && p.B.constant ? *p.B.channel.at(0, n, channel) : 0.f;
-        read[i] = present && p.C.constant ? *p.C.channel.at(0, n, channel) : 0.f;
+        fixed[Constant ? i : 0] = present && p.B.constant ? *p.B.channel.at(0, n, channel) : 0.f;
+        read[Constant ? i : 0] = present && p.C.constant ? *p.C.channel.at(0, n, channel) : 0.f;
       }
     }
   }
@@ -56,7 +57,8 @@ struct Lane {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int n = 4 * j + i;
-        const float b = Constant && p.B.constant ? fixed[n] : vb[i], c = Constant && p.C.constant ? read[n] : vc[i];
+        const float b = Constant && p.B.constant ? fixed[Constant ? n : 0] : vb[i],
+                    c = Constant && p.C.constant ? read[Constant ? n : 0] : vc[i];
         const float e = ex2(dt * a[n]);
         if (P == Pass::carry) {
           h[n] = e * fmaf(xu, c, h[n]);
@@ -72,10 +74,10 @@ struct Lane {
 #pragma unroll
     for (int i = 0; i < NS; ++i) h[i] = 0.f;
   }
-  // Saves the state before global tile `tile` (1, 2, ...).
+  // Saves the state before tile `tile` of the whole length.
   BDAM_DEVICE void save(const ForwardViews<T>& p, const Place& at, int channel, int s, int64_t tile) const {
-    const int64_t tiles = (p.length + kCudaTile - 1) / kCudaTile - 1;
-    float* q = p.checkpoint + (((at.batch * tiles + tile - 1) * (NP / 4) + s) * p.channels + channel) * 4;
+    const int64_t tiles = (p.length + kCudaTile - 1) / kCudaTile;
+    float* q = p.checkpoint + (((at.batch * tiles + tile) * (NP / 4) + s) * p.channels + channel) * 4;
 #pragma unroll
     for (int j = 0; j < NS / 4; ++j) {
       const float v[4] = {h[4 * j], h[4 * j + 1], h[4 * j + 2], h[4 * j + 3]};
@@ -101,7 +103,7 @@ struct Lane {
 };
 
 // What a channel's thread knows besides its states, and the elementwise part of a step.
-template <class T, Pass P>
+template <class T, Pass P, Case K>
 struct Channel {
   float skip, bias;
 
@@ -112,7 +114,7 @@ struct Channel {
   BDAM_DEVICE float step_size(const ForwardViews<T>& p, float delta) const {
     float dt, unused;
     softplus(delta + bias, dt, unused);
-    return p.softplus ? dt : delta + bias;
+    return K == Case::usual || p.softplus ? dt : delta + bias;
   }
   // What goes into the states at a step: dt u, or d y in the pass `carry`, whose u is d out.
   BDAM_DEVICE float input(const ForwardViews<T>& p, float dt, float u, float z) const {
@@ -122,10 +124,10 @@ struct Channel {
   BDAM_DEVICE float output(const ForwardViews<T>& p, float y, float u, float z) const {
     return fmaf(skip, u, y) * gate(p, z);
   }
-  // silu(z), or 1 without z, whatever stands in its place then. A selection: a branch costs more than it saves.
+  // silu(z), or 1 without z, in whose place u is read then. A selection: a branch costs more than it saves.
   BDAM_DEVICE static float gate(const ForwardViews<T>& p, float z) {
     const float silu = z * sigmoid(z);
-    return p.z.data ? silu : 1.f;
+    return K == Case::usual || p.gated ? silu : 1.f;
   }
 };
 
@@ -170,7 +172,7 @@ struct Stage {
     for (int i = 0; i < kTensors; ++i) {
       const View<const T>& v = *views[i];
       time[i] = direction * v.time, channel[i] = v.channel;
-      source[i] = v.data ? v.at(at.batch, begin, at.first + first) + step * time[i] + own * channel[i] : nullptr;
+      source[i] = v.at(at.batch, begin, at.first + first) + step * time[i] + own * channel[i];
     }
     time[kTensors] = direction * p.out.time, channel[kTensors] = p.out.channel;
     if (P == Pass::scan)
@@ -188,7 +190,7 @@ struct Stage {
   BDAM_DEVICE void fetch(T* stage, int first, int length) {
 #pragma unroll
     for (int q = 0; q < kTensors; ++q) {
-      if (q == 2 && (P == Pass::state || !source[2])) break;
+      if (q == 2 && P == Pass::state) break;
 #pragma unroll
       for (int i = 0; i < kEach; ++i)
         if (present(i, first, length))
@@ -213,13 +215,13 @@ struct Stage {
 
 template <class T, int NS, int LN, Access A>
 constexpr size_t forward_shared_bytes() {
-  return 2 * 2 * kCudaTile * NS * LN * sizeof(float) +
-         2 * (kScanThreads / 32) * Stage<T, LN, A, Pass::scan>::kBytes;
+  return 2 * 2 * kCudaTile * NS * LN * sizeof(float) + 2 * (kScanThreads / 32) * Stage<T, LN, A, Pass::scan>::kBytes;
 }
 
-template <class T, int NS, int LN, Access A, Pass P, bool Packed, bool Constant>
-__global__ void __launch_bounds__(kScanThreads, Constant ? 4 : 6) scan_forward(ForwardViews<T> p) {
+template <class T, int NS, int LN, Access A, Pass P, Case K>
+__global__ void __launch_bounds__(kScanThreads, K == Case::constant ? 4 : 6) scan_forward(ForwardViews<T> p) {
   constexpr int NP = NS * LN, kTile = kCudaTile, kUnroll = 4;
+  constexpr bool Packed = K != Case::usual;
   using Tensors = Stage<T, LN, A, P>;
   BDAM_SHARED(float, shared);  // [2][kTile][2][NP]: B and C of this tile and the next; then the stages, two a warp
   const Place at = place_of(p, kScanThreads / LN);
@@ -228,26 +230,25 @@ __global__ void __launch_bounds__(kScanThreads, Constant ? 4 : 6) scan_forward(F
   const bool live = static_cast<int>(threadIdx.x) / LN < at.count;
   const int channel = at.first + (live ? static_cast<int>(threadIdx.x) / LN : 0);
   const int64_t begin = at.begin + (P == Pass::carry ? length - 1 : 0);
-  T* const stages = reinterpret_cast<T*>(shared + 2 * kTile * 2 * NP) +
-                    threadIdx.x / 32 * 2 * (Tensors::kTensors * Tensors::kPlane);
-  const Channel<T, P> constants(p, channel);
-  Lane<T, NS, LN, P, Constant> lane(p, at, channel, s);
+  T* const stages =
+      reinterpret_cast<T*>(shared + 2 * kTile * 2 * NP) + threadIdx.x / 32 * 2 * (Tensors::kTensors * Tensors::kPlane);
+  const Channel<T, P, K> constants(p, channel);
+  Lane<T, NS, LN, P, K> lane(p, at, channel, s);
   Tensors tensors(p, at, begin, direction);
   Projections<T, NP> projections(p, at, begin, direction, length);
   tensors.fetch(stages, 0, length);
-  projections.template fetch<Packed>(p, at, begin, direction, 0);
+  projections.template fetch<K>(p, at, begin, direction, 0);
   projections.stash(shared);
   float sum = 0.f;
   bool kept = true;
 #pragma unroll 1
   for (int first = 0, side = 0; first < length; first += kTile, side ^= 1) {
-    if (P == Pass::scan && p.checkpoint && live && at.begin + first > 0)
-      lane.save(p, at, channel, s, (at.begin + first) / kTile);
+    if (P == Pass::scan && p.checkpoint && live) lane.save(p, at, channel, s, (at.begin + first) / kTile);
     cp_async_wait();
     __syncthreads();
     T* const stage = stages + side * (Tensors::kTensors * Tensors::kPlane);
     tensors.fetch(stages + (side ^ 1) * (Tensors::kTensors * Tensors::kPlane), first + kTile, length);
-    projections.template fetch<Packed>(p, at, begin, direction, first + kTile);
+    projections.template fetch<K>(p, at, begin, direction, first + kTile);
 #pragma unroll 1
     for (int t0 = 0; t0 < kTile && first + t0 < length; t0 += kUnroll) {
       const float* bc = shared + (side * kTile + t0) * 2 * NP;
