@@ -44,7 +44,31 @@
     ::bdam_fast::device::check_started(#kernel, cudaGetLastError());                                              \
   } while (0)
 
-// Runs the statement with T bound to the device's type of a Dtype; float64 is the CPU's and the reference's.
+// Runs the statement with T bound to the device's type of a Dtype, in a kernel: parameters have any of them.
+#define BDAM_SWITCH_PARAMETER_DTYPE(dtype, T, ...) \
+  switch (dtype) {                                 \
+    case ::bdam_fast::Dtype::f32: {                \
+      using T = float;                             \
+      __VA_ARGS__;                                 \
+      break;                                       \
+    }                                              \
+    case ::bdam_fast::Dtype::bf16: {               \
+      using T = __nv_bfloat16;                     \
+      __VA_ARGS__;                                 \
+      break;                                       \
+    }                                              \
+    case ::bdam_fast::Dtype::f16: {                \
+      using T = __half;                            \
+      __VA_ARGS__;                                 \
+      break;                                       \
+    }                                              \
+    case ::bdam_fast::Dtype::f64: {                \
+      using T = double;                            \
+      __VA_ARGS__;                                 \
+      break;                                       \
+    }                                              \
+  }
+// The same on the host for activations, which are not float64: that is the CPU's and the reference's.
 #define BDAM_SWITCH_DEVICE_DTYPE(dtype, T, ...)                                 \
   switch (dtype) {                                                              \
     case ::bdam_fast::Dtype::f32: {                                             \
@@ -145,9 +169,10 @@ BDAM_DEVICE void mma_tf32_first(float (&d)[4], float a0, float a1, float a2, flo
 BDAM_DEVICE void check_aligned(const void*, size_t) {}
 #endif
 
-// --- conversion; T is float, __half or __nv_bfloat16
+// --- conversion; T is float, __half or __nv_bfloat16, for single parameters double too
 
 BDAM_DEVICE float to_f(float v) { return v; }
+BDAM_DEVICE float to_f(double v) { return static_cast<float>(v); }
 BDAM_DEVICE float to_f(__half v) { return __half2float(v); }
 BDAM_DEVICE float to_f(__nv_bfloat16 v) { return __bfloat162float(v); }
 
@@ -155,6 +180,10 @@ template <class T>
 BDAM_DEVICE T from_f(float v);
 template <>
 BDAM_DEVICE float from_f<float>(float v) {
+  return v;
+}
+template <>
+BDAM_DEVICE double from_f<double>(float v) {
   return v;
 }
 template <>
@@ -259,7 +288,7 @@ struct View {
   BDAM_DEVICE T* at(int64_t b, int64_t t, int64_t d) const { return data + (b * batch + t * time + d * channel); }
 };
 template <class T>
-inline View<T> view_of(const Stream& s) {
+__host__ BDAM_DEVICE View<T> view_of(const Stream& s) {
   return {reinterpret_cast<T*>(s.data), s.batch, s.time, s.channel};
 }
 

@@ -12,11 +12,11 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch.utils.cpp_extension import include_paths
+from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
@@ -34,7 +34,8 @@ def library(sanitize: bool = False) -> Path:
     """The shared library of every `*_cuda.cu` and `*_cuda.cpp` below csrc/, built if it is not there yet."""
     csrc = sorted((ROOT / "csrc").rglob("*"))
     sources = [p for p in csrc if p.name.endswith(("_cuda.cu", "_cuda.cpp"))] + [ROOT / "csrc/common/runtime.cpp"]
-    return _link("_C_cuda", sources, sanitize)
+    torch_libraries = [f"-L{folder}" for folder in library_paths()] + ["-ltorch_cpu"]
+    return _link("_C_cuda", sources, sanitize, torch_libraries)
 
 
 def probe_library(sanitize: bool = False) -> Path:
@@ -55,15 +56,14 @@ def _compiler() -> str:
     return os.environ.get("CXX", "g++").split()[0]
 
 
-def _link(name: str, sources: list[Path], sanitize: bool) -> Path:
+def _link(name: str, sources: list[Path], sanitize: bool, libraries: Sequence[str] = ()) -> Path:
     flags = FLAGS + (SANITIZE if sanitize else [])
     with _lock():
         objects = [_object(source, flags) for source in sources]
-        key = _hash([str(o).encode() for o in objects])
-        target = CACHE / f"{name}-{key}.so"
+        arguments = ["-shared", *(SANITIZE if sanitize else []), *map(str, objects), *libraries]
+        target = CACHE / f"{name}-{_hash([a.encode() for a in arguments])}.so"
         if not target.exists():
-            link = ["-shared", *(SANITIZE if sanitize else [])]
-            _compile([*link, *map(str, objects)], target)
+            _compile(arguments, target)
     return target
 
 
