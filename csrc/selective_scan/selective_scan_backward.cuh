@@ -9,12 +9,14 @@
 // In 2 a thread has NC channels x NS states, LN threads share its channels: with 4 x 4 the sums over channels for dB
 // and dC are formed in the thread down to a quarter, and B, C, dt, dt u are read once for 16 states. Counted on sm_90,
 // 16 states: 1 x 16 takes 22.8 instructions per state, 2 x 8 21.4, 4 x 4 19.6 (with tiles of 4 steps, that save twice
-// as much). Sums over states for d(dt u) and d(dt) meet in shared memory. So does y, needed for dz, in float32; in 16
-// bits it is a tensor core product, whose inputs are cut to 10 bits: the error (4e-4 of y) stays below dz's own
-// rounding. d(dt u) would not bear that, for the sum ddelta_bias is float32.
+// as much). Sums over states for d(dt u) and d(dt) meet in shared memory. So does y, needed for dz, but for bf16, where
+// it is a tensor core product, whose inputs are cut to 10 bits: the error (4e-4 of y) stays below dz's own rounding. It
+// would not in float16, nor would d(dt u) bear it in any type, for the sum ddelta_bias is float32.
 //
 // No atomics: partial sums go to a workspace, sum_partials adds them in a fixed order.
 #pragma once
+#include <type_traits>
+
 #include "selective_scan/selective_scan_device.cuh"
 
 namespace bdam_fast::device {
@@ -37,7 +39,7 @@ struct BackwardLayout {
   static constexpr int kThreads = kScanThreads, kTile = kCudaTile, NP = NS * LN;
   static constexpr int kGroups = kThreads / LN, kChannels = NC * kGroups;
   static constexpr int kPitch = kChannels + 8;  // steps of a channel, and rows of threads, meet in different banks
-  static constexpr bool kTensorCore = sizeof(T) == 2;
+  static constexpr bool kTensorCore = std::is_same_v<T, __nv_bfloat16>;
   static constexpr int kYRows = kTensorCore ? LN / 4 : LN;
   static constexpr int kItems = kHalf * kChannels / V;  // vectors of half a tile
   static constexpr int kEach = kItems > kThreads ? kItems / kThreads : 1;
@@ -357,8 +359,10 @@ struct Backward {
     store<NS>(shared + Layout::dbc + ((half_t * 2 + 1) * Layout::kGroups + g) * NP + s * NS, sum_C);
   }
   // <C, h>: of this thread's states or, by tensor cores, of those of four threads. Rows l / 4 and l / 4 + 8 of the
-  // first factor are two channels, its columns and the second factor's rows the states; all columns of that one are
-  // equal.
+  // first factor are two channels, its columns and the second factor's rows the states; a column of that one is C of
+  // the four threads from 4 column on. With 16 states these are all the same; else a row is right in the column of its
+  // number.
+  static constexpr bool kOneColumn = LN == 4;
   BDAM_DEVICE void read_out(const float (&vc)[NS], float (&y)[NC]) const {
     if constexpr (Layout::kTensorCore && !Constant) {
 #pragma unroll
@@ -368,7 +372,8 @@ struct Backward {
 #pragma unroll
         for (int i = 2; i < NS; i += 2)
           mma_tf32(sum, h[c][i], h[c + 1][i], h[c][i + 1], h[c + 1][i + 1], vc[i], vc[i + 1]);
-        y[c] = sum[0], y[c + 1] = sum[2];
+        const int odd = kOneColumn ? 0 : threadIdx.x / 4 % 2;
+        y[c] = odd ? sum[1] : sum[0], y[c + 1] = odd ? sum[3] : sum[2];
       }
     } else {
 #pragma unroll
@@ -388,7 +393,9 @@ struct Backward {
   }
   BDAM_DEVICE void store_y(int half_t, const float (&y)[NC]) {
     constexpr int kShare = LN / Layout::kYRows;
-    if (s % kShare == 0) store<NC>(shared + Layout::y + (half_t * Layout::kYRows + s / kShare) * kPitch + g * NC, y);
+    const bool chosen =
+        kOneColumn || Constant || kShare == 1 ? s % kShare == 0 : s % 4 == static_cast<int>(threadIdx.x) / 8 % 4;
+    if (chosen) store<NC>(shared + Layout::y + (half_t * Layout::kYRows + s / kShare) * kPitch + g * NC, y);
   }
 
   // Sum over the rows of step t

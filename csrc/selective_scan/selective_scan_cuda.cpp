@@ -11,13 +11,6 @@ using namespace selective_scan;
 CallCounter forward_calls("selective_scan.cuda.forward");
 CallCounter backward_calls("selective_scan.cuda.backward");
 
-Tensor converted(const Tensor& t, ScalarType dtype) {
-  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
-}
-OptionalTensor converted(const OptionalTensor& t, ScalarType dtype) {
-  return t ? OptionalTensor(converted(*t, dtype)) : t;
-}
-
 // The arguments in the types that the kernels take: activations (u, delta, z, per-step B and C, dout) in one of
 // float32, bfloat16 and float16, everything else in float32. Where the activations differ among themselves they become
 // float32, which copies; nothing else does in the usual case.
