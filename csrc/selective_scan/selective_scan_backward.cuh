@@ -1,9 +1,8 @@
 // Selective scan, backward. A block owns kChannels channels and walks tiles of 8 steps from the last to the first:
 //
 //   1 elementwise, (8 steps) x (channels): dt, dt u and d y into shared memory
-//   2 states, for the two halves of the tile, the later first: from the saved state forward, keeping exp(dt A) and h of
-//   4
-//     steps in registers, then the reverse recurrence over them
+//   2 states, for the two halves of the tile, the later first: from the saved state forward, keeping exp(dt A) and h
+//     of 4 steps in registers, then the reverse recurrence over them
 //   3 elementwise, after each half: du, ddelta, dz, and the sums over the block's channels for dB and dC
 //
 // In 2 a thread has NC channels x NS states, LN threads share its channels: with 4 x 4 the sums over channels for dB
@@ -17,98 +16,13 @@
 #pragma once
 #include <type_traits>
 
-#include "selective_scan/selective_scan_device.cuh"
+#include "selective_scan/selective_scan_backward_parts.cuh"
 
 namespace bdam_fast::device {
 
-constexpr int kHalf = kCudaTile / 2;
-
-template <class T>
-struct BackwardViews : ScanViews<T> {
-  View<const T> dout;
-  View<T> du, ddelta, dz;
-  View<const float> dlast;             // (B, D, N); data may be null
-  View<float> dfirst;                  // (B, D, N); data may be null
-  float *sum_B, *sum_C;                // [B][G][blocks][L][NP], or constant: [chunks][B][D][NP]
-  float *sum_A, *sum_skip, *sum_bias;  // [chunks][B][D][NP], [chunks][B][D] twice; the last two may be null
-};
-
-// Sizes and places in shared memory, in floats.
-template <class T, int NC, int NS, int LN, int V>
-struct BackwardLayout {
-  static constexpr int kThreads = kScanThreads, kTile = kCudaTile, NP = NS * LN;
-  static constexpr int kGroups = kThreads / LN, kChannels = NC * kGroups;
-  static constexpr int kPitch = kChannels + 8;  // steps of a channel, and rows of threads, meet in different banks
-  static constexpr bool kTensorCore = std::is_same_v<T, __nv_bfloat16>;
-  static constexpr int kYRows = kTensorCore ? LN / 4 : LN;
-  static constexpr int kItems = kHalf * kChannels / V;  // vectors of half a tile
-  static constexpr int kEach = kItems > kThreads ? kItems / kThreads : 1;
-  static constexpr int kInputs = 4, kKept = 3;  // u, delta, z, d out; u, d dt / d delta, d out y / d z
-
-  static constexpr int dt = 0, xu = dt + kTile * kPitch, dy = xu + kTile * kPitch;
-  static constexpr int bc = dy + kTile * kPitch;                         // [step][B or C][NP]
-  static constexpr int y = bc + kTile * 2 * NP;                          // [half's step][kYRows][kPitch]
-  static constexpr int dxu = y + kHalf * kYRows * kPitch;                // [half's step][LN][kPitch]
-  static constexpr int ddt = dxu + kHalf * LN * kPitch;                  // the same
-  static constexpr int dbc = ddt + kHalf * LN * kPitch;                  // [half's step][B or C][kGroups][NP]
-  static constexpr int kept = dbc + kHalf * 2 * kGroups * NP;            // [2 * kEach][kKept][thread][V]
-  static constexpr int saved = kept + 2 * kEach * kKept * kThreads * V;  // [channel][thread][NS]
-  static constexpr int vectors = saved + NC * kThreads * NS;             // D and bias of the channels
-  static constexpr int kinds = vectors + 2 * kChannels;                  // [kTile]
-  static constexpr int bases = kinds + kTile;                            // [7] pointers
-  static constexpr int raw = bases + 16;                                 // [2 * kEach][kInputs][thread][V] of T
-  static constexpr size_t bytes = raw * sizeof(float) + 2 * kEach * kInputs * kThreads * V * sizeof(T);
-};
-
-// The elementwise role of a thread: vectors of V adjacent channels (of one step) or V adjacent steps (of one channel).
-template <class Layout, int V, Access A>
-struct Items {
-  int step, channel, steps_between, channels_between;
-  bool time_first;
-
-  BDAM_DEVICE explicit Items(bool scalar_time_first) {
-    const int thread = threadIdx.x;
-    time_first = A == Access::time_vectors || (A == Access::scalar && scalar_time_first);
-    if (time_first) {
-      constexpr int kVectors = kHalf / V;
-      step = thread % kVectors * V, channel = thread / kVectors;
-      steps_between = 0, channels_between = Layout::kThreads / kVectors;
-    } else {
-      constexpr int kVectors = Layout::kChannels / V;
-      step = thread / kVectors, channel = thread % kVectors * V;
-      steps_between = Layout::kThreads / kVectors, channels_between = 0;
-    }
-  }
-  // Item i of half `half`: its step in the tile and its channel in the block
-  BDAM_DEVICE int step_of(int half, int i) const { return half * kHalf + step + i * steps_between; }
-  BDAM_DEVICE int channel_of(int i) const { return channel + i * channels_between; }
-  BDAM_DEVICE static bool present(int count_of_thread) { return Layout::kItems >= Layout::kThreads || count_of_thread; }
-  // [step][kPitch] arrays in shared memory
-  BDAM_DEVICE static void put(float* array, int t, int c, const float (&x)[V]) {
-    if (A == Access::time_vectors) {
-#pragma unroll
-      for (int v = 0; v < V; ++v) array[(t + v) * Layout::kPitch + c] = x[v];
-    } else {
-      store<V>(array + t * Layout::kPitch + c, x);
-    }
-  }
-  // `between`: rows between one step's and the next
-  BDAM_DEVICE static void get(const float* array, int t, int between, int c, float (&x)[V]) {
-    if (A == Access::time_vectors) {
-#pragma unroll
-      for (int v = 0; v < V; ++v) x[v] = array[(t + v) * between * Layout::kPitch + c];
-    } else {
-      load<V>(array + t * between * Layout::kPitch + c, x);
-    }
-  }
-};
-
-// Tensor cores drop the low 13 bits: a mean relative loss of 2^-11 / (2 ln 2), given back here.
-constexpr float kDropped = 1.f + 0.00035222f;
-
 template <class T, int NC, int NS, int LN, int V, Access A, Case K>
 struct Backward {
-  using Layout = BackwardLayout<T, NC, NS, LN, V>;
+  using Layout = BackwardLayout<T, NC, NS, LN, V, A, K>;
   using Offset = std::conditional_t<A == Access::scalar, int64_t, int>;  // within a chunk; the launcher sees to it
   static constexpr int NP = NS * LN, kPitch = Layout::kPitch, kEach = Layout::kEach, kThreads = kScanThreads;
   static constexpr int kTile = kCudaTile;
@@ -118,7 +32,7 @@ struct Backward {
   float* const shared;
   const Place at;
   const Items<Layout, V, A> items;
-  Projections<T, NP> projections;
+  Projections<T, NP, Offset> projections;
   const int s, g;  // the thread among those that share channels, and its group of channels
   float a[NC][NS], dA[NC][NS], carry[NC][NS], h[NC][NS];
   float skip_sum[kEach * V], bias_sum[kEach * V];
@@ -153,10 +67,7 @@ struct Backward {
       }
 #pragma unroll
     for (int i = 0; i < kEach * V; ++i) skip_sum[i] = bias_sum[i] = 0.f;
-    if (threadIdx.x == 0) {
-      note(kU, p.u), note(kDelta, p.delta), note(kZ, p.z), note(kDout, p.dout);
-      note(kDu, p.du), note(kDdelta, p.ddelta), note(kDz, p.dz);
-    }
+    note_places();
 #pragma unroll
     for (int c = 0; c < NC; ++c) store<NS>(saved(c), h[c]);  // of absent channels they stay 0
     for (int c = threadIdx.x; c < Layout::kChannels; c += kThreads) {
@@ -169,18 +80,51 @@ struct Backward {
   BDAM_DEVICE int64_t row(int chunk, int channel) const {
     return (static_cast<int64_t>(chunk) * p.batch + at.batch) * p.channels + channel;
   }
-  // The tensors in the order of `bases`, where their elements of this block's first step and channel are noted: to form
-  // such an address takes ten instructions.
-  enum Tensor { kU, kDelta, kZ, kDout, kDu, kDdelta, kDz };
-  template <class U>
-  BDAM_DEVICE void note(Tensor which, const View<U>& v) {
-    reinterpret_cast<const void**>(shared + Layout::bases)[which] = v.at(at.batch, at.begin, at.first);
+  // Where things of this block's first step and channel are noted: to form such an address takes ten instructions, and
+  // there are no registers to keep it.
+  enum Tensor { kU, kDelta, kZ, kDout, kDu, kDdelta, kDz, kSaved, kSumB, kSumC };
+  BDAM_DEVICE const void*& base(int which) const {
+    return reinterpret_cast<const void**>(shared + Layout::bases)[which];
   }
   template <class U>
   BDAM_DEVICE U* element(Tensor which, const View<U>& v, int l, int c) const {
-    U* const base = reinterpret_cast<U* const*>(shared + Layout::bases)[which];
-    const Offset time = A == Access::time_vectors ? 1 : v.time, channel = A == Access::channel_vectors ? 1 : v.channel;
-    return base + (l * time + c * channel);
+    return static_cast<U*>(const_cast<void*>(base(which))) + (l * v.time + c * v.channel);
+  }
+  struct alignas(16) TwoPointers {
+    const void *first, *second;
+  };
+  BDAM_DEVICE TwoPointers& own_pointers(int pair) const {
+    return reinterpret_cast<TwoPointers*>(shared + Layout::pointers)[pair * kThreads + threadIdx.x];
+  }
+  // Element `l` steps further on, within a batch item
+  template <class U>
+  BDAM_DEVICE static U* later(const void* p, const View<U>& v, int l) {
+    const int step = static_cast<int>(v.time) * static_cast<int>(sizeof(U));
+    return reinterpret_cast<U*>(static_cast<char*>(const_cast<void*>(p)) + static_cast<int64_t>(l) * step);
+  }
+  // Notes all of them; unit_channel is the place of fetch_vectors.
+  BDAM_DEVICE void note_places() {
+    if (threadIdx.x == 0) {
+      if (A == Access::scalar) {
+        base(kU) = p.u.at(at.batch, at.begin, at.first), base(kDelta) = p.delta.at(at.batch, at.begin, at.first);
+        base(kZ) = p.z.at(at.batch, at.begin, at.first), base(kDout) = p.dout.at(at.batch, at.begin, at.first);
+        base(kDu) = p.du.at(at.batch, at.begin, at.first), base(kDz) = p.dz.at(at.batch, at.begin, at.first);
+        base(kDdelta) = p.ddelta.at(at.batch, at.begin, at.first);
+      }
+      const int64_t tile = at.batch * ((p.length + kTile - 1) / kTile) + at.begin / kTile;
+      base(kSaved) = p.checkpoint + (tile * (NP / 4) * p.channels + at.first) * 4;
+      const int64_t block = (static_cast<int64_t>(at.batch) * p.groups + at.group) * p.blocks + at.block;
+      base(kSumB) = Constant && p.B.constant ? nullptr : p.sum_B + (block * p.length + at.begin) * NP;
+      base(kSumC) = Constant && p.C.constant ? nullptr : p.sum_C + (block * p.length + at.begin) * NP;
+    }
+    if constexpr (A != Access::scalar) {
+      const int c = at.first + min(unit_channel(), at.count - (A == Access::channel_vectors ? kWide : 1));
+      own_pointers(0) = {p.u.at(at.batch, at.begin, c), p.delta.at(at.batch, at.begin, c)};
+      own_pointers(1) = {p.z.at(at.batch, at.begin, c), p.dout.at(at.batch, at.begin, c)};
+      const int64_t l = at.begin + items.step, d = at.first + items.channel;
+      own_pointers(2) = {p.du.at(at.batch, l, d), p.ddelta.at(at.batch, l, d)};
+      own_pointers(3) = {p.dz.at(at.batch, l, d), nullptr};
+    }
   }
   BDAM_DEVICE bool item_exists() const {
     return Layout::kItems >= kThreads || static_cast<int>(threadIdx.x) < Layout::kItems;
@@ -189,11 +133,22 @@ struct Backward {
     return item_exists() && items.channel_of(i) < at.count && first + items.step_of(half, i) < at.steps;
   }
   BDAM_DEVICE bool padded(int l) const {
-    return Packed && p.steps && p.steps[at.batch * p.length + at.begin + l] == kPadding;
+    return Packed && p.steps && l < at.steps && p.steps[at.batch * p.length + at.begin + l] == kPadding;
   }
-  BDAM_DEVICE Pack<T, V>* raw(int half, int i, int input) const {
-    return reinterpret_cast<Pack<T, V>*>(shared + Layout::raw) +
-           ((half * kEach + i) * Layout::kInputs + input) * kThreads + threadIdx.x;
+  // Step of element v of a vector, and what D or the bias is to it
+  BDAM_DEVICE static int step_in(int v) { return A == Access::time_vectors ? v : 0; }
+  BDAM_DEVICE void of_channels(int which, int c, float (&x)[V]) const {
+    const float* const source = shared + Layout::vectors + which * Layout::kChannels + c;
+    if (A != Access::time_vectors) return load<V>(source, x);
+#pragma unroll
+    for (int v = 0; v < V; ++v) x[v] = *source;
+  }
+  // Item i of a half, as it came from memory
+  BDAM_DEVICE T* raw(int half, int i, int input) const {
+    T* const plane = reinterpret_cast<T*>(shared + Layout::raw) + input * Layout::kRaw;
+    if (A == Access::scalar) return plane + (half * kEach + i) * kThreads + threadIdx.x;
+    const int t = items.step_of(half, i), c = items.channel_of(i);
+    return plane + (A == Access::channel_vectors ? t * Layout::kChannels + c : c * kTile + t);
   }
   BDAM_DEVICE float* kept(int half, int i, int which) const {
     return shared + Layout::kept +
@@ -203,31 +158,61 @@ struct Backward {
     return shared + Layout::saved + (c * kThreads + static_cast<int>(threadIdx.x)) * NS;
   }
 
-  // Begins to bring what this thread itself will use of the tile from step `first` on; no barrier belongs to it. Past
-  // the end of steps or channels the last ones are read again, which takes less than a branch.
+  // Begins to bring the tile from step `first` on. Past the end of steps or channels the last ones are read again,
+  // which takes less than a branch.
   BDAM_DEVICE void fetch(int first) {
+    if constexpr (A == Access::scalar)
+      fetch_elements(first);
+    else
+      fetch_vectors(first);
+    const int own = at.count - g * NC;
+    const float* const source = static_cast<const float*>(base(kSaved)) +
+                                (first / kTile * (NP / 4 * static_cast<Offset>(p.channels) * 4) +
+                                 (s * NS / 4 * static_cast<Offset>(p.channels) + g * NC) * 4 + s * NS % 4);
+#pragma unroll
+    for (int c = 0; c < NC; ++c)
+      if (own > (A == Access::channel_vectors ? 0 : c)) cp_async<NS * 4>(saved(c), source + c * 4);
+    projections.template fetch<K>(p, at, at.begin, 1, first);
+  }
+  // Vectors of 16 bytes, whoever will use them: the elementwise vectors are half as long, and the copy of 8 bytes takes
+  // three further instructions on sm_90. A thread keeps to one place among the channels.
+  static constexpr int kWide = 16 / sizeof(T), kUnits = kTile * Layout::kChannels / kWide;
+  static constexpr int kUnitRow = A == Access::channel_vectors ? Layout::kChannels / kWide : Layout::kChannels;
+  static constexpr int kUnitSteps = A == Access::channel_vectors ? 1 : kWide;
+  BDAM_DEVICE static int unit_channel() {
+    return static_cast<int>(threadIdx.x) % kUnitRow * (A == Access::channel_vectors ? kWide : 1);
+  }
+  BDAM_DEVICE void fetch_vectors(int first) {
+    const TwoPointers x = own_pointers(0), y = own_pointers(1);
+#pragma unroll
+    for (int i = 0; i * kThreads < kUnits; ++i) {
+      if (kUnits % kThreads != 0 && i * kThreads + static_cast<int>(threadIdx.x) >= kUnits) break;
+      const int t = (static_cast<int>(threadIdx.x) / kUnitRow + i * (kThreads / kUnitRow)) * kUnitSteps;
+      const int l = min(first + t, at.steps - kUnitSteps), c = unit_channel();
+      T* const target = reinterpret_cast<T*>(shared + Layout::raw) +
+                        (A == Access::channel_vectors ? t * Layout::kChannels + c : c * kTile + t);
+      cp_async<16>(target, later(x.first, p.u, l));
+      cp_async<16>(target + Layout::kRaw, later(x.second, p.delta, l));
+      cp_async<16>(target + 2 * Layout::kRaw, later(y.first, p.z, l));
+      cp_async<16>(target + 3 * Layout::kRaw, later(y.second, p.dout, l));
+    }
+  }
+  BDAM_DEVICE void fetch_elements(int first) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
-        const int l = min(first + items.step_of(half, i), at.steps - (A == Access::time_vectors ? V : 1));
-        const int c = min(items.channel_of(i), at.count - (A == Access::channel_vectors ? V : 1));
-        cp_async<sizeof(Pack<T, V>)>(raw(half, i, 0), element(kU, p.u, l, c));
-        cp_async<sizeof(Pack<T, V>)>(raw(half, i, 1), element(kDelta, p.delta, l, c));
-        cp_async<sizeof(Pack<T, V>)>(raw(half, i, 2), element(kZ, p.z, l, c));
-        cp_async<sizeof(Pack<T, V>)>(raw(half, i, 3), element(kDout, p.dout, l, c));
+        const int l = min(first + items.step_of(half, i), at.steps - 1), c = min(items.channel_of(i), at.count - 1);
+        cp_async<sizeof(T)>(raw(half, i, 0), element(kU, p.u, l, c));
+        cp_async<sizeof(T)>(raw(half, i, 1), element(kDelta, p.delta, l, c));
+        cp_async<sizeof(T)>(raw(half, i, 2), element(kZ, p.z, l, c));
+        cp_async<sizeof(T)>(raw(half, i, 3), element(kDout, p.dout, l, c));
       }
-    const int64_t tile = at.batch * ((p.length + kTile - 1) / kTile) + (at.begin + first) / kTile;
-    const float* source = p.checkpoint + (tile * (NP / 4) * p.channels + at.first) * 4 +
-                          (s * NS / 4 * p.channels + g * NC) * 4 + s * NS % 4;
-#pragma unroll
-    for (int c = 0; c < NC; ++c)
-      if (g * NC + c < at.count) cp_async<NS * 4>(saved(c), source + c * 4);
-    projections.template fetch<K>(p, at, at.begin, 1, first);
   }
 
   // 1: dt, dt u, d y of the whole tile to shared memory
   BDAM_DEVICE void enter(int first) {
+    const bool whole = first + kTile <= at.steps && at.count >= Layout::kChannels;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
@@ -236,36 +221,25 @@ struct Backward {
         const int t = items.step_of(half, i), c = items.channel_of(i);
         const bool there = present(first, half, i);
         float u[V], x[V], z[V], go[V], bias[V], dt[V], slope[V], dy[V], dz[V], xu[V];
-        unpack(*raw(half, i, 0), u);
-        unpack(*raw(half, i, 1), x);
-        unpack(*raw(half, i, 2), z);
-        unpack(*raw(half, i, 3), go);
-        const float* const biases = shared + Layout::vectors + Layout::kChannels + c;
-        if (A == Access::time_vectors) {
-#pragma unroll
-          for (int v = 0; v < V; ++v) bias[v] = *biases;
-        } else {
-          load<V>(biases, bias);
-        }
+        load<V>(raw(half, i, 0), u);
+        load<V>(raw(half, i, 1), x);
+        load<V>(raw(half, i, 2), z);
+        load<V>(raw(half, i, 3), go);
+        of_channels(1, c, bias);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
           const float si = sigmoid(z[v]), gs = go[v] * si;
           softplus(x[v] + bias[v], dt[v], slope[v]);
           if (K != Case::usual && !p.softplus) dt[v] = x[v] + bias[v], slope[v] = 1.f;
           dy[v] = K == Case::usual || p.gated ? gs * z[v] : go[v];
-          dz[v] = gs * fmaf(z[v], 1.f - si, 1.f);
+          dz[v] = fmaf(gs * z[v], 1.f - si, gs);  // d out silu'(z)
           xu[v] = dt[v] * u[v];
         }
-        bool whole = there;
-        if (Packed) {
-#pragma unroll
-          for (int v = 0; v < (A == Access::time_vectors ? V : 1); ++v) whole = whole && !padded(first + t + v);
-        }
-        if (!whole) {  // dt = 0 keeps the state, and no gradient enters
+        if (Packed || !whole) {  // dt = 0 keeps the state, and no gradient enters
+          prefer_branch();
 #pragma unroll
           for (int v = 0; v < V; ++v)
-            if (!there || !Packed || padded(first + t + (A == Access::time_vectors ? v : 0)))
-              u[v] = dt[v] = slope[v] = dy[v] = dz[v] = xu[v] = 0.f;
+            if (!there || padded(first + t + step_in(v))) u[v] = dt[v] = slope[v] = dy[v] = dz[v] = xu[v] = 0.f;
         }
         items.put(shared + Layout::dt, t, c, dt);
         items.put(shared + Layout::xu, t, c, xu);
@@ -275,6 +249,15 @@ struct Backward {
         store<V>(kept(half, i, 2), dz);
       }
     projections.stash(shared + Layout::bc);
+    if constexpr (Layout::kTensorCore) {
+#pragma unroll
+      for (int i = 0; i < projections.kEach; ++i) {
+        const int n = projections.column(i) - NP;
+        if (n >= 0)
+          shared[Layout::c_pairs + projections.step(i) * NP + n / 4 * 4 + n % 2 * 2 + n % 4 / 2] =
+              to_f(projections.value[i]);
+      }
+    }
     if (Packed && static_cast<int>(threadIdx.x) < kTile) {
       const int l = first + static_cast<int>(threadIdx.x);
       const bool known = p.steps && l < at.steps;
@@ -285,9 +268,7 @@ struct Backward {
   BDAM_DEVICE bool reset(int t) const { return Packed && shared[Layout::kinds + t] == kReset; }
   BDAM_DEVICE void restore() {
 #pragma unroll
-    for (int c = 0; c < NC; ++c) {
-      load<NS>(saved(c), h[c]);
-    }
+    for (int c = 0; c < NC; ++c) load<NS>(saved(c), h[c]);
   }
   // B and C of step t for this thread's states
   BDAM_DEVICE void projection(int t, int which, float (&v)[NS]) const {
@@ -322,14 +303,14 @@ struct Backward {
   // from later steps.
   BDAM_DEVICE void reverse(int t, int half_t, const float (&E)[NC][NS], const float (&H)[NC][NS]) {
     float dt[NC], xu[NC], dy[NC], vb[NS], vc[NS], gh[NC][NS], sum_B[NS], sum_C[NS];
-    float y[NC], dxu[NC], ddt[NC];
+    float dxu[NC], ddt[NC];
     load<NC>(shared + Layout::dt + t * kPitch + g * NC, dt);
     load<NC>(shared + Layout::xu + t * kPitch + g * NC, xu);
     load<NC>(shared + Layout::dy + t * kPitch + g * NC, dy);
     projection(t, 0, vb);
     projection(t, 1, vc);
     const bool fresh = reset(t);
-    read_out(vc, y);
+    read_out(t, half_t, vc);
 #pragma unroll
     for (int c = 0; c < NC; ++c) {
       dxu[c] = ddt[c] = 0.f;
@@ -352,28 +333,25 @@ struct Backward {
         h[c][i] = before;
       }
     }
-    store_y(half_t, y);
     store<NC>(shared + Layout::dxu + (half_t * LN + s) * kPitch + g * NC, dxu);
     store<NC>(shared + Layout::ddt + (half_t * LN + s) * kPitch + g * NC, ddt);
     store<NS>(shared + Layout::dbc + ((half_t * 2 + 0) * Layout::kGroups + g) * NP + s * NS, sum_B);
     store<NS>(shared + Layout::dbc + ((half_t * 2 + 1) * Layout::kGroups + g) * NP + s * NS, sum_C);
   }
-  // <C, h>: of this thread's states or, by tensor cores, of those of four threads. Rows l / 4 and l / 4 + 8 of the
-  // first factor are two channels, its columns and the second factor's rows the states; a column of that one is C of
-  // the four threads from 4 column on. With 16 states these are all the same; else a row is right in the column of its
-  // number.
-  static constexpr bool kOneColumn = LN == 4;
-  BDAM_DEVICE void read_out(const float (&vc)[NS], float (&y)[NC]) const {
-    if constexpr (Layout::kTensorCore && !Constant) {
+  // <C, h>, to shared memory: a sum of this thread's states or, by tensor cores, of the channel's 16. Row l / 4 of the
+  // first factor has the states 0 and 2 of four threads, row l / 4 + 8 the states 1 and 3; so has C in even and odd
+  // columns, which come from even and odd l / 4. That way h takes the registers in the order in which it is loaded,
+  // else moves eat up what the tensor core saves.
+  BDAM_DEVICE void read_out(int t, int half_t, const float (&vc)[NS]) const {
+    float y[NC];
+    if constexpr (Layout::kTensorCore) {
+      float pair[2];
+      load<2>(shared + Layout::c_pairs + t * NP + s * 4 + g % 2 * 2, pair);
 #pragma unroll
-      for (int c = 0; c < NC; c += 2) {
+      for (int c = 0; c < NC; ++c) {
         float sum[4];
-        mma_tf32_first(sum, h[c][0], h[c + 1][0], h[c][1], h[c + 1][1], vc[0], vc[1]);
-#pragma unroll
-        for (int i = 2; i < NS; i += 2)
-          mma_tf32(sum, h[c][i], h[c + 1][i], h[c][i + 1], h[c + 1][i + 1], vc[i], vc[i + 1]);
-        const int odd = kOneColumn ? 0 : threadIdx.x / 4 % 2;
-        y[c] = odd ? sum[1] : sum[0], y[c + 1] = odd ? sum[3] : sum[2];
+        mma_tf32_first(sum, h[c][0], h[c][1], h[c][2], h[c][3], pair[0], pair[1]);
+        y[c] = sum[0] + sum[3];
       }
     } else {
 #pragma unroll
@@ -382,20 +360,9 @@ struct Backward {
 #pragma unroll
         for (int i = 0; i < NS; ++i) y[c] = fmaf(c_of(vc, c, i), h[c][i], y[c]);
       }
-      if (Layout::kTensorCore) {
-#pragma unroll
-        for (int c = 0; c < NC; ++c) {
-          y[c] += __shfl_xor_sync(0xffffffffu, y[c], 1);
-          y[c] += __shfl_xor_sync(0xffffffffu, y[c], 2);
-        }
-      }
     }
-  }
-  BDAM_DEVICE void store_y(int half_t, const float (&y)[NC]) {
-    constexpr int kShare = LN / Layout::kYRows;
-    const bool chosen =
-        kOneColumn || Constant || kShare == 1 ? s % kShare == 0 : s % 4 == static_cast<int>(threadIdx.x) / 8 % 4;
-    if (chosen) store<NC>(shared + Layout::y + (half_t * Layout::kYRows + s / kShare) * kPitch + g * NC, y);
+    constexpr int kRows = Layout::kYRows;
+    if (s < kRows) store<NC>(shared + Layout::y + (half_t * kRows + s) * kPitch + g * NC, y);
   }
 
   // Sum over the rows of step t
@@ -425,81 +392,44 @@ struct Backward {
       add_rows<Layout::kYRows>(shared + Layout::y, ht, c, y);
       add_rows<LN>(shared + Layout::dxu, ht, c, dxu);
       add_rows<LN>(shared + Layout::ddt, ht, c, ddt);
-      if (A == Access::time_vectors) {
-#pragma unroll
-        for (int v = 0; v < V; ++v) skip[v] = shared[Layout::vectors + c];
-      } else {
-        load<V>(shared + Layout::vectors + c, skip);
-      }
-      constexpr float kUp = Layout::kTensorCore && !Constant ? kDropped : 1.f;
+      of_channels(0, c, skip);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         ddelta[v] = fmaf(dxu[v], u[v], kLn2 * ddt[v]) * slope[v];
         du[v] = fmaf(dy[v], skip[v], dxu[v] * dt[v]);
-        dz[v] *= fmaf(skip[v], u[v], y[v] * kUp);
+        dz[v] *= fmaf(skip[v], u[v], y[v]);
         skip_sum[i * V + v] = fmaf(dy[v], u[v], skip_sum[i * V + v]);
         bias_sum[i * V + v] += ddelta[v];
       }
       if (Packed) {  // a state that is not finite makes 0 * NaN of a padded step
 #pragma unroll
         for (int v = 0; v < V; ++v)
-          if (padded(first + t + (A == Access::time_vectors ? v : 0) < at.steps
-                         ? first + t + (A == Access::time_vectors ? v : 0)
-                         : 0) &&
-              present(first, half, i))
-            du[v] = ddelta[v] = dz[v] = 0.f;
+          if (padded(first + t + step_in(v))) du[v] = ddelta[v] = dz[v] = 0.f;
       }
       if (!present(first, half, i)) continue;
-      store(element(kDu, p.du, first + t, c), du);
-      store(element(kDdelta, p.ddelta, first + t, c), ddelta);
-      if (K == Case::usual || p.gated) store(element(kDz, p.dz, first + t, c), dz);
-    }
-    add_projections(first + half * kHalf);
-  }
-  // Sums over the block's channels. A thread adds quads of states of a (step, B or C) over its share of the groups of
-  // channels; then the kShare sharers combine.
-  BDAM_DEVICE void add_projections(int first) {
-    constexpr int kQuads = NP / 4, kWork = kHalf * 2 * kQuads, kRatio = kThreads / kWork;
-    constexpr int kShare = kRatio > 8   ? 8
-                           : kRatio > 0 ? kRatio
-                                        : 1,
-                  kPasses = (kWork * kShare + kThreads - 1) / kThreads;
-    static_assert(Layout::kGroups % kShare == 0 && kQuads * kShare <= 32 * (kShare == 1 ? 2 : 1));
-#pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int id = pass * kThreads + static_cast<int>(threadIdx.x);
-      const int quad = id % kQuads, sharer = id / kQuads % kShare, which = id / (kQuads * kShare);  // step * 2 + B or C
-      float sum[4] = {0.f, 0.f, 0.f, 0.f};
-      if (kWork * kShare % kThreads == 0 || which < kHalf * 2) {
-        const float* source = shared + Layout::dbc + (which * Layout::kGroups + sharer) * NP + quad * 4;
-#pragma unroll
-        for (int x = 0; x < Layout::kGroups / kShare; ++x) {
-          float v[4];
-          load<4>(source + x * kShare * NP, v);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) sum[i] += v[i];
-        }
+      if constexpr (A == Access::scalar) {
+        store(element(kDu, p.du, first + t, c), du);
+        store(element(kDdelta, p.ddelta, first + t, c), ddelta);
+        if (K == Case::usual || p.gated) store(element(kDz, p.dz, first + t, c), dz);
+      } else {
+        static_assert(kEach == 1);
+        const TwoPointers x = own_pointers(2), y = own_pointers(3);
+        store(later(x.first, p.du, first + half * kHalf), du);
+        store(later(x.second, p.ddelta, first + half * kHalf), ddelta);
+        if (K == Case::usual || p.gated) store(later(y.first, p.dz, first + half * kHalf), dz);
       }
-#pragma unroll
-      for (int o = kQuads; o < kQuads * kShare; o *= 2)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], o);
-      const int l = first + which / 2;
-      float* const target = which % 2 ? p.sum_C : p.sum_B;
-      if ((kWork * kShare % kThreads != 0 && which >= kHalf * 2) || sharer != 0 || l >= at.steps) continue;
-      if (Constant && (which % 2 ? p.C.constant : p.B.constant)) continue;
-      const int64_t block = (static_cast<int64_t>(at.batch) * p.groups + at.group) * p.blocks + at.block;
-      store<4>(target + (block * p.length + at.begin + l) * NP + quad * 4, sum);
     }
+    add_groups<Layout, Constant, Offset>(shared + Layout::dbc, &base(kSumB), first + half * kHalf, at.steps);
   }
 
   BDAM_DEVICE void walk() {
     const int last = at.steps > 0 ? (at.steps - 1) / kTile * kTile : -1;
     __syncthreads();  // D, bias and the bases are there
     if (last >= 0) fetch(last);
+    cp_async_wait();
+    __syncthreads();
 #pragma unroll 1
     for (int first = last; first >= 0; first -= kTile) {
-      cp_async_wait();
       enter(first);
       __syncthreads();
 #pragma unroll
@@ -517,6 +447,7 @@ struct Backward {
         if (half == 0) __syncthreads();  // the sums of the other half have been read
 #pragma unroll
         for (int t = kHalf - 1; t >= 0; --t) reverse(half * kHalf + t, t, E[t], H[t]);
+        if (half == 0) cp_async_wait();
         __syncthreads();
         leave(first, half);
       }

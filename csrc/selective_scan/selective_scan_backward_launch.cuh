@@ -6,8 +6,7 @@
 
 namespace bdam_fast::device {
 
-// Elements of a vector: as many as leave work for every thread in half a tile, and at least two, since cp.async moves
-// no fewer bytes than four.
+// Elements that a thread handles at once in the elementwise parts: as many as leave work for every thread.
 constexpr int backward_vector(int padded) { return padded <= 16 ? 4 : padded <= 64 ? 2 : 1; }
 
 template <class T, int NP, Access A, Case K>
@@ -16,7 +15,7 @@ void start_backward(const BackwardViews<T>& v, int64_t blocks, int64_t chunks, c
   constexpr int V = A == Access::scalar ? 1 : backward_vector(NP);
   BDAM_LAUNCH((scan_backward<T, NC, NS, LN, V, A, K>),
               dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(chunks)), dim3(kScanThreads),
-              (BackwardLayout<T, NC, NS, LN, V>::bytes), stream, v);
+              (BackwardLayout<T, NC, NS, LN, V, A, K>::bytes), stream, v);
 }
 
 template <class T>
@@ -90,7 +89,7 @@ void backward(const CudaScanParams& p) {
     v.dlast = view_of<const float>(c.dlast);
     v.dfirst = view_of<float>(c.dh0);
     v.sum_A = p.sum_A, v.sum_B = p.sum_B, v.sum_C = p.sum_C, v.sum_skip = p.sum_skip, v.sum_bias = p.sum_bias;
-    const int64_t vector = backward_vector(static_cast<int>(p.padded()));
+    const int64_t vector = 16 / static_cast<int64_t>(sizeof(T));
     const Access access = access_of({&c.u, &c.delta, &c.z, &c.dout, &c.du, &c.ddelta, &c.dz}, p, vector, vector);
     start_cases<T>(p, v, access, blocks, stream);
   }

@@ -42,6 +42,9 @@ struct ScanViews {
   bool time_first;  // scalar access: lanes go along the steps, which are closer in memory than the channels
 };
 
+// In a block that is rarely run: else its assignments become selections, which all others pay for.
+BDAM_DEVICE void prefer_branch() { asm volatile("" ::: "memory"); }
+
 // Which channels of which batch item and group, and which steps, a block works on.
 struct Place {
   int batch, group, block, chunk;
@@ -73,7 +76,8 @@ BDAM_DEVICE int state_index(int s, int i) {
 }
 
 // B and C of a tile of steps on their way to shared memory, [step][B or C][NP] floats. Lanes go along the states.
-template <class T, int NP>
+// Offset: int where an offset within a batch item fits.
+template <class T, int NP, class Offset>
 struct Projections {
   static constexpr int kRow = 2 * NP, kEach = kCudaTile * kRow / kScanThreads;
   static constexpr bool kWhole = kRow <= kScanThreads;  // a thread keeps to one of B and C and to one state
@@ -81,7 +85,7 @@ struct Projections {
   static_assert(kCudaTile * kRow % kScanThreads == 0 && (kWhole || kRow % kScanThreads == 0));
   T value[kEach];
   const T* data;  // of the first item at step `begin`
-  int64_t time;
+  Offset time;
   int end;  // steps from here on are absent; 0 for a surplus state
 
   BDAM_DEVICE static int step(int i) {
@@ -99,7 +103,9 @@ struct Projections {
   BDAM_DEVICE Projections(const ScanViews<T>& p, const Place& place, int64_t begin, int direction, int length) {
     const ProjectionView<T>& q = column(0) < NP ? p.B : p.C;
     data = at(p, place, column(0), begin);
-    time = direction * q.steps.time;
+    time = direction * static_cast<Offset>(q.steps.time);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) value[i] = from_f<T>(0.f);
     end = kWhole && (column(0) % NP >= p.states || q.constant) ? 0 : length;
   }
   // Zero past the end, in padding and in surplus states: nothing there may reach a sum, not even NaN.

@@ -9,6 +9,8 @@
 // step to the first, with C for B and d y for dt u. The states that enter the chunks follow from those by
 // combine_chunks.
 #pragma once
+#include <type_traits>
+
 #include "selective_scan/selective_scan_device.cuh"
 
 namespace bdam_fast::device {
@@ -235,7 +237,8 @@ __global__ void __launch_bounds__(kScanThreads, K == Case::constant ? 4 : 6) sca
   const Channel<T, P, K> constants(p, channel);
   Lane<T, NS, LN, P, K> lane(p, at, channel, s);
   Tensors tensors(p, at, begin, direction);
-  Projections<T, NP> projections(p, at, begin, direction, length);
+  Projections<T, NP, std::conditional_t<A == Access::scalar, int64_t, int>> projections(p, at, begin, direction,
+                                                                                        length);
   tensors.fetch(stages, 0, length);
   projections.template fetch<K>(p, at, begin, direction, 0);
   projections.stash(shared);

@@ -65,9 +65,9 @@ inline bool vectors_of_steps(const Stream& s, const ScanParams& p, int64_t eleme
          (p.channels < 2 || s.channel % elements == 0) &&
          reinterpret_cast<uintptr_t>(s.data) % (elements * s.element_size()) == 0;
 }
-// Offsets within a batch item fit an int.
+// Offsets in bytes within a batch item fit an int, whatever the type.
 inline bool is_narrow(const Stream& s, const ScanParams& p) {
-  return p.length * std::abs(s.time) + p.channels * std::abs(s.channel) < int64_t{1} << 31;
+  return p.length * std::abs(s.time) + p.channels * std::abs(s.channel) < int64_t{1} << 29;
 }
 inline Access access_of(std::initializer_list<const Stream*> streams, const CudaScanParams& p, int64_t channels,
                         int64_t steps) {
@@ -77,6 +77,9 @@ inline Access access_of(std::initializer_list<const Stream*> streams, const Cuda
     by_channels = by_channels && is_narrow(*s, p.call) && vectors_of_channels(*s, p.call, channels);
     by_steps = by_steps && is_narrow(*s, p.call) && vectors_of_steps(*s, p.call, steps);
   }
+  const bool narrow = is_narrow(p.call.B, p.call) && is_narrow(p.call.C, p.call) &&
+                      p.tiles() * p.padded() * p.call.channels < int64_t{1} << 31;
+  if (!narrow) return Access::scalar;
   return by_channels ? Access::channel_vectors : by_steps ? Access::time_vectors : Access::scalar;
 }
 
