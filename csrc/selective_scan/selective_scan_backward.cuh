@@ -87,29 +87,25 @@ struct Backward {
     return reinterpret_cast<const void**>(shared + Layout::bases)[which];
   }
   template <class U>
+  BDAM_DEVICE void note(Tensor which, const View<U>& v) {
+    base(which) = v.at(at.batch, at.begin, at.first);
+  }
+  template <class U>
   BDAM_DEVICE U* element(Tensor which, const View<U>& v, int l, int c) const {
     return static_cast<U*>(const_cast<void*>(base(which))) + (l * v.time + c * v.channel);
   }
-  struct alignas(16) TwoPointers {
-    const void *first, *second;
-  };
   BDAM_DEVICE TwoPointers& own_pointers(int pair) const {
     return reinterpret_cast<TwoPointers*>(shared + Layout::pointers)[pair * kThreads + threadIdx.x];
   }
-  // Element `l` steps further on, within a batch item
-  template <class U>
-  BDAM_DEVICE static U* later(const void* p, const View<U>& v, int l) {
-    const int step = static_cast<int>(v.time) * static_cast<int>(sizeof(U));
-    return reinterpret_cast<U*>(static_cast<char*>(const_cast<void*>(p)) + static_cast<int64_t>(l) * step);
+  BDAM_DEVICE const void*& last_pointer() const {
+    return reinterpret_cast<const void**>(shared + Layout::pointers + 3 * kThreads * 4)[threadIdx.x];
   }
   // Notes all of them; unit_channel is the place of fetch_vectors.
   BDAM_DEVICE void note_places() {
     if (threadIdx.x == 0) {
       if (A == Access::scalar) {
-        base(kU) = p.u.at(at.batch, at.begin, at.first), base(kDelta) = p.delta.at(at.batch, at.begin, at.first);
-        base(kZ) = p.z.at(at.batch, at.begin, at.first), base(kDout) = p.dout.at(at.batch, at.begin, at.first);
-        base(kDu) = p.du.at(at.batch, at.begin, at.first), base(kDz) = p.dz.at(at.batch, at.begin, at.first);
-        base(kDdelta) = p.ddelta.at(at.batch, at.begin, at.first);
+        note(kU, p.u), note(kDelta, p.delta), note(kZ, p.z), note(kDout, p.dout);
+        note(kDu, p.du), note(kDdelta, p.ddelta), note(kDz, p.dz);
       }
       const int64_t tile = at.batch * ((p.length + kTile - 1) / kTile) + at.begin / kTile;
       base(kSaved) = p.checkpoint + (tile * (NP / 4) * p.channels + at.first) * 4;
@@ -123,7 +119,7 @@ struct Backward {
       own_pointers(1) = {p.z.at(at.batch, at.begin, c), p.dout.at(at.batch, at.begin, c)};
       const int64_t l = at.begin + items.step, d = at.first + items.channel;
       own_pointers(2) = {p.du.at(at.batch, l, d), p.ddelta.at(at.batch, l, d)};
-      own_pointers(3) = {p.dz.at(at.batch, l, d), nullptr};
+      last_pointer() = p.dz.at(at.batch, l, d);
     }
   }
   BDAM_DEVICE bool item_exists() const {
@@ -139,9 +135,10 @@ struct Backward {
   BDAM_DEVICE static int step_in(int v) { return A == Access::time_vectors ? v : 0; }
   BDAM_DEVICE void of_channels(int which, int c, float (&x)[V]) const {
     const float* const source = shared + Layout::vectors + which * Layout::kChannels + c;
-    if (A != Access::time_vectors) return load<V>(source, x);
-#pragma unroll
-    for (int v = 0; v < V; ++v) x[v] = *source;
+    if constexpr (A == Access::time_vectors)
+      for (float& value : x) value = *source;
+    else
+      load<V>(source, x);
   }
   // Item i of a half, as it came from memory
   BDAM_DEVICE T* raw(int half, int i, int input) const {
@@ -285,8 +282,8 @@ struct Backward {
   template <bool Keep>
   BDAM_DEVICE void advance(int t, float (&E)[NC][NS], float (&H)[NC][NS]) {
     float dt[NC], xu[NC], vb[NS];
-    load<NC>(shared + Layout::dt + t * kPitch + g * NC, dt);
-    load<NC>(shared + Layout::xu + t * kPitch + g * NC, xu);
+    load<NC>(shared + Layout::dt + t * Layout::kStepPitch + g * NC, dt);
+    load<NC>(shared + Layout::xu + t * Layout::kStepPitch + g * NC, xu);
     projection(t, 0, vb);
     const bool fresh = reset(t);
 #pragma unroll
@@ -304,9 +301,9 @@ struct Backward {
   BDAM_DEVICE void reverse(int t, int half_t, const float (&E)[NC][NS], const float (&H)[NC][NS]) {
     float dt[NC], xu[NC], dy[NC], vb[NS], vc[NS], gh[NC][NS], sum_B[NS], sum_C[NS];
     float dxu[NC], ddt[NC];
-    load<NC>(shared + Layout::dt + t * kPitch + g * NC, dt);
-    load<NC>(shared + Layout::xu + t * kPitch + g * NC, xu);
-    load<NC>(shared + Layout::dy + t * kPitch + g * NC, dy);
+    load<NC>(shared + Layout::dt + t * Layout::kStepPitch + g * NC, dt);
+    load<NC>(shared + Layout::xu + t * Layout::kStepPitch + g * NC, xu);
+    load<NC>(shared + Layout::dy + t * Layout::kStepPitch + g * NC, dy);
     projection(t, 0, vb);
     projection(t, 1, vc);
     const bool fresh = reset(t);
@@ -368,11 +365,11 @@ struct Backward {
   // Sum over the rows of step t
   template <int Rows>
   BDAM_DEVICE void add_rows(const float* array, int t, int c, float (&sum)[V]) const {
-    items.get(array, t, Rows, c, sum);
+    items.get(array, t, Rows * kPitch, c, sum);
 #pragma unroll
     for (int r = 1; r < Rows; ++r) {
       float more[V];
-      items.get(array + r * kPitch, t, Rows, c, more);
+      items.get(array + r * kPitch, t, Rows * kPitch, c, more);
 #pragma unroll
       for (int v = 0; v < V; ++v) sum[v] += more[v];
     }
@@ -387,8 +384,8 @@ struct Backward {
       load<V>(kept(half, i, 0), u);
       load<V>(kept(half, i, 1), slope);
       load<V>(kept(half, i, 2), dz);
-      items.get(shared + Layout::dt, t, 1, c, dt);
-      items.get(shared + Layout::dy, t, 1, c, dy);
+      items.get(shared + Layout::dt, t, Layout::kStepPitch, c, dt);
+      items.get(shared + Layout::dy, t, Layout::kStepPitch, c, dy);
       add_rows<Layout::kYRows>(shared + Layout::y, ht, c, y);
       add_rows<LN>(shared + Layout::dxu, ht, c, dxu);
       add_rows<LN>(shared + Layout::ddt, ht, c, ddt);
@@ -413,10 +410,10 @@ struct Backward {
         if (K == Case::usual || p.gated) store(element(kDz, p.dz, first + t, c), dz);
       } else {
         static_assert(kEach == 1);
-        const TwoPointers x = own_pointers(2), y = own_pointers(3);
+        const TwoPointers x = own_pointers(2);
         store(later(x.first, p.du, first + half * kHalf), du);
         store(later(x.second, p.ddelta, first + half * kHalf), ddelta);
-        if (K == Case::usual || p.gated) store(later(y.first, p.dz, first + half * kHalf), dz);
+        if (K == Case::usual || p.gated) store(later(last_pointer(), p.dz, first + half * kHalf), dz);
       }
     }
     add_groups<Layout, Constant, Offset>(shared + Layout::dbc, &base(kSumB), first + half * kHalf, at.steps);
@@ -478,12 +475,14 @@ struct Backward {
 #pragma unroll
       for (int v = 0; v < V; ++v) x[v] = skip_sum[i * V + v], y[v] = bias_sum[i * V + v];
       items.put(shared, items.step_of(0, i), items.channel_of(i), x);
-      items.put(shared + kHalf * kPitch, items.step_of(0, i), items.channel_of(i), y);
+      items.put(shared + kHalf * Layout::kStepPitch, items.step_of(0, i), items.channel_of(i), y);
     }
     __syncthreads();
     for (int c = threadIdx.x; c < at.count && c < Layout::kChannels; c += kThreads) {
+      const float* const sums = shared + c;
       float skip = 0.f, bias = 0.f;
-      for (int t = 0; t < kHalf; ++t) skip += shared[t * kPitch + c], bias += shared[(kHalf + t) * kPitch + c];
+      for (int t = 0; t < kHalf; ++t)
+        skip += sums[t * Layout::kStepPitch], bias += sums[(kHalf + t) * Layout::kStepPitch];
       if (p.sum_skip) p.sum_skip[row(at.chunk, at.first + c)] = skip;
       if (p.sum_bias) p.sum_bias[row(at.chunk, at.first + c)] = bias;
     }

@@ -24,7 +24,10 @@ template <class T, int NC, int NS, int LN, int V, Access A, Case K>
 struct BackwardLayout {
   static constexpr int kThreads = kScanThreads, kTile = kCudaTile, NP = NS * LN;
   static constexpr int kGroups = kThreads / LN, kChannels = NC * kGroups;
-  static constexpr int kPitch = kChannels + 8;  // steps of a channel, and rows of threads, meet in different banks
+  static constexpr int kPitch = kChannels + 8;  // rows of threads meet in different banks
+  // So do steps of a channel. Vectors do without: in float32 the block just fits the 99 kB of an sm_86, sm_89 or
+  // sm_120.
+  static constexpr int kStepPitch = A == Access::scalar ? kPitch : kChannels;
   static constexpr bool kTensorCore = std::is_same_v<T, __nv_bfloat16> && NS == 4 && LN == 4 && K != Case::constant;
   static constexpr int kYRows = kTensorCore ? 1 : LN;
   static constexpr int kItems = kHalf * kChannels / V;  // vectors of half a tile
@@ -32,8 +35,8 @@ struct BackwardLayout {
   static constexpr int kInputs = 4, kKept = 3;  // u, delta, z, d out; u, d dt / d delta, d out y / d z
   static constexpr int kRaw = A == Access::scalar ? 2 * kEach * kThreads : kTile * kChannels;  // of one input
 
-  static constexpr int dt = 0, xu = dt + kTile * kPitch, dy = xu + kTile * kPitch;
-  static constexpr int bc = dy + kTile * kPitch;                         // [step][B or C][NP]
+  static constexpr int dt = 0, xu = dt + kTile * kStepPitch, dy = xu + kTile * kStepPitch;
+  static constexpr int bc = dy + kTile * kStepPitch;                     // [step][B or C][NP]
   static constexpr int c_pairs = bc + kTile * 2 * NP;                    // [step][NP]: C for the tensor cores
   static constexpr int y = c_pairs + (kTensorCore ? kTile * NP : 0);     // [half's step][kYRows][kPitch]
   static constexpr int dxu = y + kHalf * kYRows * kPitch;                // [half's step][LN][kPitch]
@@ -44,10 +47,10 @@ struct BackwardLayout {
   static constexpr int vectors = saved + NC * kThreads * NS;             // D and bias of the channels
   static constexpr int kinds = vectors + 2 * kChannels;                  // [kTile]
   static constexpr int bases = kinds + kTile;                            // [10] pointers
-  // Vectors: each thread's own pointers, [4][thread][2]: u, delta; z, d out; du, ddelta; dz, unused
+  // Vectors: each thread's own pointers, [thread][2] of u, delta; of z, d out; of du, ddelta; [thread] of dz
   static constexpr int pointers = bases + 20;
   // Of T, for each input: [2 * kEach][thread], or [step][channel], or [channel][step]
-  static constexpr int raw = pointers + (A == Access::scalar ? 0 : 4 * kThreads * 4);
+  static constexpr int raw = pointers + (A == Access::scalar ? 0 : 7 * kThreads * 2);
   static constexpr size_t bytes = raw * sizeof(float) + kInputs * kRaw * sizeof(T);
 };
 
@@ -73,26 +76,34 @@ struct Items {
   // Item i of half `half`: its step in the tile and its channel in the block
   BDAM_DEVICE int step_of(int half, int i) const { return half * kHalf + step + i * steps_between; }
   BDAM_DEVICE int channel_of(int i) const { return channel + i * channels_between; }
-  BDAM_DEVICE static bool present(int count_of_thread) { return Layout::kItems >= Layout::kThreads || count_of_thread; }
-  // [step][kPitch] arrays in shared memory
+  // [step][kStepPitch] arrays in shared memory
   BDAM_DEVICE static void put(float* array, int t, int c, const float (&x)[V]) {
-    if (A == Access::time_vectors) {
+    if constexpr (A == Access::time_vectors) {
 #pragma unroll
-      for (int v = 0; v < V; ++v) array[(t + v) * Layout::kPitch + c] = x[v];
+      for (int v = 0; v < V; ++v) array[(t + v) * Layout::kStepPitch + c] = x[v];
     } else {
-      store<V>(array + t * Layout::kPitch + c, x);
+      store<V>(array + t * Layout::kStepPitch + c, x);
     }
   }
-  // `between`: rows between one step's and the next
-  BDAM_DEVICE static void get(const float* array, int t, int between, int c, float (&x)[V]) {
-    if (A == Access::time_vectors) {
+  BDAM_DEVICE static void get(const float* array, int t, int pitch, int c, float (&x)[V]) {
+    if constexpr (A == Access::time_vectors) {
 #pragma unroll
-      for (int v = 0; v < V; ++v) x[v] = array[(t + v) * between * Layout::kPitch + c];
+      for (int v = 0; v < V; ++v) x[v] = array[(t + v) * pitch + c];
     } else {
-      load<V>(array + t * between * Layout::kPitch + c, x);
+      load<V>(array + t * pitch + c, x);
     }
   }
 };
+
+struct alignas(16) TwoPointers {
+  const void *first, *second;
+};
+// Element `l` steps further on, within a batch item
+template <class U>
+BDAM_DEVICE U* later(const void* p, const View<U>& v, int l) {
+  const int step = static_cast<int>(v.time) * static_cast<int>(sizeof(U));
+  return reinterpret_cast<U*>(static_cast<char*>(const_cast<void*>(p)) + static_cast<int64_t>(l) * step);
+}
 
 // The sums over the block's channels for dB and dC (targets[0] and [1], null if constant) of the half tile from step
 // `first` on. A thread adds quads of states of a (step, B or C) over its share of the groups of channels; then the
