@@ -48,4 +48,12 @@ inline void check_device(const char* op, const char* name, const OptionalTensor&
   if (t) check_device(op, name, *t, first);
 }
 
+// The tensor itself where it has the type already, else a copy.
+inline Tensor converted(const Tensor& t, ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+}
+inline OptionalTensor converted(const OptionalTensor& t, ScalarType dtype) {
+  return t ? OptionalTensor(converted(*t, dtype)) : t;
+}
+
 }  // namespace bdam_fast

@@ -111,7 +111,8 @@ BDAM_DEVICE float ex2(float x) {
 }
 BDAM_DEVICE float lg2(float x) {
   float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  // volatile: else it is put behind a branch in softplus, which takes more than the instruction
+  asm volatile("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 BDAM_DEVICE float rcp(float x) {
@@ -157,6 +158,13 @@ BDAM_DEVICE void mma_tf32(float (&d)[4], float a0, float a1, float a2, float a3,
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
         "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+// The same with D starting from zero, for which the instruction needs no registers.
+BDAM_DEVICE void mma_tf32_first(float (&d)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%10,%10,%10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)), "f"(0.f));
 }
 BDAM_DEVICE void check_aligned(const void*, size_t) {}
 #endif
@@ -261,7 +269,8 @@ BDAM_DEVICE void store(T* p, const float (&r)[V]) {
 // terms of the series stand in (relative error 3e-7). Right at +-inf, NaN for NaN.
 BDAM_DEVICE void softplus(float x, float& sp, float& dsp) {
   const float e = ex2(min_nan(x, 30.f) * kLog2e);
-  sp = x > 20.f ? x : x < -7.f ? e * (1.f - 0.5f * e) : kLn2 * lg2(1.f + e);
+  const float middle = kLn2 * lg2(1.f + e), low = e * fmaf(-0.5f, e, 1.f);
+  sp = x > 20.f ? x : x < -7.f ? low : middle;
   dsp = e * rcp(1.f + e);
 }
 BDAM_DEVICE float sigmoid(float x) { return rcp(1.f + ex2(-x * kLog2e)); }

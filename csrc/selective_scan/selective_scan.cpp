@@ -5,66 +5,18 @@
 
 #include <algorithm>
 #include <cstring>
-#include <tuple>
 #include <vector>
 
 #include "common/checks.h"
 #include "common/runtime.h"
+#include "selective_scan/selective_scan_call.h"
 
 namespace bdam_fast {
 
 namespace {
-constexpr const char* kOp = "selective_scan";
+using namespace selective_scan;
 CallCounter forward_calls("selective_scan.cpu.forward");
 CallCounter backward_calls("selective_scan.cpu.backward");
-
-struct Arguments {
-  const Tensor &u, &delta, &A, &B, &C;
-  const OptionalTensor &D, &z, &delta_bias, &initial_state, &seq_idx;
-};
-
-// B or C: constant (D, N), or per step (B, N, L) or (B, G, N, L)
-struct Projection {
-  Stream view;
-  int64_t groups = 1, group_stride = 0;
-  bool constant = false;
-};
-Projection projection_of(const char* name, const Tensor& t, const ScanParams& p) {
-  Projection q;
-  const int64_t dim = t.dim();
-  if (dim == 2) {
-    check_shape(kOp, name, t, {p.channels, p.states});
-    q.view = stream_of(kOp, name, t, -1, 1, 0);
-    q.constant = true;
-  } else if (dim == 3) {
-    check_shape(kOp, name, t, {p.batch, p.states, p.length});
-    q.view = stream_of(kOp, name, t, 0, 2, 1);
-  } else {
-    STD_TORCH_CHECK(dim == 4, kOp, ": ", name, " must have 2, 3 or 4 dimensions, got ", dim);
-    q.groups = t.size(1);
-    q.group_stride = t.stride(1);
-    STD_TORCH_CHECK(q.groups > 0 && p.channels % q.groups == 0, kOp, ": ", name, " has ", q.groups,
-                    " groups, which must divide the ", p.channels, " channels");
-    check_shape(kOp, name, t, {p.batch, q.groups, p.states, p.length});
-    q.view = stream_of(kOp, name, t, 0, 3, 2);
-  }
-  return q;
-}
-
-// (B, D, L) as (batch, time, channel), in processed order
-Stream sequence(const char* name, const Tensor& t, const ScanParams& p, bool reverse) {
-  check_shape(kOp, name, t, {p.batch, p.channels, p.length});
-  const Stream s = stream_of(kOp, name, t, 0, 2, 1);
-  return reverse ? s.reversed(p.length) : s;
-}
-Stream state(const char* name, const Tensor& t, const ScanParams& p) {
-  check_shape(kOp, name, t, {p.batch, p.channels, p.states});
-  return stream_of(kOp, name, t, 0, 2, 1);
-}
-Stream vector(const char* name, const Tensor& t, const ScanParams& p) {
-  check_shape(kOp, name, t, {p.channels});
-  return stream_of(kOp, name, t, -1, -1, 0);
-}
 
 // Channels go to tasks in units of 16: few enough units that 64 tasks come together for the threads, at most 16 (more
 // gains nothing: 9.4 ms against 9.5), at least 2 (one alone costs 13.6: B and C are converted, dB and dC stored, once
@@ -73,31 +25,8 @@ int64_t units_per_task(const ScanParams& p) {
   return std::max<int64_t>(1, std::min(p.group_units(), std::clamp<int64_t>(p.batch * p.units() / 64, 2, 16)));
 }
 
-ScanParams parameters(const Arguments& x, bool softplus, bool reverse) {
-  ScanParams p;
-  STD_TORCH_CHECK(x.u.dim() == 3, kOp, ": u must have shape (B, D, L), got ", shape_text(x.u.sizes()));
-  STD_TORCH_CHECK(x.A.dim() == 2, kOp, ": A must have shape (D, N), got ", shape_text(x.A.sizes()));
-  p.batch = x.u.size(0), p.channels = x.u.size(1), p.length = x.u.size(2), p.states = x.A.size(1);
-  STD_TORCH_CHECK(p.channels >= 1 && p.states >= 1 && p.states <= 256, kOp,
-                  ": needs D >= 1 and 1 <= N <= 256, got D = ", p.channels, ", N = ", p.states);
-  p.softplus = softplus;
-  p.is_double = x.u.scalar_type() == ScalarType::Double;
-  p.u = sequence("u", x.u, p, reverse);
-  p.delta = sequence("delta", x.delta, p, reverse);
-  if (x.z) p.z = sequence("z", *x.z, p, reverse);
-  check_shape(kOp, "A", x.A, {p.channels, p.states});
-  p.A = stream_of(kOp, "A", x.A, -1, 1, 0);
-  if (x.D) p.skip = vector("D", *x.D, p);
-  if (x.delta_bias) p.bias = vector("delta_bias", *x.delta_bias, p);
-  if (x.initial_state) p.h0 = state("initial_state", *x.initial_state, p);
-  const Projection B = projection_of("B", x.B, p), C = projection_of("C", x.C, p);
-  STD_TORCH_CHECK(B.groups == C.groups || B.groups == 1 || C.groups == 1, kOp,
-                  ": B and C must have as many groups, got ", B.groups, " and ", C.groups);
-  p.B_constant = B.constant, p.B_groups = B.groups, p.B_group = B.group_stride;
-  p.C_constant = C.constant, p.C_groups = C.groups, p.C_group = C.group_stride;
-  p.B = reverse && !B.constant ? B.view.reversed(p.length) : B.view;
-  p.C = reverse && !C.constant ? C.view.reversed(p.length) : C.view;
-  p.groups = std::max(B.groups, C.groups);
+ScanParams cpu_parameters(const Arguments& x, bool softplus, bool reverse) {
+  ScanParams p = parameters(x, softplus, reverse);
   p.units_per_task = units_per_task(p);
   return p;
 }
@@ -106,8 +35,7 @@ ScanParams parameters(const Arguments& x, bool softplus, bool reverse) {
 // that of the step processed before it starts from a zero state.
 std::vector<int8_t> steps_of(const OptionalTensor& seq_idx, const ScanParams& p, bool reverse) {
   if (!seq_idx) return {};
-  check_shape(kOp, "seq_idx", *seq_idx, {p.batch, p.length});
-  STD_TORCH_CHECK(seq_idx->scalar_type() == ScalarType::Int, kOp, ": seq_idx must be int32");
+  check_seq_idx(*seq_idx, p);
   const int32_t* data = static_cast<const int32_t*>(seq_idx->data_ptr());
   const int64_t batch_stride = seq_idx->stride(0), time_stride = seq_idx->stride(1);
   std::vector<int8_t> steps(p.batch * p.length);
@@ -140,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& delta,
                                            const OptionalTensor& seq_idx, bool delta_softplus, bool reverse,
                                            bool return_last_state, bool save_states) {
   forward_calls.increment();
-  ScanParams p = parameters({u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx}, delta_softplus, reverse);
+  ScanParams p = cpu_parameters({u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx}, delta_softplus, reverse);
   const std::vector<int8_t> steps = steps_of(seq_idx, p, reverse);
   if (seq_idx) p.steps = steps.data();
   Tensor out = allocate_like(u);
@@ -152,11 +80,6 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& delta,
   if (save_states) p.checkpoint = checkpoint.data_ptr();
   selective_scan_forward_cpu(p);
   return {out, last, checkpoint};
-}
-
-// Gradients of the optional inputs: empty where the input is absent.
-Tensor like_or_empty(const OptionalTensor& t, const Tensor& u) {
-  return t ? allocate_like(*t) : allocate({0}, u.scalar_type());
 }
 
 // One allocation for every partial sum; the tensor must outlive the kernel.
@@ -177,14 +100,13 @@ Tensor allocate_sums(ScanParams& p, const Arguments& x) {
   return sums;
 }
 
-using NineTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 NineTensors backward(const Tensor& dout, const OptionalTensor& dlast, const Tensor& u, const Tensor& delta,
                      const Tensor& A, const Tensor& B, const Tensor& C, const OptionalTensor& D,
                      const OptionalTensor& z, const OptionalTensor& delta_bias, const OptionalTensor& initial_state,
                      const OptionalTensor& seq_idx, const Tensor& checkpoint, bool delta_softplus, bool reverse) {
   backward_calls.increment();
   const Arguments x{u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx};
-  ScanParams p = parameters(x, delta_softplus, reverse);
+  ScanParams p = cpu_parameters(x, delta_softplus, reverse);
   const std::vector<int8_t> steps = steps_of(seq_idx, p, reverse);
   if (seq_idx) p.steps = steps.data();
   check_shape(kOp, "checkpoint", checkpoint,
@@ -195,24 +117,14 @@ NineTensors backward(const Tensor& dout, const OptionalTensor& dlast, const Tens
   p.dout = sequence("dout", dout, p, reverse);
   if (dlast) p.dlast = state("dlast_state", *dlast, p);
 
-  Tensor du = allocate_like(u), ddelta = allocate_like(delta), dA = allocate_like(A);
-  Tensor dB = allocate_like(B), dC = allocate_like(C), dD = like_or_empty(D, u);
-  Tensor dz = like_or_empty(z, u), dbias = like_or_empty(delta_bias, u), dh0 = like_or_empty(initial_state, u);
-  p.du = sequence("du", du, p, reverse);
-  p.ddelta = sequence("ddelta", ddelta, p, reverse);
-  p.dA = stream_of(kOp, "dA", dA, -1, 1, 0);
-  const Projection gB = projection_of("dB", dB, p), gC = projection_of("dC", dC, p);
-  p.dB = reverse && !gB.constant ? gB.view.reversed(p.length) : gB.view;
-  p.dC = reverse && !gC.constant ? gC.view.reversed(p.length) : gC.view;
-  p.dB_group = gB.group_stride, p.dC_group = gC.group_stride;
-  if (D) p.dskip = vector("dD", dD, p);
-  if (delta_bias) p.dbias = vector("ddelta_bias", dbias, p);
-  if (z) p.dz = sequence("dz", dz, p, reverse);
-  if (initial_state) p.dh0 = state("dinitial_state", dh0, p);
+  const Gradients grads(x);
+  grads.point(p, x, reverse);
   const Tensor sums = allocate_sums(p, x);
-  if (p.single()) std::memset(dA.data_ptr(), 0, dA.numel() * dA.element_size());  // no exponential, nothing to add up
+  if (p.single())
+    std::memset(grads.dA.data_ptr(), 0,
+                grads.dA.numel() * grads.dA.element_size());  // no exponential, nothing to add up
   selective_scan_backward_cpu(p);
-  return {du, ddelta, dA, dB, dC, dD, dz, dbias, dh0};
+  return grads.results();
 }
 }  // namespace
 

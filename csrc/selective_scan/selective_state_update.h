@@ -26,5 +26,7 @@ struct StateUpdateParams {
 };
 
 void selective_state_update_cpu(const StateUpdateParams& p);
+// x, dt, z, out, B and C of one type, A, D and the bias float32, the state of any type; `stream` is a cudaStream_t.
+void selective_state_update_cuda(const StateUpdateParams& p, void* stream);
 
 }  // namespace bdam_fast

@@ -57,6 +57,11 @@ inline void mma_tf32(float (&d)[4], float a0, float a1, float a2, float a3, floa
   host_cuda::exchange(~0u, Operands{{a0, a1, a2, a3}, {b0, b1}}, HOST_CUDA_PLACE, multiply);
 }
 
+inline void mma_tf32_first(float (&d)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
+  for (float& x : d) x = 0.f;
+  mma_tf32(d, a0, a1, a2, a3, b0, b1);
+}
+
 // A vector access of a GPU must be aligned to its size.
 inline void check_aligned(const void* p, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(p) % bytes != 0)
