@@ -48,7 +48,11 @@ def test_selective_state_update_dtypes(order, dtype, backend):
         problem["state"] = problem["state"].to(kept)
         check_step(on_device(problem), backend)
         # Without softplus dt has both signs; e^(dt A) must stay near 1 for a comparison to mean anything.
-        check_step(on_device(problem | {"dt": 0.05 * problem["dt"], "dt_bias": problem["dt_bias"] * 0}), backend, dt_softplus=False)
+        check_step(
+            on_device(problem | {"dt": 0.05 * problem["dt"], "dt_bias": problem["dt_bias"] * 0}),
+            backend,
+            dt_softplus=False,
+        )
 
 
 @small
