@@ -1,6 +1,9 @@
 """Fixtures of the GPU tests: backends that must be there, poisoned memory, and what `make gpu` reads from the results."""
 
+import fcntl
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +33,7 @@ def backend_is_there(request, record_property):
 
 
 @pytest.fixture
-def poisoned(monkeypatch, request):
+def poisoned(monkeypatch):
     """Results and workspaces are NaN before a kernel runs, those that Python allocates and those of the extensions."""
 
     def poison(make):
@@ -48,3 +51,19 @@ def poisoned(monkeypatch, request):
     yield
     for module in modules:
         module.set_poison(False)
+
+
+@pytest.fixture
+def memory():
+    """`memory(gib)` skips a test where less is free. One process at a time: `make gpu` runs several."""
+
+    def needs(gib: float) -> None:
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[0] / 2**30
+        if free < gib:
+            pytest.skip(f"needs {gib} GiB of free GPU memory, there are {free:.0f}")
+
+    with (Path(tempfile.gettempdir()) / "bdam_fast_gpu_memory.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield needs
+        torch.cuda.empty_cache()

@@ -4,8 +4,9 @@ With a GPU every test runs the CUDA C++ and the Triton kernels on it. Without on
 fewer lengths, so that the tests themselves are tested.
 """
 
+import os
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from torch import Tensor
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-BACKENDS = ["cuda", "triton"] if GPU else ["cpu"]
+# `make gpu` gives each backend a process of its own, and has the references run on the CPU under compute-sanitizer.
+BACKENDS = os.environ.get("BDAM_FAST_GPU_BACKENDS", "cuda,triton").split(",") if GPU else ["cpu"]
+REFERENCE = os.environ.get("BDAM_FAST_GPU_REFERENCE", DEVICE)
 HALVES = [torch.float32, torch.bfloat16, torch.float16]
 # Round every tile and chunk size in use (4 to 512 steps), and the lengths of the vision models: 77, 192, 193, 197.
 EDGES = [0, 1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 64, 65, 77, 127, 128, 129, 130, 192, 193, 197]
@@ -32,9 +35,9 @@ small = pytest.mark.sanitize
 Results = dict[str, Tensor]
 
 
-def on_device(problem: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A problem's tensors with their strides, where the tests run."""
-    return {name: moved(value, DEVICE) for name, value in problem.items()}
+def on_device(problem: dict[str, Any], device: str = DEVICE) -> dict[str, Any]:
+    """A problem's tensors with their strides, where the tests run; what is no tensor stays."""
+    return {name: moved(v, device) if isinstance(v, Tensor) else v for name, v in problem.items()}
 
 
 def hsic_problem(samples: int, width_x: int, width_y: int, **kwargs: Any) -> dict[str, Tensor]:
@@ -59,17 +62,23 @@ RUN: dict[str, Callable[..., Results]] = {
 }
 
 
-@lru_cache(maxsize=8)
-def _prepared(op: str, shape: tuple, make: tuple, run: tuple, padding: float) -> tuple:
-    """Problem, options, and the reference's results in float64 and in the problem's own dtype."""
-    torch.manual_seed(0)
-    problem = on_device(MAKE[op](*shape, **dict(make)))
-    options = dict(run)
-    if padding:
-        options["seq_idx"] = packed_index(shape[0], shape[2], padding).to(DEVICE)
+def references(op: str, problem: dict[str, Tensor], options: dict[str, Any]) -> tuple[Results, Results]:
+    """The reference's results in float64 and in the problem's own dtype."""
+    problem, options = on_device(problem, REFERENCE), on_device(options, REFERENCE)
     exact = RUN[op](leaves(problem, torch.float64), backend="reference", **options)
     same = RUN[op](leaves(problem), backend="reference", **options)
-    return problem, options, exact, same
+    return tuple({name: value.to(DEVICE) for name, value in found.items()} for found in (exact, same))
+
+
+@lru_cache(maxsize=8)
+def _prepared(op: str, shape: tuple, make: tuple, run: tuple, padding: float) -> tuple:
+    """Problem, options and references, shared by the backends."""
+    torch.manual_seed(0)
+    problem, options = MAKE[op](*shape, **dict(make)), dict(run)
+    if padding:
+        options["seq_idx"] = packed_index(shape[0], shape[2], padding)
+    problem, options = on_device(problem), on_device(options)
+    return problem, options, references(op, problem, options)
 
 
 def check(op: str, backend: str, *shape: int, padding: float = 0, make: dict | None = None, **run: Any) -> Results:
@@ -81,21 +90,20 @@ def check(op: str, backend: str, *shape: int, padding: float = 0, make: dict | N
         make: the keyword arguments of the problem; `run`: those of the call.
     """
     made = _prepared(op, shape, tuple((make or {}).items()), tuple(run.items()), padding)
-    problem, options, exact, same = made
-    got = RUN[op](leaves(problem), backend=backend, **options)
-    for name, value in got.items():
-        assert value.device.type == DEVICE
-        assert value.dtype == same[name].dtype, f"{name}: {value.dtype}, expected {same[name].dtype}"
-        assert_close(name, value, exact[name], same[name])
-    return got
+    return _compared(op, backend, *made)
 
 
 def check_against_reference(op: str, backend: str, problem: dict[str, Tensor], **options: Any) -> Results:
     """The same for a problem that lies on the device already."""
-    exact = RUN[op](leaves(problem, torch.float64), backend="reference", **options)
-    same = RUN[op](leaves(problem), backend="reference", **options)
+    return _compared(op, backend, problem, options, references(op, problem, options))
+
+
+def _compared(op: str, backend: str, problem: dict, options: dict, expected: tuple[Results, Results]) -> Results:
+    exact, same = expected
     got = RUN[op](leaves(problem), backend=backend, **options)
     for name, value in got.items():
+        assert value.device.type == DEVICE
+        assert value.dtype == same[name].dtype, f"{name}: {value.dtype}, expected {same[name].dtype}"
         assert_close(name, value, exact[name], same[name])
     return got
 
@@ -180,15 +188,3 @@ def check_side_stream(call: Callable[..., Any], problem: dict[str, Tensor]) -> N
         got = [g.clone() for g in got]
     side.synchronize()
     assert all(same_bits(a, b) for a, b in zip(got, expected, strict=True))
-
-
-@cache
-def free_gib() -> float:
-    """GiB of GPU memory that are free at the start."""
-    return torch.cuda.mem_get_info()[0] / 2**30 if GPU else 0.0
-
-
-def needs_memory(gib: float) -> None:
-    """Skips a test where less memory is free."""
-    if free_gib() < gib:
-        pytest.skip(f"needs {gib} GiB of free GPU memory, there are {free_gib():.0f}")

@@ -17,7 +17,6 @@ from gpu_helpers import (
     check_graph,
     check_repeats,
     check_side_stream,
-    needs_memory,
     on_device,
     small,
 )
@@ -174,9 +173,9 @@ def test_side_stream(backend):
 @ONLY_GPU
 @backends
 @pytest.mark.parametrize("order", ORDERS)
-def test_more_than_2_to_the_31_elements(order, backend):
+def test_more_than_2_to_the_31_elements(order, backend, memory):
     """The last batch item lies past 2^31 elements; it alone gives the same: output and gradient of x."""
-    needs_memory(40)
+    memory(40)
     batch, channels, length = 2050, 1024, 1024
     x = torch.empty(batch, channels, length, device=DEVICE, dtype=torch.bfloat16).normal_()
     x = x if order == "bdl" else x.view(batch, length, channels).transpose(1, 2)
@@ -191,4 +190,3 @@ def test_more_than_2_to_the_31_elements(order, backend):
         del out, dx
     for whole, single in zip(*results, strict=True):
         torch.testing.assert_close(whole, single, rtol=2e-2, atol=2e-2)
-    torch.cuda.empty_cache()

@@ -9,7 +9,6 @@ from gpu_helpers import (
     ONLY_GPU,
     backends,
     check_autocast,
-    needs_memory,
     on_device,
     small,
 )
@@ -190,8 +189,8 @@ def test_cuda_graph(backend, op):
 
 @ONLY_GPU
 @backends
-def test_state_of_more_than_2_to_the_31_elements(backend):
-    needs_memory(40)
+def test_state_of_more_than_2_to_the_31_elements(backend, memory):
+    memory(40)
     batch, channels, states = 8200, 16384, 16
     state = torch.full((batch, channels, states), 0.5, device=DEVICE, dtype=torch.bfloat16)
     assert state.numel() > 2**31
@@ -202,4 +201,3 @@ def test_state_of_more_than_2_to_the_31_elements(backend):
     one = bdam_fast.selective_state_update(single, x[-1:], x[-1:], A, B[-1:], B[-1:], dt_softplus=True, backend=backend)
     assert same_bits(out[-1:], one) and same_bits(state[-1:], single)
     del state
-    torch.cuda.empty_cache()
