@@ -2,6 +2,7 @@
 #   PYTHON     the interpreter that makes the environment (3.10 or newer)
 #   TORCH      which torch; PIP_TORCH: further pip options for it, for instance an index of CPU-only builds
 #   OP         which operator `make bench` measures
+#   GPU_PYTHON the interpreter of `make gpu`, whose torch is a CUDA build; no environment is made for it
 #   RUN, DATA, IDS   the demo's run folder, data folder and number of identities (a tenth of them is for the test)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -13,11 +14,12 @@ CSRC := $(shell find csrc -type f)
 CLANG_FORMAT := $(VENV)/bin/clang-format
 
 OP ?= all
+GPU_PYTHON ?= python3
 RUN ?= runs/demo
 DATA ?= data/synthetic
 IDS ?= 2000
 
-.PHONY: demo tables test test-all check format bench report build clean help
+.PHONY: demo tables test test-all check format bench gpu report build clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +28,7 @@ help:
 	@echo "make test      the test suite (make test-all: the slow tests too)"
 	@echo "make check     ruff, mypy, clang-format (make format: applies what it can)"
 	@echo "make bench     the operators against their peers (OP=selective_scan: one of them), then the tables and the plot"
+	@echo "make gpu       on a machine with an NVIDIA GPU: build, GPU tests, compute-sanitizer, benchmark, in ten minutes"
 	@echo "make report    renders the report of RUN=$(RUN) again"
 
 $(PY):
@@ -78,6 +81,9 @@ bench: $(READY)
 	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[bench]"
 	$(PY) -m bench.run --op $(OP) --malloc kept
 	$(PY) -m bench.report
+
+gpu:
+	$(GPU_PYTHON) -m bench.gpu
 
 clean:
 	rm -rf build dist *.egg-info bdam_fast/*.so

@@ -42,16 +42,18 @@ class Problem:
     shape: Shape
     order: str
     dtype: torch.dtype = torch.float32
+    device: str = "cpu"
 
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:
         """x (B, D, L), weight (D, W), bias (D,), with gradient."""
         batch, channels, length, width = self.shape
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(batch, length, channels, generator=generator).transpose(1, 2)
+        generator = torch.Generator(self.device).manual_seed(0)
+        kind = {"generator": generator, "device": self.device}
+        x = torch.randn(batch, length, channels, **kind).transpose(1, 2)
         x = x.contiguous() if self.order == "BDL" else x
-        weight = torch.randn(channels, width, generator=generator)
-        bias = torch.randn(channels, generator=generator)
+        weight = torch.randn(channels, width, **kind)
+        bias = torch.randn(channels, **kind)
         return tuple(t.to(self.dtype).requires_grad_() for t in (x, weight, bias))
 
     @cached_property
@@ -80,9 +82,15 @@ class Problem:
         call = forward if direction == "forward" else both
         return Variant(name, call, kind, elements=float(self.inputs[0].numel()), checked=kind != "anchor")
 
-    def case(self, direction: str, variants: list[Variant], skipped: dict[str, str]) -> Case:
-        """A case on these inputs with ours in front."""
-        own = self.variant("bdam_fast", direction, ours, "ours")
+    def case(
+        self,
+        direction: str,
+        variants: list[Variant],
+        skipped: dict[str, str],
+        kernel: Callable[..., Tensor] | None = None,
+    ) -> Case:
+        """A case on these inputs with ours (`kernel`, by default that of the CPU) in front."""
+        own = self.variant("bdam_fast", direction, kernel or ours, "ours")
         element = self.inputs[0].numel()
         # Forward x in, out out, one sigmoid; backward x and dout in, dx out, the sigmoid again.
         streams, sigmoids = (2, 1) if direction == "forward" else (5, 2)

@@ -25,7 +25,7 @@ DIRECTIONS = ("forward", "forward+backward")
 def textbook(x: Tensor, y: Tensor, sigma: float | None) -> Tensor:
     """tr(K H L H) / (N - 1)², written as it is printed."""
     n = x.shape[-2]
-    centre = torch.eye(n, dtype=x.dtype) - 1 / n
+    centre = torch.eye(n, dtype=x.dtype, device=x.device) - 1 / n
     product = gram(x, sigma) @ centre @ gram(y, sigma) @ centre
     return product.diagonal(dim1=-2, dim2=-1).sum(-1) / (n - 1) ** 2
 
@@ -64,10 +64,10 @@ def _hsic(x: Tensor, y: Tensor, sigma: float | None, backend: str) -> Tensor:
     return bdam_fast.hsic(x, y, kernel=kernel, sigma_x=sigma, sigma_y=sigma, backend=backend)
 
 
-def inputs(shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def inputs(shape: tuple[int, int, int], dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[Tensor]:
     """x and y, dependent in a tenth of their features so that the value is not a difference of rounding errors."""
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(shape, generator=generator) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)
+    x, y = (torch.randn(shape, generator=generator, device=device) for _ in range(2))
     y[..., : shape[2] // 10] = x[..., : shape[2] // 10]
     return [t.to(dtype).requires_grad_() for t in (x, y)]
 
@@ -91,7 +91,7 @@ def runner(
     return forward if direction == "forward" else both
 
 
-def work(shape: tuple[int, int, int], kernel: str, direction: str) -> Work:
+def work(shape: tuple[int, int, int], kernel: str, direction: str, itemsize: int = 4) -> Work:
     """Each input read once (and its gradient written); the cheaper of the N×N and D×D forms; half of each symmetric matrix.
 
     Linear: a Gram matrix costs N² D operations by symmetry, and 2 N² D for a gradient; the D×D form costs 2 N D² forward
@@ -99,7 +99,7 @@ def work(shape: tuple[int, int, int], kernel: str, direction: str) -> Work:
     """
     batch, n, d = shape
     full = direction != "forward"
-    moved = batch * n * d * 4.0 * (4 if full else 2)
+    moved = batch * n * d * float(itemsize) * (4 if full else 2)
     square, cross = 2.0 * n * n * d, 2.0 * n * d * d
     if kernel == "linear":
         by_samples, by_features = square * (3 if full else 1), cross * (3 if full else 1)

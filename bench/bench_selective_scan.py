@@ -22,6 +22,8 @@ LANGUAGE: Shape = (1, 1536, 2048, 16)
 SHAPES: list[Shape] = [MAIN, LANGUAGE, (2, 768, 192, 16), (64, 512, 1, 16)]
 # One value away from MAIN: a length and a channel count that fill no tile, fewer states, one more state.
 NEIGHBOURS: list[Shape] = [(8, 512, 257, 16), (8, 500, 273, 16), (8, 512, 273, 8), (8, 512, 273, 17)]
+# Element-states (B·D·L·N) of which the float64 reference keeps the gradient at once: 6 * 8 bytes each.
+EXACT_STATES = 2e8
 NO_GRADIENT = "works in place, has no gradient"
 # The gradient of transformers' loop writes all of (B, D, L, N) once per step: 14 s at MAIN, minutes at LANGUAGE.
 SLOW_GRADIENT_LENGTH = 1024
@@ -34,15 +36,17 @@ class Problem:
     shape: Shape
     order: str = "BLD"
     dtype: torch.dtype = torch.float32
+    device: str = "cpu"
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
         """The tensor arguments: the same numbers in both orders, with gradient."""
         batch, channels, length, states = self.shape
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(self.device).manual_seed(0)
 
         def draw(width: int) -> Tensor:
-            return torch.randn(batch, length, width, generator=generator).to(self.dtype).transpose(1, 2)
+            drawn = torch.randn(batch, length, width, generator=generator, device=self.device)
+            return drawn.to(self.dtype).transpose(1, 2)
 
         tensors = {name: draw(channels) for name in ("u", "delta", "z")}
         if self.order == "BDL":
@@ -50,7 +54,7 @@ class Problem:
         tensors |= {"A": -torch.arange(1, states + 1).float().repeat(channels, 1), "B": draw(states), "C": draw(states)}
         tensors |= {"D": torch.ones(channels), "delta_bias": torch.full((channels,), -3.0)}
         names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-        return {name: tensors[name].requires_grad_() for name in names}
+        return {name: tensors[name].to(self.device).requires_grad_() for name in names}
 
     @cached_property
     def upstream(self) -> Tensor:
@@ -59,10 +63,23 @@ class Problem:
 
     @cached_property
     def exact(self) -> list[Tensor]:
-        """Output and all gradients of the reference in float64."""
-        inputs = {name: t.detach().double().requires_grad_() for name, t in self.inputs.items()}
+        """Output and all gradients of the reference in float64, a few batch items at a time: its gradient keeps six
+        tensors of all element-states, 15 GB at B 64, D 1536, L 197.
+        """
+        batch, channels, length, states = self.shape
+        items = max(1, int(EXACT_STATES / (channels * length * states)))
+        parts = [self._exact_part(slice(start, start + items)) for start in range(0, batch, items)]
+        names = ("out", *self.inputs)
+        shared = ("A", "D", "delta_bias")
+        columns = zip(names, zip(*parts, strict=True), strict=True)
+        return [torch.stack(c).sum(0) if name in shared else torch.cat(c) for name, c in columns]
+
+    def _exact_part(self, items: slice) -> list[Tensor]:
+        per_item = ("u", "delta", "z", "B", "C")
+        inputs = {n: t.detach()[items] if n in per_item else t.detach() for n, t in self.inputs.items()}
+        inputs = {name: t.double().requires_grad_() for name, t in inputs.items()}
         out = bdam_fast.selective_scan(**inputs, delta_softplus=True, backend="reference")
-        return [out.detach(), *torch.autograd.grad(out, list(inputs.values()), self.upstream.double())]
+        return [out.detach(), *torch.autograd.grad(out, list(inputs.values()), self.upstream[items].double())]
 
     def run(self, direction: str, function: Callable[..., Tensor]) -> Callable[[], list[Tensor]]:
         """A call of `function` that returns the output (forward), the gradients (backward), or both."""
@@ -88,15 +105,21 @@ class Problem:
         call = self.run(direction, function)
         return Variant(name, call, kind, elements=elements, states=elements * states, checked=kind != "anchor")
 
-    def case(self, direction: str, variants: list[Variant], skipped: dict[str, str] | None = None) -> Case:
-        """A case on these inputs; the first variant, ours, is put in front."""
+    def case(
+        self,
+        direction: str,
+        variants: list[Variant],
+        skipped: dict[str, str] | None = None,
+        kernel: Callable[..., Tensor] | None = None,
+    ) -> Case:
+        """A case on these inputs; the first variant, ours (`kernel`, by default that of the CPU), is put in front."""
         text = "B {} D {} L {} N {}".format(*self.shape)
         expected = {"forward": slice(0, 1), "backward": slice(1, None)}.get(direction, slice(None))
         return Case(
             "selective_scan",
             text,
             direction,
-            [self.variant("bdam_fast", direction, ours, "ours"), *variants],
+            [self.variant("bdam_fast", direction, kernel or ours, "ours"), *variants],
             lambda: self.exact[expected],
             work(self.shape, direction, self.dtype.itemsize),
             self.order,

@@ -42,7 +42,7 @@ class Timing:
 
 
 @dataclass
-class _Run:
+class Run:
     """A variant under way."""
 
     variant: Variant
@@ -70,7 +70,7 @@ def timing(milliseconds: Sequence[float]) -> Timing:
     return Timing(median, ordered[round(last * 0.2)], ordered[round(last * 0.8)], len(ordered))
 
 
-def _seconds(run: _Run, repeats: int) -> tuple[float, object]:
+def _seconds(run: Run, repeats: int) -> tuple[float, object]:
     with run.variant.around():
         start = time.perf_counter()
         # The result of one call is gone before the next one starts: two of them would not stand in the cache.
@@ -80,7 +80,7 @@ def _seconds(run: _Run, repeats: int) -> tuple[float, object]:
         return (time.perf_counter() - start) / repeats, result
 
 
-def checked(case: Case) -> tuple[list[_Run], dict[str, float], dict[str, str]]:
+def checked(case: Case) -> tuple[list[Run], dict[str, float], dict[str, str]]:
     """Runs every variant once against the exact result: those that are right, all errors, and why the others are not.
 
     Ours being wrong is an error of the program, not a row. Raises RuntimeError then.
@@ -88,7 +88,7 @@ def checked(case: Case) -> tuple[list[_Run], dict[str, float], dict[str, str]]:
     exact = None if case.exact is None else [t.detach() for t in case.exact()]
     right, errors, refused = [], {}, {}
     for variant in case.variants:
-        run = _Run(variant)
+        run = Run(variant)
         try:
             run.estimate, result = _seconds(run, 1)
             if exact is not None and variant.checked:
@@ -108,7 +108,7 @@ def checked(case: Case) -> tuple[list[_Run], dict[str, float], dict[str, str]]:
     return right, errors, refused
 
 
-def measure(runs: Sequence[_Run], rounds: int = ROUNDS, tick: Callable[[str], None] = lambda _: None) -> None:
+def measure(runs: Sequence[Run], rounds: int = ROUNDS, tick: Callable[[str], None] = lambda _: None) -> None:
     """Times every variant once per round, in turn, so that a slow phase of the machine hits all of them.
 
     The first estimate comes from the check. Slow peers leave after SLOW_ROUNDS; if the fastest eager peer turns out to
@@ -139,11 +139,20 @@ def measure(runs: Sequence[_Run], rounds: int = ROUNDS, tick: Callable[[str], No
             run.samples.append(_seconds(run, run.repeats)[0] * 1e3)
 
 
-def rows(case: Case, machine: Machine, rounds: int = ROUNDS, tick: Callable[[str], None] = lambda _: None) -> list[Row]:
-    """Checks and measures a case: one row per variant, the skipped and the wrong ones with a note and no time."""
+def rows(
+    case: Case,
+    machine: Machine,
+    rounds: int = ROUNDS,
+    tick: Callable[[str], None] = lambda _: None,
+    stopwatch: Callable[[Sequence[Run], int, Callable[[str], None]], None] = measure,
+) -> list[Row]:
+    """Checks and measures a case: one row per variant, the skipped and the wrong ones with a note and no time.
+
+    `stopwatch` fills the samples of every run; another device has another one.
+    """
     tick("float64 reference and check")
     runs, errors, refused = checked(case)
-    measure(runs, rounds, tick)
+    stopwatch(runs, rounds, tick)
     timings = {run.variant.name: timing(run.samples) for run in runs}
     own = next(run.variant for run in runs if run.variant.kind == "ours")
     anchor = next((run.variant for run in runs if run.variant.kind == "anchor"), None)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from bench import harness, plot, results, targets
+from bench import gpu_table, harness, plot, results, targets
 from bench.results import CASE, Row, milliseconds
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -211,9 +211,10 @@ def write(csv: Path, malloc: str = "") -> list[Case]:
 
 
 def main() -> None:
-    """Reports every machine; the README shows the one measured last."""
+    """Reports every processor (`bench.gpu_table` the GPUs); the README shows the one measured last."""
     arguments = tyro.cli(Arguments)
-    written = {path: write(path, arguments.malloc) for path in sorted(arguments.folder.glob("*.csv"))}
+    paths = [path for path in sorted(arguments.folder.glob("*.csv")) if not gpu_table.measured_on_a_gpu(path)]
+    written = {path: write(path, arguments.malloc) for path in paths}
     written = {path: cases for path, cases in written.items() if cases}
     if not written:
         sys.exit(f"bench: no rows in {arguments.folder}; measure first: python -m bench.run")

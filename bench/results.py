@@ -25,6 +25,8 @@ MEASURED = (
     "share_of_bandwidth share_of_limit peak_mib note"
 ).split()
 COLUMNS = (*FACTS, *CASE, *MEASURED)
+# What rows measured on a GPU carry besides: the card, its driver, the copy bandwidth and the clock at the time.
+GPU_FACTS = ("gpu", "gpu_memory_gib", "driver", "cuda", "triton", "copy_gb_s", "clock_mhz")
 TUNABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 Row = dict[str, str]
 
@@ -76,29 +78,31 @@ def facts() -> Row:
 
 
 def machine_file(common: Row, folder: Path = RESULTS) -> Path:
-    """The CSV of a machine: its processor and the number of threads."""
-    name = "".join(c if c.isalnum() else "-" for c in common["machine"].lower()).strip("-")
-    return folder / f"{name}-{common['threads']}t.csv"
+    """The CSV of a machine: its GPU if the rows were measured on one, else its processor and the number of threads."""
+    gpu = common.get("gpu", "")
+    name = "".join(c if c.isalnum() else "-" for c in (gpu or common["machine"]).lower()).strip("-")
+    return folder / (f"{name}.csv" if gpu else f"{name}-{common['threads']}t.csv")
 
 
 def append(made: Iterable[Row], folder: Path = RESULTS, **changes: str) -> Path:
     """Appends rows, completed with `facts()` and `changes`, to this machine's CSV and returns its path.
 
     Raises:
-        ValueError: a row has a column that is not one of COLUMNS.
+        ValueError: a row has a column that is not one of COLUMNS (or GPU_FACTS, where there is a `gpu`).
         RuntimeError: the file has other columns, from an older version of the harness.
     """
     common = {**facts(), **changes}
+    columns = (*COLUMNS, *GPU_FACTS) if common.get("gpu") else COLUMNS
     path = machine_file(common, folder)
     folder.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     if not new:
         with path.open(newline="") as file:
             header = tuple(next(csv.reader(file), ()))
-        if header != COLUMNS:
+        if header != columns:
             raise RuntimeError(f"bench: {path} has other columns than this version writes; rename it, it is kept as is")
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=COLUMNS, restval="", extrasaction="raise", lineterminator="\n")
+        writer = csv.DictWriter(file, fieldnames=columns, restval="", extrasaction="raise", lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows({**common, **row} for row in made)

@@ -92,6 +92,12 @@ def leaves(problem: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict
     return {name: (v.detach() if dtype is None else v.to(dtype)).requires_grad_() for name, v in problem.items()}
 
 
+def moved(value: Tensor, device: str) -> Tensor:
+    """The same numbers, strides and offset on a device: its whole memory goes there, and the view is made again."""
+    memory = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage()).to(device)
+    return memory.as_strided(value.shape, value.stride(), value.storage_offset())
+
+
 def run_scan(problem: dict[str, Tensor], seed: int = 1, **kwargs: Any) -> dict[str, Tensor]:
     """Output, last state and every gradient of a random scalar of both."""
     kwargs = {"delta_softplus": True, "return_last_state": True, **kwargs}
@@ -99,18 +105,18 @@ def run_scan(problem: dict[str, Tensor], seed: int = 1, **kwargs: Any) -> dict[s
     out, last = result if kwargs["return_last_state"] else (result, None)
     generator = torch.Generator().manual_seed(seed)
     results = {"out": out} if last is None else {"out": out, "last": last}
-    upstream = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype) for r in results.values()]
+    upstream = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r) for r in results.values()]
     wanted = {name: value for name, value in problem.items() if value.requires_grad}
     grads = torch.autograd.grad(list(results.values()), list(wanted.values()), upstream, materialize_grads=True)
     results = {name: value.detach() for name, value in results.items()}
     return results | {f"d{name}": g for name, g in zip(wanted, grads, strict=True)}
 
 
-def check_scan(problem: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
+def check_scan(problem: dict[str, Tensor], backend: str = "cpu", **kwargs: Any) -> dict[str, Tensor]:
     """Kernel against the reference in float64 and in the problem's own dtype, forward and every gradient."""
     exact = run_scan(leaves(problem, torch.float64), backend="reference", **kwargs)
     same = run_scan(leaves(problem), backend="reference", **kwargs)
-    got = run_scan(leaves(problem), backend="cpu", **kwargs)
+    got = run_scan(leaves(problem), backend=backend, **kwargs)
     for name, value in got.items():
         assert value.dtype == same[name].dtype, f"{name}: {value.dtype}, expected {same[name].dtype}"
         assert_close(name, value, exact[name], same[name])

@@ -28,8 +28,8 @@ def run_conv(problem, order="bld", **kwargs):
     kwargs = {"activation": "silu", **kwargs}
     out, final = bdam_fast.causal_conv1d(**problem, return_final_states=True, **kwargs)
     torch.manual_seed(1)
-    dout = stream(*out.shape, torch.float32, order).to(out.dtype)
-    dfinal = torch.randn(final.shape).to(final.dtype)
+    dout = stream(*out.shape, torch.float32, order).to(out)
+    dfinal = torch.randn(final.shape).to(final)
     grads = torch.autograd.grad((out, final), list(problem.values()), (dout, dfinal))
     named = {f"d{name}": g for name, g in zip(problem, grads, strict=True)}
     return {"out": out.detach(), "final": final.detach(), **named}

@@ -36,10 +36,10 @@ def run_update(problem, dtype=None, **kwargs):
     return out, tensors["conv_state"]
 
 
-def check_update(problem, **kwargs):
+def check_update(problem, backend="cpu", **kwargs):
     exact = run_update(problem, torch.float64, backend="reference", **kwargs)
     same = run_update(problem, backend="reference", **kwargs)
-    got = run_update(problem, backend="cpu", **kwargs)
+    got = run_update(problem, backend=backend, **kwargs)
     assert same_bits(got[1], same[1])
     assert got[0].dtype == problem["x"].dtype
     assert_close("out", got[0], exact[0], same[0])

@@ -35,7 +35,7 @@ def run_hsic(x, y, **kwargs):
     """The value, and both gradients of it times fixed weights."""
     x, y = (t.detach().requires_grad_() for t in (x, y))
     value = bdam_fast.hsic(x, y, **kwargs)
-    weights = torch.linspace(0.5, 2, max(value.numel(), 1), dtype=value.dtype)[: value.numel()].reshape(value.shape)
+    weights = torch.linspace(0.5, 2, max(value.numel(), 1)).to(value)[: value.numel()].reshape(value.shape)
     dx, dy = torch.autograd.grad((value * weights).sum(), (x, y))
     return {"value": value.detach(), "dx": dx, "dy": dy}
 

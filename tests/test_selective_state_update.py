@@ -56,14 +56,14 @@ def run_step(problem, dtype=None, **kwargs):
 
 def copy_of(t):
     """The same values and strides in other memory."""
-    whole = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage().clone(), t.storage_offset(), t.shape, t.stride())
-    return whole
+    whole = torch.empty(0, dtype=t.dtype, device=t.device)
+    return whole.set_(t.untyped_storage().clone(), t.storage_offset(), t.shape, t.stride())
 
 
-def check_step(problem, **kwargs):
+def check_step(problem, backend="cpu", **kwargs):
     exact = run_step(problem, torch.float64, backend="reference", **kwargs)
     same = run_step(problem, backend="reference", **kwargs)
-    got = run_step(problem, backend="cpu", **kwargs)
+    got = run_step(problem, backend=backend, **kwargs)
     for name, a, b, c in zip(("out", "state"), got, exact, same, strict=True):
         assert a.dtype == c.dtype
         assert_close(name, a, b, c)

@@ -1,0 +1,293 @@
+"""`make gpu`, or `python3 -m bench.gpu`: everything that a machine with a GPU can say about the kernels, in ten minutes.
+
+Checks the machine, builds the CUDA kernels in place for its GPU, runs the GPU tests (each operator and backend in a
+process of its own, at once), the small ones again under compute-sanitizer, and measures what passed its tests. Logs lie
+in build/gpu/, rows in bench/results/. Exit code 2: this machine cannot; 1: something failed; 0: all went well.
+
+Needs nothing but torch, setuptools and pytest (triton comes with torch); contacts nobody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+from bench.results import ROOT
+
+LOGS = ROOT / "build" / "gpu"
+# Seconds for each step at most, and those that the steps after it need at least.
+BUILD, TESTS, SANITIZER, BENCH = 240.0, 200.0, 90.0, 210.0
+RESERVE = 15.0
+TAIL = 25
+FILES = {
+    "selective_scan": "tests/gpu/test_gpu_selective_scan.py",
+    "causal_conv1d": "tests/gpu/test_gpu_causal_conv1d.py",
+    "updates": "tests/gpu/test_gpu_updates.py",
+    "hsic": "tests/gpu/test_gpu_hsic.py",
+}
+BACKENDS = {"selective_scan": ("cuda", "triton"), "causal_conv1d": ("cuda", "triton"), "updates": ("cuda", "triton")}
+BACKENDS["hsic"] = ("triton",)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command with a name."""
+
+    name: str
+    command: Sequence[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step ended: its exit code (None: it ran out of time), how long it took, and where its output is."""
+
+    name: str
+    code: int | None
+    seconds: float
+    log: Path
+
+    @property
+    def passed(self) -> bool:
+        """Whether it ended well."""
+        return self.code == 0
+
+
+def say(text: str) -> None:
+    """A line, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def obstacles() -> list[str]:
+    """Why this machine cannot do it; empty if it can."""
+    found = []
+    if torch.version.cuda is None:
+        found.append(f"torch {torch.__version__} is not a CUDA build; GPU_PYTHON={sys.executable} must have one")
+    elif not torch.cuda.is_available():
+        found.append("this PyTorch finds no GPU (is the driver loaded? try nvidia-smi)")
+    # A CPU build of torch has no CUDA_HOME, whatever is installed.
+    places = ["nvcc", *([f"{cpp_extension.CUDA_HOME}/bin/nvcc"] if cpp_extension.CUDA_HOME else [])]
+    if not any(shutil.which(place) for place in places):
+        found.append("nvcc was not found; install the CUDA toolkit or set CUDA_HOME")
+    for package in ("setuptools", "pytest"):
+        if importlib.util.find_spec(package) is None:
+            found.append(f"the package {package} is not installed for {sys.executable}")
+    return found
+
+
+def start(step: Step, folder: Path = LOGS) -> subprocess.Popen[bytes]:
+    """Starts a step in the project's folder with its output in `folder`/NAME.log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{step.name}.log").open("wb") as log:
+        return subprocess.Popen(
+            step.command, cwd=ROOT, env={**os.environ, **step.environment}, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def execute(steps: Sequence[Step], seconds: float, folder: Path = LOGS) -> list[Outcome]:
+    """Runs steps side by side, ends those that take longer than `seconds`, and says how each went."""
+    begun = time.perf_counter()
+    running = {step.name: start(step, folder) for step in steps}
+    outcomes: dict[str, Outcome] = {}
+    while running:
+        time.sleep(0.05)
+        spent = time.perf_counter() - begun
+        for name, process in list(running.items()):
+            code = process.poll()
+            if code is None and spent <= seconds:
+                continue
+            if code is None:
+                process.kill()
+                process.wait()
+            outcomes[name] = Outcome(name, code, spent, folder / f"{name}.log")
+            report(outcomes[name])
+            del running[name]
+    return [outcomes[step.name] for step in steps]
+
+
+def report(outcome: Outcome) -> None:
+    """One line for a step, and the end of its output unless it went well."""
+    ended = {0: "ok", None: "NOT FINISHED in time"}.get(outcome.code, f"FAILED (exit code {outcome.code})")
+    say(f"[{outcome.seconds:6.1f} s] {outcome.name}: {ended}; {outcome.log}")
+    text = outcome.log.read_text(errors="replace").rstrip().splitlines()
+    for line in text[-1:] if outcome.passed else text[-TAIL:]:
+        say(f"           {line[:200]}")
+
+
+def build_step() -> Step:
+    """Builds both extensions in place, the CUDA kernels for this GPU only, on all cores."""
+    major, minor = torch.cuda.get_device_capability()
+    environment = {
+        "BDAM_FAST_CUDA": "1",
+        "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}",
+        "MAX_JOBS": str(os.cpu_count() or 1),
+    }
+    return Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], environment)
+
+
+def load_step() -> Step:
+    """Whether what was built loads."""
+    code = "from bdam_fast import _native; print(_native.cuda_extension().__file__)"
+    return Step("load", [sys.executable, "-c", code])
+
+
+def test_steps(backends: Sequence[str]) -> list[Step]:
+    """The GPU tests, one process for each operator and backend."""
+    made = []
+    for op, file in FILES.items():
+        for backend in BACKENDS[op]:
+            if backend in backends:
+                environment = {"BDAM_FAST_GPU_TESTS": "required", "BDAM_FAST_GPU_BACKENDS": backend}
+                command = [sys.executable, "-m", "pytest", file, "--tb=short", "--maxfail=10", "-p", "no:cacheprovider"]
+                made.append(Step(f"test-{op}-{backend}", command, environment))
+    return made
+
+
+def sanitizer_steps(backends: Sequence[str]) -> list[Step]:
+    """The small cases under memcheck, those of the CUDA kernels with channels and groups under racecheck too.
+
+    Every tensor is an allocation of its own there (PyTorch's cache would hide what lies between two), and the
+    references run on the CPU, so that only our kernels are watched.
+    """
+    environment = {"BDAM_FAST_GPU_TESTS": "required", "BDAM_FAST_GPU_REFERENCE": "cpu"}
+    environment |= {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    steps = []
+    for tool, backend, chosen in [("memcheck", b, "") for b in backends] + [
+        ("racecheck", "cuda", "channels or packed")
+    ]:
+        if backend not in backends:
+            continue
+        command = [
+            "compute-sanitizer",
+            "--tool",
+            tool,
+            "--error-exitcode",
+            "9",
+            "--target-processes",
+            "application-only",
+        ]
+        command += [sys.executable, "-m", "pytest", "tests/gpu", "-m", "sanitize", "-x", "-p", "no:cacheprovider"]
+        command += ["-k", chosen] if chosen else []
+        steps.append(Step(f"{tool}-{backend}", command, environment | {"BDAM_FAST_GPU_BACKENDS": backend}))
+    return steps
+
+
+def tested(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
+    """The backends of each operator that is measured, of those whose tests passed."""
+    passed = {outcome.name for outcome in outcomes if outcome.passed}
+    ops = [op for op in FILES if op != "updates"]
+    return {op: [b for b in BACKENDS[op] if f"test-{op}-{b}" in passed] for op in ops}
+
+
+def bench_step(chosen: dict[str, list[str]], seconds: float, with_peers: bool) -> Step:
+    """Measures what passed; without the peers' sources where those are not compiled."""
+    words = [f"{op}={','.join(backends)}" for op, backends in chosen.items() if backends]
+    command = [sys.executable, "-m", "bench.gpu_run", "--seconds", f"{seconds:.0f}", "--ops", *words]
+    return Step("bench", command, {} if with_peers else {"BDAM_FAST_PEERS": ""})
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """What to do, from the command line."""
+    parser = argparse.ArgumentParser(prog="python3 -m bench.gpu", description=__doc__)
+    parser.add_argument(
+        "--skip", nargs="*", default=[], choices=["build", "sanitizer", "bench"], help="steps to leave out"
+    )
+    parser.add_argument("--backends", nargs="+", default=["cuda", "triton"], choices=["cuda", "triton"])
+    parser.add_argument("--minutes", type=float, default=9.5, help="for everything; the benchmark gets what is left")
+    return parser.parse_args(words)
+
+
+class Clock:
+    """What is left of the time for everything."""
+
+    def __init__(self, seconds: float):
+        self._end = time.perf_counter() + seconds
+
+    def left(self, at_most: float, reserve: float = RESERVE) -> float:
+        """Seconds for the next step."""
+        return max(0.0, min(at_most, self._end - time.perf_counter() - reserve))
+
+
+def wait_for_peers(process: subprocess.Popen[bytes] | None, seconds: float) -> bool:
+    """Whether the peers' build has ended by then; it is stopped otherwise (a next call goes on where it was)."""
+    if process is None:
+        return True
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        say(f"the peers were not compiled in time and are not measured; see {LOGS / 'peers.log'}")
+        return False
+    say((LOGS / "peers.log").read_text(errors="replace").rstrip())
+    return True
+
+
+def measure(outcomes: list[Outcome], peers: subprocess.Popen[bytes] | None, clock: Clock) -> None:
+    """The benchmark of what passed its tests, and its table."""
+    chosen = tested(outcomes)
+    if not any(chosen.values()):
+        say("nothing passed its tests, so nothing is measured")
+        return
+    ready = wait_for_peers(peers, clock.left(BENCH, reserve=BENCH / 2))
+    seconds = clock.left(BENCH, reserve=2 * RESERVE)
+    outcomes += execute([bench_step(chosen, seconds, ready)], seconds + RESERVE)
+    say(outcomes[-1].log.read_text(errors="replace"))
+
+
+def everything(options: argparse.Namespace) -> list[Outcome]:
+    """All steps in their order; a build that fails is the end."""
+    clock = Clock(60 * options.minutes)
+    say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, {os.cpu_count()} cores")
+    outcomes: list[Outcome] = []
+    peers = None
+    if "bench" not in options.skip:
+        peers = start(Step("peers", ["nice", sys.executable, "-m", "bench.gpu_peers"], build_step().environment))
+    try:
+        if "cuda" in options.backends:
+            for step in ([] if "build" in options.skip else [build_step()]) + [load_step()]:
+                outcomes += execute([step], clock.left(BUILD))
+                if not outcomes[-1].passed:
+                    return outcomes
+        outcomes += execute(test_steps(options.backends), clock.left(TESTS))
+        if "sanitizer" not in options.skip:
+            if shutil.which("compute-sanitizer"):
+                outcomes += execute(sanitizer_steps(options.backends), clock.left(SANITIZER))
+            else:
+                say("compute-sanitizer is not on the PATH: no check for accesses out of bounds and races")
+        if "bench" not in options.skip:
+            measure(outcomes, peers, clock)
+    finally:
+        if peers is not None and peers.poll() is None:
+            peers.kill()
+            peers.wait()
+    return outcomes
+
+
+def main() -> None:
+    """Checks the machine, does everything, and ends with the steps that failed."""
+    options = arguments()
+    found = obstacles()
+    if found:
+        say("make gpu needs a machine with an NVIDIA GPU, a CUDA build of torch and nvcc:\n* " + "\n* ".join(found))
+        sys.exit(2)
+    outcomes = everything(options)
+    failed = [outcome.name for outcome in outcomes if not outcome.passed]
+    say(f"failed or not finished: {', '.join(failed)}" if failed else "all steps passed")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

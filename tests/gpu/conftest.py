@@ -1,0 +1,69 @@
+"""Fixtures of the GPU tests: backends that must be there, poisoned memory, and what `make gpu` reads from the results."""
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from bdam_fast import _native
+
+# `make gpu` sets this: a backend that is absent is then an error and no reason to skip.
+REQUIRED = os.environ.get("BDAM_FAST_GPU_TESTS") == "required"
+MAKERS = [(torch, "empty"), (torch, "empty_like"), (torch, "empty_strided")]
+MAKERS += [(torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")]
+
+
+@pytest.fixture(autouse=True)
+def backend_is_there(request, record_property):
+    """Notes the backend of a test in the report, and skips it where that backend is not installed."""
+    backend = getattr(request.node, "callspec", None) and request.node.callspec.params.get("backend")
+    if not backend:
+        return
+    record_property("backend", backend)
+    if REQUIRED and backend == "cuda":
+        _native.cuda_extension()
+    if backend == "cuda" and not _native.cuda_available():
+        pytest.skip(f"the CUDA kernels are not built: {_native._attempt_cuda()[1]}")
+    if backend == "triton" and not _native.triton_available():
+        assert not REQUIRED, "triton is not installed"
+        pytest.skip("triton is not installed")
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Results and workspaces are NaN before a kernel runs, those that Python allocates and those of the extensions."""
+
+    def poison(make):
+        def wrapper(*args, **kwargs):
+            fresh = make(*args, **kwargs)
+            return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
+
+        return wrapper
+
+    for owner, name in MAKERS:
+        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
+    modules = _native._loaded()
+    for module in modules:
+        module.set_poison(True)
+    yield
+    for module in modules:
+        module.set_poison(False)
+
+
+@pytest.fixture
+def memory():
+    """`memory(gib)` skips a test where less is free. One process at a time: `make gpu` runs several."""
+
+    def needs(gib: float) -> None:
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[0] / 2**30
+        if free < gib:
+            pytest.skip(f"needs {gib} GiB of free GPU memory, there are {free:.0f}")
+
+    with (Path(tempfile.gettempdir()) / "bdam_fast_gpu_memory.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield needs
+        torch.cuda.empty_cache()
