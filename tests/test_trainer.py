@@ -135,7 +135,16 @@ def test_optimiser_is_the_one_of_the_configuration(root: Path, tmp_path: Path) -
 
 
 def test_files_of_a_run(whole: Path) -> None:
-    names = ["best.pt", "calls.json", "config.json", "last.pt", "metrics.jsonl", "resources.json", "tensorboard", "tokenizer"]
+    names = [
+        "best.pt",
+        "calls.json",
+        "config.json",
+        "last.pt",
+        "metrics.jsonl",
+        "resources.json",
+        "tensorboard",
+        "tokenizer",
+    ]
     assert sorted(p.name for p in whole.iterdir()) == names
     lines = read_lines(whole)
     steps = [line for line in lines if line["kind"] == "step"]

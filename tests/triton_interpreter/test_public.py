@@ -1,70 +1,25 @@
-"""The public functions with backend="triton": registration, gradients, tracing and counts, as for the other backends."""
+"""The public functions with backend="triton", under the interpreter."""
 
+import public_backend
 import pytest
-import torch
-from helpers import assert_close, leaves, run_scan, scan_problem
 
-import bdam_fast
 from bdam_fast.ops.causal_conv1d import op as conv
 from bdam_fast.ops.hsic import op as hsic
 from bdam_fast.ops.selective_scan import op as scan
 
-SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
-
-
-def raw_arguments(op: str) -> tuple:
-    """Arguments of a raw forward operator that all require a gradient."""
-    if op == "hsic":
-        return (*(torch.randn(2, 6, 3, requires_grad=True) for _ in range(2)), None, None, True, False)
-    if op == "causal_conv1d":
-        tensors = [torch.randn(s, requires_grad=True) for s in ((2, 3, 5), (3, 4), (3,), (2, 3, 3))]
-        return (*tensors, None, True, False, True)
-    problem = leaves(scan_problem(1, 3, 5, 2))
-    return (*(problem[name] for name in SCAN), None, True, False, True, True)
-
 
 @pytest.mark.parametrize("op", [scan, conv, hsic], ids=lambda op: op.OP)
-def test_opcheck(op):
-    passed = torch.library.opcheck(op._raw("triton"), raw_arguments(op.OP))
-    assert set(passed.values()) == {"SUCCESS"}
+def test_registration(op):
+    public_backend.check_registration(op, "triton")
 
 
-def test_gradients_through_the_public_function():
-    problem = scan_problem(2, 5, 9, 4)
-    bdam_fast.reset_call_counts()
-    got = run_scan(leaves(problem), backend="triton")
-    exact = run_scan(leaves(problem, torch.float64), backend="reference")
-    for name, value in got.items():
-        assert_close(name, value, exact[name])
-    counts = bdam_fast.call_counts()
-    assert counts["selective_scan.triton.forward"] == counts["selective_scan.triton.backward"] == 1
+def test_gradients():
+    public_backend.check_gradients("triton")
 
 
-def test_compiled_with_a_changing_length():
-    def model(x, weight, A, B):
-        y = bdam_fast.causal_conv1d(x, weight, activation="silu", backend="triton")
-        return bdam_fast.selective_scan(y, y, A, B, B, delta_softplus=True, backend="triton")
-
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    weight, A = torch.randn(3, 4), -torch.ones(3, 2)
-    for length in (5, 7):
-        x, B = torch.randn(2, 3, length, requires_grad=True), torch.randn(2, 2, length)
-        (expected,) = torch.autograd.grad(model(x, weight, A, B).sum(), x)
-        (got,) = torch.autograd.grad(compiled(x, weight, A, B).sum(), x)
-        torch.testing.assert_close(got, expected)
+def test_tracing():
+    public_backend.check_tracing("triton")
 
 
-def test_updates_with_and_without_a_gradient():
-    A, B = -torch.ones(3, 2), torch.randn(2, 2)
-    weight, x = torch.randn(3, 4), torch.randn(2, 3)
-    results = []
-    for needs_grad in (False, True):
-        state, window = torch.zeros(2, 3, 2), torch.zeros(2, 3, 3)
-        step = x.clone().requires_grad_(needs_grad)
-        y = bdam_fast.causal_conv1d_update(step, window, weight, backend="triton")
-        out = bdam_fast.selective_state_update(state, y, y, A, B, B, backend="triton")
-        assert out.requires_grad == needs_grad
-        results.append([value.detach() for value in (out, state, window)])
-    for plain, recorded in zip(*results, strict=True):
-        torch.testing.assert_close(plain, recorded)
-    assert results[0][1].abs().sum() > 0 and results[0][2].abs().sum() > 0
+def test_updates():
+    public_backend.check_updates("triton")
