@@ -20,12 +20,15 @@ def probe():
     return lambda name, values=NUMBERS, count=256, n=256: broken.run(path, name, values, count, n)
 
 
-def in_a_process(name, sanitize=False, **environment):
+def in_a_process(name, **environment):
     """A run of a kernel that may stop its process."""
-    path = build.probe_library(sanitize)
-    env = {**os.environ, **environment, **(build.sanitizer_environment() if sanitize else {})}
-    command = [sys.executable, "-m", "cuda_host.broken", str(path), name]
+    command = [sys.executable, "-m", "cuda_host.broken", str(build.probe_library()), name]
+    env = {**os.environ, **environment}
     return subprocess.run(command, cwd=build.HERE.parent, env=env, capture_output=True, text=True)
+
+
+def sanitized(name):
+    return build.run_sanitized("-m", "cuda_host.broken", str(build.probe_library(sanitize=True)), name)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -70,13 +73,13 @@ def test_bad_addresses_stop_the_process(name, text):
     ],
 )
 def test_sanitizer_finds_it(name, text):
-    run = in_a_process(name, sanitize=True)
+    run = sanitized(name)
     assert run.returncode != 0 and text in run.stderr, run
 
 
 def test_sanitizer_is_silent_about_a_right_kernel():
     for name in ("reverse_block", "copy_async"):
-        run = in_a_process(name, sanitize=True)
+        run = sanitized(name)
         assert run.returncode == 0 and run.stderr == "", run
 
 

@@ -16,8 +16,8 @@ constexpr int kNoIndex = -1;  // no step has been processed yet
 constexpr int kGeneric = 8;
 
 template <int W>
-BDAM_DEVICE int skipped_taps(const ConvParams& p) {
-  return W == kGeneric ? kGeneric - p.width : 0;
+BDAM_DEVICE int skipped_taps(int width) {
+  return W == kGeneric ? kGeneric - width : 0;
 }
 
 // --- taps
@@ -27,7 +27,9 @@ struct Taps {
   float w[W][V], bias[V];
   int skip;
 
-  BDAM_DEVICE Taps(const ConvParams& p, int d, bool live = true) : skip(skipped_taps<W>(p)) {
+  // Of channels d .. d + V - 1; zero where they are not live.
+  BDAM_DEVICE Taps(const Stream& weight, const Stream& offset, int width, int d, bool live)
+      : skip(skipped_taps<W>(width)) {
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       bias[v] = 0.f;
@@ -35,8 +37,8 @@ struct Taps {
       for (int j = 0; j < W; ++j) w[j][v] = 0.f;
     }
     if (!live) return;
-    BDAM_SWITCH_PARAMETER_DTYPE(p.weight.dtype, T, read_weight(view_of<const T>(p.weight), d));
-    if (p.bias.data) BDAM_SWITCH_PARAMETER_DTYPE(p.bias.dtype, T, read_bias(view_of<const T>(p.bias), d));
+    BDAM_SWITCH_PARAMETER_DTYPE(weight.dtype, T, read_weight(view_of<const T>(weight), d));
+    if (offset.data) BDAM_SWITCH_PARAMETER_DTYPE(offset.dtype, T, read_bias(view_of<const T>(offset), d));
   }
   // s_i = bias + sum_j w_j q_(i+j) for the window that starts at q
   BDAM_DEVICE float filter(const float (*q)[V], int v) const {
@@ -95,7 +97,7 @@ BDAM_DEVICE void read_state(const Stream& s, int b, int entry, int d, float (&r)
 // The last W - 1 inputs before step t0, the oldest first. What lies before step 0 are the initial states.
 template <class T, int V, int W>
 BDAM_DEVICE void read_window(const ConvParams& p, const View<const T>& x, int b, int d, int t0, float (*q)[V]) {
-  const int skip = skipped_taps<W>(p);
+  const int skip = skipped_taps<W>(p.width);
 #pragma unroll
   for (int i = 0; i < W - 1; ++i) {
     const int t = t0 - (W - 1) + i;
@@ -125,7 +127,7 @@ BDAM_DEVICE int read_packed_window(const ConvParams& p, const View<const T>& x, 
     where[i] = kNowhere;
 #pragma unroll
     for (int v = 0; v < V; ++v) q[i][v] = 0.f;
-    complete = complete || (W == kGeneric && i < skipped_taps<W>(p));
+    complete = complete || (W == kGeneric && i < skipped_taps<W>(p.width));
     if (complete) continue;
     int index = kNoIndex;
     while (t >= 0 && (index = sequence_of(p, b, t)) < 0) --t;
@@ -166,7 +168,7 @@ __global__ void __launch_bounds__(kThreads) forward_channels(const ConvParams p,
   if (!at.live) return;
   const auto x = view_of<const T>(p.x);
   const auto out = view_of<T>(p.out);
-  const Taps<V, W> taps(p, at.d);
+  const Taps<V, W> taps(p.weight, p.bias, p.width, at.d, true);
   float q[W][V];
   int last = kNoIndex;
   if constexpr (Packed) {
@@ -316,7 +318,7 @@ __global__ void __launch_bounds__(kThreads) forward_rows(const ConvParams p, con
   constexpr int V = RowPlace<T>::V, U = 2;  // vectors in flight
   const RowPlace<T> at(p, plan);
   if (!at.live) return;
-  const Taps<1, W> taps(p, at.d);
+  const Taps<1, W> taps(p.weight, p.bias, p.width, at.d, true);
   const T* x = view_of<const T>(p.x).at(at.b, 0, at.d);
   T* out = view_of<T>(p.out).at(at.b, 0, at.d);
   for (int k = at.first + at.lane; k < at.end; k += U * plan.lanes) {

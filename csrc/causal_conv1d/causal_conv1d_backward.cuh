@@ -23,7 +23,7 @@ struct ChannelBackward {
   float q[W][V], dq[W][V], dtaps[W + 1][V];
 
   BDAM_DEVICE ChannelBackward(const ConvParams& params, const ChannelPlace<V>& place)
-      : p(params), at(place), taps(params, place.d, place.live) {
+      : p(params), at(place), taps(params.weight, params.bias, params.width, place.d, place.live) {
     clear<V, W>(q);
     clear<V, W>(dq);
     clear<V, W + 1>(dtaps);
@@ -157,14 +157,15 @@ struct ChannelBackward {
 
 // The block's runs of one channel are added in order; sums[run][tap][channel].
 template <int V, int W>
-BDAM_DEVICE void write_partial(const ConvParams& p, const ConvPlan& plan, const float (&dtaps)[W + 1][V], float* sums) {
+BDAM_DEVICE void write_partial(const ConvParams& p, const float (&dtaps)[W + 1][V], float* sums) {
   constexpr int kWide = 32 * V;
   const int tid = static_cast<int>(threadIdx.y * 32 + threadIdx.x);
 #pragma unroll
   for (int j = 0; j <= W; ++j) store<V>(sums + (threadIdx.y * (W + 1) + j) * kWide + threadIdx.x * V, dtaps[j]);
   __syncthreads();
   const unsigned groups = (static_cast<unsigned>(p.D) + kWide - 1) / kWide;
-  const int d0 = static_cast<int>(blockIdx.x % groups) * kWide, skip = skipped_taps<W>(p), D = static_cast<int>(p.D);
+  const int d0 = static_cast<int>(blockIdx.x % groups) * kWide, skip = skipped_taps<W>(p.width),
+            D = static_cast<int>(p.D);
   float* partial = static_cast<float*>(p.partial) + static_cast<int64_t>(blockIdx.x / groups) * (p.width + 1) * D;
   for (int e = tid; e < (W + 1 - skip) * kWide; e += kThreads) {
     const int j = e / kWide, d = d0 + e % kWide;
@@ -187,7 +188,7 @@ __global__ void __launch_bounds__(kThreads) backward_channels(const ConvParams p
     else
       work.run();
   }
-  write_partial<V, W>(p, plan, work.dtaps, sums);
+  write_partial<V, W>(p, work.dtaps, sums);
 }
 
 // --- rows
@@ -232,12 +233,12 @@ struct RowBackward {
   float next[W - 1];  // ds at the steps that follow the group's current vectors
 
   BDAM_DEVICE RowBackward(const ConvParams& params, const RowPlace<T>& place)
-      : p(params), at(place), taps(params, place.live ? place.d : 0) {
+      : p(params), at(place), taps(params.weight, params.bias, W, place.d, place.live) {
     const int d = at.live ? at.d : 0;
     x = view_of<const T>(p.x).at(at.b, 0, d);
     dout = view_of<const T>(p.dout).at(at.b, 0, d);
     dx = view_of<T>(p.dx).at(at.b, 0, d);
-    const int t = at.step(at.end);
+    const int t = at.live ? at.step(at.end) : at.L + W - 1;  // past the end there is nothing to read
     float q[2 * (W - 1)][1];
 #pragma unroll
     for (int i = 0; i < 2 * (W - 1); ++i) q[i][0] = input_at<T, W>(p, at, x, t - (W - 1) + i);

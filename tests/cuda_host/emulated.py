@@ -4,8 +4,8 @@ Launchers, launch configurations and device code are the real ones; schemas are 
 """
 
 import importlib.util
+import os
 from functools import lru_cache
-from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -20,15 +20,14 @@ OPERATORS += ["selective_state_update", "causal_conv1d_update"]
 
 
 @lru_cache(maxsize=1)
-def module(library: Path | None = None) -> ModuleType:
+def module() -> ModuleType:
     """The emulated `_C_cuda`, built if need be and loaded; the operators exist from then on.
 
-    Args:
-        library: what `build.library()` gave, for a process that must not build (a sanitized one).
+    It is the sanitized one in a process that `build.run_sanitized` has started.
     """
     _native.extension()
     _define()
-    path = build.library() if library is None else library
+    path = build.library(sanitize=os.environ.get(build.SANITIZED) == "1")
     spec = importlib.util.spec_from_file_location("_C_cuda", path)
     assert spec is not None
     return importlib.util.module_from_spec(spec)
