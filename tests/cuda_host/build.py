@@ -77,7 +77,7 @@ def _link(name: str, sources: list[Path], sanitize: bool, libraries: Sequence[st
     with _lock():
         objects = [_object(source, flags) for source in sources]
         arguments = ["-shared", *(SANITIZE if sanitize else []), *map(str, objects), *libraries]
-        target = CACHE / f"{name}-{_hash([a.encode() for a in arguments])}.so"
+        target = CACHE / f"{name}-{digest([a.encode() for a in arguments])}.so"
         if not target.exists():
             _compile(arguments, target)
     return target
@@ -88,7 +88,7 @@ def _object(source: Path, flags: list[str]) -> Path:
     arguments = [*flags, *(f"-I{p}" for p in include[:2]), *(f"-isystem{p}" for p in include[2:])]
     headers = [p for folder in (ROOT / "csrc", HERE) for p in sorted(folder.rglob("*"))]
     texts = [p.read_bytes() for p in [source, *headers] if p == source or p.suffix in (".h", ".cuh")]
-    key = _hash([*texts, *(a.encode() for a in arguments), _compiler().encode()])
+    key = digest([*texts, *(a.encode() for a in arguments), _compiler().encode()])
     target = CACHE / f"{source.stem}-{key}.o"
     if not target.exists():
         _compile([*arguments, "-c", "-x", "c++", str(source)], target)
@@ -107,7 +107,8 @@ def _compile(arguments: list[str], target: Path) -> None:
         output.replace(target)
 
 
-def _hash(parts: list[bytes]) -> str:
+def digest(parts: list[bytes]) -> str:
+    """A name for a list of texts."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
