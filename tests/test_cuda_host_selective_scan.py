@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_host import emulated
+from cuda_host import build, emulated
 from helpers import assert_close, leaves, packed_index, run_scan, same_bits, scan_problem
 from torch import Tensor
 
@@ -124,7 +124,8 @@ def test_a_long_length_is_split_in_chunks(length, packed, order):
 
 def test_chunks_of_every_kind():
     check(scan_problem(1, 4, 520, 16, dtype=torch.bfloat16, order="bld"))
-    check(scan_problem(1, 4, 520, 16, groups=(2, None)), seq_idx=packed_index(1, 520))
+    check(scan_problem(1, 4, 520, 16, groups=(2, 1)), seq_idx=packed_index(1, 520))
+    check(scan_problem(1, 4, 520, 16, groups=(2, None)), seq_idx=packed_index(1, 520))  # left whole
     check(scan_problem(1, 4, 520, 20, absent=("initial_state", "z")), return_last_state=False)
 
 
@@ -183,3 +184,24 @@ def test_extreme_steps(value):
     problem = scan_problem(1, 8, 16, 16)
     problem["delta"] = torch.full_like(problem["delta"], value)
     check(problem)
+
+
+@pytest.mark.parametrize("order", ["bld", "bdl", "strided"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_small_cases(dtype, order):
+    """What the sanitized process runs: every access, every number of states and every edge of a tile."""
+    for states in (3, 16, 20, 40, 70, 130):
+        for channels, length in ((8, 16), (9, 5), (16, 1), (24, 24)):
+            problem = scan_problem(1, channels, length, states, order=order, dtype=dtype)
+            check(problem)
+            check(problem, reverse=True, seq_idx=packed_index(1, length))
+    check(scan_problem(2, 6, 9, 16, groups=(None, 3), order=order, dtype=dtype))
+    check(scan_problem(1, 3, 513, 16, order=order, dtype=dtype))
+
+
+@pytest.mark.slow  # a minute and a half, nearly all of it in the compiler
+def test_no_access_out_of_bounds():
+    build.library(sanitize="selective_scan")
+    arguments = ("-m", "pytest", "-s", "-p", "no:cacheprovider", __file__, "-k", "small")
+    done = build.run_sanitized(*arguments, family="selective_scan")
+    assert done.returncode == 0 and done.stdout.count(".") >= 6, done.stdout[-3000:] + done.stderr[-3000:]

@@ -162,58 +162,79 @@ BDAM_DEVICE void clear(float (*q)[V]) {
 // --- channels, forward
 
 template <class T, int V, int W, bool Packed>
-__global__ void __launch_bounds__(kThreads) forward_channels(const ConvParams p, const ConvPlan plan) {
-  constexpr int U = V == 1 || sizeof(T) == 2 ? 8 : 4;  // steps in flight
-  const ChannelPlace<V> at(p, plan);
-  if (!at.live) return;
-  const auto x = view_of<const T>(p.x);
-  const auto out = view_of<T>(p.out);
-  const Taps<V, W> taps(p.weight, p.bias, p.width, at.d, true);
+struct ChannelForward {
+  const ConvParams& p;
+  const ChannelPlace<V>& at;
+  const View<const T> x;
+  const View<T> out;
+  const Taps<V, W> taps;
   float q[W][V];
   int last = kNoIndex;
-  if constexpr (Packed) {
-    int where[W];
-    last = read_packed_window<T, V, W>(p, x, at.b, at.d, at.t0, q, where);
-  } else {
-    read_window<T, V, W>(p, x, at.b, at.d, at.t0, q);
+
+  BDAM_DEVICE ChannelForward(const ConvParams& params, const ChannelPlace<V>& place)
+      : p(params),
+        at(place),
+        x(view_of<const T>(params.x)),
+        out(view_of<T>(params.out)),
+        taps(params.weight, params.bias, params.width, place.d, true) {
+    if constexpr (Packed) {
+      int where[W];
+      last = read_packed_window<T, V, W>(p, x, at.b, at.d, at.t0, q, where);
+    } else {
+      read_window<T, V, W>(p, x, at.b, at.d, at.t0, q);
+    }
   }
-  const T* from = x.at(at.b, at.t0, at.d);
-  T* to = out.at(at.b, at.t0, at.d);
-  for (int t = at.t0; t < at.t1; t += U, from += U * x.time, to += U * out.time) {
-    Pack<T, V> raw[U] = {};
+
+  // Steps t .. t + U - 1: all of them are loaded before the first is used, so that U loads are under way.
+  template <int U>
+  BDAM_DEVICE void steps(int t) {
+    const T* from = x.at(at.b, t, at.d);
+    T* to = out.at(at.b, t, at.d);
+    Pack<T, V> raw[U];
     int index[U] = {};
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      if (t + u >= at.t1) break;
       if constexpr (Packed) index[u] = sequence_of(p, at.b, t + u);
       raw[u] = load_pack<V>(from + u * x.time);
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      if (t + u >= at.t1) break;
       float s[V] = {};
       if (!Packed || index[u] >= 0) {
         if (Packed && last != kNoIndex && index[u] != last) clear<V, W>(q);
         last = index[u];
         unpack(raw[u], q[W - 1]);
 #pragma unroll
-        for (int v = 0; v < V; ++v) {
-          s[v] = taps.filter(q, v);
-          if (p.silu) s[v] *= sigmoid(s[v]);
-        }
+        for (int v = 0; v < V; ++v) s[v] = taps.filter(q, v);
+        if (p.silu)
+#pragma unroll
+          for (int v = 0; v < V; ++v) s[v] *= sigmoid(s[v]);
         shift<V, W>(q);
       }
       store<V>(to + u * out.time, s);
     }
   }
-  if (p.final_state.data && at.t1 == static_cast<int>(p.L)) {
-    const auto final_state = view_of<float>(p.final_state);
+
+  BDAM_DEVICE void write_final() const {
+    const auto state = view_of<float>(p.final_state);
 #pragma unroll
     for (int i = 0; i < W - 1; ++i)
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        if (W < kGeneric || i >= taps.skip) *final_state.at(at.b, i - taps.skip, at.d + v) = q[i][v];
+        if (W < kGeneric || i >= taps.skip) *state.at(at.b, i - taps.skip, at.d + v) = q[i][v];
   }
+};
+
+template <class T, int V, int W, bool Packed>
+__global__ void __launch_bounds__(kThreads) forward_channels(const ConvParams p, const ConvPlan plan) {
+  constexpr int U = V == 1 || sizeof(T) == 2 ? 8 : 4;
+  const ChannelPlace<V> at(p, plan);
+  if (!at.live) return;
+  ChannelForward<T, V, W, Packed> work(p, at);
+  int t = at.t0;
+  for (; t + U <= at.t1; t += U) work.template steps<U>(t);
+  for (; t < at.t1; ++t) work.template steps<1>(t);
+  if (p.final_state.data && at.t1 == static_cast<int>(p.L)) work.write_final();
 }
 
 // --- rows
@@ -268,26 +289,6 @@ BDAM_DEVICE float input_at(const ConvParams& p, const RowPlace<T>& at, const T* 
   return p.initial.data ? *view_of<const float>(p.initial).at(at.b, W - 1 + t, at.d) : 0.f;
 }
 
-// q[i] is the input at step t - (W - 1) + i.
-template <class T, int W, int N>
-BDAM_DEVICE void read_inputs(const ConvParams& p, const RowPlace<T>& at, const T* row, int t, float (&q)[N][1]) {
-  constexpr int V = RowPlace<T>::V;
-  static_assert(N == V + W - 1);
-  const T* low;
-  if (t >= W - 1 && at.whole(row, t, low)) {
-    float r[V];
-    load<V>(low, r);
-    flip(r, at.reverse);
-#pragma unroll
-    for (int i = 0; i < W - 1; ++i) q[i][0] = to_f(row[at.offset(t - (W - 1) + i)]);
-#pragma unroll
-    for (int i = 0; i < V; ++i) q[W - 1 + i][0] = r[i];
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) q[i][0] = input_at<T, W>(p, at, row, t - (W - 1) + i);
-  }
-}
-
 // r[i] is the value at step t + i, zero outside the row.
 template <class T, int V>
 BDAM_DEVICE void read_steps(const RowPlace<T>& at, const T* row, int t, float (&r)[V]) {
@@ -298,6 +299,28 @@ BDAM_DEVICE void read_steps(const RowPlace<T>& at, const T* row, int t, float (&
   } else {
 #pragma unroll
     for (int i = 0; i < V; ++i) r[i] = t + i >= 0 && t + i < at.L ? to_f(row[at.offset(t + i)]) : 0.f;
+  }
+}
+// q[i] is the input at step t - (W - 1) + i.
+template <class T, int W, int N>
+BDAM_DEVICE void read_inputs(const ConvParams& p, const RowPlace<T>& at, const T* row, int t, float (&q)[N][1]) {
+  constexpr int V = RowPlace<T>::V;
+  static_assert(N == V + W - 1);
+  float r[V];
+  read_steps(at, row, t, r);
+#pragma unroll
+  for (int i = 0; i < V; ++i) q[W - 1 + i][0] = r[i];
+  if (t >= W - 1 && t < at.L) {
+#pragma unroll
+    for (int i = 0; i < W - 1; ++i) q[i][0] = to_f(row[at.offset(t - (W - 1) + i)]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < W - 1; ++i) q[i][0] = input_at<T, W>(p, at, row, t - (W - 1) + i);
+    // A row that starts within the vector has initial states there too.
+    if (t < 0)
+#pragma unroll
+      for (int i = 0; i < V - 1; ++i)
+        if (t + i < 0) q[W - 1 + i][0] = input_at<T, W>(p, at, row, t + i);
   }
 }
 template <class T, int V>

@@ -29,20 +29,26 @@ struct ChannelBackward {
     clear<V, W + 1>(dtaps);
   }
 
-  // Takes in one step, whose input stands in q[W - 1]; `own`: it counts for the taps' gradients.
-  BDAM_DEVICE void add(const Pack<T, V>& dout, bool own) {
-    float upstream[V];
-    unpack(dout, upstream);
+  // Takes in one step, whose input stands in q[W - 1]; Own: it counts for the taps' gradients.
+  template <bool Own>
+  BDAM_DEVICE void add(const Pack<T, V>& dout) {
+    float ds[V];
+    unpack(dout, ds);
+    if (p.silu)
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const float s = taps.filter(q, v);
+        ds[v] *= silu_derivative(s, sigmoid(s));
+      }
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      const float ds = before_silu(p.silu, taps.filter(q, v), upstream[v]);
 #pragma unroll
       for (int j = 0; j < W; ++j) {
         if (W == kGeneric && j < taps.skip) continue;
-        dq[j][v] = fmaf(taps.w[j][v], ds, dq[j][v]);
-        if (own) dtaps[j][v] = fmaf(ds, q[j][v], dtaps[j][v]);
+        dq[j][v] = fmaf(taps.w[j][v], ds[v], dq[j][v]);
+        if (Own) dtaps[j][v] = fmaf(ds[v], q[j][v], dtaps[j][v]);
       }
-      if (own) dtaps[W][v] += ds;
+      if (Own) dtaps[W][v] += ds[v];
     }
   }
   BDAM_DEVICE void advance() {
@@ -65,37 +71,52 @@ struct ChannelBackward {
     for (int v = 0; v < V; ++v) r[v] += more[v];
   }
 
-  // Step t completes the gradient of the input W - 1 steps before it; beyond the last step those of the final states
-  // are added. Steps up to t1 + W - 2 are needed for the inputs up to t1 - 1.
+  // Step t completes the gradient of the input W - 1 steps before it, which may be an initial state or belong to the
+  // run before.
+  BDAM_DEVICE void emit_step(int t) const {
+    if (t - (W - 1) >= at.t0)
+      write_step(t - (W - 1), dq[0]);
+    else if (t < W - 1 && t >= taps.skip)
+      write_initial(t - taps.skip, dq[0]);
+  }
+  // Steps t .. t + U - 1 of the run; all of them are loaded before the first is used.
+  template <int U>
+  BDAM_DEVICE void steps(const View<const T>& x, const View<const T>& dout, int t) {
+    const T *from_x = x.at(at.b, t, at.d), *from_dout = dout.at(at.b, t, at.d);
+    Pack<T, V> raw_x[U], raw_dout[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      raw_x[u] = load_pack<V>(from_x + u * x.time);
+      raw_dout[u] = load_pack<V>(from_dout + u * dout.time);
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      unpack(raw_x[u], q[W - 1]);
+      add<true>(raw_dout[u]);
+      emit_step(t + u);
+      advance();
+    }
+  }
+  // After the run come the W - 1 steps that complete its inputs' gradients; beyond the last step those of the final
+  // states are added instead.
   BDAM_DEVICE void run() {
-    constexpr int U = 4;  // steps in flight
+    constexpr int U = 4;
     const auto x = view_of<const T>(p.x), dout = view_of<const T>(p.dout);
-    const int L = static_cast<int>(p.L), end = at.t1 + W - 1;
+    const int L = static_cast<int>(p.L);
     read_window<T, V, W>(p, x, at.b, at.d, at.t0, q);
-    for (int t = at.t0; t < end; t += U) {
-      Pack<T, V> raw_x[U] = {}, raw_dout[U] = {};
-      const T *from_x = x.at(at.b, t, at.d), *from_dout = dout.at(at.b, t, at.d);
-#pragma unroll
-      for (int u = 0; u < U; ++u) {
-        if (t + u >= end || t + u >= L) break;
-        raw_x[u] = load_pack<V>(from_x + u * x.time);
-        raw_dout[u] = load_pack<V>(from_dout + u * dout.time);
+    int t = at.t0;
+    for (; t + U <= at.t1; t += U) steps<U>(x, dout, t);
+    for (; t < at.t1; ++t) steps<1>(x, dout, t);
+#pragma unroll 1
+    for (; t < at.t1 + W - 1; ++t) {
+      if (t < L) {
+        load<V>(x.at(at.b, t, at.d), q[W - 1]);
+        add<false>(load_pack<V>(dout.at(at.b, t, at.d)));
+      } else if (t - L >= taps.skip) {
+        add_final(t - L - taps.skip, dq[0]);
       }
-#pragma unroll
-      for (int u = 0; u < U; ++u) {
-        const int step = t + u;
-        if (step >= end) break;
-        if (step < L) {
-          unpack(raw_x[u], q[W - 1]);
-          add(raw_dout[u], step < at.t1);
-        } else {
-          const int entry = step - L - taps.skip;
-          if (entry >= 0) add_final(entry, dq[0]);
-        }
-        if (step >= W - 1 && step - (W - 1) >= at.t0) write_step(step - (W - 1), dq[0]);
-        if (step < W - 1 && step >= taps.skip) write_initial(step - taps.skip, dq[0]);
-        advance();
-      }
+      emit_step(t);
+      advance();
     }
   }
 
@@ -141,7 +162,11 @@ struct ChannelBackward {
       last = index;
       where[W - 1] = t;
       load<V>(x.at(at.b, t, at.d), q[W - 1]);
-      add(load_pack<V>(dout.at(at.b, t, at.d)), own);
+      const Pack<T, V> upstream = load_pack<V>(dout.at(at.b, t, at.d));
+      if (own)
+        add<true>(upstream);
+      else
+        add<false>(upstream);
       emit(where[0], dq[0]);
       advance();
 #pragma unroll

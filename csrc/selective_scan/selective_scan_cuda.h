@@ -49,7 +49,11 @@ struct CudaScanParams {
     return (call.group_channels() + block_channels - 1) / block_channels;
   }
   int64_t blocks(int64_t block_channels) const { return call.batch * call.groups * group_blocks(block_channels); }
-  int64_t chunk() const { return chunk_length(blocks(forward_channels(padded())), call.length); }
+  // Constant B and C are left whole, which spares the compiler a sixth of its work.
+  int64_t chunk() const {
+    if (constant()) return std::max<int64_t>(call.length, 1);
+    return chunk_length(blocks(forward_channels(padded())), call.length);
+  }
   int64_t chunks() const { return std::max<int64_t>(1, (call.length + chunk() - 1) / chunk()); }
   bool constant() const { return call.B_constant || call.C_constant; }
   // Channels of a block of the backward: 4 (with constant B or C, whose sums take registers: 2) for each group of

@@ -13,28 +13,30 @@ void start_forward(const ForwardViews<T>& v, int64_t blocks, int64_t chunks, cud
               dim3(kScanThreads), (forward_shared_bytes<T, NS, LN, A>()), stream, v);
 }
 
-// Chunk passes are compiled for the general case only: what the usual one saves is little there.
+// The passes over chunks are compiled for the general case and scalar access only: there are few blocks then, and the
+// special function unit limits them.
 template <class T, Pass P>
 void start_pass(const CudaScanParams& p, const ForwardViews<T>& v, Access access, int64_t blocks, int64_t chunks,
                 cudaStream_t stream) {
-  constexpr Case kGeneral = Case::general;
-  const Case which = P == Pass::scan || p.constant() ? case_of(p) : kGeneral;
+  const Case which = P == Pass::scan ? case_of(p) : Case::general;
   BDAM_SWITCH_STATES(p.padded(), NP, {
     constexpr bool kVectors = NP <= 64 && P == Pass::scan;
+    constexpr Access kChannels = kVectors ? Access::channel_vectors : Access::scalar;
+    constexpr Access kSteps = kVectors ? Access::time_vectors : Access::scalar;
+    constexpr Case kUsual = kVectors ? Case::usual : Case::general;
+    constexpr Case kConstant = P == Pass::scan ? Case::constant : Case::general;
     if (which == Case::constant)
-      start_forward<T, NP, Access::scalar, P, Case::constant>(v, blocks, chunks, stream);
+      start_forward<T, NP, Access::scalar, P, kConstant>(v, blocks, chunks, stream);
     else if (kVectors && access == Access::channel_vectors && which == Case::usual)
-      start_forward<T, NP, kVectors ? Access::channel_vectors : Access::scalar, P, kVectors ? Case::usual : kGeneral>(
-          v, blocks, chunks, stream);
+      start_forward<T, NP, kChannels, P, kUsual>(v, blocks, chunks, stream);
     else if (kVectors && access == Access::channel_vectors)
-      start_forward<T, NP, kVectors ? Access::channel_vectors : Access::scalar, P, kGeneral>(v, blocks, chunks, stream);
+      start_forward<T, NP, kChannels, P, Case::general>(v, blocks, chunks, stream);
     else if (kVectors && access == Access::time_vectors && which == Case::usual)
-      start_forward<T, NP, kVectors ? Access::time_vectors : Access::scalar, P, kVectors ? Case::usual : kGeneral>(
-          v, blocks, chunks, stream);
+      start_forward<T, NP, kSteps, P, kUsual>(v, blocks, chunks, stream);
     else if (kVectors && access == Access::time_vectors)
-      start_forward<T, NP, kVectors ? Access::time_vectors : Access::scalar, P, kGeneral>(v, blocks, chunks, stream);
+      start_forward<T, NP, kSteps, P, Case::general>(v, blocks, chunks, stream);
     else
-      start_forward<T, NP, Access::scalar, P, kGeneral>(v, blocks, chunks, stream);
+      start_forward<T, NP, Access::scalar, P, Case::general>(v, blocks, chunks, stream);
   });
 }
 

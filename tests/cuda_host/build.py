@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
 CACHE = ROOT / "build" / "cuda_host"
 NAMESPACE = "bdam_fast_emulated"
-SANITIZED = "BDAM_HOST_SANITIZED"  # environment variable, 1 in a process that has the sanitizer's runtime
+SANITIZED = "BDAM_HOST_SANITIZED"  # environment variable of a process that has the sanitizer's runtime: the family
 
 # No strict aliasing: nvcc makes no use of it either.
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"]
@@ -36,12 +36,16 @@ CHECKS = "address,alignment,bounds,shift,signed-integer-overflow"
 SANITIZE = [f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O0"]
 
 
-def library(sanitize: bool = False) -> Path:
-    """The shared library of every `*_cuda.cu` and `*_cuda.cpp` below csrc/, built if it is not there yet."""
-    csrc = sorted((ROOT / "csrc").rglob("*"))
+def library(sanitize: str = "") -> Path:
+    """The shared library of every `*_cuda.cu` and `*_cuda.cpp` below csrc/, built if it is not there yet.
+
+    Args:
+        sanitize: a folder of csrc/ to be built with the sanitizers, alone: that takes much longer.
+    """
+    csrc = sorted((ROOT / "csrc" / sanitize).rglob("*")) + [ROOT / "csrc" / "module_cuda.cpp"] * bool(sanitize)
     sources = [p for p in csrc if p.name.endswith(("_cuda.cu", "_cuda.cpp"))] + [ROOT / "csrc/common/runtime.cpp"]
     torch_libraries = [f"-L{folder}" for folder in library_paths()] + ["-ltorch_cpu"]
-    return _link("_C_cuda", sources, sanitize, torch_libraries)
+    return _link("_C_cuda", sources, bool(sanitize), torch_libraries)
 
 
 def probe_library(sanitize: bool = False) -> Path:
@@ -49,8 +53,8 @@ def probe_library(sanitize: bool = False) -> Path:
     return _link("probe", [HERE / "probe.cu"], sanitize)
 
 
-def run_sanitized(*command: str) -> subprocess.CompletedProcess[str]:
-    """Runs `python COMMAND...` in tests/, in a process that can load sanitized libraries.
+def run_sanitized(*command: str, family: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs `python COMMAND...` in tests/, in a process that can load sanitized libraries and takes that of `family`.
 
     Build them before: the compiler would be slowed down by the sanitizer's runtime, which is loaded into every process.
     """
@@ -58,7 +62,7 @@ def run_sanitized(*command: str) -> subprocess.CompletedProcess[str]:
         [_compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
     # Python leaks by design; an allocator of its own would hide where its memory ends.
-    settings = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc", SANITIZED: "1"}
+    settings = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc", SANITIZED: family}
     paths = os.pathsep.join(str(p) for p in (ROOT, HERE.parent))
     env = {**os.environ, **settings, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *command], cwd=HERE.parent, env=env, capture_output=True, text=True)
@@ -73,7 +77,7 @@ def _link(name: str, sources: list[Path], sanitize: bool, libraries: Sequence[st
     with _lock():
         objects = [_object(source, flags) for source in sources]
         arguments = ["-shared", *(SANITIZE if sanitize else []), *map(str, objects), *libraries]
-        target = CACHE / f"{name}-{_hash([a.encode() for a in arguments])}.so"
+        target = CACHE / f"{name}-{digest([a.encode() for a in arguments])}.so"
         if not target.exists():
             _compile(arguments, target)
     return target
@@ -84,7 +88,7 @@ def _object(source: Path, flags: list[str]) -> Path:
     arguments = [*flags, *(f"-I{p}" for p in include[:2]), *(f"-isystem{p}" for p in include[2:])]
     headers = [p for folder in (ROOT / "csrc", HERE) for p in sorted(folder.rglob("*"))]
     texts = [p.read_bytes() for p in [source, *headers] if p == source or p.suffix in (".h", ".cuh")]
-    key = _hash([*texts, *(a.encode() for a in arguments), _compiler().encode()])
+    key = digest([*texts, *(a.encode() for a in arguments), _compiler().encode()])
     target = CACHE / f"{source.stem}-{key}.o"
     if not target.exists():
         _compile([*arguments, "-c", "-x", "c++", str(source)], target)
@@ -103,7 +107,8 @@ def _compile(arguments: list[str], target: Path) -> None:
         output.replace(target)
 
 
-def _hash(parts: list[bytes]) -> str:
+def digest(parts: list[bytes]) -> str:
+    """A name for a list of texts."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)

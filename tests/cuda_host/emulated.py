@@ -27,7 +27,7 @@ def module() -> ModuleType:
     """
     _native.extension()
     _define()
-    path = build.library(sanitize=os.environ.get(build.SANITIZED) == "1")
+    path = build.library(sanitize=os.environ.get(build.SANITIZED, ""))
     spec = importlib.util.spec_from_file_location("_C_cuda", path)
     assert spec is not None
     return importlib.util.module_from_spec(spec)
