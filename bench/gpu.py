@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -87,33 +88,46 @@ def obstacles() -> list[str]:
     return found
 
 
-def start(step: Step, folder: Path = LOGS) -> subprocess.Popen[bytes]:
-    """Starts a step in the project's folder with its output in `folder`/NAME.log."""
+def start(step: Step, folder: Path | None = None) -> subprocess.Popen[bytes]:
+    """Starts a step in the project's folder with its output in `folder`/NAME.log, by default below build/gpu/."""
+    folder = folder or LOGS
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{step.name}.log").open("wb") as log:
         return subprocess.Popen(
-            step.command, cwd=ROOT, env={**os.environ, **step.environment}, stdout=log, stderr=subprocess.STDOUT
+            step.command,
+            cwd=ROOT,
+            env={**os.environ, **step.environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
 
-def execute(steps: Sequence[Step], seconds: float, folder: Path = LOGS) -> list[Outcome]:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a step that still runs, with the compilers that it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def execute(steps: Sequence[Step], seconds: float, folder: Path | None = None) -> list[Outcome]:
     """Runs steps side by side, ends those that take longer than `seconds`, and says how each went."""
     begun = time.perf_counter()
     running = {step.name: start(step, folder) for step in steps}
     outcomes: dict[str, Outcome] = {}
-    while running:
-        time.sleep(0.05)
-        spent = time.perf_counter() - begun
-        for name, process in list(running.items()):
-            code = process.poll()
-            if code is None and spent <= seconds:
-                continue
-            if code is None:
-                process.kill()
-                process.wait()
-            outcomes[name] = Outcome(name, code, spent, folder / f"{name}.log")
-            report(outcomes[name])
-            del running[name]
+    try:
+        while len(outcomes) < len(running):
+            time.sleep(0.05)
+            spent = time.perf_counter() - begun
+            for name, process in running.items():
+                code = process.poll()
+                if name not in outcomes and (code is not None or spent > seconds):
+                    stop(process)
+                    outcomes[name] = Outcome(name, code, spent, (folder or LOGS) / f"{name}.log")
+                    report(outcomes[name])
+    finally:
+        for process in running.values():
+            stop(process)
     return [outcomes[step.name] for step in steps]
 
 
@@ -227,8 +241,7 @@ def wait_for_peers(process: subprocess.Popen[bytes] | None, seconds: float) -> b
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        stop(process)
         say(f"the peers were not compiled in time and are not measured; see {LOGS / 'peers.log'}")
         return False
     say((LOGS / "peers.log").read_text(errors="replace").rstrip())
@@ -248,7 +261,7 @@ def measure(outcomes: list[Outcome], peers: subprocess.Popen[bytes] | None, cloc
 
 
 def everything(options: argparse.Namespace) -> list[Outcome]:
-    """All steps in their order; a build that fails is the end."""
+    """All steps in their order. Where the build fails, Triton goes on alone: it needs none."""
     clock = Clock(60 * options.minutes)
     say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, {os.cpu_count()} cores")
     outcomes: list[Outcome] = []
@@ -256,23 +269,23 @@ def everything(options: argparse.Namespace) -> list[Outcome]:
     if "bench" not in options.skip:
         peers = start(Step("peers", ["nice", sys.executable, "-m", "bench.gpu_peers"], build_step().environment))
     try:
-        if "cuda" in options.backends:
+        backends = list(options.backends)
+        if "cuda" in backends:
             for step in ([] if "build" in options.skip else [build_step()]) + [load_step()]:
                 outcomes += execute([step], clock.left(BUILD))
-                if not outcomes[-1].passed:
-                    return outcomes
-        outcomes += execute(test_steps(options.backends), clock.left(TESTS))
+            if not outcomes[-1].passed:
+                backends.remove("cuda")
+        outcomes += execute(test_steps(backends), clock.left(TESTS))
         if "sanitizer" not in options.skip:
             if shutil.which("compute-sanitizer"):
-                outcomes += execute(sanitizer_steps(options.backends), clock.left(SANITIZER))
+                outcomes += execute(sanitizer_steps(backends), clock.left(SANITIZER))
             else:
                 say("compute-sanitizer is not on the PATH: no check for accesses out of bounds and races")
         if "bench" not in options.skip:
             measure(outcomes, peers, clock)
     finally:
-        if peers is not None and peers.poll() is None:
-            peers.kill()
-            peers.wait()
+        if peers is not None:
+            stop(peers)
     return outcomes
 
 
