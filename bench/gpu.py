@@ -13,24 +13,18 @@ import argparse
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch.utils import cpp_extension
 
-from bench.results import ROOT
+from bench import steps
+from bench.steps import RESERVE, Clock, Outcome, Step, execute, say, start, stop
 
-LOGS = ROOT / "build" / "gpu"
-# Seconds for each step at most, and those that the steps after it need at least.
+# Seconds for each step at most.
 BUILD, TESTS, SANITIZER, BENCH = 240.0, 200.0, 90.0, 210.0
-RESERVE = 15.0
-TAIL = 25
 FILES = {
     "selective_scan": "tests/gpu/test_gpu_selective_scan.py",
     "causal_conv1d": "tests/gpu/test_gpu_causal_conv1d.py",
@@ -39,36 +33,6 @@ FILES = {
 }
 BACKENDS = {"selective_scan": ("cuda", "triton"), "causal_conv1d": ("cuda", "triton"), "updates": ("cuda", "triton")}
 BACKENDS["hsic"] = ("triton",)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A command with a name."""
-
-    name: str
-    command: Sequence[str]
-    environment: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a step ended: its exit code (None: it ran out of time), how long it took, and where its output is."""
-
-    name: str
-    code: int | None
-    seconds: float
-    log: Path
-
-    @property
-    def passed(self) -> bool:
-        """Whether it ended well."""
-        return self.code == 0
-
-
-def say(text: str) -> None:
-    """A line, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def obstacles() -> list[str]:
@@ -86,58 +50,6 @@ def obstacles() -> list[str]:
         if importlib.util.find_spec(package) is None:
             found.append(f"the package {package} is not installed for {sys.executable}")
     return found
-
-
-def start(step: Step, folder: Path | None = None) -> subprocess.Popen[bytes]:
-    """Starts a step in the project's folder with its output in `folder`/NAME.log, by default below build/gpu/."""
-    folder = folder or LOGS
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{step.name}.log").open("wb") as log:
-        return subprocess.Popen(
-            step.command,
-            cwd=ROOT,
-            env={**os.environ, **step.environment},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends a step that still runs, with the compilers that it has started."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def execute(steps: Sequence[Step], seconds: float, folder: Path | None = None) -> list[Outcome]:
-    """Runs steps side by side, ends those that take longer than `seconds`, and says how each went."""
-    begun = time.perf_counter()
-    running = {step.name: start(step, folder) for step in steps}
-    outcomes: dict[str, Outcome] = {}
-    try:
-        while len(outcomes) < len(running):
-            time.sleep(0.05)
-            spent = time.perf_counter() - begun
-            for name, process in running.items():
-                code = process.poll()
-                if name not in outcomes and (code is not None or spent > seconds):
-                    stop(process)
-                    outcomes[name] = Outcome(name, code, spent, (folder or LOGS) / f"{name}.log")
-                    report(outcomes[name])
-    finally:
-        for process in running.values():
-            stop(process)
-    return [outcomes[step.name] for step in steps]
-
-
-def report(outcome: Outcome) -> None:
-    """One line for a step, and the end of its output unless it went well."""
-    ended = {0: "ok", None: "NOT FINISHED in time"}.get(outcome.code, f"FAILED (exit code {outcome.code})")
-    say(f"[{outcome.seconds:6.1f} s] {outcome.name}: {ended}; {outcome.log}")
-    text = outcome.log.read_text(errors="replace").rstrip().splitlines()
-    for line in text[-1:] if outcome.passed else text[-TAIL:]:
-        say(f"           {line[:200]}")
 
 
 def build_step() -> Step:
@@ -177,7 +89,7 @@ def sanitizer_steps(backends: Sequence[str]) -> list[Step]:
     """
     environment = {"BDAM_FAST_GPU_TESTS": "required", "BDAM_FAST_GPU_REFERENCE": "cpu"}
     environment |= {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    steps = []
+    made = []
     for tool, backend, chosen in [("memcheck", b, "") for b in backends] + [
         ("racecheck", "cuda", "channels or packed")
     ]:
@@ -194,8 +106,8 @@ def sanitizer_steps(backends: Sequence[str]) -> list[Step]:
         ]
         command += [sys.executable, "-m", "pytest", "tests/gpu", "-m", "sanitize", "-x", "-p", "no:cacheprovider"]
         command += ["-k", chosen] if chosen else []
-        steps.append(Step(f"{tool}-{backend}", command, environment | {"BDAM_FAST_GPU_BACKENDS": backend}))
-    return steps
+        made.append(Step(f"{tool}-{backend}", command, environment | {"BDAM_FAST_GPU_BACKENDS": backend}))
+    return made
 
 
 def tested(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
@@ -223,17 +135,6 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-class Clock:
-    """What is left of the time for everything."""
-
-    def __init__(self, seconds: float):
-        self._end = time.perf_counter() + seconds
-
-    def left(self, at_most: float, reserve: float = RESERVE) -> float:
-        """Seconds for the next step."""
-        return max(0.0, min(at_most, self._end - time.perf_counter() - reserve))
-
-
 def wait_for_peers(process: subprocess.Popen[bytes] | None, seconds: float) -> bool:
     """Whether the peers' build has ended by then; it is stopped otherwise (a next call goes on where it was)."""
     if process is None:
@@ -242,9 +143,9 @@ def wait_for_peers(process: subprocess.Popen[bytes] | None, seconds: float) -> b
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         stop(process)
-        say(f"the peers were not compiled in time and are not measured; see {LOGS / 'peers.log'}")
+        say(f"the peers were not compiled in time and are not measured; see {steps.LOGS / 'peers.log'}")
         return False
-    say((LOGS / "peers.log").read_text(errors="replace").rstrip())
+    say((steps.LOGS / "peers.log").read_text(errors="replace").rstrip())
     return True
 
 

@@ -14,6 +14,7 @@ from bench import (
     harness,
     report,
     results,
+    steps,
 )
 from bench.case import Variant
 from bench.results import ROOT
@@ -95,7 +96,7 @@ def pretended(monkeypatch, tmp_path):
     def step(name):
         return gpu.Step(name, [sys.executable, "-c", f"print('did {name}'); raise SystemExit({codes.get(name, 0)})"])
 
-    monkeypatch.setattr(gpu, "LOGS", tmp_path)
+    monkeypatch.setattr(steps, "LOGS", tmp_path)
     monkeypatch.setattr(gpu, "obstacles", list)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "X100")
     monkeypatch.setattr(gpu.shutil, "which", lambda name: name)
