@@ -1,4 +1,4 @@
-"""`python -m bdam_fast`: what is built, what `auto` takes for each operator and device, and why not the others."""
+"""`python -m bdam_fast`: what is built, what `auto` takes on each device, why not the others, and what has run where."""
 
 import platform
 import sys
@@ -10,6 +10,14 @@ from bdam_fast import _backend, _native
 
 OPERATORS = _native.OPERATORS
 DEVICES = ("cpu", "cuda")
+# Device, backend, and what is known of the kernels there. The README's table is this one.
+SUPPORT = (
+    ("CPU, x86-64", "cpu", "tested on AVX-512, and with AVX2 and plain forced"),
+    ("CPU, others", "cpu", "portable vectors; not run yet"),
+    ("NVIDIA GPU", "cuda", "not run on a GPU yet; compiled with nvcc 13.0; run on a CPU, under an emulation of CUDA"),
+    ("NVIDIA GPU", "triton", "not run on a GPU yet; compiled by Triton; run on a CPU, under Triton's interpreter"),
+    ("AMD GPU", "triton", "not run on a GPU yet; compiled by Triton for gfx942"),
+)
 
 
 def describe() -> str:
@@ -18,17 +26,11 @@ def describe() -> str:
         f"bdam_fast {bdam_fast.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}",
         *_extension_lines(),
-        "",
-        f"{'operator':<24}{'device':<8}{'auto takes':<12}why not the others",
     ]
-    for operator in OPERATORS:
-        for device_name in DEVICES:
-            device = torch.device(device_name)
-            chosen = _backend.automatic(operator, device)
-            others = [b for b in _backend.BACKENDS[1:] if b != chosen]
-            reasons = [f"{b}: {_reason(operator, b, device)}" for b in others]
-            lines.append(f"{operator:<24}{device_name:<8}{chosen:<12}{reasons[0]}")
-            lines += [" " * 44 + reason for reason in reasons[1:]]
+    for name in DEVICES:
+        lines += ["", f"tensors on {name}", *_device_lines(torch.device(name))]
+    lines += ["", "what has run where, up to this version"]
+    lines += [f"  {device + ', ' + backend:<22}{state}" for device, backend, state in SUPPORT]
     return "\n".join(lines)
 
 
@@ -43,9 +45,27 @@ def _extension_lines() -> list[str]:
     ]
 
 
+def _device_lines(device: torch.device) -> list[str]:
+    """For each backend the operators that `auto` gives it, then those it gives to others, each reason once."""
+    lines = []
+    for backend in _backend.BACKENDS[1:]:
+        groups: dict[str, list[str]] = {}
+        for operator in OPERATORS:
+            groups.setdefault(_reason(operator, backend, device), []).append(operator)
+        for reason, operators in groups.items():
+            whom = "all operators" if len(operators) == len(OPERATORS) else ", ".join(operators)
+            lines.append(f"  {backend:<11}{whom}: {reason}")
+    return lines
+
+
 def _reason(operator: str, backend: str, device: torch.device) -> str:
+    if _backend.automatic(operator, device) == backend:
+        return "auto takes it"
     refusal = _backend.refusal(operator, backend, device)
-    return refusal.removeprefix(f"{operator}: ") or "runs here, but is the slow one; only on request"
+    if refusal:
+        return "no, " + refusal.removeprefix(f"{operator}: ").removeprefix("bdam_fast: ")
+    slow = ", but is the slow one" if backend == "reference" else ""
+    return f"runs here{slow}; only on request"
 
 
 if __name__ == "__main__":

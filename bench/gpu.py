@@ -15,21 +15,16 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch.utils import cpp_extension
 
-from bench.results import ROOT
+from bench import steps
+from bench.steps import RESERVE, Clock, Outcome, Step, execute, say, start, stop
 
-LOGS = ROOT / "build" / "gpu"
-# Seconds for each step at most, and those that the steps after it need at least.
+# Seconds for each step at most.
 BUILD, TESTS, SANITIZER, BENCH = 240.0, 200.0, 90.0, 210.0
-RESERVE = 15.0
-TAIL = 25
 FILES = {
     "selective_scan": "tests/gpu/test_gpu_selective_scan.py",
     "causal_conv1d": "tests/gpu/test_gpu_causal_conv1d.py",
@@ -38,36 +33,6 @@ FILES = {
 }
 BACKENDS = {"selective_scan": ("cuda", "triton"), "causal_conv1d": ("cuda", "triton"), "updates": ("cuda", "triton")}
 BACKENDS["hsic"] = ("triton",)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A command with a name."""
-
-    name: str
-    command: Sequence[str]
-    environment: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a step ended: its exit code (None: it ran out of time), how long it took, and where its output is."""
-
-    name: str
-    code: int | None
-    seconds: float
-    log: Path
-
-    @property
-    def passed(self) -> bool:
-        """Whether it ended well."""
-        return self.code == 0
-
-
-def say(text: str) -> None:
-    """A line, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def obstacles() -> list[str]:
@@ -85,45 +50,6 @@ def obstacles() -> list[str]:
         if importlib.util.find_spec(package) is None:
             found.append(f"the package {package} is not installed for {sys.executable}")
     return found
-
-
-def start(step: Step, folder: Path = LOGS) -> subprocess.Popen[bytes]:
-    """Starts a step in the project's folder with its output in `folder`/NAME.log."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{step.name}.log").open("wb") as log:
-        return subprocess.Popen(
-            step.command, cwd=ROOT, env={**os.environ, **step.environment}, stdout=log, stderr=subprocess.STDOUT
-        )
-
-
-def execute(steps: Sequence[Step], seconds: float, folder: Path = LOGS) -> list[Outcome]:
-    """Runs steps side by side, ends those that take longer than `seconds`, and says how each went."""
-    begun = time.perf_counter()
-    running = {step.name: start(step, folder) for step in steps}
-    outcomes: dict[str, Outcome] = {}
-    while running:
-        time.sleep(0.05)
-        spent = time.perf_counter() - begun
-        for name, process in list(running.items()):
-            code = process.poll()
-            if code is None and spent <= seconds:
-                continue
-            if code is None:
-                process.kill()
-                process.wait()
-            outcomes[name] = Outcome(name, code, spent, folder / f"{name}.log")
-            report(outcomes[name])
-            del running[name]
-    return [outcomes[step.name] for step in steps]
-
-
-def report(outcome: Outcome) -> None:
-    """One line for a step, and the end of its output unless it went well."""
-    ended = {0: "ok", None: "NOT FINISHED in time"}.get(outcome.code, f"FAILED (exit code {outcome.code})")
-    say(f"[{outcome.seconds:6.1f} s] {outcome.name}: {ended}; {outcome.log}")
-    text = outcome.log.read_text(errors="replace").rstrip().splitlines()
-    for line in text[-1:] if outcome.passed else text[-TAIL:]:
-        say(f"           {line[:200]}")
 
 
 def build_step() -> Step:
@@ -163,7 +89,7 @@ def sanitizer_steps(backends: Sequence[str]) -> list[Step]:
     """
     environment = {"BDAM_FAST_GPU_TESTS": "required", "BDAM_FAST_GPU_REFERENCE": "cpu"}
     environment |= {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    steps = []
+    made = []
     for tool, backend, chosen in [("memcheck", b, "") for b in backends] + [
         ("racecheck", "cuda", "channels or packed")
     ]:
@@ -180,8 +106,8 @@ def sanitizer_steps(backends: Sequence[str]) -> list[Step]:
         ]
         command += [sys.executable, "-m", "pytest", "tests/gpu", "-m", "sanitize", "-x", "-p", "no:cacheprovider"]
         command += ["-k", chosen] if chosen else []
-        steps.append(Step(f"{tool}-{backend}", command, environment | {"BDAM_FAST_GPU_BACKENDS": backend}))
-    return steps
+        made.append(Step(f"{tool}-{backend}", command, environment | {"BDAM_FAST_GPU_BACKENDS": backend}))
+    return made
 
 
 def tested(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
@@ -209,17 +135,6 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-class Clock:
-    """What is left of the time for everything."""
-
-    def __init__(self, seconds: float):
-        self._end = time.perf_counter() + seconds
-
-    def left(self, at_most: float, reserve: float = RESERVE) -> float:
-        """Seconds for the next step."""
-        return max(0.0, min(at_most, self._end - time.perf_counter() - reserve))
-
-
 def wait_for_peers(process: subprocess.Popen[bytes] | None, seconds: float) -> bool:
     """Whether the peers' build has ended by then; it is stopped otherwise (a next call goes on where it was)."""
     if process is None:
@@ -227,11 +142,10 @@ def wait_for_peers(process: subprocess.Popen[bytes] | None, seconds: float) -> b
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        say(f"the peers were not compiled in time and are not measured; see {LOGS / 'peers.log'}")
+        stop(process)
+        say(f"the peers were not compiled in time and are not measured; see {steps.LOGS / 'peers.log'}")
         return False
-    say((LOGS / "peers.log").read_text(errors="replace").rstrip())
+    say((steps.LOGS / "peers.log").read_text(errors="replace").rstrip())
     return True
 
 
@@ -248,7 +162,7 @@ def measure(outcomes: list[Outcome], peers: subprocess.Popen[bytes] | None, cloc
 
 
 def everything(options: argparse.Namespace) -> list[Outcome]:
-    """All steps in their order; a build that fails is the end."""
+    """All steps in their order. Where the build fails, Triton goes on alone: it needs none."""
     clock = Clock(60 * options.minutes)
     say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, {os.cpu_count()} cores")
     outcomes: list[Outcome] = []
@@ -256,23 +170,23 @@ def everything(options: argparse.Namespace) -> list[Outcome]:
     if "bench" not in options.skip:
         peers = start(Step("peers", ["nice", sys.executable, "-m", "bench.gpu_peers"], build_step().environment))
     try:
-        if "cuda" in options.backends:
+        backends = list(options.backends)
+        if "cuda" in backends:
             for step in ([] if "build" in options.skip else [build_step()]) + [load_step()]:
                 outcomes += execute([step], clock.left(BUILD))
-                if not outcomes[-1].passed:
-                    return outcomes
-        outcomes += execute(test_steps(options.backends), clock.left(TESTS))
+            if not outcomes[-1].passed:
+                backends.remove("cuda")
+        outcomes += execute(test_steps(backends), clock.left(TESTS))
         if "sanitizer" not in options.skip:
             if shutil.which("compute-sanitizer"):
-                outcomes += execute(sanitizer_steps(options.backends), clock.left(SANITIZER))
+                outcomes += execute(sanitizer_steps(backends), clock.left(SANITIZER))
             else:
                 say("compute-sanitizer is not on the PATH: no check for accesses out of bounds and races")
         if "bench" not in options.skip:
             measure(outcomes, peers, clock)
     finally:
-        if peers is not None and peers.poll() is None:
-            peers.kill()
-            peers.wait()
+        if peers is not None:
+            stop(peers)
     return outcomes
 
 

@@ -165,18 +165,48 @@ def test_call_counts_are_counted_in_the_extension(kernels):
     assert set(bdam_fast.call_counts().values()) == {0}
 
 
-def test_report():
+def report_lines(text: str, device: str) -> dict[str, list[str]]:
+    """What the report says of each backend on a device."""
+    lines: dict[str, list[str]] = {}
+    for line in text.split(f"tensors on {device}\n")[1].split("\n\n")[0].splitlines():
+        backend, _, words = line.strip().partition(" ")
+        lines.setdefault(backend, []).append(words.strip())
+    return lines
+
+
+def test_report(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     text = report.describe()
     assert f"bdam_fast {bdam_fast.__version__}, torch {torch.__version__}" in text
     assert f"instruction set: {_native.extension().isa()}" in text
-    lines = [line.split() for line in text.splitlines()]
-    for name in report.OPERATORS:
-        assert [line[2] for line in lines if line[:2] == [name, "cpu"]] == ["cpu"]
-        expected = _backend.automatic(name, CUDA)
-        assert [line[2] for line in lines if line[:2] == [name, "cuda"]] == [expected]
-    assert "reference: runs here, but is the slow one" in text
-    assert 'triton: backend="triton" needs tensors on a GPU' in text
-    assert 'cpu: backend="cpu" needs tensors on the CPU, got cuda' in text
+    lines = report_lines(text, "cpu")
+    assert lines["cpu"] == ["all operators: auto takes it"]
+    assert lines["reference"] == ["all operators: runs here, but is the slow one; only on request"]
+    assert lines["triton"] == [
+        'all operators: no, backend="triton" needs tensors on a GPU (or TRITON_INTERPRET=1, for tests), got cpu'
+    ]
+    assert len(lines["cuda"]) == 2 and lines["cuda"][1].startswith("hsic: no, there is no CUDA C++ kernel")
+    lines = report_lines(text, "cuda")
+    assert lines["cpu"] == ['all operators: no, backend="cpu" needs tensors on the CPU, got cuda']
+
+
+def test_report_on_a_machine_with_gpu_kernels(monkeypatch):
+    """Operators that go to different backends are told apart."""
+    monkeypatch.setattr(_native, "_attempt_cuda", lambda: (_native.extension(), ""))
+    monkeypatch.setattr(_native, "triton_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    lines = report_lines(report.describe(), "cuda")
+    others = ", ".join(_native.CUDA_OPERATORS)
+    assert lines["cuda"][0] == f"{others}: auto takes it"
+    assert lines["triton"] == [f"{others}: runs here; only on request", "hsic: auto takes it"]
+
+
+def test_readme_says_what_the_report_says_of_devices():
+    readme, text = (ROOT / "README.md").read_text(), report.describe()
+    table = readme.split("### Where it runs")[1].split("###")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert rows == [f"| {device} | `{backend}` | {state} |" for device, backend, state in report.SUPPORT]
+    assert all(state in text for _, _, state in report.SUPPORT)
 
 
 @pytest.mark.parametrize("asked", ["baseline", "nonsense"])

@@ -19,7 +19,7 @@ from torch import Tensor
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 # `make gpu` gives each backend a process of its own, and has the references run on the CPU under compute-sanitizer.
-BACKENDS = os.environ.get("BDAM_FAST_GPU_BACKENDS", "cuda,triton").split(",") if GPU else ["cpu"]
+BACKENDS = os.environ.get("BDAM_FAST_GPU_BACKENDS", "cuda,triton" if GPU else "cpu").split(",")
 REFERENCE = os.environ.get("BDAM_FAST_GPU_REFERENCE", DEVICE)
 HALVES = [torch.float32, torch.bfloat16, torch.float16]
 # Round every tile and chunk size in use (4 to 512 steps), and the lengths of the vision models: 77, 192, 193, 197.
