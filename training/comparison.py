@@ -14,7 +14,8 @@ RESAMPLES = 9999
 CONFIDENCE = 0.95
 # The words that stand under every table that shows these numbers.
 TEST = (
-    f"Delta is the row minus the full model. p and the {CONFIDENCE:.0%} interval are over people: the differences per query, "
+    "Delta is the row minus the full model, each run at the clothing weight that it chose on validation. "
+    f"p and the {CONFIDENCE:.0%} interval are over people: the differences per query, "
     "averaged over the seeds (each seed of the row paired with the same seed of the full model), are summed within each "
     f"identity; p is that of a two-sided permutation test that exchanges row and full model within identities ({RESAMPLES} "
     "resamples, or all exchanges where there are fewer), the interval the bootstrap percentile interval over identities "
