@@ -62,6 +62,14 @@ RUN: dict[str, Callable[..., Results]] = {
 }
 
 
+def with_broken_padding(problem: dict[str, Tensor], names: tuple[str, ...], index: Tensor) -> dict[str, Tensor]:
+    """The problem with NaN in the padded steps of some tensors, memory order kept."""
+    padded = (index < 0)[:, None]
+    broken = {name: problem[name].clone().masked_fill_(padded, float("nan")) for name in names}
+    assert all(broken[name].stride() == problem[name].stride() for name in names)
+    return {**problem, **broken}
+
+
 def references(op: str, problem: dict[str, Tensor], options: dict[str, Any]) -> tuple[Results, Results]:
     """The reference's results in float64 and in the problem's own dtype."""
     problem, options = on_device(problem, REFERENCE), on_device(options, REFERENCE)

@@ -19,6 +19,7 @@ from gpu_helpers import (
     check_side_stream,
     on_device,
     small,
+    with_broken_padding,
 )
 from helpers import leaves, packed_index, same_bits
 from test_causal_conv1d import conv_problem, run_conv
@@ -85,7 +86,7 @@ def test_packed(order, padding, reverse, backend):
 def test_nothing_is_read_from_padding(reverse, backend):
     index = packed_index(2, 70, 0.3).to(DEVICE)
     clean = on_device(conv_problem(2, 36, 70, 4))
-    broken = {**clean, "x": clean["x"].masked_fill((index < 0)[:, None], float("nan"))}
+    broken = with_broken_padding(clean, ("x",), index)
     got, expected = (run_conv(leaves(p), backend=backend, seq_idx=index, reverse=reverse) for p in (broken, clean))
     assert all(same_bits(got[name], expected[name]) for name in got)
     assert all(got[name].isfinite().all() for name in got)

@@ -19,6 +19,7 @@ from gpu_helpers import (
     check_side_stream,
     on_device,
     small,
+    with_broken_padding,
 )
 from helpers import leaves, packed_index, run_scan, same_bits, scan_problem
 
@@ -113,11 +114,7 @@ def test_packed_in_half_precision(reverse, dtype, backend):
 def test_nothing_is_read_from_padding(reverse, backend):
     index = packed_index(2, 70, 0.3).to(DEVICE)
     clean = on_device(scan_problem(2, 36, 70, 16))
-    broken = dict(clean)
-    for name in ("u", "delta", "z"):
-        broken[name] = clean[name].masked_fill((index < 0)[:, None], float("nan"))
-    for name in ("B", "C"):
-        broken[name] = clean[name].masked_fill((index < 0)[:, None], float("nan"))
+    broken = with_broken_padding(clean, ("u", "delta", "z", "B", "C"), index)
     got, expected = (run_scan(leaves(p), backend=backend, seq_idx=index, reverse=reverse) for p in (broken, clean))
     assert all(same_bits(got[name], expected[name]) for name in got)
     assert all(got[name].isfinite().all() for name in got)
