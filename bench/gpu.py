@@ -81,16 +81,8 @@ def test_steps(backends: Sequence[str]) -> list[Step]:
         for number in range(1, shares + 1):
             environment = {"BDAM_FAST_GPU_TESTS": "required", "BDAM_FAST_GPU_BACKENDS": backend}
             environment |= {"BDAM_FAST_GPU_SHARE": f"{number}/{shares}", "OMP_NUM_THREADS": "1"}
-            command = [
-                sys.executable,
-                "-m",
-                "pytest",
-                FILES[op],
-                "--tb=short",
-                "--maxfail=10",
-                "-p",
-                "no:cacheprovider",
-            ]
+            options = ["--tb=short", "--maxfail=10", "-p", "no:cacheprovider"]
+            command = [sys.executable, "-m", "pytest", FILES[op], *options]
             made.append(Step(f"test-{op}-{backend}-{number}", command, environment))
     return made
 
@@ -104,20 +96,11 @@ def sanitizer_steps(backends: Sequence[str]) -> list[Step]:
     environment = {"BDAM_FAST_GPU_TESTS": "required", "BDAM_FAST_GPU_REFERENCE": "cpu"}
     environment |= {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     made = []
-    for tool, backend, chosen in [("memcheck", b, "") for b in backends] + [
-        ("racecheck", "cuda", "channels or packed")
-    ]:
+    tools = [("memcheck", "cuda", ""), ("memcheck", "triton", ""), ("racecheck", "cuda", "channels or packed")]
+    for tool, backend, chosen in tools:
         if backend not in backends:
             continue
-        command = [
-            "compute-sanitizer",
-            "--tool",
-            tool,
-            "--error-exitcode",
-            "9",
-            "--target-processes",
-            "application-only",
-        ]
+        command = f"compute-sanitizer --tool {tool} --error-exitcode 9 --target-processes application-only".split()
         command += [sys.executable, "-m", "pytest", "tests/gpu", "-m", "sanitize", "-x", "-p", "no:cacheprovider"]
         command += ["-k", chosen] if chosen else []
         made.append(Step(f"{tool}-{backend}", command, environment | {"BDAM_FAST_GPU_BACKENDS": backend}))

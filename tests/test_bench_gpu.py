@@ -36,6 +36,14 @@ def test_refused_without_a_gpu(module, code):
     assert "Traceback" not in done.stderr
 
 
+def test_nothing_but_torch_is_needed():
+    """The GPU machine may have no other package of the benchmark's extra."""
+    absent = ("tyro", "rich", "matplotlib", "numpy", "transformers", "mambapy", "hypothesis")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import bench.gpu, bench.gpu_run, bench.gpu_model"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_obstacles_name_what_is_missing(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
