@@ -21,7 +21,7 @@ import torch
 from torch.utils import cpp_extension
 
 from bench import steps
-from bench.steps import RESERVE, Clock, Outcome, Step, execute, say, start, stop
+from bench.steps import RESERVE, TAIL, Clock, Outcome, Step, execute, say, start, stop
 
 # Seconds for each step at most.
 BUILD, TESTS, SANITIZER, BENCH = 240.0, 200.0, 90.0, 210.0
@@ -33,6 +33,9 @@ FILES = {
 }
 BACKENDS = {"selective_scan": ("cuda", "triton"), "causal_conv1d": ("cuda", "triton"), "updates": ("cuda", "triton")}
 BACKENDS["hsic"] = ("triton",)
+# Processes for the tests of an operator and backend, where one would take too long: Triton compiles some hundred variants.
+SHARES = {("selective_scan", "triton"): 4, ("causal_conv1d", "triton"): 2, ("hsic", "triton"): 2}
+SHARES[("selective_scan", "cuda")] = 2
 
 
 def obstacles() -> list[str]:
@@ -70,14 +73,17 @@ def load_step() -> Step:
 
 
 def test_steps(backends: Sequence[str]) -> list[Step]:
-    """The GPU tests, one process for each operator and backend."""
+    """The GPU tests, one process or more for each operator and backend."""
     made = []
-    for op, file in FILES.items():
-        for backend in BACKENDS[op]:
-            if backend in backends:
-                environment = {"BDAM_FAST_GPU_TESTS": "required", "BDAM_FAST_GPU_BACKENDS": backend}
-                command = [sys.executable, "-m", "pytest", file, "--tb=short", "--maxfail=10", "-p", "no:cacheprovider"]
-                made.append(Step(f"test-{op}-{backend}", command, environment))
+    pairs = [(name, backend) for name in FILES for backend in BACKENDS[name] if backend in backends]
+    for op, backend in pairs:
+        shares = SHARES.get((op, backend), 1)
+        for number in range(1, shares + 1):
+            environment = {"BDAM_FAST_GPU_TESTS": "required", "BDAM_FAST_GPU_BACKENDS": backend}
+            environment |= {"BDAM_FAST_GPU_SHARE": f"{number}/{shares}", "OMP_NUM_THREADS": "1"}
+            options = ["--tb=short", "--maxfail=10", "-p", "no:cacheprovider"]
+            command = [sys.executable, "-m", "pytest", FILES[op], *options]
+            made.append(Step(f"test-{op}-{backend}-{number}", command, environment))
     return made
 
 
@@ -90,20 +96,11 @@ def sanitizer_steps(backends: Sequence[str]) -> list[Step]:
     environment = {"BDAM_FAST_GPU_TESTS": "required", "BDAM_FAST_GPU_REFERENCE": "cpu"}
     environment |= {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     made = []
-    for tool, backend, chosen in [("memcheck", b, "") for b in backends] + [
-        ("racecheck", "cuda", "channels or packed")
-    ]:
+    tools = [("memcheck", "cuda", ""), ("memcheck", "triton", ""), ("racecheck", "cuda", "channels or packed")]
+    for tool, backend, chosen in tools:
         if backend not in backends:
             continue
-        command = [
-            "compute-sanitizer",
-            "--tool",
-            tool,
-            "--error-exitcode",
-            "9",
-            "--target-processes",
-            "application-only",
-        ]
+        command = f"compute-sanitizer --tool {tool} --error-exitcode 9 --target-processes application-only".split()
         command += [sys.executable, "-m", "pytest", "tests/gpu", "-m", "sanitize", "-x", "-p", "no:cacheprovider"]
         command += ["-k", chosen] if chosen else []
         made.append(Step(f"{tool}-{backend}", command, environment | {"BDAM_FAST_GPU_BACKENDS": backend}))
@@ -111,10 +108,13 @@ def sanitizer_steps(backends: Sequence[str]) -> list[Step]:
 
 
 def tested(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
-    """The backends of each operator that is measured, of those whose tests passed."""
+    """The backends of each operator that is measured, of those whose tests all passed."""
     passed = {outcome.name for outcome in outcomes if outcome.passed}
-    ops = [op for op in FILES if op != "updates"]
-    return {op: [b for b in BACKENDS[op] if f"test-{op}-{b}" in passed] for op in ops}
+
+    def whole(op: str, backend: str) -> bool:
+        return {f"test-{op}-{backend}-{n}" for n in range(1, SHARES.get((op, backend), 1) + 1)} <= passed
+
+    return {op: [b for b in BACKENDS[op] if whole(op, b)] for op in FILES if op != "updates"}
 
 
 def bench_step(chosen: dict[str, list[str]], seconds: float, with_peers: bool) -> Step:
@@ -145,7 +145,8 @@ def wait_for_peers(process: subprocess.Popen[bytes] | None, seconds: float) -> b
         stop(process)
         say(f"the peers were not compiled in time and are not measured; see {steps.LOGS / 'peers.log'}")
         return False
-    say((steps.LOGS / "peers.log").read_text(errors="replace").rstrip())
+    for line in (steps.LOGS / "peers.log").read_text(errors="replace").splitlines()[-TAIL:]:
+        say(line[:200])
     return True
 
 
@@ -168,7 +169,7 @@ def everything(options: argparse.Namespace) -> list[Outcome]:
     outcomes: list[Outcome] = []
     peers = None
     if "bench" not in options.skip:
-        peers = start(Step("peers", ["nice", sys.executable, "-m", "bench.gpu_peers"], build_step().environment))
+        peers = start(Step("peers", ["nice", sys.executable, "-m", "bench.gpu_peers"]))
     try:
         backends = list(options.backends)
         if "cuda" in backends:

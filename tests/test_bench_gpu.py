@@ -36,6 +36,14 @@ def test_refused_without_a_gpu(module, code):
     assert "Traceback" not in done.stderr
 
 
+def test_nothing_but_torch_is_needed():
+    """The GPU machine may have no other package of the benchmark's extra."""
+    absent = ("tyro", "rich", "matplotlib", "numpy", "transformers", "mambapy", "hypothesis")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import bench.gpu, bench.gpu_run, bench.gpu_model"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_obstacles_name_what_is_missing(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
@@ -64,8 +72,9 @@ def test_steps_run_side_by_side_and_say_how_they_ended(tmp_path, capsys):
 
 
 def test_only_what_passed_is_measured(tmp_path):
-    names = {"test-selective_scan-cuda": 0, "test-selective_scan-triton": 1, "test-causal_conv1d-cuda": None}
-    names |= {"test-hsic-triton": 0, "test-updates-cuda": 0}
+    names = {"test-selective_scan-cuda-1": 0, "test-selective_scan-cuda-2": 0, "test-causal_conv1d-cuda-1": None}
+    names |= {f"test-selective_scan-triton-{n}": int(n == 4) for n in range(1, 5)}
+    names |= {"test-hsic-triton-1": 0, "test-hsic-triton-2": 0, "test-updates-cuda-1": 0}
     outcomes = [gpu.Outcome(name, code, 1.0, tmp_path) for name, code in names.items()]
     chosen = gpu.tested(outcomes)
     assert chosen == {"selective_scan": ["cuda"], "causal_conv1d": [], "hsic": ["triton"]}
@@ -76,13 +85,18 @@ def test_only_what_passed_is_measured(tmp_path):
 
 
 def test_every_operator_and_backend_is_tested_and_sanitized():
-    names = {step.name for step in gpu.test_steps(["cuda", "triton"])}
-    assert names == {f"test-{op}-{b}" for op, backends in gpu.BACKENDS.items() for b in backends}
+    found = gpu.test_steps(["cuda", "triton"])
+    names = {step.name for step in found}
+    assert {n.rpartition("-")[0] for n in names} == {f"test-{op}-{b}" for op, bs in gpu.BACKENDS.items() for b in bs}
+    shares = [step.environment["BDAM_FAST_GPU_SHARE"] for step in found if "scan-triton" in step.name]
+    assert shares == ["1/4", "2/4", "3/4", "4/4"]
+    everything = [gpu.Outcome(name, 0, 1.0, ROOT) for name in names]
+    assert gpu.tested(everything) == {op: list(bs) for op, bs in gpu.BACKENDS.items() if op != "updates"}
     assert all((ROOT / file).exists() for file in gpu.FILES.values())
     assert {path.name for path in (ROOT / "tests/gpu").glob("test_*.py")} == {
         f.split("/")[-1] for f in gpu.FILES.values()
     }
-    assert [s.name for s in gpu.test_steps(["triton"])] == [f"test-{op}-triton" for op in gpu.FILES]
+    assert all("-triton-" in s.name for s in gpu.test_steps(["triton"]))
     steps = gpu.sanitizer_steps(["cuda", "triton"])
     assert [s.name for s in steps] == ["memcheck-cuda", "memcheck-triton", "racecheck-cuda"]
     assert [s.name for s in gpu.sanitizer_steps(["triton"])] == ["memcheck-triton"]
@@ -110,7 +124,7 @@ def pretended(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("fails", "code"),
-    [({}, 0), ({"test-hsic-triton": 1}, 1), ({"load": 1}, 1)],
+    [({}, 0), ({"test-hsic-triton-1": 1}, 1), ({"load": 1}, 1)],
     ids=["all well", "a test fails", "what was built does not load"],
 )
 def test_all_steps(pretended, fails, code, monkeypatch, capsys):
@@ -123,9 +137,9 @@ def test_all_steps(pretended, fails, code, monkeypatch, capsys):
     assert end.value.code == code
     for name in fails:
         assert f"{name}: FAILED (exit code 1)" in words and f"failed or not finished: {name}" in words
-    bench = "bench-" if "test-hsic-triton" in fails else "bench-triton"
+    bench = "bench-" if "test-hsic-triton-1" in fails else "bench-triton"
     assert f"did {bench}\n" in words and "mamba-ssm: " in words and "did memcheck-triton" in words
-    assert ("did test-selective_scan-cuda" in words) == ("load" not in fails)
+    assert ("did test-selective_scan-cuda-1" in words) == ("load" not in fails)
     assert "all steps passed" in words or fails
 
 

@@ -40,12 +40,14 @@ def test_peers_sources_from_archives_and_folders(tmp_path):
 
 @NO_GPU
 def test_absent_peers_say_why(monkeypatch, tmp_path):
-    gpu_peers.module.cache_clear()
+    gpu_peers.missing.cache_clear()
     monkeypatch.delenv("BDAM_FAST_PEERS", raising=False)
     assert "mamba-ssm is not installed" in gpu_peers.missing("selective_scan")
     assert "set BDAM_FAST_PEERS" in gpu_peers.missing("causal_conv1d")
+    gpu_peers.missing.cache_clear()
     monkeypatch.setenv("BDAM_FAST_PEERS", str(tmp_path / "nowhere"))
     assert "must be a folder" in gpu_peers.missing("causal_conv1d")
+    gpu_peers.missing.cache_clear()
 
 
 class FakeScan:
@@ -97,7 +99,10 @@ class FakeConv:
 @pytest.fixture
 def fake_peers(monkeypatch):
     modules = {gpu_peers.SCAN: FakeScan(), gpu_peers.CONV: FakeConv()}
+    gpu_peers.missing.cache_clear()
     monkeypatch.setattr(gpu_peers, "module", lambda peer: modules[peer])
+    yield
+    gpu_peers.missing.cache_clear()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Fixtures of the GPU tests: backends that must be there, poisoned memory, and what `make gpu` reads from the results."""
+"""Fixtures of the GPU tests: backends that must be there, poisoned memory, memory for the largest cases, shares of the tests."""
 
 import fcntl
 import os
@@ -12,17 +12,27 @@ from bdam_fast import _native
 
 # `make gpu` sets this: a backend that is absent is then an error and no reason to skip.
 REQUIRED = os.environ.get("BDAM_FAST_GPU_TESTS") == "required"
+# `make gpu` runs each share of the tests, "1/4" to "4/4", in a process of its own: Triton compiles on one core.
+SHARE = os.environ.get("BDAM_FAST_GPU_SHARE", "1/1")
 MAKERS = [(torch, "empty"), (torch, "empty_like"), (torch, "empty_strided")]
 MAKERS += [(torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")]
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leaves this process its share of the tests."""
+    number, shares = map(int, SHARE.split("/"))
+    if shares > 1:
+        mine = items[number - 1 :: shares]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(mine)])
+        items[:] = mine
+
+
 @pytest.fixture(autouse=True)
-def backend_is_there(request, record_property):
-    """Notes the backend of a test in the report, and skips it where that backend is not installed."""
+def backend_is_there(request):
+    """Skips a test where its backend is not installed."""
     backend = getattr(request.node, "callspec", None) and request.node.callspec.params.get("backend")
     if not backend:
         return
-    record_property("backend", backend)
     if REQUIRED and backend == "cuda":
         _native.cuda_extension()
     if backend == "cuda" and not _native.cuda_available():
