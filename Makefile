@@ -60,10 +60,10 @@ report: $(READY)
 	$(PY) -m training.report $(RUN)
 
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist worksteal
 
 test-all: $(READY)
-	$(PY) -m pytest -m ""
+	$(PY) -m pytest -m "" -n 2 --dist worksteal
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

@@ -35,3 +35,9 @@ def isa(request, kernels) -> str:
         pytest.skip(f"this CPU or this build does not run {request.param}")
     kernels.set_isa(request.param)
     return request.param
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that take minutes begin first, so that a second process is not left waiting for them at the end."""
+    first = ("test_triton_interpreter", "test_cuda_build", "test_cuda_host", "test_triton_compile")
+    items.sort(key=lambda item: not item.path.stem.startswith(first))

@@ -31,7 +31,8 @@ def run_emulated(
 ) -> dict[str, Tensor]:
     """What `run_scan` gives, from the emulated raw operators."""
     ops = torch.ops.bdam_fast_emulated
-    tensors = [*(problem.get(name) for name in NAMES), seq_idx]
+    # Detached: in a process that has registered the autograd formulas the raw operators would follow them.
+    tensors = [None if t is None else t.detach() for t in (*(problem.get(name) for name in NAMES), seq_idx)]
     out, last, saved = ops.selective_scan_forward(*tensors, delta_softplus, reverse, return_last_state, True)
     plain, _, nothing = ops.selective_scan_forward(*tensors, delta_softplus, reverse, return_last_state, False)
     assert same_bits(out, plain) and nothing.numel() == 0

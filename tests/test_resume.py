@@ -20,8 +20,8 @@ from pedes import make_pedes
 from test_trainer import Interrupting
 from tiny import read_events, read_lines, same_state, tiny_config
 
-from training import checkpoint, experiment
-from training.config import Config
+from training import checkpoint, runner
+from training.config import Config, to_dict
 from training.data.loader import TrainLoader
 from training.train import train
 
@@ -103,12 +103,11 @@ def test_what_a_kill_left_behind_is_removed(root: Path, tmp_path: Path) -> None:
     assert not [p for p in run_dir.iterdir() if p.name.startswith(".")]
 
 
-def test_experiment_starts_a_seed_that_was_killed_before_its_first_file(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "seed0").mkdir()
-    (tmp_path / "seed0" / ".config.json.x.tmp").write_text("half")
+def test_experiment_starts_a_run_that_was_killed_before_its_first_file(root: Path, tmp_path: Path) -> None:
+    (tmp_path / ".config.json.x.tmp").write_text("half")
     config = tiny_config(root)
-    summary = experiment.run_seeds(replace(config, optim=replace(config.optim, epochs=2)), [0], tmp_path)
-    assert summary["seeds"] == [0]
+    runner.train_run(to_dict(replace(config, optim=replace(config.optim, epochs=2))), tmp_path)
+    assert (tmp_path / "best.pt").exists()
 
 
 # Loads torch once, then forks for every line: a start costs 0.3 s instead of 4, and all of it is training.
