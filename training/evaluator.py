@@ -87,6 +87,22 @@ def chance_metrics(query_ids: Any, gallery_ids: Any) -> dict[str, float]:
     return _percent(total / len(query_Q))
 
 
+def query_metrics(similarity_QG: Tensor, match_QG: Tensor, excluded_QG: Tensor | None = None) -> Tensor:
+    """(Q, 5) float64 in percent, columns as `METRICS`: each query by itself, with its own matches.
+
+    similarity_QG: (Q, G) floating, finite; match_QG and excluded_QG: (Q, G) bool. An excluded item is not in the gallery
+    of its query. Raises ValueError for a query without a match, or whose match is excluded.
+    """
+    if excluded_QG is not None:
+        if bool((match_QG & excluded_QG).any()):
+            raise ValueError(f"{int((match_QG & excluded_QG).any(1).sum())} queries exclude a match of theirs")
+        # Behind every other item they change no metric: the last match stands before them.
+        similarity_QG = similarity_QG.masked_fill(excluded_QG, -torch.inf)
+    if not bool(match_QG.any(1).all()):
+        raise ValueError(f"{int((~match_QG.any(1)).sum())} of {len(match_QG)} queries have no match in the gallery")
+    return 100.0 * torch.cat([_query_metrics(similarity_QG[rows], match_QG[rows]) for rows in _chunks(similarity_QG)])
+
+
 def _percent(metrics: Tensor) -> dict[str, float]:
     return {key: 100.0 * value for key, value in zip(METRICS, metrics.tolist(), strict=True)}
 
@@ -206,9 +222,9 @@ class DualEmbeddings:
     query_images_Q: Tensor
     gallery_ids_G: Tensor
 
-    def similarity(self, beta: float) -> Tensor:
-        """(Q, G) float32: cos(t, v_id) + beta cos(t, v_clo), all embeddings of unit length (reading 24)."""
-        return self.t_QE @ (self.v_id_GE + beta * self.v_clo_GE).T
+    def similarity(self, beta: float, rows: slice = slice(None)) -> Tensor:
+        """(Q, G) float32: cos(t, v_id) + beta cos(t, v_clo), all embeddings of unit length (reading 24); of some queries."""
+        return self.t_QE[rows] @ (self.v_id_GE + beta * self.v_clo_GE).T
 
 
 @torch.inference_mode()

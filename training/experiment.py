@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training import checkpoint, cli
+from training.audit import refuse_audit
 from training.config import Config, to_dict
 from training.evaluate import HEADINGS, evaluate
 from training.evaluator import METRICS
@@ -63,6 +64,8 @@ def summarise(evaluations: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
     Raises ValueError when they are of different data.
     """
+    for seed, evaluation in evaluations.items():
+        refuse_audit(evaluation, f"the evaluation of seed {seed}")
     prints = {evaluation["data"]["fingerprint"] for evaluation in evaluations.values()}
     if len(prints) > 1:
         raise ValueError(f"the runs are of different data, fingerprints {sorted(prints)}")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.audit import refuse_audit
+
 METRICS = ("R1", "R5", "R10", "mAP", "mINP")
 
 # Fields that a line of metrics.jsonl needs, per kind, and their types.
@@ -43,6 +45,7 @@ def read_run(folder: Path) -> Run:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run `python -m training.evaluate {folder}` first")
     evaluation = _parse(path.read_text(encoding="utf-8"), str(path))
+    refuse_audit(evaluation, str(path))
     _check_evaluation(evaluation, path)
     steps, validations = _read_metrics(folder / "metrics.jsonl")
     return Run(folder, evaluation, steps, validations)
