@@ -127,10 +127,13 @@ def load_run(run_dir: Path) -> TrainedRun:
 
 
 def computed_once(
-    run_dir: Path, name: str, compute: Callable[[TrainedRun, Dataset], dict[str, Any]]
+    run_dir: Path,
+    name: str,
+    compute: Callable[[TrainedRun, Dataset], dict[str, Any]],
+    suffices: Callable[[dict[str, Any]], bool] = lambda stored: True,
 ) -> tuple[dict[str, Any], bool]:
     """(contents of RUN/name, whether they are new): what `compute` says of the best checkpoint on its data, and
-    "checkpoint" {epoch, step, sha256}; computed at the first call only.
+    "checkpoint" {epoch, step, sha256}; computed at the first call only, or again when what is there does not suffice.
 
     Raises FileNotFoundError for a run that is not trained, ValueError when the file belongs to another checkpoint or
     the data is not what the run was trained on, and what the data stage and `compute` raise.
@@ -142,7 +145,8 @@ def computed_once(
         stored = read_json(path)
         if not isinstance(stored, dict) or stored.get("checkpoint", {}).get("sha256") != digest:
             raise ValueError(f"{path} is of another checkpoint than best.pt; move it away to evaluate this one")
-        return stored, False
+        if suffices(stored):
+            return stored, False
     dataset = read_dataset(run.config.data)
     if dataset.fingerprint != run.fingerprint:
         raise ValueError(
