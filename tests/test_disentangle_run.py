@@ -55,7 +55,10 @@ def test_truth_is_that_of_the_renderer(root: Path) -> None:
     for i, record in enumerate(records[::-1]):
         row = rows[record.file_path]
         assert truth.outfits[i] == row["outfit_number"]
-        assert {name: truth.identity[name][i] for name in IDENTITY} == {n: str(row["identity"][n]) for n in IDENTITY}
+        words = {
+            name: {True: "yes", False: "no"}.get(row["identity"][name], row["identity"][name]) for name in IDENTITY
+        }
+        assert {name: truth.identity[name][i] for name in IDENTITY} == words
         assert {name: truth.clothing[name][i] for name in CLOTHING} == {n: str(row["outfit"][n]) for n in CLOTHING}
     assert {len({r["outfit_number"] for r in rows.values() if r["id"] == p}) for p in range(1, 31)} <= {2, 3}
 

@@ -52,9 +52,13 @@ def read_factors(root: Path, records: Sequence[Record]) -> Truth:
     ordered = [rows[record.file_path] for record in records]
     return Truth(
         tuple(row["outfit_number"] for row in ordered),
-        {name: tuple(str(row["identity"][name]) for row in ordered) for name in IDENTITY},
-        {name: tuple(str(row["outfit"][name]) for row in ordered) for name in CLOTHING},
+        {name: tuple(_word(row["identity"][name]) for row in ordered) for name in IDENTITY},
+        {name: tuple(_word(row["outfit"][name]) for row in ordered) for name in CLOTHING},
     )
+
+
+def _word(value: Any) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def _row(line: str, where: str) -> dict[str, Any]:

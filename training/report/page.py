@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from training.report import facts, plots
+from training.report import disentangled, facts, plots
 from training.report.images import thumbnail
 from training.report.run import METRICS, Run
 
@@ -26,12 +26,17 @@ _HISTOGRAMS = (
 
 def write_page(run: Run, data_root: Path | None = None) -> Path:
     """Writes RUN/report.html in one move and returns its path; `data_root` where the data set was moved since."""
-    html = build_page(run, data_root)
     path = run.folder / "report.html"
-    handle, name = tempfile.mkstemp(dir=run.folder, prefix=".report-", suffix=".html")
+    write_text(path, build_page(run, data_root))
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(html)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
@@ -39,7 +44,6 @@ def write_page(run: Run, data_root: Path | None = None) -> Path:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    return path
 
 
 def build_page(run: Run, data_root: Path | None = None) -> str:
@@ -62,6 +66,7 @@ def build_page(run: Run, data_root: Path | None = None) -> str:
         image_folder=root / "imgs",
         training=_training(run),
         histograms=_histograms(evaluation),
+        apart=disentangled.section(run.disentangled) if run.disentangled else None,
         calls=facts.call_rows(evaluation.get("calls")),
         config_rows=facts.rows(config),
         command=facts.repeat_command(config, f"{run.folder.name}-again"),

@@ -124,10 +124,10 @@ def histogram(
         return _svg(figure, label)
 
 
-def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
+def _figure(size: tuple[float, float], *, polar: bool = False) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasSVG(figure)
-    return figure, figure.add_subplot()
+    return figure, figure.add_subplot(polar=polar)
 
 
 def _svg(figure: Figure, label: str) -> Markup:
