@@ -210,7 +210,7 @@ def test_an_axis_that_a_row_lacks_is_left_out(summary: Path) -> None:
     [
         (lambda s: s["tables"].clear(), "has no table 'fig5': `python -m training.experiment fig5` measures it"),
         (lambda s: s["tables"]["fig5"]["rows"].__delitem__(slice(0, 2)), "no row of the table 'fig5' is finished"),
-        (lambda s: s["runs"]["bb"].pop("speed"), r"the run of 'Transformer, 4 layers' lacks speed"),
+        (lambda s: s["runs"]["bb"].pop("speed"), "'Transformer, 4 layers' lacks the measurements speed"),
         (lambda s: s["runs"]["aa"].update(audit=True), "enters no table"),
     ],
 )

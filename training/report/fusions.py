@@ -56,7 +56,7 @@ def read_fusions(path: Path) -> tuple[str, dict[str, dict[str, Any]], list[str]]
         refuse_audit(run, f"{path}: {label!r}")
         lacking = [name for name, inner in _FIELDS.items() if inner not in (run.get(name) or {})]
         if lacking:
-            raise ValueError(f"{path}: the run of {label!r} lacks {', '.join(lacking)}")
+            raise ValueError(f"{path}: {label!r} lacks the measurements {', '.join(lacking)}")
     if not found:
         raise ValueError(f"{path}: no row of the table {TABLE!r} is finished")
     return table["title"], found, [row["label"] for row in table["rows"] if row["run"] is None]
