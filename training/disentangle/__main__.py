@@ -25,12 +25,8 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("python -m training.disentangle", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folders of `python -m training.train`")
     parser.add_argument("--dependence-only", action="store_true", help="HSIC and CKA only; needs no factors.jsonl")
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the comparison of the runs there")
-    parser.add_argument("--commands", metavar="FILE", type=Path, help="shell commands to show on that page")
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the comparison there, between its markers")
     arguments = parser.parse_args(argv)
-    if arguments.commands and not arguments.markdown:
-        raise ValueError("--commands is shown on the page of --markdown, which is not given")
-    commands = arguments.commands.read_text(encoding="utf-8") if arguments.commands else ""
     results = {}
     for run_dir in arguments.runs:
         results[run_dir], new = _disentangle(run_dir, arguments.dependence_only)
@@ -44,8 +40,10 @@ def main(argv: Sequence[str]) -> None:
             table.add_row(*row)
         console.print(part.sentence, table, sep="\n", highlight=False)
     if arguments.markdown:
-        with checkpoint.atomic(arguments.markdown) as file:
-            file.write(markdown(title, parts, commands).encode())
+        path = arguments.markdown
+        page = markdown(title, parts, path.read_text(encoding="utf-8") if path.exists() else None)
+        with checkpoint.atomic(path) as file:
+            file.write(page.encode())
         print(arguments.markdown)
 
 
