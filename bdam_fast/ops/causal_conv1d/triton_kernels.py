@@ -210,6 +210,7 @@ def _filter_gradient(g, taps, offset, window, k: tl.constexpr, WIDTH: tl.constex
     return g
 
 
+# longer than 50 lines because every argument takes one, and the parts of a plan a line each
 @triton.jit
 def backward_kernel(
     dout_ptr, dfinal_ptr, x_ptr, weight_ptr, bias_ptr, initial_ptr, plan_ptr, dx_ptr, dinitial_ptr, partial_ptr,
