@@ -20,7 +20,15 @@ from training.data import transforms
 from training.data.datasets import read_dataset
 from training.data.loader import tokenize
 from training.data.tokenizer import build_tokenizer
-from training.evaluator import METRICS, chance_metrics, embed_dual, evaluate_dual, has_ties, retrieval_metrics
+from training.evaluator import (
+    METRICS,
+    chance_metrics,
+    embed_dual,
+    evaluate_dual,
+    has_ties,
+    query_metrics,
+    retrieval_metrics,
+)
 
 
 def metrics_of_order(right: list[bool]) -> list[Fraction]:
@@ -64,6 +72,43 @@ def test_without_ties_on_a_longer_gallery(seed: int) -> None:
     case = similarity, rng.integers(0, 9, 20), gallery_ids
     assert retrieval_metrics(*case) == pytest.approx(brute_force(*case), abs=1e-9)
     assert not has_ties(*case)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_shapes_with_several_positives_and_some_ties(seed: int) -> None:
+    """Galleries of 20 to 120 images, 2 to 30 of them right for each query; a few scores tie in groups of up to four."""
+    rng = np.random.default_rng(500 + seed)
+    persons, gallery, queries = (int(rng.integers(*span)) for span in ((2, 8), (20, 120), (3, 25)))
+    gallery_ids = rng.permutation(np.concatenate([np.repeat(np.arange(persons), 2), rng.integers(0, persons, gallery)]))
+    similarity = rng.standard_normal((queries, len(gallery_ids)))
+    for row in similarity:
+        # Two groups a query: more would make the orders to try too many.
+        for _ in range(2):
+            row[rng.choice(len(row), int(rng.integers(2, 5)), replace=False)] = rng.standard_normal()
+    case = similarity, rng.integers(0, persons, queries), gallery_ids
+    assert retrieval_metrics(*case) == pytest.approx(brute_force(*case), abs=1e-6)
+    assert min((gallery_ids == person).sum() for person in case[1]) >= 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_queries_with_galleries_of_their_own(seed: int) -> None:
+    """An excluded item counts as little as one that is not there; a query's matches need not follow from ids."""
+    rng = np.random.default_rng(900 + seed)
+    similarity = rng.standard_normal((9, 30)).round(1)
+    match, excluded = rng.random((9, 30)) < 0.2, rng.random((9, 30)) < 0.3
+    match[:, 0], match[:, 1] = True, True
+    excluded &= ~match
+    result = query_metrics(*(torch.from_numpy(x) for x in (similarity, match, excluded)))
+    for query in range(9):
+        kept = ~excluded[query]
+        ids = match[query, kept].astype(np.int64)
+        expected = retrieval_metrics(similarity[query : query + 1, kept], np.array([1]), ids)
+        assert result[query].tolist() == pytest.approx(list(expected.values()), abs=1e-9)
+    with pytest.raises(ValueError, match="9 queries exclude a match of theirs"):
+        query_metrics(*(torch.from_numpy(x) for x in (similarity, match, match)))
+    match[3:5] = False
+    with pytest.raises(ValueError, match="2 of 9 queries have no match in the gallery"):
+        query_metrics(*(torch.from_numpy(x) for x in (similarity, match)))
 
 
 def test_hand_computed_ranking() -> None:

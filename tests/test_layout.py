@@ -17,7 +17,7 @@ PYTHON = sorted(p for folder in ("bdam_fast", "training", "tests", "bench") for 
 CSRC = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h", ".inl", ".cu", ".cuh"))
 # A stage imports from its left only; several names in one entry are one stage.
 FLOW = [
-    ("config",),
+    ("fields", "config", "audit"),
     ("recipes", "tables"),
     ("semantics",),
     ("data",),
@@ -27,7 +27,8 @@ FLOW = [
     ("checkpoint",),
     ("step", "journal"),
     ("trainer",),
-    ("evaluator", "efficiency", "comparison"),
+    ("evaluator", "protocols", "efficiency", "comparison"),
+    ("disentangle",),
     ("retrieval",),
     ("summary",),
     ("report",),

@@ -37,7 +37,7 @@ def test_page_is_well_formed_and_self_contained(html):
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "img")]
     assert not re.search(r"url\((?!#)|@import|#0[123]0[123]0[0-9]", html)
     ids = [a["id"] for _, a in page.tags if "id" in a]
-    assert len(ids) == len(set(ids)) and html.count("<svg") == 4
+    assert len(ids) == len(set(ids)) and html.count("<svg") == 5
     assert 'name="viewport"' in html and html == build_experiment(make_summary(), "tables")
 
 
@@ -68,6 +68,36 @@ def test_directions_are_compared_with_the_paper_s(html):
     assert sentences[0] == "Table 1: decoupling module, w/o gate: R-1 +1.50 here (p 0.0125), -1.64 in the paper"
 
 
+def test_fig5_has_measured_values_beside_its_radar(html):
+    page = Page(html)
+    assert [a["aria-label"] for tag, a in page.tags if tag == "svg"][-1] == "fig5 radar"
+    assert "mAP, more is better 40.00 0.988 39.25 0.969 40.50 1.000" in page.words()
+    summary = make_summary()
+    for run in summary["runs"].values():
+        run |= {"flops": None, "speed": {"images": None, "pairs": None}}
+        run["parameters"] = {"total": 0, "fusion": 0}
+    text = Page(build_experiment(summary, "x")).words()
+    assert "Fewer than three axes have a value in every row." in text
+    summary["tables"]["fig5"]["rows"] = summary["tables"]["fig5"]["rows"][:1]
+    assert "radius in the plot" not in Page(build_experiment(summary, "x")).words()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda run: run.update(audit=True), "the run transformer is of the protocol paired-audit"),
+        (lambda run: run.pop("speed"), "the run transformer lacks the measurements speed"),
+        (lambda run: run["memory_mb"].pop("training"), "the run transformer lacks the measurements memory_mb"),
+    ],
+)
+def test_runs_that_are_no_results_are_named(folder, change, match):
+    summary = make_summary()
+    change(summary["runs"]["transformer"])
+    (folder / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match=match):
+        read_experiment(folder)
+
+
 def test_numbers_of_the_paper():
     for table, rows in ABLATIONS.items():
         if table != "fig5":
@@ -86,9 +116,12 @@ def test_markdown_has_the_same_tables_and_its_plots(folder):
     text = page.read_text()
     assert "| w/o gate | 11.50 ± 0.12 | 21.50 ± 0.12 | 31.50 ± 0.12 | 41.50 ± 0.12 | 51.50 ± 0.12 |" in text
     assert "opposite, unsure" in text and "ab" * 32 in text and "Where the direction differs" in text
-    assert [plot.name for plot in plots] == [f"results-synthetic-{name}.png" for name in ABLATIONS]
+    names = [*ABLATIONS, "fig5-radar"]
+    assert [plot.name for plot in plots] == [f"results-synthetic-{name}.png" for name in names]
+    assert text.count("![differences of mAP to the full model](") == 4
+    assert "| parameters, less is better | 1,410,212 | 1.000 | 1,410,212 | 1.000 |" in text
     for plot in plots:
-        assert f"![differences of mAP to the full model]({plot.name})" in text
+        assert f"]({plot.name})" in text
         assert plot.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">I", plot.read_bytes()[16:20])[0] > 600
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1, table
@@ -134,7 +167,7 @@ def test_a_single_person_leaves_nothing_to_test():
 def test_command_writes_both_pages(folder, capsys):
     assert cli.run(main, ["--experiment", str(folder), "--markdown", str(folder / "page.md")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [Path(line).name for line in lines[:2]] == ["report.html", "page.md"] and len(lines) == 6
+    assert [Path(line).name for line in lines[:2]] == ["report.html", "page.md"] and len(lines) == 7
     assert write_experiment(folder).read_text() == (folder / "report.html").read_text()
 
 

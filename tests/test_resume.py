@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 import torch
 from pedes import make_pedes
-from test_trainer import Interrupting
-from tiny import read_events, read_lines, same_state, tiny_config
+from tiny import Interrupting, read_events, read_lines, same_state, tiny_config
 
 from training import checkpoint, runner
 from training.config import Config, to_dict

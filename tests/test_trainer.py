@@ -7,12 +7,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from pedes import make_pedes
-from tiny import contents, read_lines, tiny_config
+from tiny import Interrupting, contents, read_lines, tiny_config
 
 from training import checkpoint
 from training.config import Config
@@ -175,26 +174,6 @@ def test_every_epoch_has_its_own_batches_and_trains_in_training_mode(
     trainer.fit()
     assert all(training for _, training in seen)
     assert len({paths for paths, _ in seen}) == len(seen)
-
-
-class Interrupting:
-    """A loader that is cut off after some batches in all."""
-
-    def __init__(self, loader: TrainLoader, batches: int) -> None:
-        self.loader, self.left = loader, batches
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self.loader:
-            if not self.left:
-                raise KeyboardInterrupt
-            self.left -= 1
-            yield batch
 
 
 @pytest.mark.parametrize("epochs_done", [0.5, 1.5, 2.75])

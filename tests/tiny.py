@@ -1,6 +1,7 @@
 """The smallest run that goes through every stage: encoders of width 16, three epochs in a second."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from training.config import (
     ModelConfig,
     OptimConfig,
 )
+from training.data.loader import Batch, TrainLoader
 from training.recipes import get_recipe
 
 OPTIONS = {
@@ -99,3 +101,23 @@ def same_state(left: Any, right: Any) -> bool:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file under a folder with its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class Interrupting:
+    """A loader that is cut off after some batches in all."""
+
+    def __init__(self, loader: TrainLoader, batches: int) -> None:
+        self.loader, self.left = loader, batches
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield batch

@@ -1,14 +1,16 @@
-"""Files of a run, each written whole or not at all, checkpoints of tensors and plain values, and a run loaded again."""
+"""Files of a run, each written whole or not at all, checkpoints of tensors and plain values, a run loaded again, and
+results of its best checkpoint that are computed once."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import IO, Any
 import torch
 
 from training.config import Config, from_dict
+from training.data.datasets import Dataset, read_dataset
 from training.data.tokenizer import load_tokenizer
 from training.models.model import Model
 
@@ -137,6 +140,38 @@ def load_run(run_dir: Path) -> TrainedRun:
     model = build_model(config, tokenizer)
     model.load_state_dict(weights)
     return TrainedRun(config, tokenizer, model.eval(), **numbers)
+
+
+def computed_once(
+    run_dir: Path,
+    name: str,
+    compute: Callable[[TrainedRun, Dataset], dict[str, Any]],
+    suffices: Callable[[dict[str, Any]], bool] = lambda stored: True,
+) -> tuple[dict[str, Any], bool]:
+    """(contents of RUN/name, whether they are new): what `compute` says of the best checkpoint on its data, and
+    "checkpoint" {epoch, step, sha256}; computed at the first call only, or again when what is there does not suffice.
+
+    Raises FileNotFoundError for a run that is not trained, ValueError when the file belongs to another checkpoint or
+    the data is not what the run was trained on, and what the data stage and `compute` raise.
+    """
+    run_dir = Path(run_dir)
+    run = load_run(run_dir)
+    digest, path = hashlib.sha256((run_dir / "best.pt").read_bytes()).hexdigest(), run_dir / name
+    if path.exists():
+        stored = read_json(path)
+        if not isinstance(stored, dict) or stored.get("checkpoint", {}).get("sha256") != digest:
+            raise ValueError(f"{path} is of another checkpoint than best.pt; move it away to evaluate this one")
+        if suffices(stored):
+            return stored, False
+    dataset = read_dataset(run.config.data)
+    if dataset.fingerprint != run.fingerprint:
+        raise ValueError(
+            f"{dataset.root} is not the data that {run_dir} was trained on: fingerprint {dataset.fingerprint[:12]}, "
+            f"expected {run.fingerprint[:12]}"
+        )
+    result = compute(run, dataset) | {"checkpoint": {"epoch": run.epoch, "step": run.step, "sha256": digest}}
+    write_json(path, result)
+    return json.loads(json.dumps(result)), True
 
 
 def _require_plain(name: str, value: Any) -> None:

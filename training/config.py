@@ -7,49 +7,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
+
+from training.fields import Stage, Within
 
 Backend = Literal["auto", "cuda", "triton", "cpu", "reference"]
-
-
-class Within(NamedTuple):
-    """Lowest and highest value that a number (or each number of a tuple) may have, both allowed."""
-
-    low: float
-    high: float = math.inf
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Base of all stages: checks every Literal field, and every number that is annotated with `Within`."""
-
-    def __post_init__(self) -> None:
-        for key, hint in typing.get_type_hints(type(self), include_extras=True).items():
-            value, metadata = getattr(self, key), getattr(hint, "__metadata__", ())
-            if typing.get_origin(hint) is Literal:
-                self.require(
-                    value in typing.get_args(hint), key, "one of " + ", ".join(map(repr, typing.get_args(hint)))
-                )
-            elif (kind := typing.get_args(hint)[0] if metadata else hint) in (int, float, bool, str):
-                accepted = (int, float) if kind is float else kind
-                ok = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
-                self.require(ok, key, f"of type {kind.__name__}")
-            for limit in metadata:
-                numbers = value if isinstance(value, tuple) else (value,)
-                ok = bool(numbers) and all(limit.low <= v <= limit.high for v in numbers)
-                self.require(ok, key, f"within [{limit.low}, {limit.high}]")
-        self.check()
-
-    def check(self) -> None:
-        """Conditions between fields; overridden where there are any."""
-
-    def require(self, ok: bool, key: str, expected: str) -> None:
-        """Raises ValueError for the field `key` unless `ok`."""
-        if not ok:
-            raise ValueError(f"{type(self).__name__}.{key} must be {expected}, got {getattr(self, key)!r}")
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Evaluates the test split of a run once and writes RUN/eval.json: `python -m training.evaluate RUN`.
 
 The clothing weight is the one chosen on validation; beta = 0 stands beside it. A second call prints what the first one
-wrote. RUN/eval-queries.npz has the average precision and the R-1 of each query.
+wrote. RUN/eval-queries.npz has the average precision and the R-1 of each query. `--protocol` measures another protocol and
+writes RUN/eval-PROTOCOL.json; nothing is ever selected by it.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -15,19 +15,22 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import bdam_fast
-from training import checkpoint, cli, efficiency
+from training import checkpoint, cli, efficiency, protocols
+from training.audit import refuse_audit
 from training.checkpoint import TrainedRun
 from training.config import to_dict
-from training.data.datasets import Dataset, Record, read_dataset
+from training.data.datasets import Dataset, Record
 from training.data.loader import iterate_images, tokenize
 from training.evaluator import METRICS, DualEmbeddings, chance_metrics, evaluate_dual, has_ties, query_metrics
 
@@ -42,10 +45,19 @@ def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `evaluate` raises."""
     parser = argparse.ArgumentParser("python -m training.evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="run folder that `python -m training.train` has filled")
-    run_dir = Path(parser.parse_args(argv).run)
-    evaluation, new = evaluate(run_dir)
-    print_table(evaluation, Console(soft_wrap=True))
-    print(f"{run_dir / 'eval.json'}{'' if new else ' (evaluated before; the test split is evaluated once)'}")
+    parser.add_argument("--protocol", choices=protocols.PROTOCOLS, default="dual", help="default: dual, the headline")
+    help_k = f"images of `dual` that rerank scores again (default {protocols.DEFAULT_K})"
+    parser.add_argument("--k", type=int, default=protocols.DEFAULT_K, help=help_k)
+    arguments = parser.parse_args(argv)
+    run_dir, console = Path(arguments.run), Console(soft_wrap=True)
+    if arguments.protocol == "dual":
+        name, (evaluation, new) = "eval.json", evaluate(run_dir)
+        print_table(evaluation, console)
+    else:
+        name = result_name(arguments.protocol, arguments.k)
+        evaluation, new = evaluate_protocol(run_dir, arguments.protocol, arguments.k)
+        print_protocol(evaluation, console)
+    print(f"{run_dir / name}{'' if new else ' (evaluated before; the test split is evaluated once)'}")
 
 
 def evaluate(run_dir: Path) -> tuple[dict[str, Any], bool]:
@@ -55,37 +67,76 @@ def evaluate(run_dir: Path) -> tuple[dict[str, Any], bool]:
     the data is not what the run was trained on, and what the data stage raises.
     """
     run_dir = Path(run_dir)
-    run = checkpoint.load_run(run_dir)
-    digest, path = hashlib.sha256((run_dir / "best.pt").read_bytes()).hexdigest(), run_dir / "eval.json"
-    if path.exists():
-        stored = checkpoint.read_json(path)
-        if not isinstance(stored, dict) or stored.get("checkpoint", {}).get("sha256") != digest:
-            raise ValueError(f"{path} is of another checkpoint than best.pt; move it away to evaluate this one")
-        return stored, False
-    dataset = read_dataset(run.config.data)
-    if dataset.fingerprint != run.fingerprint:
-        raise ValueError(
-            f"{dataset.root} is not the data that {run_dir} was trained on: fingerprint {dataset.fingerprint[:12]}, "
-            f"expected {run.fingerprint[:12]}"
+    return checkpoint.computed_once(run_dir, "eval.json", lambda run, dataset: _evaluate(run, dataset, run_dir))
+
+
+def result_name(protocol: protocols.Protocol, k: int) -> str:
+    """The file of a protocol's results in the run folder: one for each set of parameters."""
+    differs = protocol == "rerank" and k != protocols.DEFAULT_K
+    return f"eval-{protocol}{f'-k{k}' if differs else ''}.json"
+
+
+def evaluate_protocol(run_dir: Path, protocol: protocols.Protocol, k: int) -> tuple[dict[str, Any], bool]:
+    """(contents of RUN/eval-PROTOCOL.json, whether they are new). Raises what `evaluate` and `protocols.measure` do."""
+
+    def compute(run: TrainedRun, dataset: Dataset) -> dict[str, Any]:
+        started, console = time.perf_counter(), Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task(protocol, total=None)
+            progress = partial(_advance, bar, task)
+            result = protocols.measure(run, dataset.splits["test"], protocol, k, progress)
+        about = {"data": _data(dataset), "versions": _versions(), "config": to_dict(run.config)}
+        return result | about | {"seconds": {"evaluation": time.perf_counter() - started}}
+
+    return checkpoint.computed_once(Path(run_dir), result_name(protocol, k), compute)
+
+
+def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
+
+
+def print_protocol(evaluation: dict[str, Any], console: Console) -> None:
+    """Metrics of another protocol than dual, with what stands beside them; one line for paired-audit, never a table."""
+    audit = evaluation.get("metrics_audit")
+    if audit is not None:
+        values = ", ".join(f"{HEADINGS[name]} {audit[name]:.2f}" for name in METRICS)
+        console.print(
+            f"paired-audit, not a text-to-image result: {values}; chance R-1 {evaluation['chance']['R1']:.2f}"
         )
-    evaluation = _evaluate(run, dataset, run_dir)
-    evaluation["checkpoint"] = {"epoch": run.epoch, "step": run.step, "sha256": digest}
-    checkpoint.write_json(path, evaluation)
-    return json.loads(json.dumps(evaluation)), True
+        return
+    names = {"metrics": evaluation["protocol"]} | {
+        key: key.removeprefix("metrics_") for key in evaluation if key.startswith("metrics_")
+    }
+    parameters = ", ".join(f"{key} {value:g}" for key, value in evaluation["parameters"].items())
+    _print_rows(
+        evaluation,
+        {label: evaluation[key] for key, label in names.items()},
+        f" ({parameters})" * bool(parameters),
+        console,
+    )
+    if evaluation.get("note"):
+        console.print(evaluation["note"])
 
 
 def print_table(evaluation: dict[str, Any], console: Console) -> None:
     """Metrics of the test split at the chosen beta and at beta 0, chance, and the ratio of the first to chance."""
+    refuse_audit(evaluation, "this evaluation")
+    rows = {f"beta {evaluation['beta']:g} (validation)": evaluation["metrics"], "beta 0": evaluation["metrics_beta0"]}
+    _print_rows(evaluation, rows, "", console)
+
+
+def _print_rows(evaluation: dict[str, Any], rows: dict[str, dict[str, float]], what: str, console: Console) -> None:
+    """One row of metrics each, chance, and the ratio of the first row to chance."""
     counts, chance = evaluation["counts"], evaluation["chance"]
-    table = Table(title=f"test: {counts['queries']} queries, {counts['gallery']} images, {counts['ids']} identities")
+    title = f"test{what}: {counts['queries']} queries, {counts['gallery']} images, {counts['ids']} identities"
+    table = Table(title=title)
     table.add_column("percent")
     for name in METRICS:
         table.add_column(HEADINGS[name], justify="right")
-    rows = {f"beta {evaluation['beta']:g} (validation)": evaluation["metrics"], "beta 0": evaluation["metrics_beta0"]}
     for label, values in (rows | {"chance": chance}).items():
         table.add_row(label, *(f"{values[name]:.2f}" for name in METRICS))
-    ratios = (evaluation["metrics"][name] / chance[name] for name in METRICS)
-    table.add_row("times chance", *(f"{ratio:.1f}" for ratio in ratios))
+    first = next(iter(rows.values()))
+    table.add_row("times chance", *(f"{first[name] / chance[name]:.1f}" for name in METRICS))
     console.print(table)
     if evaluation["ties"]:
         console.print("Tied scores occur: the values are expectations over the order of tied images.")

@@ -222,9 +222,9 @@ class DualEmbeddings:
     query_images_Q: Tensor
     gallery_ids_G: Tensor
 
-    def similarity(self, beta: float) -> Tensor:
-        """(Q, G) float32: cos(t, v_id) + beta cos(t, v_clo), all embeddings of unit length (reading 24)."""
-        return self.t_QE @ (self.v_id_GE + beta * self.v_clo_GE).T
+    def similarity(self, beta: float, rows: slice = slice(None)) -> Tensor:
+        """(Q, G) float32: cos(t, v_id) + beta cos(t, v_clo), all embeddings of unit length (reading 24); of some queries."""
+        return self.t_QE[rows] @ (self.v_id_GE + beta * self.v_clo_GE).T
 
 
 @torch.inference_mode()

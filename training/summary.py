@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from training import comparison
+from training.audit import refuse_audit
 from training.checkpoint import read_json
 from training.config import Config, to_dict
 from training.evaluator import METRICS
@@ -79,6 +80,8 @@ def _run(row: Row, folders: list[Path], base: Config) -> dict[str, Any]:
     Raises ValueError when the runs are of different data.
     """
     evaluations = [read_json(folder / "eval.json") for folder in folders]
+    for folder, evaluation in zip(folders, evaluations, strict=True):
+        refuse_audit(evaluation, str(folder / "eval.json"))
     prints = {evaluation["data"]["fingerprint"] for evaluation in evaluations}
     if len(prints) > 1:
         raise ValueError(f"the runs of {row.label!r} are of different data, fingerprints {sorted(prints)}")

@@ -87,6 +87,22 @@ def read_dataset(config: DataConfig) -> Dataset:
     return Dataset(config.dataset, root, splits, num_train_ids, hashlib.sha256(raw + generated).hexdigest())
 
 
+def identity_texts(config: DataConfig, records: Sequence[Record]) -> list[str]:
+    """The generated identity text of each image, whatever its split: for the protocol `gallery-text`, which says what a
+    gallery knows about its own images. Raises FileNotFoundError, or ValueError when an image has none."""
+    path = Path(config.descriptions) if config.descriptions else Path(config.root) / "descriptions.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of generated texts {path}; it needs {REMEDY}")
+    texts = _read_descriptions(path.read_bytes(), path)
+    without = [record.file_path for record in records if record.file_path not in texts]
+    if without:
+        raise ValueError(
+            f"protocol gallery-text needs an identity text of every gallery image; {path} has none for "
+            f"{_examples(without)}"
+        )
+    return [texts[record.file_path][0] for record in records]
+
+
 def _examples(offenders: Sequence[Any]) -> str:
     """'a, b (2 in all)': up to five offenders and their number."""
     return ", ".join(map(str, offenders[:5])) + f"{', ...' if len(offenders) > 5 else ''} ({len(offenders)} in all)"

@@ -204,7 +204,10 @@ class Model(nn.Module):
 
     def embed_images(self, images_BCHW: Tensor) -> ImageEmbedding:
         """Gallery side: both image embeddings and the gate of images (B, 3, H, W)."""
-        image = self.bdam(self.visual(images_BCHW))
+        return self.embed_branches(self.bdam(self.visual(images_BCHW)))
+
+    def embed_branches(self, image: BdamOutput) -> ImageEmbedding:
+        """`embed_images` from where the decoupling module ends."""
         v_clo_BE = self.clothing_head(image.f_id_hat_BC, image.f_clo_hat_BC)[0]
         return ImageEmbedding(self._embed_identity(image), v_clo_BE, image.gate_BC)
 
@@ -217,9 +220,14 @@ class Model(nn.Module):
         """f_final and modality weights of image-text pairs. Raises ValueError when the model has no fusion."""
         if self.fusion is None:
             raise ValueError("Model.fuse: the model was built with fusion.enabled=False, it has nothing to fuse with")
+        tokens_BTC = self.text(texts.input_ids_BT, texts.attention_mask_BT)
         image = self.bdam(self.visual(images_BCHW))
-        tokens_BTC, mask_BT = self.text(texts.input_ids_BT, texts.attention_mask_BT), texts.attention_mask_BT
-        return self.fusion(image.id_tokens_BPC, image.f_id_BC, tokens_BTC, mask_BT, self._pool(tokens_BTC, mask_BT))
+        return self.fuse_parts(image.id_tokens_BPC, image.f_id_BC, tokens_BTC, texts.attention_mask_BT)
+
+    def fuse_parts(self, id_tokens_BPC: Tensor, f_id_BC: Tensor, tokens_BTC: Tensor, mask_BT: Tensor) -> FusionOutput:
+        """`fuse` from where the decoupling module and the text encoder end, for a model with a fusion."""
+        assert self.fusion is not None
+        return self.fusion(id_tokens_BPC, f_id_BC, tokens_BTC, mask_BT, self._pool(tokens_BTC, mask_BT))
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Trainable parameters in front of `Encoded` (text adapter included)."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from training.report import facts, plots
+from training.audit import refuse_audit
+from training.report import facts, figures, fusions, plots
 from training.report.page import METRIC_NAMES, write_whole
 from training.report.run import METRICS, parse
 
@@ -21,11 +23,21 @@ PAPER: dict[str, Any] = json.loads((HERE / "paper.json").read_text(encoding="utf
 # Two rows differ for us when p is below this.
 LEVEL = 0.05
 _FIELDS = ("command", "recipe", "seeds", "config", "test", "data", "versions", "missing", "tables", "runs")
+# Fields of a run, with those inside them that are read by name.
+_RUN_FIELDS: dict[str, tuple[str, ...]] = {
+    **{name: () for name in ("recipe", "changes", "data", "beta", "flops", "comparison")},
+    **dict.fromkeys(("metrics", "mean", "std", "chance"), METRICS),
+    "seconds": ("training", "evaluation"),
+    "memory_mb": ("training", "evaluation"),
+    "parameters": ("total", "fusion"),
+    "speed": ("images", "pairs"),
+}
 COMPARED = ("R1", "mAP")
 
 
 def read_experiment(folder: Path) -> dict[str, Any]:
-    """summary.json of an experiment. Raises FileNotFoundError, or ValueError when it is damaged or of another kind."""
+    """summary.json of an experiment. Raises FileNotFoundError, or ValueError when it is damaged or of another kind, or has a
+    run of the protocol paired-audit."""
     path = folder / "summary.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run `python -m training.experiment` first")
@@ -33,7 +45,34 @@ def read_experiment(folder: Path) -> dict[str, Any]:
     lacking = [name for name in _FIELDS if name not in summary]
     if lacking:
         raise ValueError(f"{path} is not the summary of an experiment: it lacks {', '.join(lacking)}")
+    for key, run in summary["runs"].items():
+        refuse_audit(run, f"{path}: the run {key}")
+        held = {name: set(run[name] or ()) for name in _RUN_FIELDS if name in run and _RUN_FIELDS[name]}
+        lacking = [n for n, inner in _RUN_FIELDS.items() if n not in run or not set(inner) <= held.get(n, set())]
+        if lacking:
+            raise ValueError(f"{path}: the run {key} lacks the measurements {', '.join(lacking)}")
     return summary
+
+
+class Picture(NamedTuple):
+    """A plot of a table: "differences" or "radar", what draws it, its size in inches, and the end of its file's name."""
+
+    kind: str
+    draw: plots.Draw
+    size: tuple[float, float]
+    suffix: str = ""
+
+
+def _pictures(view: dict[str, Any]) -> list[Picture]:
+    pictures, radar = [], view["radar"]
+    if view["plotted"]:
+        size = (6.4, 0.9 + 0.36 * len(view["plotted"]))
+        pictures.append(Picture("differences", partial(plots.draw_differences, rows=view["plotted"]), size))
+    # Two spokes make no area.
+    if radar and len(radar["names"]) > 2:
+        draw = partial(figures.draw_radar, names=radar["names"], series=radar["series"])
+        pictures.append(Picture("radar", draw, (5.4, 4.4), "-radar"))
+    return pictures
 
 
 def write_experiment(folder: Path) -> Path:
@@ -46,9 +85,9 @@ def build_experiment(summary: dict[str, Any], name: str) -> str:
     """The page as one HTML text without any outside reference. The same summary always gives the same text."""
     views = _views(summary)
     for view in views:
-        if view["plotted"]:
-            draw = partial(plots.draw_differences, rows=view["plotted"])
-            view["plot"] = plots.vector(draw, _size(view), label=f"{view['name']} differences")
+        for kind, draw, size, _ in _pictures(view):
+            label, polar = f"{view['name']} {kind}", kind == "radar"
+            view["plots"][kind] = plots.vector(draw, size, label=label, polar=polar)
     css = Markup((HERE / "page.css").read_text(encoding="utf-8"))
     return _render("experiment.html.j2", summary, views, name=name, css=css)
 
@@ -57,11 +96,10 @@ def write_markdown(summary: dict[str, Any], path: Path) -> list[Path]:
     """Writes the page as Markdown to `path`, and its plots as PNG beside it; returns all their paths, the page first."""
     views, written = _views(summary), []
     for view in views:
-        if view["plotted"]:
-            draw = partial(plots.draw_differences, rows=view["plotted"])
-            image = path.with_name(f"{path.stem}-{view['name']}.png")
-            written.append(write_whole(image, plots.raster(draw, _size(view))))
-            view["plot"] = image.name
+        for kind, draw, size, suffix in _pictures(view):
+            image = path.with_name(f"{path.stem}-{view['name']}{suffix}.png")
+            written.append(write_whole(image, plots.raster(draw, size, polar=kind == "radar")))
+            view["plots"][kind] = image.name
     text = _render("experiment.md.j2", summary, views, name=path.stem, css="")
     return [write_whole(path, text.encode()), *written]
 
@@ -117,6 +155,8 @@ def _views(summary: dict[str, Any]) -> list[dict[str, Any]]:
             parts.append(_differences(compared, len(summary["seeds"])))
         if found:
             parts.append(_cost(found))
+        # One form of fusion alone is the best of itself.
+        radar = name == fusions.TABLE and len(found) > 1
         views.append(
             {
                 "name": name,
@@ -126,7 +166,8 @@ def _views(summary: dict[str, Any]) -> list[dict[str, Any]]:
                 "plotted": [
                     (row["label"], run["comparison"]["mAP"], paper and paper["mAP"]) for row, run, paper in compared
                 ],
-                "plot": None,
+                "radar": fusions.radar({row["label"]: run for row, run in found}) if radar else None,
+                "plots": dict.fromkeys(("differences", "radar")),
                 "opposite": [
                     (row["label"], METRIC_NAMES[metric], run["comparison"][metric], paper[metric])
                     for row, run, paper in compared
@@ -248,9 +289,5 @@ def _speed(measured: Sequence[dict[str, Any]] | None) -> str:
     """Median over the seeds' medians, from the lowest 20th to the highest 80th percentile."""
     if not measured:
         return "–"
-    middle = sorted(m["median"] for m in measured)[len(measured) // 2]
+    middle = statistics.median(m["median"] for m in measured)
     return f"{middle:,.0f} ({min(m['low'] for m in measured):,.0f}–{max(m['high'] for m in measured):,.0f})"
-
-
-def _size(view: dict[str, Any]) -> tuple[float, float]:
-    return 6.4, 0.9 + 0.36 * len(view["plotted"])

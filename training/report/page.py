@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from training.report import facts, plots
+from training.report import disentangled, facts, plots
 from training.report.images import thumbnail
 from training.report.run import METRICS, Run
 
@@ -65,6 +65,7 @@ def build_page(run: Run, data_root: Path | None = None) -> str:
         image_folder=root / "imgs",
         training=_training(run),
         histograms=_histograms(evaluation),
+        apart=disentangled.section(run.disentangled) if run.disentangled else None,
         calls=facts.call_rows(evaluation.get("calls")),
         config_rows=facts.rows(config),
         command=facts.repeat_command(config, f"{run.folder.name}-again"),

@@ -140,21 +140,21 @@ _LIGHT = Colours("#1c1d20", "#dedfe3", ("#0b63b5", "#c04e00", "#00806a", "#a3369
 Draw = Callable[[Axes, Colours], None]
 
 
-def vector(draw: Draw, size: tuple[float, float], *, label: str) -> Markup:
+def vector(draw: Draw, size: tuple[float, float], *, label: str, polar: bool = False) -> Markup:
     """Inline SVG in the page's colours of what draw(axes, colours) draws; `size` in inches of 72 SVG units."""
     with matplotlib.rc_context(_RC):
-        figure, axes = _figure(size)
+        figure, axes = _figure(size, polar=polar)
         draw(axes, Colours(_INK, _GRID, _SERIES))
         return _svg(figure, label)
 
 
-def raster(draw: Draw, size: tuple[float, float]) -> bytes:
+def raster(draw: Draw, size: tuple[float, float], *, polar: bool = False) -> bytes:
     """PNG on white, 144 dots an inch. The same drawing always gives the same bytes."""
     real = {_INK: _LIGHT.ink, _GRID: _LIGHT.grid}
     with matplotlib.rc_context({key: real.get(str(value), value) for key, value in _RC.items()}):
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
-        draw(figure.add_subplot(), _LIGHT)
+        draw(figure.add_subplot(polar=polar), _LIGHT)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
     return buffer.getvalue()
@@ -203,10 +203,10 @@ def draw_differences(
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, columnspacing=1.2)
 
 
-def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
+def _figure(size: tuple[float, float], *, polar: bool = False) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasSVG(figure)
-    return figure, figure.add_subplot()
+    return figure, figure.add_subplot(polar=polar)
 
 
 def _svg(figure: Figure, label: str) -> Markup:

@@ -1,4 +1,4 @@
-"""What the files of a run folder say, read and checked: eval.json (needed) and metrics.jsonl (curves)."""
+"""What the files of a run folder say, read and checked: eval.json (needed), metrics.jsonl (curves), disentangle.json."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from training.audit import refuse_audit
+from training.report.disentangled import read_disentangled
 
 METRICS = ("R1", "R5", "R10", "mAP", "mINP")
 
@@ -22,20 +25,21 @@ class Run:
     """One finished run: `evaluation` is eval.json, `steps` and `validations` the lines of metrics.jsonl in order.
 
     Both lists are None when metrics.jsonl is not there. A step or an epoch that was run again after a resume counts
-    once, with its last values.
+    once, with its last values. `disentangled` is disentangle.json with the arrays beside it, or None.
     """
 
     folder: Path
     evaluation: dict[str, Any]
     steps: list[dict[str, Any]] | None
     validations: list[dict[str, Any]] | None
+    disentangled: dict[str, Any] | None = None
 
 
 def read_run(folder: Path) -> Run:
     """The run in `folder`.
 
-    Raises FileNotFoundError when the folder or its eval.json is missing, ValueError when a file is not valid JSON or
-    lacks a field that the page needs.
+    Raises FileNotFoundError when the folder or its eval.json is missing, ValueError when a file is not valid JSON, lacks
+    a field that the page needs, or is no result of text-to-image retrieval.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such run folder")
@@ -43,9 +47,13 @@ def read_run(folder: Path) -> Run:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run `python -m training.evaluate {folder}` first")
     evaluation = parse(path.read_text(encoding="utf-8"), str(path))
+    refuse_audit(evaluation, str(path))
     _check_evaluation(evaluation, path)
     steps, validations = _read_metrics(folder / "metrics.jsonl")
-    return Run(folder, evaluation, steps, validations)
+    path, disentangled = folder / "disentangle.json", None
+    if path.is_file():
+        disentangled = read_disentangled(folder, evaluation, parse(path.read_text(encoding="utf-8"), str(path)))
+    return Run(folder, evaluation, steps, validations, disentangled)
 
 
 def parse(text: str, where: str) -> dict[str, Any]:

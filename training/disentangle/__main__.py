@@ -1,0 +1,68 @@
+"""Measures how far identity and clothing came apart: `python -m training.disentangle RUN [RUN ...]`.
+
+Writes RUN/disentangle.json and RUN/disentangle.npz, from the test split and its factors.jsonl. Several runs are also
+compared: those that differ in nothing but their seed share a row. `--markdown FILE` writes the comparison as a page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+
+from training import checkpoint, cli
+from training.disentangle import RESULT, disentangle
+from training.disentangle.compare import compare, markdown
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point; raises what `disentangle` and `compare` raise."""
+    parser = argparse.ArgumentParser("python -m training.disentangle", description=__doc__, allow_abbrev=False)
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folders of `python -m training.train`")
+    parser.add_argument("--dependence-only", action="store_true", help="HSIC and CKA only; needs no factors.jsonl")
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the comparison there, between its markers")
+    arguments = parser.parse_args(argv)
+    results = {}
+    for run_dir in arguments.runs:
+        results[run_dir], new = _disentangle(run_dir, arguments.dependence_only)
+        print(f"{run_dir / RESULT}{'' if new else ' (measured before)'}")
+    console = Console(soft_wrap=True)
+    title, parts = compare(results, {run_dir: _evaluation(run_dir) for run_dir in results})
+    console.print(title, highlight=False)
+    for part in parts:
+        table = Table(*part.headings)
+        for row in part.rows:
+            table.add_row(*row)
+        console.print(part.sentence, table, sep="\n", highlight=False)
+    if arguments.markdown:
+        path = arguments.markdown
+        page = markdown(title, parts, path.read_text(encoding="utf-8") if path.exists() else None)
+        with checkpoint.atomic(path) as file:
+            file.write(page.encode())
+        print(arguments.markdown)
+
+
+def _disentangle(run_dir: Path, dependence_only: bool) -> tuple[dict, bool]:
+    console = Console(stderr=True)
+    columns = TextColumn("{task.fields[what]}"), *Progress.get_default_columns()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, what=str(run_dir))
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, what=f"{run_dir}: {what}", completed=done, total=total)
+
+        return disentangle(run_dir, dependence_only=dependence_only, progress=show)
+
+
+def _evaluation(run_dir: Path) -> dict | None:
+    path = run_dir / "eval.json"
+    return checkpoint.read_json(path) if path.exists() else None
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

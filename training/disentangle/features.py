@@ -1,0 +1,72 @@
+"""The features of a split that are compared: entangled, both branches, both embeddings, and the fused one.
+
+Shapes: N images, C width of the visual encoder, E joint embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from training.checkpoint import TrainedRun
+from training.data.datasets import Record
+from training.data.loader import iterate_images, tokenize
+
+# What each feature is; the order is that of every table. A caption names clothes and most often the sex: what f_final
+# has of the image alone is seen with the caption of somebody else.
+FEATURES = {
+    "entangled": "mean of the visual encoder's tokens, before BDAM",
+    "f_id": "gated identity branch",
+    "f_clo": "gated clothing branch",
+    "v_id": "identity embedding, which retrieval uses",
+    "v_clo": "clothing embedding",
+    "f_final": "image fused with its first caption",
+    "f_final_other": "image fused with a caption of somebody else",
+}
+
+
+@torch.inference_mode()
+def collect(
+    run: TrainedRun, records: Sequence[Record], progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, np.ndarray]:
+    """float32 (N, C) or (N, E) of each feature of FEATURES; without a fusion there is no f_final, among images of one
+    person no f_final_other."""
+    model, config, size = run.model, run.config, run.config.eval.batch_size
+    device = next(model.parameters()).device
+    captions = [record.captions[0] for record in records]
+    others = _somebody_else([record.id for record in records])
+    texts = {"f_final": captions}
+    if others is not None:
+        texts["f_final_other"] = [captions[i] for i in others]
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in FEATURES}
+    for images, part in iterate_images(records, config.data, size):
+        tokens = model.visual(images.to(device))
+        branches = model.bdam(tokens)
+        embedded = model.embed_branches(branches)
+        values = {
+            "entangled": tokens.mean(1),
+            "f_id": branches.f_id_BC,
+            "f_clo": branches.f_clo_BC,
+            "v_id": embedded.v_id_BE,
+            "v_clo": embedded.v_clo_BE,
+        }
+        for name, chosen in texts.items() if model.fusion is not None else ():
+            text = tokenize(run.tokenizer, chosen[part], config.data.text_length).to(device)
+            text_tokens = model.text(text.input_ids_BT, text.attention_mask_BT)
+            fused = model.fuse_parts(branches.id_tokens_BPC, branches.f_id_BC, text_tokens, text.attention_mask_BT)
+            values[name] = fused.f_final_BE
+        for name, value in values.items():
+            found[name].append(value.float().cpu())
+        progress(part.stop, len(records))
+    return {name: torch.cat(parts).numpy() for name, parts in found.items() if parts}
+
+
+def _somebody_else(ids: Sequence[int]) -> list[int] | None:
+    """For each image the first one of another person from half the split further on; None when all are of one."""
+    count = len(ids)
+    if len(set(ids)) < 2:
+        return None
+    steps = [range(i + count // 2, i + count // 2 + count) for i in range(count)]
+    return [next(k % count for k in steps[i] if ids[k % count] != ids[i]) for i in range(count)]
