@@ -40,8 +40,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const 
                                    const OptionalTensor& initial_states, const OptionalTensor& seq_idx, bool silu,
                                    bool reverse, bool return_final_states) {
   forward_calls.increment();
-  const CudaScope scope(x);
   ConvParams p = checked_inputs({x, weight, bias, initial_states, seq_idx, silu, reverse});
+  const CudaScope scope(x);
   const OptionalTensor initial = as_float(initial_states);
   if (initial) p.initial = state("initial_states", *initial, p);
   Tensor out = allocate_like(x);
@@ -63,12 +63,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout, const Op
                                                     const OptionalTensor& initial_states, const OptionalTensor& seq_idx,
                                                     bool silu, bool reverse) {
   backward_calls.increment();
-  const CudaScope scope(x);
   const Arguments arguments{x, weight, bias, initial_states, seq_idx, silu, reverse};
   ConvParams p = checked_inputs(arguments);
   check_device(kOp, "dout", dout, x);
   check_device(kOp, "dfinal_states", dfinal_states, x);
   check_shape(kOp, "dout", dout, {p.B, p.D, p.L});
+  const CudaScope scope(x);
   const Tensor upstream = readable(dout, x);
   p.dout = sequence("dout", upstream, p);
   const OptionalTensor initial = as_float(initial_states), dfinal = as_float(dfinal_states);

@@ -34,10 +34,11 @@ inline int empty_slots(int64_t address_of_first, int64_t element_size, bool reve
 }
 
 inline bool is_row(const Stream& s, bool reverse) { return !s || s.time == (reverse ? -1 : 1); }
-// V adjacent channels of every batch item and step start at a multiple of their size.
-inline bool has_vectors(const Stream& s) {
-  return !s || (s.channel == 1 && s.batch % kVector == 0 && s.time % kVector == 0 &&
-                reinterpret_cast<uintptr_t>(s.data) % (kVector * s.element_size()) == 0);
+// kVector adjacent channels of every batch item and step start at a multiple of their size.
+inline bool has_vectors(const Stream& s, const ConvParams& p) {
+  const bool steps = p.L < 2 || s.time % kVector == 0, items = p.B < 2 || s.batch % kVector == 0;
+  const bool start = reinterpret_cast<uintptr_t>(s.data) % (kVector * s.element_size()) == 0;
+  return !s || (s.channel == 1 && steps && items && start);
 }
 
 inline ConvPlan plan_rows(const ConvParams& p) {
@@ -60,7 +61,8 @@ inline ConvPlan plan_rows(const ConvParams& p) {
 // A run is 16 to 128 steps (32 or more backward, which reads the width - 1 steps at both of its ends twice).
 inline ConvPlan plan_channels(const ConvParams& p) {
   ConvPlan plan;
-  const bool vectors = has_vectors(p.x) && has_vectors(p.out) && has_vectors(p.dout) && has_vectors(p.dx);
+  bool vectors = true;
+  for (const Stream* s : {&p.x, &p.out, &p.dout, &p.dx}) vectors = vectors && has_vectors(*s, p);
   plan.vector = vectors && p.D % kVector == 0 ? kVector : 1;
   const int64_t threads = p.B * ceil_div(p.D, plan.vector), least = p.dout ? 32 : 16;
   plan.run = static_cast<int>(std::clamp<int64_t>(ceil_div(p.L * threads / kWanted, 8) * 8, least, 128));
