@@ -103,14 +103,26 @@ def measure() -> dict[str, dict[str, float | None]]:
     return dict(sorted(rows.items()))
 
 
+def spill_budget(row: dict[str, float | None], arch: str) -> float:
+    """Bytes that a kernel may spill. The scan's use every register they may have: other architectures spill elsewhere."""
+    allowed = row["spill"] if arch == BUDGET_ARCH else row.get("spill_elsewhere", row["spill"])
+    assert allowed is not None
+    return allowed
+
+
 def write_budget() -> None:
-    """Today's numbers, rounded up: registers to a multiple of 8 (they are allocated so), instructions by 5 %."""
-    rows = measure()
+    """Today's numbers, rounded up: registers to a multiple of 8 (they are allocated so), instructions by 5 %.
+
+    `spill_elsewhere`, the most that the other architectures spill where that is more, is kept: edit it by hand.
+    """
+    rows, before = measure(), json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
     for row in rows.values():
         registers, ratio = row["registers"], row["instructions_per_exp2"]
         assert registers is not None
         row["registers"] = -(-int(registers) // 8) * 8
         row["instructions_per_exp2"] = None if ratio is None else math.ceil(ratio * 10.5) / 10
+    for name in rows.keys() & before.keys():
+        rows[name].update({k: v for k, v in before[name].items() if k == "spill_elsewhere"})
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
     BUDGET.write_text("{\n" + lines + "\n}\n")
 
