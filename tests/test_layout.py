@@ -67,6 +67,7 @@ def test_one_name_per_update_in_its_family_s_folders(op):
     family = f"csrc/{UPDATES[op]}/{op}"
     homes = [f"{family}.h", f"{family}.cpp", f"{family}_cpu.cpp", f"{family}_cpu.inl"]
     homes += [f"bdam_fast/ops/{UPDATES[op]}/{op}.py", f"tests/test_{op}.py", f"tests/test_{op}_errors.py"]
+    homes += [f"{family}_cuda.cu", f"{family}_cuda.cpp", f"bdam_fast/ops/{UPDATES[op]}/{op}_triton.py"]
     assert [h for h in homes if not (ROOT / h).exists()] == []
     assert f"def {op}_reference(" in (ROOT / f"bdam_fast/ops/{UPDATES[op]}/reference.py").read_text()
 
@@ -74,7 +75,10 @@ def test_one_name_per_update_in_its_family_s_folders(op):
 @pytest.mark.parametrize("op", OPS)
 def test_one_name_per_operation_in_every_folder(op):
     homes = [f"csrc/{op}/{op}.h", f"csrc/{op}/{op}.cpp", f"csrc/{op}/{op}_cpu.cpp", f"tests/test_{op}.py"]
-    homes += [f"bdam_fast/ops/{op}/{name}.py" for name in ("__init__", "op", "reference")] + [f"bench/bench_{op}.py"]
+    homes += [f"bdam_fast/ops/{op}/{name}.py" for name in ("__init__", "op", "reference", "triton_impl")]
+    homes += [f"bench/bench_{op}.py", f"tests/triton_interpreter/test_{op}.py", f"tests/gpu/test_gpu_{op}.py"]
+    if op in _native.CUDA_OPERATORS:
+        homes += [f"csrc/{op}/{op}_cuda.cpp", f"tests/test_cuda_host_{op}.py"]
     assert [h for h in homes if not (ROOT / h).exists()] == []
 
 
