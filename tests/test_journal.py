@@ -61,6 +61,22 @@ def test_points_behind_the_checkpoint_are_replaced(tmp_path: Path) -> None:
     assert [step for step, _ in read_events(tmp_path)["losses/a"]] == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_event_files_of_quick_restarts_are_read_in_the_order_of_their_making(tmp_path: Path) -> None:
+    """Their names hold a counter as text: the eleventh file of a process would come before the ninth of one second."""
+    for finished in range(3):
+        write(tmp_path, finished, range(finished + 1, finished + 2))
+    files = sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert len({path.name.split(".")[3] for path in files}) == len(files) == 3
+    assert [step for step, _ in read_events(tmp_path)["loss"]] == [1, 2, 3]
+
+
+def test_a_clock_that_was_set_back_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").mkdir(parents=True)
+    (tmp_path / "tensorboard" / "events.out.tfevents.9999999999.host.1.0").touch()
+    write(tmp_path, 0, range(1, 2))
+    assert [step for step, _ in read_events(tmp_path)["loss"]] == [1]
+
+
 def test_an_event_that_a_kill_cut_short_hides_nothing(tmp_path: Path) -> None:
     write(tmp_path, 0, range(1, 9))
     (file,) = (tmp_path / "tensorboard").iterdir()

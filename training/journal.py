@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +31,7 @@ class Journal:
                 "`pip install tensorboard`"
             ) from None
         self.lines = open(run_dir / METRICS, "a", encoding="utf-8")
+        _wait_for_another_second(run_dir / EVENTS)
         self.events = SummaryWriter(str(run_dir / EVENTS), purge_step=step + 1)
 
     def __enter__(self) -> Journal:
@@ -69,6 +71,17 @@ class Journal:
     def _add(self, scalars: dict[str, float], step: int) -> None:
         for name, value in scalars.items():
             self.events.add_scalar(name, value, step)
+
+
+def _wait_for_another_second(folder: Path) -> None:
+    """TensorBoard reads event files in the order of their names: the second in which they were begun, then other numbers.
+
+    Two files of one second would come in any order, and the older one's end could drop the newer one's points.
+    """
+    newest = max((int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")), default=0)
+    # A file from further in the future is a clock that was set back: nothing to wait for.
+    while newest <= time.time() + 1 and time.time() < newest + 1:
+        time.sleep(0.01)
 
 
 def keep(run_dir: Path, steps: int) -> None:
