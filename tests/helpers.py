@@ -30,6 +30,21 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(torch.nan_to_num(a, 12345.0), torch.nan_to_num(b, 12345.0))
 
 
+def poison_allocations(monkeypatch: Any) -> None:
+    """Fresh memory from `torch.empty` and its relatives is NaN (127 in integers), so that what no kernel writes shows."""
+
+    def poisoned(make: Any) -> Any:
+        def allocate(*args: Any, **kwargs: Any) -> Tensor:
+            fresh = make(*args, **kwargs)
+            return fresh.fill_(float("nan") if fresh.is_floating_point() else 127)
+
+        return allocate
+
+    makers = [(torch, "empty"), (torch, "empty_like"), (torch, "empty_strided")]
+    for owner, name in (*makers, (torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
 def stream(batch: int, channels: int, length: int, dtype: torch.dtype, order: str) -> Tensor:
     """(B, D, L) in memory order `bdl`, `bld`, or `strided` (neither adjacent, and not at the start of its memory)."""
     if order == "bdl":

@@ -44,48 +44,26 @@
     ::bdam_fast::device::check_started(#kernel, cudaGetLastError());                                              \
   } while (0)
 
+#define BDAM_DTYPE_CASE(dtype, T, type, ...) \
+  case ::bdam_fast::Dtype::dtype: {          \
+    using T = type;                          \
+    __VA_ARGS__;                             \
+    break;                                   \
+  }
+#define BDAM_DEVICE_DTYPE_CASES(T, ...)                \
+  BDAM_DTYPE_CASE(f32, T, float, __VA_ARGS__)          \
+  BDAM_DTYPE_CASE(bf16, T, __nv_bfloat16, __VA_ARGS__) \
+  BDAM_DTYPE_CASE(f16, T, __half, __VA_ARGS__)
 // Runs the statement with T bound to the device's type of a Dtype, in a kernel: parameters have any of them.
 #define BDAM_SWITCH_PARAMETER_DTYPE(dtype, T, ...) \
   switch (dtype) {                                 \
-    case ::bdam_fast::Dtype::f32: {                \
-      using T = float;                             \
-      __VA_ARGS__;                                 \
-      break;                                       \
-    }                                              \
-    case ::bdam_fast::Dtype::bf16: {               \
-      using T = __nv_bfloat16;                     \
-      __VA_ARGS__;                                 \
-      break;                                       \
-    }                                              \
-    case ::bdam_fast::Dtype::f16: {                \
-      using T = __half;                            \
-      __VA_ARGS__;                                 \
-      break;                                       \
-    }                                              \
-    case ::bdam_fast::Dtype::f64: {                \
-      using T = double;                            \
-      __VA_ARGS__;                                 \
-      break;                                       \
-    }                                              \
+    BDAM_DEVICE_DTYPE_CASES(T, __VA_ARGS__)        \
+    BDAM_DTYPE_CASE(f64, T, double, __VA_ARGS__)   \
   }
 // The same on the host for activations, which are not float64: that is the CPU's and the reference's.
 #define BDAM_SWITCH_DEVICE_DTYPE(dtype, T, ...)                                 \
   switch (dtype) {                                                              \
-    case ::bdam_fast::Dtype::f32: {                                             \
-      using T = float;                                                          \
-      __VA_ARGS__;                                                              \
-      break;                                                                    \
-    }                                                                           \
-    case ::bdam_fast::Dtype::bf16: {                                            \
-      using T = __nv_bfloat16;                                                  \
-      __VA_ARGS__;                                                              \
-      break;                                                                    \
-    }                                                                           \
-    case ::bdam_fast::Dtype::f16: {                                             \
-      using T = __half;                                                         \
-      __VA_ARGS__;                                                              \
-      break;                                                                    \
-    }                                                                           \
+    BDAM_DEVICE_DTYPE_CASES(T, __VA_ARGS__)                                     \
     case ::bdam_fast::Dtype::f64:                                               \
       throw std::runtime_error("the CUDA kernels take no float64 activations"); \
   }

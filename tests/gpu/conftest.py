@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import poison_allocations
 
 from bdam_fast import _native
 
@@ -14,8 +15,6 @@ from bdam_fast import _native
 REQUIRED = os.environ.get("BDAM_FAST_GPU_TESTS") == "required"
 # `make gpu` runs each share of the tests, "1/4" to "4/4", in a process of its own: Triton compiles on one core.
 SHARE = os.environ.get("BDAM_FAST_GPU_SHARE", "1/1")
-MAKERS = [(torch, "empty"), (torch, "empty_like"), (torch, "empty_strided")]
-MAKERS += [(torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")]
 
 
 def pytest_collection_modifyitems(config, items):
@@ -45,16 +44,7 @@ def backend_is_there(request):
 @pytest.fixture
 def poisoned(monkeypatch):
     """Results and workspaces are NaN before a kernel runs, those that Python allocates and those of the extensions."""
-
-    def poison(make):
-        def wrapper(*args, **kwargs):
-            fresh = make(*args, **kwargs)
-            return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
-
-        return wrapper
-
-    for owner, name in MAKERS:
-        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
+    poison_allocations(monkeypatch)
     modules = _native._loaded()
     for module in modules:
         module.set_poison(True)

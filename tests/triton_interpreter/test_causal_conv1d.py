@@ -3,10 +3,11 @@
 import pytest
 import torch
 from helpers import assert_close, leaves, packed_index, same_bits, stream
-from helpers_conv import poison  # noqa: F401
 
 from bdam_fast.ops.causal_conv1d import triton_impl
 from bdam_fast.ops.causal_conv1d.reference import causal_conv1d_reference
+
+pytestmark = pytest.mark.usefixtures("poison")
 
 NAMES = ("x", "weight", "bias", "initial_states")
 

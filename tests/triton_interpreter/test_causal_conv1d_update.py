@@ -3,10 +3,11 @@
 import pytest
 import torch
 from helpers import assert_close, same_bits, stream
-from helpers_conv import poison  # noqa: F401
 
 from bdam_fast.ops.causal_conv1d.causal_conv1d_update_triton import update
 from bdam_fast.ops.causal_conv1d.reference import causal_conv1d_update_reference
+
+pytestmark = pytest.mark.usefixtures("poison")
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from helpers import assert_close, same_bits
-from helpers_conv import poison  # noqa: F401
 
 from bdam_fast.ops.hsic import triton_impl
 from bdam_fast.ops.hsic.reference import hsic_reference, median_sigma
+
+pytestmark = pytest.mark.usefixtures("poison")
 
 KINDS = [(gaussian, unbiased) for gaussian in (False, True) for unbiased in (False, True)]
 
