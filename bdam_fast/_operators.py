@@ -6,15 +6,16 @@ same operators, with the same schemas, implemented by Triton kernels.
 
 import importlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from bdam_fast import _native, profiling
+from bdam_fast import _autograd, _native, profiling
 
 NAMESPACES = {"cpu": "bdam_fast", "cuda": "bdam_fast", "triton": "bdam_fast_triton"}
+_registered: set[tuple[str, str]] = set()  # one namespace may serve two backends, by device
 _libraries: list[torch.library.Library] = []  # a registration lives as long as its Library object
 
 
@@ -32,11 +33,20 @@ def backend_of(namespace: str, device: torch.device) -> str:
     return "cuda" if namespace != NAMESPACES["cpu"] or device.type == "cuda" else "cpu"
 
 
-def load(backend: str, fakes: Callable[[str], dict[str, Any]], triton_module: str, writes: str = "") -> str:
-    """Makes a backend's kernels of one operator callable and returns their namespace.
+def load(
+    op: str,
+    backend: str,
+    fakes: Callable[[str], dict[str, Any]],
+    autograd: Callable[..., Any],
+    triton_module: str,
+    writes: str = "",
+) -> Any:
+    """Makes a backend's kernels of one operator callable, with their fake and autograd formulas, and returns the raw forward.
 
     Args:
-        fakes: what makes the results of the raw operators in a namespace; their annotations are the schema.
+        fakes: what makes the results of the raw operators in a namespace, the forward first; their annotations are the
+            schema of the Triton ones. All behind the forward are backwards, which have no derivative.
+        autograd: what autograd does with a call of the forward: its namespace, then the arguments.
         triton_module: where the Triton kernels are: functions `forward` and `backward`, or `update`.
         writes: the argument that is updated in place, if any.
 
@@ -44,19 +54,22 @@ def load(backend: str, fakes: Callable[[str], dict[str, Any]], triton_module: st
         RuntimeError: the extension that holds the kernels is not built, or does not load.
     """
     namespace = NAMESPACES[backend]
-    if backend == "triton":
-        _define(namespace, fakes(namespace), importlib.import_module(triton_module), writes)
-        return namespace
-    _native.extension()
+    if backend != "triton":
+        _native.extension()
     if backend == "cuda":
         _native.cuda_extension()
-    return namespace
-
-
-def register_fakes(namespace: str, fakes: dict[str, Any]) -> None:
-    """Tells PyTorch how the results of raw operators look, for tracing and meta tensors."""
-    for name, fake in fakes.items():
-        torch.library.register_fake(f"{namespace}::{name}", fake)
+    made = fakes(namespace)
+    forward, *backwards = made
+    if (namespace, forward) not in _registered:
+        if backend == "triton":
+            _define(namespace, made, importlib.import_module(triton_module), writes)
+        for name, fake in made.items():
+            torch.library.register_fake(f"{namespace}::{name}", fake)
+        _autograd.register(namespace, forward, partial(autograd, namespace))
+        for name in backwards:
+            _autograd.register_once_differentiable(op, namespace, name)
+        _registered.add((namespace, forward))
+    return raw(namespace, forward)
 
 
 def _define(namespace: str, fakes: dict[str, Any], kernels: ModuleType, writes: str) -> None:

@@ -3,7 +3,7 @@
 B batch, D channels, L length, S entries of the state, W width (taps).
 """
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -144,18 +144,8 @@ def _autograd_kernel(namespace: str, *args: Any) -> Any:
 @cache
 def _raw(backend: str = "cpu") -> Any:
     """A backend's raw operator. The first call loads its kernels."""
-    namespace = _operators.load(
-        backend, _fakes, "bdam_fast.ops.causal_conv1d.causal_conv1d_update_triton", writes="conv_state"
-    )
-    register(namespace)
-    return _operators.raw(namespace, "causal_conv1d_update")
-
-
-@cache
-def register(namespace: str) -> None:
-    """Registers the fake and autograd formulas of the raw operators in `namespace`, where their kernels are."""
-    _operators.register_fakes(namespace, _fakes(namespace))
-    _autograd.register(namespace, "causal_conv1d_update", partial(_autograd_kernel, namespace))
+    module = "bdam_fast.ops.causal_conv1d.causal_conv1d_update_triton"
+    return _operators.load(OP, backend, _fakes, _autograd_kernel, module, writes="conv_state")
 
 
 def _fakes(namespace: str) -> dict[str, Any]:

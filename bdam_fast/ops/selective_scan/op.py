@@ -3,7 +3,7 @@
 B batch, L length, D channels, N states, G groups of channels that share B and C.
 """
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -204,17 +204,8 @@ def _autograd_kernel(namespace: str, *args: Any) -> Any:
 @cache
 def _raw(backend: str = "cpu") -> Any:
     """A backend's raw forward operator. The first call loads its kernels."""
-    namespace = _operators.load(backend, _fakes, "bdam_fast.ops.selective_scan.triton_impl")
-    register(namespace)
-    return _operators.raw(namespace, "selective_scan_forward")
-
-
-@cache
-def register(namespace: str) -> None:
-    """Registers the fake and autograd formulas of the raw operators in `namespace`, where their kernels are."""
-    _operators.register_fakes(namespace, _fakes(namespace))
-    _autograd.register(namespace, "selective_scan_forward", partial(_autograd_kernel, namespace))
-    _autograd.register_once_differentiable(OP, namespace, "selective_scan_backward")
+    module = "bdam_fast.ops.selective_scan.triton_impl"
+    return _operators.load(OP, backend, _fakes, _autograd_kernel, module)
 
 
 def _fakes(namespace: str) -> dict[str, Any]:
