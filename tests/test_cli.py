@@ -150,7 +150,9 @@ def run_experiment_command(tmp_path: Path) -> None:
 def test_experiment_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "isolated", lambda function, *arguments, log, tick=None: function(*arguments))
+    monkeypatch.setattr(
+        process, "isolated", lambda function, *arguments, log, tick=None, threads=None: function(*arguments)
+    )
     run_experiment_command(tmp_path)
     text = capsys.readouterr().out
     assert "1 rows are 1 configurations x 1 seeds = 1 runs; 0 are there, 1 to run" in text

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -15,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import processes
 import pytest
 from pedes import make_pedes
 from rich.console import Console
 from tiny import tiny_config
 
-from training import checkpoint, cli, comparison, experiment, process, runner
+from training import checkpoint, cli, comparison, experiment, runner
 from training.config import Config
 from training.evaluator import METRICS
 from training.experiment import missing_runs, plan, print_summary, run_experiment
@@ -213,41 +208,8 @@ def test_bad_requests_are_named(base: Config, tmp_path: Path, capsys: pytest.Cap
     )
     assert cli.run(experiment.main, ["table1", "--base", "synthetic", "--out", str(tmp_path / "none")]) == 2
     assert "row shallow: the recipe must have at least 2 layers" in capsys.readouterr().err
+    assert cli.run(experiment.main, ["table1", "--jobs", "0", "--out", str(tmp_path / "none")]) == 2
+    assert "--jobs must be at least 1, got 0" in capsys.readouterr().err
     words = ["synthetic", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "none")]
     assert cli.run(experiment.main, words) == 2
     assert "there is no folder" in capsys.readouterr().err and not (tmp_path / "none").exists()
-
-
-def test_durations_in_words() -> None:
-    assert [experiment.minutes(x) for x in (59.6, 150, 7199, 9000)] == ["60 s", "2 min", "120 min", "2.5 h"]
-
-
-def test_a_process_of_its_own_hands_over_results_errors_and_its_end(tmp_path: Path) -> None:
-    log, ticks = tmp_path / "log", []
-    assert process.isolated(statistics.fmean, [1, 2, 6], log=log) == 3
-    assert process.isolated(time.sleep, 0.6, log=log, tick=lambda: ticks.append(1)) is None and ticks
-    with pytest.raises(RuntimeError, match=f"two words; what it printed is in {log}"):
-        process.isolated(processes.fail, "two\n words", log=log)
-    assert "on the way" in log.read_text() and "ValueError: two" in log.read_text()
-    with pytest.raises(RuntimeError, match=r"its process was ended by signal 9 \(out of memory\?\); what it printed"):
-        process.isolated(processes.vanish, log=log)
-
-
-@pytest.mark.timeout(120)
-def test_a_process_does_not_outlive_the_one_that_started_it(tmp_path: Path) -> None:
-    pipe, log = tmp_path / "pipe", tmp_path / "log"
-    os.mkfifo(pipe)
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from pathlib import Path; import processes; from training import process\nif __name__ == '__main__': "
-        f"process.isolated(processes.stay, Path({str(pipe)!r}), log=Path({str(log)!r}))"
-    )
-    paths = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parent.parent)))
-    parent = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": paths})
-    with open(pipe) as file:
-        assert file.readline() == "here\n"
-        started = time.monotonic()
-        parent.kill()
-        parent.wait()
-        # The end of the pipe comes when nobody holds it open any more.
-        assert file.read() == "" and time.monotonic() - started < 50

@@ -33,7 +33,18 @@ FLOW = [
     ("summary",),
     ("report",),
 ]
-ENTRY_POINTS = ("cli", "prepare", "describe", "train", "evaluate", "experiment", "runner", "process", "search")
+ENTRY_POINTS = (
+    "cli",
+    "prepare",
+    "describe",
+    "train",
+    "evaluate",
+    "experiment",
+    "schedule",
+    "runner",
+    "process",
+    "search",
+)
 REASON = re.compile(r"(#|//|\"\"\").*longer than \d+ lines because")
 
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from training import checkpoint, cli, process, runner
@@ -26,6 +25,7 @@ from training.config import Config, to_dict
 from training.data.datasets import read_dataset
 from training.evaluator import METRICS
 from training.recipes import RECIPES
+from training.schedule import Launch, Run, minutes, run_all
 from training.summary import is_finished, run_folder, summarise
 from training.tables import ABLATIONS, FULL, TITLES, Row, table_rows
 
@@ -37,19 +37,6 @@ DEFAULT_BASE = "synthetic-tables"
 WIDTH = 150
 # Seconds that a run's two processes need to import everything.
 IMPORTS = 10.0
-
-
-# process.isolated, or what tests put in its place.
-Launch = Callable[..., Any]
-
-
-class Run(NamedTuple):
-    """One configuration with one seed, and what it will take."""
-
-    row: Row
-    seed: int
-    folder: Path
-    seconds: float = 0.0
 
 
 def main(argv: Sequence[str]) -> None:
@@ -64,6 +51,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--data", metavar="ROOT", help=data_help)
     parser.add_argument("--out", metavar="FOLDER", help="folder of the runs; default: runs/RECIPE")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows, e.g. full no-gate")
+    jobs_help = "runs at a time, each with an equal part of the threads; default: 1"
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help=jobs_help)
     parser.add_argument("--estimate", action="store_true", help="only say what would run and how long it would take")
     known, base = cli.parse(parser, argv, _base_of)
     if known.data and known.experiment != "table5":
@@ -73,12 +62,15 @@ def main(argv: Sequence[str]) -> None:
     if not console.is_terminal:
         # A file or a pipe has room for whole rows.
         console = Console(soft_wrap=True, width=WIDTH)
-    runs = missing_runs(rows, known.seeds, out, console, process.isolated)
+    if known.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {known.jobs}")
+    launch = partial(process.isolated, threads=max(1, torch.get_num_threads() // known.jobs))
+    runs = missing_runs(rows, known.seeds, out, console, launch, known.jobs)
     if known.estimate:
         return
     command = shlex.join(["python", "-m", "training.experiment", *argv])
     summary = run_experiment(
-        runs, rows, titles, known.seeds, out, base, console, launch=process.isolated, command=command
+        runs, rows, titles, known.seeds, out, base, console, launch=launch, jobs=known.jobs, command=command
     )
     print_summary(summary, console)
     print(out / "summary.json")
@@ -114,8 +106,11 @@ def plan(
     return {table: TITLES[table] for table in tables}, [row for row in rows if not only or row.name in only]
 
 
-def missing_runs(rows: Sequence[Row], seeds: Sequence[int], out: Path, console: Console, launch: Launch) -> list[Run]:
-    """The runs that are not finished, once for each configuration and seed, with the seconds that each will take; says so.
+def missing_runs(
+    rows: Sequence[Row], seeds: Sequence[int], out: Path, console: Console, launch: Launch, jobs: int = 1
+) -> list[Run]:
+    """The runs that are not finished, once for each configuration and seed, with the seconds that each will take; says so,
+    and how long all take, `jobs` at a time.
 
     A configuration that another seed has finished will take as long as that; others are timed for a few steps. Raises
     ValueError for a seed given twice, and what reading the data and a training step raise.
@@ -140,7 +135,8 @@ def missing_runs(rows: Sequence[Row], seeds: Sequence[int], out: Path, console: 
         total = sum(run.seconds for run in runs)
         longest = max(runs, key=lambda run: run.seconds)
         each = f"{total / len(runs):.0f} s each, at most {longest.seconds:.0f} s ({longest.row.label})"
-        console.print(f"about {minutes(total)} in all: {each}; {out} can be continued at any time", highlight=False)
+        text = f"about {minutes(total / jobs)} in all: {each}{f', {jobs} at a time' if jobs > 1 else ''}"
+        console.print(f"{text}; {out} can be continued at any time", highlight=False)
     return runs
 
 
@@ -169,6 +165,7 @@ def run_experiment(
     console: Console,
     *,
     launch: Launch,
+    jobs: int = 1,
     command: str = "",
 ) -> dict[str, Any]:
     """Does the missing `runs` and returns the contents of OUT/summary.json (summary.summarise, and the command).
@@ -176,64 +173,12 @@ def run_experiment(
     The summary is written too when a run fails, over what is finished. Raises RuntimeError naming the run that failed.
     """
     try:
-        _run_all(runs, console, launch)
+        run_all(runs, console, launch, jobs)
     finally:
         out.mkdir(parents=True, exist_ok=True)
         summary = {"command": command} | summarise(rows, titles, seeds, out, base)
         checkpoint.write_json(out / "summary.json", summary)
     return summary
-
-
-def _run_all(runs: Sequence[Run], console: Console, launch: Launch) -> None:
-    """One line for each finished run; a bar over the estimated seconds where the console is a terminal."""
-    total, spent, expected = sum(run.seconds for run in runs), 0.0, 0.0
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        for number, run in enumerate(runs, 1):
-            label, started = f"{run.row.label}, seed {run.seed}", time.perf_counter()
-            shown = f"{label}; {_left(spent, expected, total)}"
-            evaluation = _run_one(run, label, launch, partial(_tick, bar, task, shown, expected, run.seconds, started))
-            spent, expected = spent + time.perf_counter() - started, expected + run.seconds
-            metrics, memory = evaluation["metrics"], evaluation["training_memory_mb"]
-            values = f"R-1 {metrics['R1']:.2f}  mAP {metrics['mAP']:.2f}  {time.perf_counter() - started:.0f} s"
-            end = f"{values}  {memory:,.0f} MB; {_left(spent, expected, total)}"
-            console.print(f"[{number}/{len(runs)}] {label}: {end}", highlight=False, markup=False)
-
-
-def _tick(bar: Progress, task: TaskID, text: str, before: float, most: float, started: float) -> None:
-    """Moves the bar on by the time that a run has taken so far, at most by what it was estimated to take."""
-    bar.update(task, completed=before + min(time.perf_counter() - started, most), description=text)
-
-
-def _run_one(run: Run, label: str, launch: Launch, tick: process.Tick) -> dict[str, Any]:
-    """Trains and evaluates in two processes; returns eval.json."""
-    folder = run.folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    config = replace(run.row.config, seed=run.seed)
-    if (folder / "config.json").exists():
-        # Another table may have begun it under the name of its own row.
-        config = replace(config, recipe=checkpoint.read_json(folder / "config.json").get("recipe", config.recipe))
-    log = folder.parent / f"{folder.name}.log"
-    try:
-        launch(runner.train_run, to_dict(config), folder, log=log, tick=tick)
-        return launch(runner.evaluate_run, folder, log=log, tick=tick)
-    except (ValueError, OSError, RuntimeError) as error:
-        kept = "finished runs are kept, the same command continues"
-        raise RuntimeError(f"{label} ({folder}) failed: {error}; {kept}") from error
-
-
-def minutes(seconds: float) -> str:
-    """A duration in words: seconds below two minutes, hours above two hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _left(spent: float, expected: float, total: float) -> str:
-    """What is left of the estimate, at the pace of the runs so far."""
-    pace = spent / expected if expected > 0 else 1.0
-    return f"about {minutes(pace * (total - expected))} left" if total > expected else "done"
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:

@@ -12,11 +12,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 Tick = Callable[[], None]
 
 
-def isolated(function: Callable[..., Any], *arguments: Any, log: Path, tick: Tick = lambda: None) -> Any:
+def isolated(
+    function: Callable[..., Any], *arguments: Any, log: Path, tick: Tick = lambda: None, threads: int | None = None
+) -> Any:
     """function(*arguments) in a new process, whose output goes to the end of `log`; tick() is called while it runs.
+    threads: how many torch computes with there; as many as it likes without.
 
     Function, arguments and result must be picklable. The new process does not outlive this one. Raises RuntimeError with
     the error's own words when the function raises, and with how the process ended when it was killed; the traceback is in
@@ -24,7 +29,7 @@ def isolated(function: Callable[..., Any], *arguments: Any, log: Path, tick: Tic
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(sender, log, function, arguments))
+    process = context.Process(target=_serve, args=(sender, log, threads, function, arguments))
     process.start()
     sender.close()
     try:
@@ -54,12 +59,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _serve(sender: Connection, log: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _serve(
+    sender: Connection, log: Path, threads: int | None, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(log, "a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
+        if threads is not None:
+            torch.set_num_threads(threads)
         try:
             sender.send(("result", function(*arguments)))
         except KeyboardInterrupt:
