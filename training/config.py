@@ -138,8 +138,10 @@ class LossConfig(Stage):
     adversarial: bool = True
     decoupling: bool = True
     gate_regularisation: bool = True
-    # Texts that are positives of an image in InfoNCE (reading 1).
-    info_nce_texts: Literal["identity", "caption", "both"] = "both"
+    # Texts that are positives of an image in InfoNCE (reading 1): of its identity embedding, "identity", "caption" or "both";
+    # "scored": the identity text of the identity embedding, the caption of the sum of both embeddings, which is how retrieval
+    # scores it at beta 1 (reading 24), so that the words on clothes do not have to be found in the identity.
+    info_nce_texts: Literal["identity", "caption", "both", "scored"] = "scored"
     # Symmetric with all pairs of one person as positives; off: image to text, diagonal only (reading 2).
     info_nce_symmetric: bool = True
     # Temperature: learned within [0.01, 0.5] from this start, or fixed (reading 3).
@@ -150,7 +152,9 @@ class LossConfig(Stage):
     # "paper": eq. (1) as printed; "intent": clothing matching plus an adversary on identity; "minimax": gradient
     # reversal (reading 6).
     adversarial_mode: Literal["paper", "intent", "minimax"] = "intent"
-    # HSIC on L2-normalised features (reading 8), and its kernel.
+    # What decouples (eq. 2 and reading 8): "hsic" of the gated features, or "cka", the unbiased HSIC over the geometric mean
+    # of each feature's own, which cannot be lowered by features that vary less; on L2-normalised features; and the kernel.
+    decoupling_measure: Literal["hsic", "cka"] = "cka"
     hsic_normalise: bool = True
     hsic_kernel: Literal["linear", "rbf"] = "linear"
     # Fixed weight of mean (g - 0.5)^2, outside GradNorm (reading 9).

@@ -17,6 +17,10 @@ from training.config import Backend, LossConfig
 from training.models.model import Features
 
 
+# Floor of a feature's HSIC with itself: below it a feature counts as constant.
+LEAST_HSIC = 1e-12
+
+
 def _logits(left_BE: Tensor, right_NE: Tensor, temperature: Tensor | float) -> Tensor:
     """Scaled dot products (B, N) in fp32 or fp64, whatever autocast says: 1 - P is lost in 16 bits."""
     with torch.autocast(left_BE.device.type, enabled=False):
@@ -33,7 +37,7 @@ def _soft_cross_entropy(logits_BN: Tensor, positive_BN: Tensor) -> Tensor:
 def info_nce(
     image_BE: Tensor, text_BE: Tensor, ids_B: Tensor, temperature: Tensor | float, *, symmetric: bool
 ) -> Tensor:
-    """InfoNCE of L2-normalised embeddings (eq. 3; text i belongs to image i).
+    """InfoNCE of embeddings (eq. 3; text i belongs to image i): texts L2-normalised, images too or sums of such.
 
     symmetric: image to text and text to image, averaged, every pair of one id a positive and each row's target uniform
     over its positives. Otherwise image to text with only pair (i, i) as positive, as printed.
@@ -103,13 +107,35 @@ def clothing_adversarial(
     return -(log_p_B + (id_log_not_p_B if mode == "intent" else id_log_p_B)).mean()
 
 
+def cka(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
+    """HSIC of x and y over the geometric mean of their HSIC with themselves: 0 for a feature that does not vary."""
+    return xy / (xx.clamp_min(LEAST_HSIC).sqrt() * yy.clamp_min(LEAST_HSIC).sqrt())
+
+
 def hsic_decoupling(
-    f_id_BC: Tensor, f_clo_BC: Tensor, *, normalise: bool, kernel: Literal["linear", "rbf"], backend: Backend
+    f_id_BC: Tensor,
+    f_clo_BC: Tensor,
+    *,
+    measure: Literal["hsic", "cka"],
+    normalise: bool,
+    kernel: Literal["linear", "rbf"],
+    backend: Backend,
 ) -> Tensor:
-    """HSIC of the gated features (eq. 2), L2-normalised first where `normalise` says so (reading 8)."""
+    """HSIC of the gated features (eq. 2), L2-normalised first where `normalise` says so (reading 8).
+
+    "cka": unbiased, over the geometric mean of each feature's own HSIC, and 0 where that is negative (Nguyen et al., Do Wide
+    and Deep Networks Learn the Same Things?, ICLR 2021). HSIC alone falls with the variance of the features, dependent or
+    not: trained with it, CKA stays where it was.
+    """
     if normalise:
         f_id_BC, f_clo_BC = F.normalize(f_id_BC, dim=1), F.normalize(f_clo_BC, dim=1)
-    return bdam_fast.hsic(f_id_BC, f_clo_BC, kernel=kernel, backend=backend)
+    if measure == "hsic":
+        return bdam_fast.hsic(f_id_BC, f_clo_BC, kernel=kernel, backend=backend)
+    # Neither measure changes with the mean, whose size would cost the estimate its digits.
+    f_id_BC, f_clo_BC = f_id_BC - f_id_BC.mean(0), f_clo_BC - f_clo_BC.mean(0)
+    left, right = torch.stack([f_id_BC, f_id_BC, f_clo_BC]), torch.stack([f_clo_BC, f_id_BC, f_clo_BC])
+    xy, xx, yy = bdam_fast.hsic(left, right, kernel=kernel, estimator="unbiased", backend=backend)
+    return cka(xy, xx, yy).clamp_min(0)
 
 
 def gate_regularisation(gate_BC: Tensor) -> Tensor:
@@ -144,11 +170,17 @@ def task_losses(
     reading 1 and, like "triplet", has the same loss on f_final added where reading 15 asks for it."""
 
     def info() -> Tensor:
-        texts = {"identity": [features.t_identity], "caption": [features.t_caption]}
-        texts["both"] = texts["caption"] + texts["identity"]
-        chosen = texts[config.info_nce_texts]
+        caption, identity = (features.v_id, features.t_caption), (features.v_id, features.t_identity)
+        scored = (features.v_id + features.v_clo, features.t_caption)
+        pairs = {
+            "identity": [identity],
+            "caption": [caption],
+            "both": [caption, identity],
+            "scored": [scored, identity],
+        }
         symmetric, tau = config.info_nce_symmetric, features.temperature
-        losses = [info_nce(features.v_id, text, ids_B, tau, symmetric=symmetric) for text in chosen]
+        chosen = pairs[config.info_nce_texts]
+        losses = [info_nce(image, text, ids_B, tau, symmetric=symmetric) for image, text in chosen]
         total = torch.stack(losses).mean()
         if features.f_final is not None and config.final_info_nce:
             total = total + info_nce(features.f_final, features.t_caption, ids_B, tau, symmetric=symmetric)
@@ -165,8 +197,14 @@ def task_losses(
         return clothing_adversarial(f.v_clo, f.v_id_hat_clo, f.t_clothing, clothing_group_B, f.temperature, mode)
 
     def decouple() -> Tensor:
-        normalise, kernel = config.hsic_normalise, config.hsic_kernel
-        return hsic_decoupling(features.f_id, features.f_clo, normalise=normalise, kernel=kernel, backend=backend)
+        return hsic_decoupling(
+            features.f_id,
+            features.f_clo,
+            measure=config.decoupling_measure,
+            normalise=config.hsic_normalise,
+            kernel=config.hsic_kernel,
+            backend=backend,
+        )
 
     def match() -> Tensor:
         assert features.matching_logits is not None and features.matching_labels is not None

@@ -96,6 +96,7 @@ def paper_readings(config: Config) -> Config:
             learn_temperature=False,
             margin=0.3,
             adversarial_mode="paper",
+            decoupling_measure="hsic",
             hsic_normalise=False,
             hsic_kernel="linear",
             gate_weight=0.01,
@@ -156,6 +157,11 @@ ROWS: dict[str, Change] = {
     "no-adversarial": _with_loss(adversarial=False),
     "no-decoupling": _with_loss(decoupling=False),
     "no-gate-regularisation": _with_loss(gate_regularisation=False),
+    # What the defaults of readings 1, 6 and 8 are compared with.
+    "adversary-paper": _with_loss(adversarial_mode="paper"),
+    "adversary-minimax": _with_loss(adversarial_mode="minimax"),
+    "decoupling-hsic": _with_loss(decoupling_measure="hsic"),
+    "captions-of-identity": _with_loss(info_nce_texts="both"),
     # Fig. 5.
     "transformer": _with_fusion(layers_kind="transformer", layers=4),
 }

@@ -21,6 +21,7 @@ TITLES = {
     "table2": "Table 2: fusion module",
     "table3": "Table 3: losses",
     "table5": "Table 5: data sets",
+    "readings": "Readings 1, 6 and 8: what decouples",
     "fig5": "Figure 5: layers of the fusion",
 }
 ABLATIONS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -45,6 +46,13 @@ ABLATIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("no-adversarial", "w/o adversarial"),
         ("no-decoupling", "w/o decoupling"),
         ("no-gate-regularisation", "w/o gate regularisation"),
+    ),
+    "readings": (
+        (FULL, "Full model (adversary on identity, CKA)"),
+        ("adversary-paper", "adversary as printed"),
+        ("adversary-minimax", "gradient reversal"),
+        ("decoupling-hsic", "HSIC in place of CKA"),
+        ("captions-of-identity", "captions match the identity alone"),
     ),
     "fig5": ((FULL, "Mamba"), ("transformer", "Transformer, 4 layers"), ("no-mamba", "Simple")),
 }
