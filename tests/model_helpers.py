@@ -59,6 +59,7 @@ def paper() -> tuple[ModelConfig, LossConfig]:
         temperature=0.1,
         learn_temperature=False,
         adversarial_mode="paper",
+        decoupling_measure="hsic",
         hsic_normalise=False,
         final_info_nce=False,
         final_matching=False,

@@ -52,6 +52,7 @@ def test_paper_readings_change_what_the_table_names() -> None:
         "loss.temperature",
         "loss.learn_temperature",
         "loss.adversarial_mode",
+        "loss.decoupling_measure",
         "loss.hsic_normalise",
         "loss.final_info_nce",
         "loss.final_matching",

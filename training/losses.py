@@ -6,7 +6,7 @@ Shapes: B batch, N texts, E joint embedding, C width, M image-text pairs. Losses
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,6 @@ from torch import Tensor
 import bdam_fast
 from training.config import Backend, LossConfig
 from training.models.model import Features
-
 
 # Floor of a feature's HSIC with itself: below it a feature counts as constant.
 LEAST_HSIC = 1e-12
@@ -197,14 +196,9 @@ def task_losses(
         return clothing_adversarial(f.v_clo, f.v_id_hat_clo, f.t_clothing, clothing_group_B, f.temperature, mode)
 
     def decouple() -> Tensor:
-        return hsic_decoupling(
-            features.f_id,
-            features.f_clo,
-            measure=config.decoupling_measure,
-            normalise=config.hsic_normalise,
-            kernel=config.hsic_kernel,
-            backend=backend,
-        )
+        f, measure, normalise = features, config.decoupling_measure, config.hsic_normalise
+        options: dict[str, Any] = {"kernel": config.hsic_kernel, "backend": backend}
+        return hsic_decoupling(f.f_id, f.f_clo, measure=measure, normalise=normalise, **options)
 
     def match() -> Tensor:
         assert features.matching_logits is not None and features.matching_labels is not None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import bdam_fast
 from training.config import Backend
+from training.losses import cka
 
 PERMUTATIONS = 1000
 SEED = 0
@@ -69,17 +70,12 @@ def measure(x_RNC: Tensor, y_RNC: Tensor, backend: Backend = "auto") -> dict[str
     rbf = _triple(x_RNC, y_RNC, kernel="rbf", estimator="unbiased", backend=backend)
     return {
         "hsic": rbf[0],
-        "hsic_normalised": _ratio(*rbf),
-        "cka": _ratio(*_triple(x_RNC, y_RNC, estimator="biased", **linear)),
-        "cka_debiased": _ratio(*_triple(x_RNC, y_RNC, estimator="unbiased", **linear)),
+        "hsic_normalised": cka(*rbf),
+        "cka": cka(*_triple(x_RNC, y_RNC, estimator="biased", **linear)),
+        "cka_debiased": cka(*_triple(x_RNC, y_RNC, estimator="unbiased", **linear)),
     }
 
 
 def _triple(x: Tensor, y: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     """HSIC of (x, y), (x, x), (y, y)."""
     return tuple(bdam_fast.hsic(a.contiguous(), b.contiguous(), **options) for a, b in ((x, y), (x, x), (y, y)))  # type: ignore[return-value]
-
-
-def _ratio(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
-    scale = (xx.clamp_min(0) * yy.clamp_min(0)).sqrt()
-    return torch.where(scale > 0, xy / scale.clamp_min(torch.finfo(xy.dtype).tiny), torch.zeros_like(xy))
