@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -172,3 +173,30 @@ def test_the_page_keeps_what_was_written_by_hand(
     assert cli.run(main, words) == 2
     assert "names a page that lacks the lines <!-- disentangle:begin -->" in capsys.readouterr().err
     assert page.read_text() == "a page of somebody else\n"
+
+
+def test_rows_of_an_experiment_are_columns(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, words = tmp_path / "out", ["--experiment", str(tmp_path / "out")]
+    assert cli.run(main, words) == 2
+    assert "summary.json is missing: run `python -m training.experiment` first" in capsys.readouterr().err
+    shutil.copytree(run_dir, tmp_path / "second")
+    rows = [
+        {"label": "Full model", "run": "k"},
+        {"label": "not there", "run": None},
+        {"label": "gradient reversal", "run": "m"},
+    ]
+    runs = {"k": {"folders": [str(run_dir)]}, "m": {"folders": [str(tmp_path / "second")]}}
+    tables = {"readings": {"rows": rows}, "table1": {"rows": rows[1:2]}}
+    out.mkdir()
+    checkpoint.write_json(out / "summary.json", {"tables": tables, "runs": runs})
+    page = tmp_path / "page.md"
+    assert cli.run(main, [*words, "--markdown", str(page)]) == 0
+    assert "|  | Full model | gradient reversal | chance |" in page.read_text() and "seeds 0" in page.read_text()
+    for wrong, match in (
+        ([*words, "--table", "table9"], "has no table 'table9', expected one of readings, table1"),
+        ([*words, "--table", "table1"], "no row of table1 in .*summary.json is finished"),
+        ([*words, str(run_dir)], "expected either RUN folders or --experiment OUT"),
+        ([], "expected either RUN folders or --experiment OUT"),
+    ):
+        assert cli.run(main, wrong) == 2
+        assert re.search(match, capsys.readouterr().err)

@@ -1,7 +1,8 @@
-"""Measures how far identity and clothing came apart: `python -m training.disentangle RUN [RUN ...]`.
+"""Measures how far identity and clothing came apart: `python -m training.disentangle RUN [RUN ...]`, or the rows of a table
+of an experiment, `--experiment OUT [--table readings]`.
 
 Writes RUN/disentangle.json and RUN/disentangle.npz, from the test split and its factors.jsonl. Several runs are also
-compared: those that differ in nothing but their seed share a row. `--markdown FILE` writes the comparison as a page.
+compared: those that differ in nothing but their seed share a column. `--markdown FILE` writes the comparison as a page.
 """
 
 from __future__ import annotations
@@ -23,16 +24,21 @@ from training.disentangle.compare import compare, markdown
 def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `disentangle` and `compare` raise."""
     parser = argparse.ArgumentParser("python -m training.disentangle", description=__doc__, allow_abbrev=False)
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folders of `python -m training.train`")
+    parser.add_argument("runs", metavar="RUN", nargs="*", type=Path, help="run folders of `python -m training.train`")
+    parser.add_argument("--experiment", metavar="OUT", type=Path, help="the --out of `python -m training.experiment`")
+    parser.add_argument("--table", default="readings", metavar="TABLE", help="its table; default: readings")
     parser.add_argument("--dependence-only", action="store_true", help="HSIC and CKA only; needs no factors.jsonl")
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the comparison there, between its markers")
     arguments = parser.parse_args(argv)
+    if bool(arguments.runs) == (arguments.experiment is not None):
+        raise ValueError("expected either RUN folders or --experiment OUT")
+    labels = _rows(arguments.experiment, arguments.table) if arguments.experiment else None
     results = {}
-    for run_dir in arguments.runs:
+    for run_dir in [run for runs in labels.values() for run in runs] if labels else arguments.runs:
         results[run_dir], new = _disentangle(run_dir, arguments.dependence_only)
         print(f"{run_dir / RESULT}{'' if new else ' (measured before)'}")
     console = Console(soft_wrap=True)
-    title, parts = compare(results, {run_dir: _evaluation(run_dir) for run_dir in results})
+    title, parts = compare(results, {run_dir: _evaluation(run_dir) for run_dir in results}, labels)
     console.print(title, highlight=False)
     for part in parts:
         table = Table(*part.headings)
@@ -45,6 +51,21 @@ def main(argv: Sequence[str]) -> None:
         with checkpoint.atomic(path) as file:
             file.write(page.encode())
         print(arguments.markdown)
+
+
+def _rows(experiment: Path, table: str) -> dict[str, list[Path]]:
+    """The run folders of each finished row of a table, by the row's label. Raises FileNotFoundError without a summary.json,
+    ValueError where the experiment has no such table, or none of its rows yet."""
+    path = experiment / "summary.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run `python -m training.experiment` first")
+    summary = checkpoint.read_json(path)
+    if table not in summary["tables"]:
+        raise ValueError(f"--table: {path} has no table {table!r}, expected one of {', '.join(summary['tables'])}")
+    rows = [row for row in summary["tables"][table]["rows"] if row["run"] is not None]
+    if not rows:
+        raise ValueError(f"--table: no row of {table} in {path} is finished")
+    return {row["label"]: [Path(folder) for folder in summary["runs"][row["run"]]["folders"]] for row in rows}
 
 
 def _disentangle(run_dir: Path, dependence_only: bool) -> tuple[dict, bool]:

@@ -32,11 +32,7 @@ class Part(NamedTuple):
 
 
 def groups(results: Results) -> dict[str, list[Path]]:
-    """Runs by the fields of the configuration in which they differ, seed left out; raises ValueError for runs of
-    different data."""
-    prints = {result["fingerprint"] for result in results.values()}
-    if len(prints) > 1:
-        raise ValueError(f"the runs are of different data and cannot be compared, fingerprints {sorted(prints)}")
+    """Runs by the fields of the configuration in which they differ, seed left out."""
     flat = {run: _flatten(result["config"]) for run, result in results.items()}
     fields = sorted({key for one in flat.values() for key in one} - {"seed", "recipe"})
     differing = [key for key in fields if len({json.dumps(one.get(key)) for one in flat.values()}) > 1]
@@ -46,11 +42,17 @@ def groups(results: Results) -> dict[str, list[Path]]:
     return found
 
 
-def compare(results: Results, evaluations: Evaluations) -> tuple[str, list[Part]]:
-    """Title, and the tables with one column a group. Raises what `groups` does, and ValueError for a paired-audit."""
+def compare(
+    results: Results, evaluations: Evaluations, labels: Mapping[str, Sequence[Path]] | None = None
+) -> tuple[str, list[Part]]:
+    """Title, and the tables with one column a group: the runs of a label, or those that differ in nothing but their seed.
+    Raises ValueError for runs of different data and for a paired-audit."""
+    prints = {result["fingerprint"] for result in results.values()}
+    if len(prints) > 1:
+        raise ValueError(f"the runs are of different data and cannot be compared, fingerprints {sorted(prints)}")
     for run, evaluation in evaluations.items():
         refuse_audit(evaluation, str(run / "eval.json"))
-    first, found = next(iter(results.values())), groups(results)
+    first, found = next(iter(results.values())), labels or groups(results)
     parts = []
     for sentence, columns in sections(first):
         rows = []
