@@ -7,6 +7,7 @@ import torch
 from pedes import make_pedes
 
 from training.config import DataConfig, EncoderConfig
+from training.data import images as sources
 from training.data import loader as loading
 from training.data import transforms
 from training.data.datasets import read_dataset
@@ -118,7 +119,7 @@ def test_same_batches_for_any_number_of_workers(make):
     state = torch.get_rng_state()
     for epoch in (0, 3):
         expected = epoch_of(make(), epoch)
-        for workers in (1, 2):
+        for workers in (1, 2, 4):
             assert same(epoch_of(make(workers=workers), epoch), expected)
     # Dropout must not depend on the number of workers either.
     assert torch.equal(torch.get_rng_state(), state)
@@ -126,12 +127,14 @@ def test_same_batches_for_any_number_of_workers(make):
 
 def test_images_are_decoded_once(make, monkeypatch):
     opened = []
-    decode = transforms.decode
-    monkeypatch.setattr(transforms, "decode", lambda path, size: opened.append(path) or decode(path, size))
+    decode_into = transforms.decode_into
+    monkeypatch.setattr(
+        transforms, "decode_into", lambda out, rows, paths: opened.extend(paths) or decode_into(out, rows, paths)
+    )
     loader = make()
     cached = [epoch_of(loader, epoch) for epoch in range(3)]
     assert len(opened) == len(set(opened)) == 30
-    monkeypatch.setattr(loading, "CACHE_BYTES", 30 * 3 * 32 * 16 - 1)
+    monkeypatch.setattr(sources, "KEPT_BYTES", 30 * 3 * 32 * 16 - 1)
     uncached = make()
     assert all(same(epoch_of(uncached, epoch), batches) for epoch, batches in enumerate(cached))
     assert len(opened) > 100

@@ -118,10 +118,10 @@ def test_one_image_is_no_batch():
 def test_streams_of_different_purpose_or_key_differ():
     keys = [
         (0, "order", 0),
-        (0, "batch", 0, 0),
+        (0, "image", 0, 0),
         (0, "order", 1),
-        (0, "batch", 1, 0),
-        (0, "batch", 0, 1),
+        (0, "image", 1, 0),
+        (0, "image", 0, 1),
         (1, "order", 0),
     ]
     assert len({random_numbers(*key).integers(2**63) for key in keys}) == len(keys)

@@ -5,18 +5,18 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data.transforms import DRAWS, augment, decode, normalise
+from training.data.transforms import DRAWS, augment, decode, decode_into, normalise
 
 SHAPE = (8, 3, 32, 16)
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def draws(images: torch.Tensor, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((len(images), DRAWS))
 
 
 def random_images(shape=SHAPE) -> torch.Tensor:
     # 255 / 2 is no uint8, so no normalised pixel is 0: zeros mark what was padded or erased.
-    return torch.randint(0, 256, shape, generator=generator(), dtype=torch.uint8)
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
 def save(path, pixels_HWC: np.ndarray, **options):
@@ -72,14 +72,14 @@ def test_normalise_maps_bytes_to_plus_minus_one():
 
 def test_augmentation_switched_off_only_normalises():
     images = random_images()
-    assert torch.equal(augment(images, 0, 0.0, 0.0, generator()), normalise(images))
+    assert torch.equal(augment(images, draws(images), 0, 0.0, 0.0), normalise(images))
 
 
 def test_flip_mirrors_the_width():
     images = random_images()
-    assert torch.equal(augment(images, 0, 1.0, 0.0, generator()), normalise(images).flip(-1))
-    half = augment(random_images((64, 3, 8, 8)), 0, 0.5, 0.0, generator())
-    plain = normalise(random_images((64, 3, 8, 8)))
+    assert torch.equal(augment(images, draws(images), 0, 1.0, 0.0), normalise(images).flip(-1))
+    images = random_images((64, 3, 8, 8))
+    half, plain = augment(images, draws(images), 0, 0.5, 0.0), normalise(images)
     same = sum(torch.equal(a, b) for a, b in zip(half, plain, strict=True))
     mirrored = sum(torch.equal(a, b.flip(-1)) for a, b in zip(half, plain, strict=True))
     assert same + mirrored == 64 and 16 < same < 48
@@ -88,7 +88,7 @@ def test_flip_mirrors_the_width():
 def test_pad_and_crop_is_a_crop_of_the_padded_image():
     images, pad = random_images((64, *SHAPE[1:])), 3
     padded = torch.nn.functional.pad(normalise(images), (pad, pad, pad, pad))
-    result = augment(images, pad, 0.0, 0.0, generator())
+    result = augment(images, draws(images), pad, 0.0, 0.0)
     offsets = set()
     for i, image in enumerate(result):
         crops = {(y, x): padded[i, :, y : y + 32, x : x + 16] for y in range(7) for x in range(7)}
@@ -98,13 +98,14 @@ def test_pad_and_crop_is_a_crop_of_the_padded_image():
 
 
 def test_padding_larger_than_the_image_leaves_half_of_each_side():
-    result = augment(random_images((64, *SHAPE[1:])), 500, 0.0, 0.0, generator())
+    images = random_images((64, *SHAPE[1:]))
+    result = augment(images, draws(images), 500, 0.0, 0.0)
     assert ((result != 0).sum(dim=(1, 2, 3)) >= 3 * 16 * 8).all()
 
 
 def test_erase_zeroes_one_rectangle():
     images = random_images((200, 3, 40, 20))
-    result = augment(images, 0, 0.0, 1.0, generator())
+    result = augment(images, draws(images), 0, 0.0, 1.0)
     areas = []
     for image, plain in zip(result, normalise(images), strict=True):
         rows, columns = (image[0] == 0).any(1).nonzero().flatten(), (image[0] == 0).any(0).nonzero().flatten()
@@ -117,18 +118,52 @@ def test_erase_zeroes_one_rectangle():
 
 
 def test_erase_probability():
-    result = augment(random_images((400, 3, 16, 16)), 0, 0.0, 0.25, generator())
+    images = random_images((400, 3, 16, 16))
+    result = augment(images, draws(images), 0, 0.0, 0.25)
     erased = sum(bool((image == 0).any()) for image in result)
     assert 70 < erased < 130
 
 
-def test_generator_decides_and_takes_the_same_numbers_whatever_is_on():
-    images = random_images()
-    full = augment(images, 4, 0.5, 0.5, generator(1))
-    assert torch.equal(full, augment(images, 4, 0.5, 0.5, generator(1)))
-    assert not torch.equal(full, augment(images, 4, 0.5, 0.5, generator(2)))
-    for settings in ((4, 0.5, 0.5), (0, 0.0, 0.0)):
-        used, skipped = generator(1), generator(1)
-        augment(images, *settings, used)
-        torch.rand(len(images), DRAWS, generator=skipped, dtype=torch.float64)
-        assert torch.equal(used.get_state(), skipped.get_state())
+def test_draws_decide_about_each_image_whatever_is_beside_it():
+    images, numbers = random_images(), draws(random_images(), 1)
+    full = augment(images, numbers, 4, 0.5, 0.5)
+    assert torch.equal(full, augment(images, numbers, 4, 0.5, 0.5))
+    assert not torch.equal(full, augment(images, draws(images, 2), 4, 0.5, 0.5))
+    order = [5, 0, 3]
+    assert torch.equal(full[order], augment(images[order], numbers[order], 4, 0.5, 0.5))
+
+
+def test_each_number_has_its_use():
+    images, numbers = random_images((64, *SHAPE[1:])), draws(random_images((64, *SHAPE[1:])))
+    kept = augment(images, numbers, 4, 0.0, 0.5) != 0
+    # What is padded and erased does not change when flipping is switched on.
+    assert torch.equal(kept, augment(images, numbers, 4, 1.0, 0.5) != 0)
+
+
+def test_decode_into_rows_and_from_bytes_is_decode(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 20, 3), dtype=np.uint8)
+    paths = [save(tmp_path / f"{i}.jpg", image) for i, image in enumerate(pixels)]
+    out = torch.full((5, 3, 32, 16), 7, dtype=torch.uint8)
+    decode_into(out, [4, 0, 2], paths)
+    decoded = [decode(path, (32, 16)) for path in paths]
+    assert all(torch.equal(out[row], image) for row, image in zip([4, 0, 2], decoded, strict=True))
+    assert (out[[1, 3]] == 7).all()
+    content = paths[1].read_bytes()
+    paths[1].unlink()
+    assert torch.equal(decode(paths[1], (32, 16), content), decoded[1])
+
+
+def test_every_bad_image_of_a_batch_is_named(tmp_path):
+    paths = [save(tmp_path / f"{i}.png", np.zeros((16, 8, 3), np.uint8)) for i in range(4)]
+    out = torch.empty(4, 3, 16, 8, dtype=torch.uint8)
+    paths[1].unlink()
+    with pytest.raises(FileNotFoundError, match="^there is no image .*1.png$"):
+        decode_into(out, range(4), paths)
+    paths[3].write_bytes(b"no image")
+    with pytest.raises(
+        ValueError, match=r"^2 of the 4 images of a batch cannot be read: there is .*1.png; .*3.png is tru"
+    ):
+        decode_into(out, range(4), paths)
+    paths[3].unlink()
+    with pytest.raises(FileNotFoundError, match=r"^2 of the 4 images of a batch"):
+        decode_into(out, range(4), paths)

@@ -40,6 +40,8 @@ class DataConfig(Stage):
     # Probability of a horizontal flip, and of erasing one rectangle.
     flip: Annotated[float, Within(0, 1)] = 0.5
     erase: Annotated[float, Within(0, 1)] = 0.5
+    # Folder of the packed cache of resized images, shared by runs and data sets, filled when needed; empty: none.
+    cache: str = ""
     # Processes that decode images; 0 decodes in the training process.
     workers: Annotated[int, Within(0, 1024)] = 0
 

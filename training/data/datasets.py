@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -50,41 +50,61 @@ class Dataset:
     fingerprint: str
 
 
-def read_dataset(config: DataConfig) -> Dataset:
-    """Reads and checks the data set of `config`; images are looked up, not opened.
+def read_records(config: DataConfig) -> dict[str, list[Record]]:
+    """The checked records of the data set of `config` by split, without generated texts; images are looked up, not opened.
 
-    Raises FileNotFoundError for a missing folder, JSON file, file of generated texts or image, and ValueError for
-    anything wrong inside the files; each error is one sentence with up to five examples and their number.
+    Raises FileNotFoundError for a missing folder, JSON file or image, and ValueError for anything wrong inside the file;
+    each error is one sentence with up to five examples and their number.
     """
+    return _read(config)[0]
+
+
+def _read(config: DataConfig) -> tuple[dict[str, list[Record]], bytes]:
+    """Records by split, and the bytes that they come from."""
     root = Path(config.root)
     file, images = root / "reid_raw.json", root / "imgs"
-    descriptions = Path(config.descriptions) if config.descriptions else root / "descriptions.jsonl"
     for path, what in ((root, "folder"), (file, "file"), (images, "folder")):
         if not (path.is_dir() if what == "folder" else path.is_file()):
             raise FileNotFoundError(
                 f"data.root={config.root}: there is no {what} {path}; a data folder holds reid_raw.json and imgs/"
             )
-    if not descriptions.is_file():
-        raise FileNotFoundError(f"there is no file of generated texts {descriptions}; it needs {REMEDY}")
-    raw, generated = file.read_bytes(), descriptions.read_bytes()
+    raw = file.read_bytes()
     items = _check_items(_parse(raw, file), file)
     missing = _missing_images(items, images)
     if missing:
         raise FileNotFoundError(f"images named in {file} are not under {images}: {_examples(missing)}")
+    splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    for item in items:
+        key, split = item["file_path"], item["split"]
+        captions = tuple(caption.strip() for caption in item["captions"])
+        splits[split].append(Record(key, images / key, item["id"], split, captions))
+    return splits, raw
+
+
+def read_dataset(config: DataConfig) -> Dataset:
+    """Reads and checks the data set of `config` with its generated texts; images are looked up, not opened.
+
+    Raises what `read_records` does, FileNotFoundError for a missing file of generated texts, and ValueError for anything
+    wrong in it.
+    """
+    descriptions = Path(config.descriptions) if config.descriptions else Path(config.root) / "descriptions.jsonl"
+    splits, raw = _read(config)
+    if not descriptions.is_file():
+        raise FileNotFoundError(f"there is no file of generated texts {descriptions}; it needs {REMEDY}")
+    generated = descriptions.read_bytes()
     texts = _read_descriptions(generated, descriptions)
-    without = [item["file_path"] for item in items if item["split"] == "train" and item["file_path"] not in texts]
+    without = [record.file_path for record in splits["train"] if record.file_path not in texts]
     if without:
         raise ValueError(
             f"train images have no generated texts in {descriptions}: {_examples(without)}; it needs {REMEDY}"
         )
-    splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
-    for item in items:
-        key, split = item["file_path"], item["split"]
-        identity, clothing = texts[key] if split == "train" else ("", "")
-        captions = tuple(caption.strip() for caption in item["captions"])
-        splits[split].append(Record(key, images / key, item["id"], split, captions, identity, clothing))
+    for i, record in enumerate(splits["train"]):
+        identity, clothing = texts[record.file_path]
+        splits["train"][i] = replace(record, identity=identity, clothing=clothing)
     num_train_ids = len({record.id for record in splits["train"]})
-    return Dataset(config.dataset, root, splits, num_train_ids, hashlib.sha256(raw + generated).hexdigest())
+    return Dataset(
+        config.dataset, Path(config.root), splits, num_train_ids, hashlib.sha256(raw + generated).hexdigest()
+    )
 
 
 def identity_texts(config: DataConfig, records: Sequence[Record]) -> list[str]:

@@ -6,27 +6,25 @@ Shapes: B images, C = 3 channels, H, W pixels, T tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from training.config import DataConfig
 from training.data import transforms
 from training.data.datasets import Dataset, Record
+from training.data.images import open_images, read, update_cache
 from training.data.sampler import PKSampler, Sampler, ShuffledSampler, random_numbers
 
-# Decoded images are kept in memory up to this many bytes: 43,690 images of 128x64.
-CACHE_BYTES = 2**30
 # Texts per call of the tokenizer; bounds the memory of its intermediate lists.
 TOKENIZE_CHUNK = 4096
-
-T = TypeVar("T")
+# Of an image's uniform numbers the first ones are the augmentation's, this one chooses the caption.
+CAPTION = transforms.DRAWS
 
 
 @dataclass(frozen=True)
@@ -110,76 +108,15 @@ class _TextTable:
         return TextBatch(self.tokens[rows, :longest].long(), mask_BT.long())
 
 
-class _Images:
-    """Decoded and resized images, kept after the first visit if all of them fit into CACHE_BYTES."""
-
-    def __init__(self, paths: list[Path], image_size: tuple[int, int], keep: bool) -> None:
-        self.paths, self.image_size = paths, image_size
-        shape = (len(paths), 3, *image_size)
-        fits = keep and int(np.prod(shape, dtype=np.int64)) <= CACHE_BYTES
-        # Untouched pages of torch.empty cost no memory.
-        self.pixels = torch.empty(shape, dtype=torch.uint8) if fits else None
-        self.known = [False] * len(paths)
-
-    def part(self, part: slice) -> Tensor:
-        """uint8 (B, 3, H, W) of a slice with both ends given."""
-        return self.get(range(part.start, part.stop))
-
-    def get(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (B, 3, H, W)"""
-        if self.pixels is None:
-            return torch.stack([transforms.decode(self.paths[i], self.image_size) for i in indices])
-        for i in indices:
-            if not self.known[i]:
-                self.pixels[i] = transforms.decode(self.paths[i], self.image_size)
-                self.known[i] = True
-        return self.pixels[list(indices)]
-
-
-class _Guarded:
-    """Map-style data set that returns an error instead of raising it: DataLoader would wrap its text in a traceback."""
-
-    def __init__(self, make: Callable[[Any], Any]) -> None:
-        self.make = make
-
-    def __getitem__(self, key: Any) -> Any:
-        try:
-            return self.make(key)
-        except (OSError, ValueError) as error:
-            return error
-
-
-def _identity(value: T) -> T:
-    return value
-
-
-def _stream(make: Callable[[Any], T], keys: list[Any], workers: int) -> Iterator[T]:
-    """make(key) for each key in order, computed in this process or ahead of time in `workers` others."""
-    if workers == 0:
-        yield from map(make, keys)
-        return
-    # A generator of its own, so that the number of workers does not shift torch's global random numbers.
-    source: Any = DataLoader(
-        _Guarded(make),  # type: ignore[arg-type]
-        batch_size=None,
-        sampler=keys,
-        num_workers=workers,
-        collate_fn=_identity,
-        generator=torch.Generator().manual_seed(0),
-    )
-    for value in source:
-        if isinstance(value, Exception):
-            raise value
-        yield value
-
-
 class TrainLoader:
-    """Train batches of a data set; the batches of an epoch depend on (seed, epoch) only, not on config.workers.
+    """Train batches of a data set; they depend on (seed, epoch) only, not on config.workers or config.cache. How an image
+    is augmented depends on (seed, epoch, its place in the split) only, and not on the batch that it is in.
 
-    With workers == 0 decoded images are cached (see CACHE_BYTES); each worker process starts anew every epoch and
-    caches nothing.
+    Without a cache and with workers == 0 decoded images are kept in memory (see images.KEPT_BYTES); each worker process
+    starts anew every epoch and keeps nothing. With a cache, that of the train and of the val images is brought up to date.
 
-    Raises ValueError from the sampler (too few identities) and, while iterating, for an image that cannot be decoded.
+    Raises ValueError from the sampler (too few identities) and from the cache; while iterating, ValueError or
+    FileNotFoundError that names every image of a batch that cannot be read.
     """
 
     def __init__(self, dataset: Dataset, tokenizer: Any, config: DataConfig, seed: int) -> None:
@@ -193,7 +130,9 @@ class TrainLoader:
         )
         texts = (text for r in self.records for text in (*r.captions, r.identity, r.clothing))
         self.table = _TextTable(tokenizer, texts, config.text_length)
-        self.images = _Images([record.path for record in self.records], config.image_size, keep=config.workers == 0)
+        # The first validation comes an epoch later: an image that it cannot read should not wait until then.
+        update_cache([r.path for r in (*self.records, *dataset.splits.get("val", ()))], config)
+        self.images = open_images([record.path for record in self.records], config, keep=config.workers == 0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """The next iteration yields the batches of this epoch, the first `start` of them left out."""
@@ -205,24 +144,40 @@ class TrainLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        keys = [(self.epoch, position, indices) for position, indices in enumerate(self.sampler)]
-        return _stream(self._batch, keys[self.start :], self.config.workers)
+        batches = list(self.sampler)
+        draws = self._draws(batches)[self.start :]
+        batches = batches[self.start :]
+        pixels = read(self.images, batches, self.config.workers)
+        for indices, draws_BD, pixels_BCHW in zip(batches, draws, pixels, strict=True):
+            yield self._batch(indices, draws_BD, pixels_BCHW)
 
-    def _batch(self, key: tuple[int, int, list[int]]) -> Batch:
-        epoch, position, indices = key
-        records = [self.records[i] for i in indices]
-        rng = random_numbers(self.seed, "batch", epoch, position)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        drawn = rng.random(len(records)).tolist()
-        captions = [r.captions[int(u * len(r.captions))] for r, u in zip(records, drawn, strict=True)]
+    def _draws(self, batches: list[list[int]]) -> list[np.ndarray]:
+        """(B, D) uniform numbers for each batch: those of the n-th visit to an image in this epoch, whatever is beside it."""
+        visits: Counter[int] = Counter()
+        tables: list[np.ndarray] = []
+        result = []
+        for indices in batches:
+            rows = []
+            for i in indices:
+                if visits[i] == len(tables):
+                    rng = random_numbers(self.seed, "image", self.epoch, len(tables))
+                    tables.append(rng.random((len(self.records), CAPTION + 1)))
+                rows.append(tables[visits[i]][i])
+                visits[i] += 1
+            result.append(np.stack(rows))
+        return result
+
+    def _batch(self, indices: list[int], draws_BD: np.ndarray, pixels_BCHW: Tensor) -> Batch:
         config, row = self.config, self.table.row
-        images = transforms.augment(self.images.get(indices), config.pad, config.flip, config.erase, generator)
+        records = [self.records[i] for i in indices]
+        drawn = draws_BD[:, CAPTION].tolist()
+        captions = [r.captions[int(u * len(r.captions))] for r, u in zip(records, drawn, strict=True)]
         clothing = [row[r.clothing] for r in records]
         texts = self.table.batch([*(row[text] for text in captions), *(row[r.identity] for r in records), *clothing])
         parts = zip(texts.input_ids_BT.chunk(3), texts.attention_mask_BT.chunk(3), strict=True)
         caption, identity, garments = (TextBatch(tokens, mask) for tokens, mask in parts)
         return Batch(
-            images_BCHW=images,
+            images_BCHW=transforms.augment(pixels_BCHW, draws_BD, config.pad, config.flip, config.erase),
             captions=caption,
             identity=identity,
             clothing=garments,
@@ -235,11 +190,11 @@ class TrainLoader:
 def iterate_images(records: Sequence[Record], config: DataConfig, batch_size: int) -> Iterator[tuple[Tensor, slice]]:
     """(images_BCHW, slice of `records` that they are) in order: float32 (B, 3, H, W), normalised, not augmented.
 
-    Raises ValueError for an image that cannot be decoded, FileNotFoundError for one that has gone.
+    Raises ValueError or FileNotFoundError that names every image of a batch that cannot be read, and what the cache does.
     """
-    images = _Images([record.path for record in records], config.image_size, keep=False)
+    images = open_images([record.path for record in records], config)
     starts = range(0, len(records), batch_size)
     slices = [slice(start, min(start + batch_size, len(records))) for start in starts]
-    decoded = _stream(images.part, slices, config.workers)
-    for pixels, part in zip(decoded, slices, strict=True):
-        yield transforms.normalise(pixels), part
+    batches = [range(part.start, part.stop) for part in slices]
+    for pixels_BCHW, part in zip(read(images, batches, config.workers), slices, strict=True):
+        yield transforms.normalise(pixels_BCHW), part

@@ -22,12 +22,12 @@ class Sampler(Protocol):
     def __iter__(self) -> Iterator[list[int]]: ...
 
 
-def random_numbers(seed: int, purpose: Literal["order", "batch"], *key: int) -> np.random.Generator:
+def random_numbers(seed: int, purpose: Literal["order", "image"], *key: int) -> np.random.Generator:
     """Independent stream for `seed` (any integer), a purpose and non-negative integers, the same on every machine.
 
     The purpose matters: numpy pads short keys with zeros, so (seed, epoch) and (seed, epoch, 0) are one stream.
     """
-    return np.random.default_rng([seed % 2**64, {"order": 1, "batch": 2}[purpose], *key])
+    return np.random.default_rng([seed % 2**64, {"order": 1, "image": 2}[purpose], *key])
 
 
 class PKSampler:
