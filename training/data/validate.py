@@ -22,10 +22,16 @@ from training.data.texts import shared_captions, stray_texts
 
 # Identities of the older split of RSTPReid that circulates.
 OLD_RSTPREID = (3901, 100, 100)
-# Totals that the paper prints and the splits do not have.
-MISPRINTS = {
-    "icfg-pedes": "the paper prints 54,552 images for ICFG-PEDES; its splits sum to 54,522",
-    "rstpreid": "the paper prints 4,104 identities for RSTPReid; its splits sum to 4,101",
+# What everybody who uses a set should know.
+ABOUT = {
+    "icfg-pedes": (
+        ("official numbers", "the paper prints 54,552 images for ICFG-PEDES; its splits sum to 54,522"),
+        ("source", "ICFG-PEDES and RSTPReid are both drawn from MSMT17: people can be in both, under other ids"),
+    ),
+    "rstpreid": (
+        ("official numbers", "the paper prints 4,104 identities for RSTPReid; its splits sum to 4,101"),
+        ("source", "RSTPReid and ICFG-PEDES are both drawn from MSMT17: people can be in both, under other ids"),
+    ),
 }
 # (data set, files done, files).
 Progress = Callable[[str, int, int], None]
@@ -130,9 +136,7 @@ def _source_findings(name: str, source: Source) -> list[Finding]:
     if len(names) > 1:
         both = f"{' and '.join(names)} are both there and equal; {source.file.name} is read"
         findings.append(Finding("annotation file", "note", both))
-    if name in MISPRINTS:
-        findings.append(Finding("official numbers", "note", MISPRINTS[name]))
-    return findings
+    return findings + [Finding(check, "note", text) for check, text in ABOUT.get(name, ())]
 
 
 def _record_findings(name: str, source: Source, rows: Sequence[Row]) -> list[Finding]:
