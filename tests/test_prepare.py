@@ -1,6 +1,7 @@
 """`python -m training.prepare validate` and `template` as a user meets them: exit status, table, page, errors."""
 
 import pytest
+from test_report import Page
 from tiny import contents
 from validated import edit, make
 
@@ -30,7 +31,7 @@ def test_exit_status_table_and_page(tmp_path, run):
     assert out.splitlines()[-1] == "runs/validate-cuhk-pedes.html"
     page = (tmp_path / "runs" / "validate-cuhk-pedes.html").read_text()
     assert page.count("data:image/jpeg") == 8 + 6 + 6 and "A slim person" in page
-    assert "://" not in page
+    assert "://" not in page and Page(page).open == []
     status, out, _ = run("validate", "cuhk-pedes", "set", "--html", "p/page.html")
     assert status == 1 and "The official protocol cannot be run: see the errors." in out
     assert (tmp_path / "p" / "page.html").exists()

@@ -103,7 +103,13 @@ DEFECTS = {
         captions((0, "A man in red."), (4, "a MAN  in red"), (-1, "a man in red!")),
         "captions shared by people",
         "warning",
-        "3 of 60 captions .5.0%. are one of 1 text that describes several people; 1 of them are test queries .*3 people",
+        "1 text describes several people, 3 of 60 captions .5.0%.; 0 test queries have more .* .3 people.: 'a man in red'",
+    ),
+    "shared queries": (
+        captions((-1, "A man in red."), (-4, "a man in red"), (-5, "a man in red")),
+        "captions shared by people",
+        "warning",
+        "1 text describes several people, 3 of 60 captions .*; 3 test queries have more than one right answer; .*2 people",
     ),
     "line break": (
         captions((0, "a man\nin red")),
