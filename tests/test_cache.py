@@ -283,7 +283,7 @@ def test_interrupted_packing_goes_on(
 
 def test_prepare_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str], decoded: list[str]) -> None:
     root = make_pedes(tmp_path / "pedes")
-    command = ["pack", str(root), str(tmp_path / "cache"), "--image-size", "32", "16"]
+    command = ["pack", "cuhk-pedes", str(root), str(tmp_path / "cache"), "--image-size", "32", "16"]
     for expected_text in ("0 current, 0 known by content, 30 decoded", "30 current, 0 known by content, 0 decoded"):
         assert cli.run(prepare.main, command) == 0
         assert expected_text in " ".join(capsys.readouterr().err.split())
