@@ -28,6 +28,7 @@ TESTS = {
     "mamba_block": ("nn", "selective_scan", "causal_conv1d"),
     "transformers": ("compat", "transformers"),
     "overhead": ("selective_scan", "causal_conv1d", "hsic"),
+    "loading": ("transforms", "ahead", "cache", "loader"),
 }
 
 

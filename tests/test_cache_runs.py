@@ -24,6 +24,7 @@ from training.data.datasets import read_dataset
 from training.data.loader import Batch, TrainLoader, iterate_images
 from training.data.packing import Counts, pack
 from training.data.tokenizer import build_tokenizer
+from training.search import find
 from training.train import train
 
 SIZE = (32, 16)
@@ -108,6 +109,12 @@ def test_a_run_ends_with_the_same_numbers_with_a_cache_and_workers_though_interr
             train(config, tmp_path / "run")
     train(config, tmp_path / "run", resume=True)
     assert read_lines(tmp_path / "run") == read_lines(tmp_path / "plain")
+    # The train and val images; a search adds those of a split and not those of a folder.
+    assert files_in(tmp_path / "cache") == 24
+    find(tmp_path / "run", "red shirt", 3, "test")
+    make_pedes(tmp_path / "others")
+    find(tmp_path / "run", "red shirt", 3, str(tmp_path / "others" / "imgs" / "train"))
+    assert files_in(tmp_path / "cache") == 30
 
 
 @pytest.fixture

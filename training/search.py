@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from training import checkpoint, cli
 from training.checkpoint import TrainedRun
+from training.config import DataConfig
 from training.data.datasets import SPLITS, Record, read_dataset
 from training.data.loader import tokenize
 from training.retrieval import Index, build_index, folder_records, index_key, load_index, save_index
@@ -42,15 +44,18 @@ def find(run_dir: Path, text: str, k: int, gallery: str) -> list[tuple[float, st
     if k < 1:
         raise ValueError(f"--k must be at least 1, got {k}")
     run = checkpoint.load_run(run_dir)
-    records = read_dataset(run.config.data).splits[gallery] if gallery in SPLITS else folder_records(Path(gallery))
-    index = _index(run, run_dir, records)
+    data = run.config.data
+    # The packed cache of the run is for its data set: a folder is embedded once, and the index kept.
+    ours = gallery in SPLITS
+    records = read_dataset(data).splits[gallery] if ours else folder_records(Path(gallery))
+    index = _index(run, run_dir, records, data if ours else replace(data, cache=""))
     with torch.inference_mode():
         text_1E = run.model.embed_texts(tokenize(run.tokenizer, [text], run.config.data.text_length))
     scores, positions = index.search(text_1E[0], k)
     return [(score, index.paths[i]) for score, i in zip(scores.tolist(), positions.tolist(), strict=True)]
 
 
-def _index(run: TrainedRun, run_dir: Path, records: Sequence[Record]) -> Index:
+def _index(run: TrainedRun, run_dir: Path, records: Sequence[Record], data: DataConfig) -> Index:
     """The stored index if it is of this checkpoint and these images, else a new one, stored in its place."""
     path, key = run_dir / "index.pt", index_key(run_dir / "best.pt", records)
     try:
@@ -60,9 +65,7 @@ def _index(run: TrainedRun, run_dir: Path, records: Sequence[Record]) -> Index:
     except (FileNotFoundError, ValueError):
         # A missing or damaged index costs nothing but the time to make it again.
         pass
-    index = build_index(
-        run.model, records, run.config.data, beta=run.beta, batch_size=run.config.eval.batch_size, key=key
-    )
+    index = build_index(run.model, records, data, beta=run.beta, batch_size=run.config.eval.batch_size, key=key)
     save_index(path, index)
     return index
 

