@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from training.data import checks, files
+from training.data import checks, image_files
 from training.data.duplicates import duplicate_images, duplicates_between
 from training.data.findings import SAMPLES, Finding, Level, Sample, spread
 from training.data.pictures import CACHE, Picture, PictureCache, look_into_all
@@ -96,12 +96,12 @@ def validate(
     counts = count(rows)
     findings += _count_findings(name, counts, options.allow_counts)
     findings += [shared_captions(rows, images), *stray_texts(rows, images)]
-    missing, lost = files.missing_files(name, rows, images)
-    findings += [missing, *files.bitmaps(name, rows), files.unnamed_files(rows, images)]
+    missing, lost = image_files.missing_files(name, rows, images)
+    findings += [missing, *image_files.bitmaps(name, rows), image_files.unnamed_files(rows, images)]
     if options.contents:
         present = [row for row in rows if row["file_path"] not in lost]
         found, kept = _pictures(layout.title, present, root, options, progress)
-        findings += [*kept, files.unreadable_files(present, found, images), *files.odd_files(found, images)]
+        findings += [*kept, image_files.unreadable_files(present, found, images), *image_files.odd_files(found, images)]
         findings += duplicate_images(present, found, images, own=name == "own")
         for other, path, other_source in others:
             theirs = checks.well_formed(other_source.rows)
