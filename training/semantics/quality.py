@@ -24,8 +24,8 @@ from training.semantics.words import plain, tokens
 ENGLISH = 0.35
 # A text of that many words or more with fewer different runs of three words than this share of all runs is a loop.
 LOOP_WORDS, LOOP_SHARE = 20, 0.55
-# Bands and rows of the MinHash signature: texts of similarity 0.9 share a band with probability 0.995, of 0.5 with 0.28.
-BANDS, ROWS = 5, 4
+# Bands and rows of the MinHash signature: texts of similarity 0.8 share a band with probability 0.985, of 0.4 with 0.19.
+BANDS, ROWS = 8, 4
 # Texts kept in a bucket of a band: more are near-duplicates of these already, or share a template.
 BUCKET = 8
 
@@ -211,7 +211,7 @@ class NearDuplicates:
     Give it both texts of an image, joined: identity texts alone coincide between people, and rightly so.
     """
 
-    def __init__(self, similarity: float = 0.9, min_words: int = 12) -> None:
+    def __init__(self, similarity: float = 0.8, min_words: int = 12) -> None:
         """Shorter texts are never reported. Raises ValueError for a similarity outside (0, 1]."""
         if not 0 < similarity <= 1:
             raise ValueError(f"similarity must be above 0 and at most 1, got {similarity}")

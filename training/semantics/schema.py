@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -83,7 +83,7 @@ class Schema:
         if empty:
             raise ValueError(f"leave_out={', '.join(names)} leaves no attribute of {' and '.join(empty)}")
         gone = tuple(item for item in (*self.identity, *self.clothing) if item.name in names)
-        return replace(self, **kept, left_out=(*self.left_out, *gone))
+        return Schema(kept["identity"], kept["clothing"], self.neutral, (*self.left_out, *gone))
 
     def lookup(self, kind: Kind) -> Lookup:
         """What the checks look up in a text of this kind; made once for a schema."""

@@ -37,9 +37,9 @@ class Phrases:
         for name, phrases in (*by_name.items(), ("", neutral)):
             for phrase in phrases:
                 *first, last = tokens(phrase)
-                for form in (last, plural(last)):
-                    known = self._names.get((*first, form), ())
-                    self._names[(*first, form)] = known if name in known else (*known, name)
+                for form in ((*first, last), (*first, plural(last))):
+                    known = self._names.get(form, ())
+                    self._names[form] = known if name in known else (*known, name)
         self._longest = max(map(len, self._names), default=0)
         self._first = {phrase[0] for phrase in self._names}
 
