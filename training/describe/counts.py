@@ -23,7 +23,7 @@ def checks_of_text(text: Text, schema: Schema, limits: Limits) -> dict[str, str]
 
 
 @dataclass
-class Statistics:
+class Counts:
     """Counts over many texts, one `add` each."""
 
     schema: Schema

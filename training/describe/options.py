@@ -62,7 +62,9 @@ def read_data(name: str, root: str) -> dict[str, Record]:
 def shown(items: Iterable[Item], what: str) -> Iterator[Item]:
     """The items, counted on a terminal while they pass."""
     console = Console(stderr=True)
-    with Progress(*Progress.get_default_columns()[:1], console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        *Progress.get_default_columns()[:1], console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(what, total=None)
         for count, item in enumerate(items, 1):
             yield item
