@@ -19,13 +19,13 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _HEDGING = re.compile(
-    r"\b(?:appears?|seems?|looks? like|looks? to be|seemingly|apparently|possibly|probably|perhaps|maybe|presumably|"
-    r"likely|potentially|might|may be|may have|could be|could have|i think|i guess|i believe|hard to (?:say|tell)|"
-    r"difficult to (?:say|tell)|difficult to determine|not sure|suggest(?:s|ing)?|indicat(?:es|ing)|some (?:kind|sort) of|"
-    r"what (?:looks|appears|seems))\b",
+    r"\b(?:appears?(?! (?:in|on|at|from|with|against)\b)|seems?|looks? like|looks? to be|seemingly|apparently|possibly|"
+    r"probably|perhaps|maybe|presumably|likely|potentially|might|may be|may have|could be|could have|i think|i guess|"
+    r"i believe|hard to (?:say|tell)|difficult to (?:say|tell|determine)|not sure|suggest(?:s|ing)?|indicat(?:es|ing)|"
+    r"some (?:kind|sort) of|what (?:looks|appears|seems))\b",
     re.IGNORECASE,
 )
-# A third of the words of an English text are among these, or less in a terse enumeration.
+# Together with the words of the schema, most words of an English description are among these.
 FUNCTION_WORDS = frozenset(
     "a about above across against all along also an and another any are around as at back be been behind below beneath "
     "beside both but by can carrying down each either front for from has have having he her his holding in inside into "
