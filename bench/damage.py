@@ -145,7 +145,7 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
     "open quote": ("syntax", _either(lambda text, r: f'"{text}')),
     "wrongly decoded": ("syntax", _either(lambda text, r: text.replace(" ", "\u00c2\u00a0", 2))),
     "cut off anywhere": ("syntax", _either(_cut)),
-    "three words left": ("length", _either(lambda text, r: " ".join(text.split()[:3]))),
+    "two words left": ("length", _either(lambda text, r: " ".join(text.split()[:2]))),
     "hedging": ("hedging", _either(lambda text, r: f"This {r.choice(_HEDGES)} {_lower(text)}")),
 }
 
