@@ -1,1 +1,1 @@
-"""Texts about images: styles of captions, prompts, and descriptions from a multimodal model."""
+"""Semantics: styles of captions, prompts for generated texts, their generation, and the checks on them."""
