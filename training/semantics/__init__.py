@@ -1,0 +1,1 @@
+"""Captions' styles, and what a language model is asked and answers about pictures; knows no data set."""
