@@ -33,37 +33,49 @@ class Phrases:
 
     def __init__(self, by_name: Mapping[str, Iterable[str]], neutral: Iterable[str] = ()) -> None:
         """`neutral` phrases are found like the others, but not reported: they hide the shorter phrases inside them."""
-        self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
+        # Words of a phrase or of its plural -> (name, the phrase as listed) of each name that has it.
+        self._known: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {}
         for name, phrases in (*by_name.items(), ("", neutral)):
             for phrase in phrases:
                 *first, last = tokens(phrase)
                 for form in ((*first, last), (*first, plural(last))):
-                    known = self._names.get(form, ())
-                    self._names[form] = known if name in known else (*known, name)
-        self._longest = max(map(len, self._names), default=0)
-        self._first = {phrase[0] for phrase in self._names}
+                    known = self._known.get(form, ())
+                    if name not in dict(known):
+                        self._known[form] = (*known, (name, phrase))
+        self._longest = max(map(len, self._known), default=0)
+        self._first = {phrase[0] for phrase in self._known}
 
     def find(self, words: Sequence[str]) -> list[tuple[str, str]]:
         """(name, phrase as written) of each phrase in the words, in order and without overlap."""
-        found: list[tuple[str, str]] = []
-        start = 0
-        while start < len(words):
-            size = self._match(words, start)
-            names = self._names[tuple(words[start : start + size])] if size else ()
-            if "" not in names:
-                found += [(name, " ".join(words[start : start + size])) for name in names]
-            start += size or 1
+        return [(name, " ".join(form)) for form in self._forms(words) for name, _ in self._known[form] if name]
+
+    def by_name(self, words: Sequence[str]) -> dict[str, set[str]]:
+        """Name -> its phrases in the words, as they are listed: "caps" counts as "cap"."""
+        found: dict[str, set[str]] = {}
+        for form in self._forms(words):
+            for name, phrase in self._known[form]:
+                found.setdefault(name, set()).add(phrase)
         return found
 
     def count(self, words: Sequence[str]) -> int:
         """How many of the words belong to a phrase."""
-        return sum(len(phrase.split()) for _, phrase in self.find(words))
+        return sum(map(len, self._forms(words)))
 
-    def _match(self, words: Sequence[str], start: int) -> int:
-        """Words in the longest phrase that begins here, 0 if none does."""
+    def _forms(self, words: Sequence[str]) -> list[tuple[str, ...]]:
+        """The longest phrases from left to right, without those that a neutral one hides."""
+        forms, start = [], 0
+        while start < len(words):
+            form = self._longest_at(words, start)
+            forms += [form] if form and not any(name == "" for name, _ in self._known[form]) else []
+            start += len(form) or 1
+        return forms
+
+    def _longest_at(self, words: Sequence[str], start: int) -> tuple[str, ...]:
+        """The longest phrase that begins here, () if none does."""
         if words[start] not in self._first:
-            return 0
+            return ()
         for size in range(min(self._longest, len(words) - start), 0, -1):
-            if tuple(words[start : start + size]) in self._names:
-                return size
-        return 0
+            form = tuple(words[start : start + size])
+            if form in self._known:
+                return form
+        return ()
