@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -37,6 +39,13 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The terminal is free for a question meanwhile."""
+        self._bar.stop()
+        yield
+        self._bar.start()
 
     def recorded(self, row: dict[str, Any]) -> None:
         """A new record."""

@@ -10,9 +10,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from training.data.pedestrians.descriptions import STYLES, clothing_text, identity_text
+from training.data.pedestrians.captions import STYLES
+from training.data.pedestrians.dice import Dice
 from training.data.pedestrians.factors import Identity, Outfit, Pose
+from training.data.pedestrians.imitate import imitate, nearest_writer
 from training.semantics.providers import Ask
+from training.semantics.schema import KINDS
 from training.semantics.store import Answer
 
 # Part of what an answer depends on: raise it when the templates change.
@@ -40,7 +43,9 @@ def read_scenes(root: Path, wanted: Collection[str]) -> dict[str, Scene]:
                 raise ValueError(f"{path}, line {number} does not say what an image shows: {error}") from error
     without = sorted(names - set(scenes))
     if without:
-        raise ValueError(f"{path} does not say what these images show: {', '.join(without[:5])} ({len(without)} in all)")
+        raise ValueError(
+            f"{path} does not say what these images show: {', '.join(without[:5])} ({len(without)} in all)"
+        )
     return scenes
 
 
@@ -54,13 +59,15 @@ class TemplateProvider:
     window = 4
 
     def __init__(self, scenes: Mapping[str, Scene], examples: Mapping[int, tuple[str, ...]]) -> None:
-        """examples: captions that show each style; without any the writer is the one of the style's number."""
+        """examples: captions that show each style; a style without any has the writer of its number."""
         self._scenes = scenes
-        self._writers = {style: style % STYLES for style in examples}
+        self._writers = {
+            style: nearest_writer(shown) if shown else style % len(STYLES) for style, shown in examples.items()
+        }
 
     async def answer(self, ask: Ask) -> Answer:
         """The text of one kind."""
         identity, outfit, pose = self._scenes[ask.file_path]
-        writer = self._writers[ask.style]
-        text = identity_text(identity, pose, writer) if ask.kind == "identity" else clothing_text(outfit, pose, writer)
-        return Answer(json.dumps({ask.kind: text}))
+        dice = Dice("template", ask.seed, ask.file_path)
+        texts = dict(zip(KINDS, imitate(identity, outfit, pose, dice, self._writers[ask.style]), strict=True))
+        return Answer(json.dumps({ask.kind: texts[ask.kind]}))

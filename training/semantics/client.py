@@ -13,7 +13,6 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -21,17 +20,11 @@ import httpx2
 
 from training.fields import Stage, Within
 from training.semantics.pacing import Halt, Meter, Pace, Stopped, clock
+from training.semantics.replies import message_of, object_in, refused_field, retry_after, shaped, tokens_of
 
 OPENAI = "https://api.openai.com/v1"
 # Answers are kilobytes; more is no answer.
 LARGEST_ANSWER = 8 << 20
-# Optional fields of a request and words by which a server that does not know them says so.
-_OPTIONAL = {
-    "response_format": ("response_format", "json_schema", "structured output", "grammar", "guided"),
-    "max_tokens": ("max_tokens", "max_completion_tokens"),
-    "temperature": ("temperature",),
-    "seed": ("seed",),
-}
 # Answers that repeating does not change: wrong key, wrong address, a page that has moved.
 _REFUSALS = {301, 302, 303, 307, 308, 401, 403, 404, 405}
 _PASSING = {408, 409, 425, 429}
@@ -105,7 +98,9 @@ def read_key(service: Service, environment: Mapping[str, str]) -> str:
     if not key:
         raise ValueError(f"the environment variable {name} is not set; put the key of {service.base_url} there")
     if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError(f"the environment variable {name} holds no key: expected 8 or more printable characters, no spaces")
+        raise ValueError(
+            f"the environment variable {name} holds no key: expected 8 or more printable characters, no spaces"
+        )
     return key
 
 
@@ -143,7 +138,7 @@ class Client:
         while turn <= self.service.retries:
             if turn:
                 await self.halt.sleep(self._wait(turn, last))
-            reply = await self._send(_shaped(body, without), key)
+            reply = await self._send(shaped(body, without), key)
             seconds, status = clock() - reply.begun, reply.status
             outcome = self._judge(reply)
             if isinstance(outcome, dict):
@@ -154,7 +149,7 @@ class Client:
                     self._tokens.correct(sent + answered - reply.guess)
                 return outcome, seconds
             if status == 400 or status == 422:
-                field = _refused_field(outcome.reason, body, without)
+                field = refused_field(outcome.reason, body, without)
                 if not field:
                     raise self._failure(outcome.reason)
                 without |= {field}
@@ -218,10 +213,10 @@ class Client:
         status, text = reply.status, reply.text
         if status == 0:
             return _Again(text)
-        value = _json(text)
+        value = object_in(text)
         if status == 200 and "choices" in value:
             return value
-        told = _message(value, text)
+        told = message_of(value, text)
         if status == 200:
             return _Again(f"the answer is no chat completion: {told}" if value else f"the answer is no JSON: {told}")
         reason = f"HTTP {status}: {told}"
@@ -230,8 +225,10 @@ class Client:
         elif status in _REFUSALS:
             self._refused += 1
             if self._refused >= self.service.refusals:
-                self._stop(f"{self.service.base_url} refuses every request ({reason}); check base_url, model and key_variable")
-        wait = _retry_after(reply.headers, time.time())
+                self._stop(
+                    f"{self.service.base_url} refuses every request ({reason}); check base_url, model and key_variable"
+                )
+        wait = retry_after(reply.headers, time.time())
         if wait is not None and wait > self.service.patience:
             self._stop(f"{self.service.base_url} asks to wait {wait:.0f} s, longer than patience ({reason})")
         if wait is not None and status == 429:
@@ -242,58 +239,3 @@ class Client:
     def _stop(self, text: str) -> None:
         self.halt.stop(Stopped(f"{text}; the answers so far are kept"))
         self.halt.check()
-
-
-def tokens_of(value: dict[str, Any]) -> tuple[int | None, int | None]:
-    """Tokens (sent, answered) as a server counts them; None where it does not."""
-    usage = value.get("usage")
-    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    sent, answered = (n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in counts)
-    return sent, answered
-
-
-def _shaped(body: dict[str, Any], without: frozenset[str]) -> dict[str, Any]:
-    """The body without the fields that a server refuses; a limit of tokens goes by its newer name then."""
-    kept = {name: value for name, value in body.items() if name not in without}
-    if "max_tokens" in without:
-        kept["max_completion_tokens"] = body["max_tokens"]
-    return kept
-
-
-def _refused_field(reason: str, body: dict[str, Any], without: frozenset[str]) -> str:
-    """The optional field that a 400 is about, "" for none; where it names none, the one that fewest servers know."""
-    there = [name for name in _OPTIONAL if name in body and name not in without]
-    low = reason.lower()
-    named = [name for name in there if any(word in low for word in _OPTIONAL[name])]
-    return named[0] if named else "response_format" if "response_format" in there else ""
-
-
-def _json(text: str) -> dict[str, Any]:
-    """The object in a body, {} for anything else."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _message(value: dict[str, Any], text: str) -> str:
-    """What a server says about an error: its message, else the beginning of the body."""
-    error = value.get("error", value.get("message", value.get("detail", "")))
-    told = error.get("message", error) if isinstance(error, dict) else error
-    line = " ".join(str(told or text).split())
-    return (line if len(line) <= 200 else line[:197] + "...") or "empty body"
-
-
-def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds to wait: Retry-After as seconds or as an HTTP date, or retry-after-ms; None without a usable one."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-        return max(0.0, seconds) if seconds == seconds else None
-    try:
-        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now)
-    except (TypeError, ValueError):
-        return None

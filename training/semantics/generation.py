@@ -177,7 +177,7 @@ class Generator:
         try:
             picture = await loop.run_in_executor(self._readers, load_picture, item.path)
         except OSError as error:
-            return self._record(item, "failed", f"image: {error}", {}, {}, {})
+            return self._record(item, "failed", f"unreadable image: {error}", {}, {}, {})
         texts: dict[Kind, str] = {}
         problems: dict[Kind, str] = {}
         attempts: dict[Kind, int] = dict.fromkeys(KINDS, 0)
@@ -187,11 +187,11 @@ class Generator:
             # Both are waited for: an answer that is under way while the other call fails must be stored.
             outcomes = await asyncio.gather(*asked, return_exceptions=True)
             raised = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-            for error in raised:
-                if not isinstance(error, CallFailed):
-                    raise error
+            fatal = next((error for error in raised if not isinstance(error, CallFailed)), None)
+            if fatal is not None:
+                raise fatal
             if raised:
-                return self._record(item, "failed", f"call: {raised[0]}", texts, {}, attempts)
+                return self._record(item, "failed", f"no answer: {raised[0]}", texts, {}, attempts)
             for kind, outcome in zip(wanted, outcomes, strict=True):
                 assert not isinstance(outcome, BaseException)
                 texts[kind], problems[kind] = outcome

@@ -95,7 +95,9 @@ class Pace:
 class Meter:
     """What was sent and answered so far, what it cost, and whether more may be sent."""
 
-    def __init__(self, budget: Budget, answers: int, counted: int, prompt: int, completion: int, seconds: float) -> None:
+    def __init__(
+        self, budget: Budget, answers: int, counted: int, prompt: int, completion: int, seconds: float
+    ) -> None:
         """The numbers are those of the answers that earlier runs stored; `counted`: how many of them know their tokens."""
         self.budget = budget
         self.answers, self.counted = answers, counted

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from training.semantics.client import Client, tokens_of
+from training.semantics.client import Client
 from training.semantics.prompts import Prompt
+from training.semantics.replies import tokens_of
 from training.semantics.schema import Kind
 from training.semantics.store import Answer
 
@@ -92,20 +93,24 @@ class OpenAIProvider:
         self.client, self.model = client, model
         self.window = client.service.concurrency
 
-    async def answer(self, ask: Ask) -> Answer:
-        """Raises CallFailed and Stopped, see Client.complete."""
+    @staticmethod
+    def body_of(model: str, ask: Ask) -> dict[str, Any]:
+        """The body of the request for an ask."""
         url = f"data:{ask.picture.media};base64,{base64.b64encode(ask.picture.data).decode()}"
         content = [{"type": "text", "text": ask.prompt.user}, {"type": "image_url", "image_url": {"url": url}}]
         schema = {"name": f"{ask.kind}_text", "strict": True, "schema": ask.prompt.json_schema}
-        body = {
-            "model": self.model,
+        return {
+            "model": model,
             "messages": [{"role": "system", "content": ask.prompt.system}, {"role": "user", "content": content}],
             "temperature": ask.temperature,
             "seed": ask.seed,
             "max_tokens": ask.max_tokens,
             "response_format": {"type": "json_schema", "json_schema": schema},
         }
-        value, seconds = await self.client.complete(body, ask.key)
+
+    async def answer(self, ask: Ask) -> Answer:
+        """Raises CallFailed and Stopped, see Client.complete."""
+        value, seconds = await self.client.complete(self.body_of(self.model, ask), ask.key)
         choice = value["choices"][0] if isinstance(value["choices"], list) and value["choices"] else {}
         message = choice.get("message") if isinstance(choice, dict) else None
         message = message if isinstance(message, dict) else {}
@@ -140,7 +145,8 @@ class TransformersProvider:
 
         try:
             self._processor = AutoProcessor.from_pretrained(name)
-            self._model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto").to(device).eval()
+            model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
+            self._model = model.to(device).eval()
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise RuntimeError(
                 f"model: the vision-language model {name!r} cannot be loaded; give a local folder that holds one with its "
