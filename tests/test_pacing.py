@@ -65,7 +65,7 @@ def test_cost_counts_what_is_under_way():
     counted = meter(budget, answers=4, counted=4, prompt=3600, completion=400)
     counted.in_flight = 5
     counted.admit()
-    counted.in_flight = 6
+    assert counted.in_flight == 6
     with pytest.raises(
         BudgetSpent, match=r"the budget is spent: the stored answers cost 0.0040, .* max_cost \(0.0105\)"
     ):
