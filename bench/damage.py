@@ -124,6 +124,7 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
     "clothing text appended to identity": ("leak", lambda g, r: (f"{g.identity} {g.clothing}", g.clothing)),
     "one garment in identity": ("leak", _one_garment),
     "human caption as identity": ("leak", lambda g, r: (g.captions[0], g.clothing)),
+    "human caption as clothing": ("leak", lambda g, r: (g.identity, g.captions[-1])),
     "identity text appended to clothing": ("leak", lambda g, r: (g.identity, f"{g.clothing} {g.identity}")),
     "pronoun in clothing": ("leak", lambda g, r: (g.identity, f"{r.choice(('He', 'She'))} wears {_lower(g.clothing)}")),
     "texts exchanged": ("leak", lambda g, r: (g.clothing, g.identity)),

@@ -3,6 +3,10 @@
 # (identity, clothing): nothing here may fail a check. Each holds a trap or two: a word that means clothes elsewhere.
 HONEST = (
     (
+        "Here is a woman in her sixties, of short stature, with grey curls, small round glasses and a lined face.",
+        "A dark blue abaya with a black headscarf covering the hair, a pink cap over the forehead, and grey flats.",
+    ),
+    (
         "A young woman with a slim build and medium height. Her long dark hair is tied back with a hair "
         "band, and she has fair skin.",
         "A red short-sleeved T-shirt with a white print, dark blue skinny jeans, and white sneakers. A black backpack is carried "
