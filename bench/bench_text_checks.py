@@ -86,7 +86,7 @@ def duplicates(good: list[tuple[str, int, Good]], seed: int) -> dict[str, Any]:
 
 
 def volume(good: list[Good], seed: int) -> tuple[float, float, float]:
-    """Processor seconds of `check_texts` and of `NearDuplicates.add` for ALL_IMAGES texts, and the megabytes that the latter keeps."""
+    """Processor seconds of `check_texts` and of `NearDuplicates` for ALL_IMAGES texts, and megabytes that the latter keeps."""
     rng, schema, limits = random.Random(seed), load_schema(), Limits()
     start = time.process_time()
     for item in good:
