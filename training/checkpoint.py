@@ -18,8 +18,22 @@ import torch
 from training.config import Config, from_dict
 from training.data.datasets import Dataset, read_dataset
 from training.data.tokenizer import load_tokenizer
-from training.files import atomic
+from training.files import atomic, read_json, write_json
 from training.models.model import Model
+
+__all__ = [
+    "TrainedRun",
+    "atomic",
+    "build_model",
+    "computed_once",
+    "leftovers",
+    "load",
+    "load_run",
+    "read_json",
+    "remove_leftovers",
+    "save",
+    "write_json",
+]
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -34,23 +48,6 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically. Raises ValueError for NaN or infinity, which JSON has no words for."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    with atomic(path) as file:
-        file.write(text.encode() + b"\n")
-
-
-def read_json(path: Path) -> Any:
-    """Raises FileNotFoundError, or ValueError naming the file when it is not JSON."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ An identity text never names clothing, a clothing text never says who wears it, 
 """
 
 import hashlib
+from typing import NamedTuple
 
 from training.data.pedestrians.dice import Dice
 from training.data.pedestrians.factors import Identity, Outfit, Pose
@@ -30,20 +31,73 @@ def prompt_hash(style: int) -> str:
     return hashlib.sha256(f"pedestrians/template/{VERSION}/{style}".encode()).hexdigest()[:16]
 
 
+class Looks(NamedTuple):
+    """What a picture tells about the person, in phrases."""
+
+    person: str
+    build: str
+    height: str
+    hair: str
+    skin: str
+    face: list[str]  # a beard, glasses; empty from behind
+
+
+class Clothes(NamedTuple):
+    """What is worn and carried in a picture, in phrases, with articles where they take one."""
+
+    upper: str
+    lower: str  # "" under a dress
+    shoes: str
+    extras: list[str]  # hat, scarf
+    bags: list[str]
+
+    @property
+    def worn(self) -> list[str]:
+        """Upper garment, lower garment, shoes."""
+        return [phrase for phrase in (self.upper, self.lower, self.shoes) if phrase]
+
+
+def looks_of(identity: Identity, pose: Pose) -> Looks:
+    """The phrases about the person, as far as the view shows it."""
+    face = []
+    if pose.facing != "back":
+        face = ["a full beard"] * identity.beard + ["glasses"] * identity.glasses
+    hair, height = _HAIR[identity.hair].format(identity.hair_colour), identity.height
+    height = "medium height" if height == "average" else f"{height} height"
+    return Looks(_person(identity), f"{identity.build} build", height, hair, _SKIN[identity.skin], face)
+
+
+def clothes_of(outfit: Outfit, pose: Pose) -> Clothes:
+    """The phrases about the clothes, as far as the view shows them."""
+    lower = "" if outfit.lower == "bare legs" else f"{outfit.lower_colour} {outfit.lower}"
+    if lower and outfit.lower not in PLURALS:
+        lower = with_article(lower)
+    extras = [with_article(f"{outfit.hat_colour} {outfit.hat}")] if outfit.hat != "none" else []
+    extras += [with_article(f"{outfit.scarf_colour} scarf")] if outfit.scarf_colour != "none" else []
+    bags = [with_article(f"{outfit.bag_colour} {outfit.bag}")] if outfit.bag != "none" else []
+    return Clothes(with_article(_upper(outfit, pose)), lower, f"{outfit.shoes_colour} {outfit.shoes}", extras, bags)
+
+
 def _person(identity: Identity) -> str:
     noun = _NOUNS.get((identity.sex, identity.age), identity.sex)
     age = {"child": "", "young": "young", "adult": "middle aged", "elderly": "elderly"}[identity.age]
     return " ".join(filter(None, (age, noun)))
 
 
+def _upper(outfit: Outfit, pose: Pose) -> str:
+    colour, other = outfit.upper_colour, outfit.pattern_colour
+    if outfit.pattern == "logo":
+        print_ = f" with a {other} print on the front" if pose.facing == "front" else ""
+        return f"{colour} {outfit.upper}{print_}"
+    if outfit.pattern != "plain":
+        return f"{colour} and {other} {outfit.pattern} {outfit.upper}"
+    inner = outfit.inner_colour
+    return f"{colour} {outfit.upper}" + (f" over a {inner} shirt" if inner != "none" and pose.facing != "back" else "")
+
+
 def identity_text(identity: Identity, pose: Pose, style: int) -> str:
     """Who is seen: sex, age, build, height, skin, hair and, unless seen from behind, beard and glasses."""
-    person, hair = _person(identity), _HAIR[identity.hair].format(identity.hair_colour)
-    skin, build = _SKIN[identity.skin], f"{identity.build} build"
-    height = {"average": "medium height", "short": "short height", "tall": "tall height"}[identity.height]
-    face = []
-    if pose.facing != "back":
-        face = ["a full beard"] * identity.beard + ["glasses"] * identity.glasses
+    person, build, height, hair, skin, face = looks_of(identity, pose)
     if style == 0:
         subject = person if identity.build == "average" else f"{identity.build} {person}"
         return f"{sentence(with_article(subject))} of {height} with {listed([hair, skin, *face])}."
@@ -59,28 +113,11 @@ def identity_text(identity: Identity, pose: Pose, style: int) -> str:
     return text + (f" and has {listed(face)}." if face else ".")
 
 
-def _upper(outfit: Outfit, pose: Pose) -> str:
-    colour, other = outfit.upper_colour, outfit.pattern_colour
-    if outfit.pattern == "logo":
-        print_ = f" with a {other} print on the front" if pose.facing == "front" else ""
-        return f"{colour} {outfit.upper}{print_}"
-    if outfit.pattern != "plain":
-        return f"{colour} and {other} {outfit.pattern} {outfit.upper}"
-    inner = outfit.inner_colour
-    return f"{colour} {outfit.upper}" + (f" over a {inner} shirt" if inner != "none" and pose.facing != "back" else "")
-
-
 def clothing_text(outfit: Outfit, pose: Pose, style: int) -> str:
     """What is worn and carried, as far as it is seen."""
-    upper = with_article(_upper(outfit, pose))
-    lower = "" if outfit.lower == "bare legs" else f"{outfit.lower_colour} {outfit.lower}"
-    if lower and outfit.lower not in PLURALS:
-        lower = with_article(lower)
-    shoes = f"{outfit.shoes_colour} {outfit.shoes}"
-    extras = [with_article(f"{outfit.hat_colour} {outfit.hat}")] if outfit.hat != "none" else []
-    extras += [with_article(f"{outfit.scarf_colour} scarf")] if outfit.scarf_colour != "none" else []
-    extras += [with_article(f"{outfit.bag_colour} {outfit.bag}")] if outfit.bag != "none" else []
-    worn = [phrase for phrase in (upper, lower, shoes) if phrase]
+    clothes = clothes_of(outfit, pose)
+    upper, lower, shoes, worn = clothes.upper, clothes.lower, clothes.shoes, clothes.worn
+    extras = clothes.extras + clothes.bags
     if style == 0:
         return f"Wearing {listed(worn)}{', with ' + listed(extras) if extras else ''}."
     if style == 1:

@@ -1,0 +1,157 @@
+"""Captions without their content: attribute words replaced by neutral ones, so that what is left is how somebody writes.
+
+The paper (3.3) lets a language model "generalise and substitute entity attributes"; this is the offline way, by word
+lists. Whatever says what is seen (people, clothes, colours, hair, bags, places on the body, movement) becomes one
+neutral word per kind; articles, pronouns' places, verbs of wearing, punctuation, order, spelling and case stay.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+# What takes the attributes out of captions: these lists, or a language model behind the same signature.
+Neutraliser = Callable[[Sequence[str]], list[str]]
+
+# Words before a noun that describe it, and vanish into its neutral word. A space also stands for a hyphen.
+MODIFIERS = {
+    "colour": (
+        "black white grey gray red orange yellow green blue navy purple violet pink brown beige tan cream khaki "
+        "maroon burgundy teal turquoise gold golden silver olive lavender magenta charcoal blond blonde ginger "
+        "brunette auburn reddish brownish greyish grayish bluish dark light bright pale deep faded colored coloured "
+        "colorful colourful multicolored"
+    ),
+    "pattern": (
+        "striped stripped stripe horizontally vertically plaid checkered chequered checked dotted spotted polka dot "
+        "floral flowered patterned printed graphic plain solid camouflage camo denim leather cotton wool woolen "
+        "knit knitted fleece fur furry suede lace silk nylon canvas plastic"
+    ),
+    "cut": (
+        "long short medium knee length ankle waist chin shoulder mid calf thigh sleeve sleeved sleeveless sleeves "
+        "collared collar button buttoned up down zip zipped hooded hood tight loose fitting fitted skinny slim "
+        "baggy cropped high low heeled flat big small large little oversized puffy padded thick thin casual formal "
+        "business sporty athletic matching v neck round crew turtleneck double single breasted three quarter"
+    ),
+    "kind": (
+        "baseball winter summer rain sport sports tennis running dress tee work school shoulder messenger side "
+        "cross body hand shopping laptop gym travel rolling sun reading tie"
+    ),
+    "person": (
+        "young old older elderly senior middle aged age adult teenage teenaged male female heavy heavyset set "
+        "overweight obese fat chubby slender stocky stout petite tall average build built muscular athletic fit "
+        "dark light fair skinned skin asian caucasian african american european indian hispanic latino chinese "
+        "japanese"
+    ),
+    "hair": ("straight curly wavy frizzy bald balding shaved buzzed thinning messy full almost no very"),
+}
+# Nouns by kind, a blank for one of several words. All kinds but people share one neutral word: which of them a caption
+# speaks of is content as well.
+ITEM = "item"
+NOUNS = {
+    "person": (
+        "man|men|woman|women|boy|girl|lady|ladies|guy|gentleman|gentlemen|male|female|person|people|pedestrian|individual|child|"
+        "kid|teenager|teen|adult|student|youth|male child|female child|human|figure|subject|toddler"
+    ),
+    "garment": (
+        "t shirt|tshirt|tee|shirt|shirts|blouse|top|tops|tank top|polo|polo shirt|jacket|coat|overcoat|windbreaker|hoodie|hoody|"
+        "sweatshirt|sweater|jumper|pullover|cardigan|vest|blazer|suit|dress|gown|uniform|trousers|trouser|pants|slacks|jeans|"
+        "denims|denim|shorts|skirt|leggings|tights|capris|sweatpants|khakis|bottoms|outfit|clothes|clothing|attire|parka|"
+        "raincoat|robe|tunic|stockings|bare legs"
+    ),
+    "shoes": (
+        "shoes|shoe|sneakers|sneaker|trainers|boots|boot|sandals|sandal|flip flops|heels|high heels|loafers|flats|slippers|socks|"
+        "sock|pumps"
+    ),
+    "bag": (
+        "backpack|back pack|rucksack|bag|bags|handbag|purse|briefcase|suitcase|luggage|tote|tote bag|satchel|pouch|knapsack|"
+        "bookbag|school bag|umbrella|phone|cell phone|cellphone|mobile phone|bottle|book|books|bicycle|bike|cart|stroller|box|"
+        "paper|papers|folder|camera bag|bag strap|strap|straps"
+    ),
+    "accessory": (
+        "cap|hat|beanie|helmet|scarf|belt|tie|necktie|bow tie|watch|bracelet|necklace|earrings|gloves|headband|headphones|"
+        "earphones|lanyard|hood|shawl|mask"
+    ),
+    "hair": "hair|hairs|ponytail|pony tail|pigtail|pigtails|bun|braid|braids|bangs|hairstyle|haircut|bald head|crew cut",
+    "face": "glasses|eyeglasses|sunglasses|spectacles|beard|mustache|moustache|goatee|facial hair|face|complexion",
+    "detail": (
+        "logo|print|graphic|design|pattern|stripe|stripes|checks|squares|dots|polka dots|spots|lettering|letters|writing|words|"
+        "text|picture on it|emblem|trim|pocket|pockets|zipper|buttons|sleeves|sleeve|collar|lining|accents"
+    ),
+}
+# What somebody does and where something is carried, from the first word to the last, each with its neutral words.
+_BODY = "back|hand|hands|shoulder|shoulders|side|sides|arm|arms"
+_WHERE = (
+    "the camera|us|the viewer|the left|the right|left|right|forward|forwards|ahead|straight|behind|the front|the side"
+)
+_MOVE = "walking|walks|standing|stands|facing|faces|running|strolling|stepping|moving|posing|sitting|riding"
+_HANDLE = "holding|looking at|looking down at|talking on|talking into|speaking on|using|carrying|walking under"
+PHRASES: tuple[tuple[str, str], ...] = (
+    # Hair that is worn up is one attribute with the hair.
+    (r"hair (?:is |that is )?(?:tied|pulled|put|worn|up|back|in)(?: up| back)?(?: (?:in|into))?(?: an? \w+)?", ITEM),
+    (rf"(?:seen|viewed|shown|photographed) from (?:behind|the {_BODY})(?: while (?:{_MOVE}))?", "moving"),
+    (rf"(?:{_HANDLE}) (?:an? |the |(?:his|her|their) )?(?:\w+ )?(?:umbrella|phone|cellphone)", "moving"),
+    (
+        rf"(?:{_MOVE})(?: still| away| slowly| and facing| with (?:his|her|their|the) back)*"
+        rf"(?: (?:(?:to|toward|towards|from|into|at) )?(?:{_WHERE}))*",
+        "moving",
+    ),
+    (
+        rf"(?:on|in|over|across|around|at) (?:(?:his|her|their|the|both|one|each) )?(?:of (?:his|her|their|the) )?"
+        rf"(?:(?:left|right) )?(?:{_BODY})\b",
+        "at the side",
+    ),
+)
+_COLOURS = "black|white|gr[ea]y|red|orange|yellow|green|blue|navy|purple|violet|pink|brown|beige|tan|khaki|maroon|blonde?|dark|bright"
+_PRONOUNS = {
+    "she": "he",
+    "they": "he",
+    "her": "his",
+    "their": "his",
+    "hers": "his",
+    "theirs": "his",
+    "him": "his",
+    "them": "his",
+}
+_PRONOUNS |= {"shes": "hes", "theyre": "hes", "she's": "he's", "they're": "he's", "an": "a"}
+# After the pronouns: "they are" has become "he are", and its verb tells of "they" only.
+_AGREEMENT = {"he are": "he is", "he have": "he has", "he were": "he was", "they got": "hes got"}
+
+
+def _alternatives(words: Iterable[str]) -> str:
+    """The words as a pattern, the longest first, with a space or a hyphen between the parts of a word."""
+    return "|".join(word.replace(" ", "[ -]") for word in sorted(set(words), key=lambda word: (-len(word), word)))
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE)
+
+
+_MODIFIER = _alternatives(word for words in MODIFIERS.values() for word in words.split())
+_NOUN = "|".join(f"(?P<{kind}>{_alternatives(nouns.split('|'))})" for kind, nouns in NOUNS.items())
+# "blue and red striped shirt", "black, long-sleeved top": modifiers with what may stand between them, then a noun.
+_NOUN_PHRASE = _compiled(rf"(?:(?:{_MODIFIER})(?: and | or |, | |-|/))*(?:{_NOUN})")
+_STEPS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
+    *((_compiled(pattern), lambda match, words=words: words) for pattern, words in PHRASES),
+    (_NOUN_PHRASE, lambda match: "person" if match.lastgroup == "person" else ITEM),
+    (_compiled(_COLOURS), lambda match: "plain"),
+    (_compiled(_alternatives(_PRONOUNS)), lambda match: _PRONOUNS[match[0].lower()]),
+    (_compiled(_alternatives(_AGREEMENT)), lambda match: _AGREEMENT[match[0].lower()]),
+)
+
+
+def neutralise(captions: Sequence[str]) -> list[str]:
+    """The captions with every attribute replaced by the neutral word of its kind; white space becomes single blanks.
+
+    What is neutral already stays as it is. The first letter of a replacement is as large or small as the one it replaces.
+    """
+    return [_neutral(" ".join(caption.split())) for caption in captions]
+
+
+def _neutral(text: str) -> str:
+    for pattern, replacement in _STEPS:
+        text = pattern.sub(lambda match, replacement=replacement: _cased(replacement(match), match[0]), text)
+    return text
+
+
+def _cased(word: str, like: str) -> str:
+    return word[0].upper() + word[1:] if like[0].isupper() else word

@@ -1,0 +1,67 @@
+"""Style features of neutral captions (lexicon.py): from counts of words and characters, or from a pretrained text model.
+
+Shapes: N captions, V n-grams, D features. Features are float32 with Euclidean norm 1, so that Euclidean distances order
+pairs as cosines do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix, hstack
+from sklearn.decomposition import PCA
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.preprocessing import normalize
+
+# Called with (captions done, captions in all).
+Progress = Callable[[int, int], None]
+STYLOMETRIC = "stylometric"
+# Words with their apostrophes, and every punctuation mark.
+_TOKEN = r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]"
+# Captions at a time: bounds the dense block of the projection and the batch of a text model.
+_BLOCK = 4096
+
+
+class StylometricEncoder:
+    """Frequencies of the most frequent n-grams of words (1 to 3, punctuation marks are words) and of characters (2 to 4),
+    projected on their principal components.
+
+    No inverse document frequencies: rare n-grams are what a lexicon has missed and slips of the pen, frequent ones are
+    function words and punctuation. Logarithmic counts, since a longer caption repeats its habits.
+    """
+
+    def __init__(self, dimensions: int = 32, ngrams: int = 600) -> None:
+        """dimensions: D, fewer where the captions have no more; ngrams: how many of words, and of characters."""
+        shared = {"max_features": ngrams, "sublinear_tf": True, "use_idf": False, "dtype": np.float32}
+        words = TfidfVectorizer(token_pattern=_TOKEN, ngram_range=(1, 3), **shared)
+        characters = TfidfVectorizer(analyzer="char", ngram_range=(2, 4), lowercase=False, **shared)
+        self.vectorizers = (words, characters)
+        self.dimensions = dimensions
+
+    def fit_transform(self, captions: Sequence[str]) -> np.ndarray:
+        """Learns n-grams and components from neutral captions and returns their features (N, D).
+
+        Raises ValueError for fewer than two different captions or captions without a word.
+        """
+        if len(set(captions)) < 2:
+            raise ValueError(f"style features need at least two different captions, got {len(set(captions))}")
+        counts_NV = self._joined([vectorizer.fit_transform(captions) for vectorizer in self.vectorizers])
+        components = min(self.dimensions, *counts_NV.shape)
+        self.projection = PCA(components, svd_solver="covariance_eigh").fit(counts_NV.toarray())
+        return self._projected(counts_NV)
+
+    def transform(self, captions: Sequence[str]) -> np.ndarray:
+        """Features (N, D) of other neutral captions."""
+        return self._projected(self._joined([vectorizer.transform(captions) for vectorizer in self.vectorizers]))
+
+    def _joined(self, parts: list[csr_matrix]) -> csr_matrix:
+        return normalize(hstack(parts, format="csr"))
+
+    def _projected(self, counts_NV: csr_matrix) -> np.ndarray:
+        starts = range(0, counts_NV.shape[0], _BLOCK)
+        parts = [self.projection.transform(counts_NV[start : start + _BLOCK].toarray()) for start in starts]
+        return normalize(np.concatenate(parts)).astype(np.float32)
