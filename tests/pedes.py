@@ -1,9 +1,11 @@
 """Miniature data sets in the layout of CUHK-PEDES, for tests of everything that reads one."""
 
+import csv
 import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -58,3 +60,42 @@ def _picture(upper: str, lower: str, size: tuple[int, int], rng: np.random.Gener
     pixels[height // 2 :, body] = COLOURS[lower]
     noise = rng.integers(-10, 11, pixels.shape)
     return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
+
+
+def as_layout(root: Path, name: str, file: str) -> Path:
+    """Rewrites what `make_pedes` wrote in the layout of the data set `name`, its annotations in `file`; returns root.
+
+    ICFG-PEDES has no validation split (its records join the training split) and one caption per image; RSTPReid says
+    img_path; own data is one line per image (.jsonl) or per caption (.csv).
+    """
+    records = json.loads((root / "reid_raw.json").read_text())
+    (root / "reid_raw.json").unlink()
+    for record in records:
+        del record["processed_tokens"]
+        if name == "icfg-pedes":
+            record |= {"split": record["split"].replace("val", "train"), "captions": record["captions"][:1]}
+        if name == "rstpreid":
+            record["img_path"] = record.pop("file_path")
+        if name in ("icfg-pedes", "rstpreid"):
+            record["id"] -= 1
+    if name == "icfg-pedes":
+        lines = [json.loads(line) for line in (root / "descriptions.jsonl").read_text().splitlines()]
+        texts = {key: value for key, value in lines[0].items() if key != "file_path"}
+        made = [{"file_path": record["file_path"], **texts} for record in records if record["split"] == "train"]
+        (root / "descriptions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
+    write_records(root / file, records)
+    return root
+
+
+def write_records(file: Path, records: list[dict[str, Any]]) -> None:
+    """Writes annotations as a JSON list, as JSON lines, or as a CSV of one row per caption, whatever the suffix says."""
+    if file.suffix == ".json":
+        file.write_text(json.dumps(records))
+    elif file.suffix == ".jsonl":
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    else:
+        with file.open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(("file_path", "id", "split", "caption"))
+            for r in records:
+                writer.writerows((r["file_path"], r["id"], r["split"], caption) for caption in r["captions"])

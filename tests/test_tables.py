@@ -9,7 +9,7 @@ import pytest
 from test_recipes import changed
 
 from training.recipes import ROWS, get_recipe, with_row
-from training.tables import ABLATIONS, FULL, TITLES, readers, run_key, table_rows
+from training.tables import ABLATIONS, FOLDERS, FULL, TITLES, run_key, table_rows
 
 CHANGES = {
     "no-bdam": {"model.bdam.enabled"},
@@ -60,10 +60,11 @@ def test_a_run_s_key_ignores_name_and_seed_only() -> None:
     assert run_key(replace(config, data=replace(config.data, root="elsewhere"))) != run_key(config)
 
 
-def test_data_sets_that_can_be_read_are_the_rows_of_table_5() -> None:
+def test_the_three_data_sets_are_the_rows_of_table_5() -> None:
     rows = table_rows(["table5"], get_recipe("cuhk-pedes"))
-    assert [row.name for row in rows] == list(readers()) and "cuhk-pedes" in readers()
-    assert rows[0].config.data.root == "data/CUHK-PEDES" and rows[0].label == "CUHK-PEDES"
+    assert [(row.name, row.label) for row in rows] == list(FOLDERS.items()) and len(rows) == 3
+    assert [row.config.data.dataset for row in rows] == list(FOLDERS)
+    assert [row.config.data.root for row in rows] == ["data/CUHK-PEDES", "data/ICFG-PEDES", "data/RSTPReid"]
     moved = table_rows(["table5"], get_recipe("cuhk-pedes"), Path("/sets"))
     assert moved[0].config.data.root == "/sets/CUHK-PEDES"
 

@@ -20,9 +20,9 @@ Backend = Literal["auto", "cuda", "triton", "cpu", "reference"]
 class DataConfig(Stage):
     """Which data set, and how its images and texts become tensors."""
 
-    # Reader: "cuhk-pedes" (the synthetic set is written in that format).
-    dataset: Literal["cuhk-pedes"] = "cuhk-pedes"
-    # Folder that holds reid_raw.json and imgs/.
+    # Reader: "cuhk-pedes" (the synthetic set is written in that format), ...; "own": docs/data.md.
+    dataset: Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "own"] = "cuhk-pedes"
+    # Folder that holds the annotation file (reid_raw.json, ...) and imgs/.
     root: str = "data/CUHK-PEDES"
     # JSONL of generated identity and clothing texts; empty: <root>/descriptions.jsonl.
     descriptions: str = ""

@@ -251,7 +251,8 @@ def _data(dataset: Dataset) -> dict[str, Any]:
         for name, records in dataset.splits.items()
     }
     root = str(dataset.root)
-    return {"name": dataset.name, "root": root, "fingerprint": dataset.fingerprint, "counts": counts}
+    about = {"name": dataset.name, "root": root, "split": dataset.split}
+    return about | {"fingerprint": dataset.fingerprint, "counts": counts}
 
 
 def _versions() -> dict[str, str]:

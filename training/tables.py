@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from training.config import Config, DataConfig, to_dict
+from training.config import Config, to_dict
 from training.recipes import with_row
 
 # The whole method: what every other row is compared with.
@@ -48,8 +47,9 @@ ABLATIONS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "fig5": ((FULL, "Mamba"), ("transformer", "Transformer, 4 layers"), ("no-mamba", "Simple")),
 }
-# Usual name of each data set's folder.
-FOLDERS = {"cuhk-pedes": "CUHK-PEDES", "icfg-pedes": "ICFG-PEDES", "rstpreid": "RSTPReid"}
+# The paper's data sets, and the usual name of each one's folder.
+DataSet = Literal["cuhk-pedes", "icfg-pedes", "rstpreid"]
+FOLDERS: dict[DataSet, str] = {"cuhk-pedes": "CUHK-PEDES", "icfg-pedes": "ICFG-PEDES", "rstpreid": "RSTPReid"}
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,6 @@ def run_key(config: Config) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def readers() -> tuple[Any, ...]:
-    """Names of the data sets that can be read."""
-    return typing.get_args(typing.get_type_hints(DataConfig)["dataset"])
-
-
 def table_rows(tables: Sequence[str], base: Config, data_sets: Path | None = None) -> list[Row]:
     """The rows of the named tables (keys of TITLES) of the recipe `base`, in order.
 
@@ -88,10 +83,9 @@ def table_rows(tables: Sequence[str], base: Config, data_sets: Path | None = Non
     for table in tables:
         if table == "table5":
             parent = data_sets or Path(base.data.root).parent
-            for name in readers():
-                root = parent / FOLDERS.get(name, name)
-                data = replace(base.data, dataset=name, root=str(root), descriptions="")
-                rows.append(Row(table, name, FOLDERS.get(name, name), replace(base, data=data)))
+            for data_set, folder in FOLDERS.items():
+                data = replace(base.data, dataset=data_set, root=str(parent / folder), descriptions="")
+                rows.append(Row(table, data_set, folder, replace(base, data=data)))
         else:
             for name, label in ABLATIONS[table]:
                 rows.append(Row(table, name, label, base if name == FULL else with_row(base, name)))

@@ -1,23 +1,18 @@
-"""Data sets as records: one record type, one reader per data set, everything checked before anything is trained.
-
-CUHK-PEDES (Li et al., Person Search with Natural Language Description, CVPR 2017): `reid_raw.json` is a list of
-`{split, captions, file_path, id, processed_tokens}`; `file_path` is relative to the folder `imgs/` beside it.
-"""
+"""Data sets as records: one record type for all of them (readers.py), everything checked before anything is trained."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from training.config import DataConfig
+from training.data.checks import absent_splits, examples, missing_images, require_sound
+from training.data.readers import LAYOUTS, SPLITS, read_source
+from training.data.splits import hold_out
 
-SPLITS = ("train", "val", "test")
 REMEDY = 'one JSON object a line with "file_path", "identity", "clothing" and "status": "ok" for every train image'
 
 
@@ -40,51 +35,85 @@ class Record:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All records of a data set by split, in the order of its JSON file."""
+    """All records of a data set by split, in the order of its annotation file."""
 
     name: str
     root: Path
     splits: dict[str, list[Record]]
     num_train_ids: int
-    # SHA-256 (hex) over the bytes of the JSON file and of the file of generated texts.
+    # SHA-256 (hex) over the bytes of the annotation file and of the file of generated texts, and over `split` where it is
+    # not what the file says.
     fingerprint: str
+    # Where the splits come from, in words.
+    split: str
+
+
+def read_records(config: DataConfig) -> dict[str, list[Record]]:
+    """The checked records of the data set of `config` by split, without generated texts; images are looked up, not opened.
+
+    Raises FileNotFoundError for a missing folder, annotation file or image, and ValueError for anything wrong inside the
+    file; each error is one sentence with up to five examples and their number.
+    """
+    return _read(config).splits
+
+
+@dataclass(frozen=True)
+class _Read:
+    splits: dict[str, list[Record]]
+    # The annotation file, and the sentence about a split that it does not have; "" if it has all.
+    raw: bytes
+    held_out: str
+
+
+def _read(config: DataConfig) -> _Read:
+    source, layout, images = (
+        read_source(config.dataset, config.root),
+        LAYOUTS[config.dataset],
+        Path(config.root) / "imgs",
+    )
+    if not images.is_dir():
+        raise FileNotFoundError(
+            f"data.root={config.root}: there is no folder {images}; a data folder holds {source.file.name} and imgs/"
+        )
+    rows, held_out = require_sound(source, layout.splits), ""
+    missing = missing_images(rows, images)
+    if missing:
+        raise FileNotFoundError(f"images named in {source.file} are not under {images}: {examples(missing)}")
+    if absent_splits(rows, SPLITS):
+        rows, held_out = hold_out(rows)
+    splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    for row in rows:
+        key, split = row["file_path"], row["split"]
+        captions = tuple(caption.strip() for caption in row["captions"])
+        splits[split].append(Record(key, images / key, row["id"], split, captions))
+    return _Read(splits, source.raw, held_out)
 
 
 def read_dataset(config: DataConfig) -> Dataset:
-    """Reads and checks the data set of `config`; images are looked up, not opened.
+    """Reads and checks the data set of `config` with its generated texts; images are looked up, not opened.
 
-    Raises FileNotFoundError for a missing folder, JSON file, file of generated texts or image, and ValueError for
-    anything wrong inside the files; each error is one sentence with up to five examples and their number.
+    Raises what `read_records` does, FileNotFoundError for a missing file of generated texts, and ValueError for anything
+    wrong in it.
     """
-    root = Path(config.root)
-    file, images = root / "reid_raw.json", root / "imgs"
-    descriptions = Path(config.descriptions) if config.descriptions else root / "descriptions.jsonl"
-    for path, what in ((root, "folder"), (file, "file"), (images, "folder")):
-        if not (path.is_dir() if what == "folder" else path.is_file()):
-            raise FileNotFoundError(
-                f"data.root={config.root}: there is no {what} {path}; a data folder holds reid_raw.json and imgs/"
-            )
+    descriptions = Path(config.descriptions) if config.descriptions else Path(config.root) / "descriptions.jsonl"
+    read = _read(config)
+    splits = read.splits
     if not descriptions.is_file():
         raise FileNotFoundError(f"there is no file of generated texts {descriptions}; it needs {REMEDY}")
-    raw, generated = file.read_bytes(), descriptions.read_bytes()
-    items = _check_items(_parse(raw, file), file)
-    missing = _missing_images(items, images)
-    if missing:
-        raise FileNotFoundError(f"images named in {file} are not under {images}: {_examples(missing)}")
+    generated = descriptions.read_bytes()
     texts = _read_descriptions(generated, descriptions)
-    without = [item["file_path"] for item in items if item["split"] == "train" and item["file_path"] not in texts]
+    without = [record.file_path for record in splits["train"] if record.file_path not in texts]
     if without:
         raise ValueError(
-            f"train images have no generated texts in {descriptions}: {_examples(without)}; it needs {REMEDY}"
+            f"train images have no generated texts in {descriptions}: {examples(without)}; it needs {REMEDY}"
         )
-    splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
-    for item in items:
-        key, split = item["file_path"], item["split"]
-        identity, clothing = texts[key] if split == "train" else ("", "")
-        captions = tuple(caption.strip() for caption in item["captions"])
-        splits[split].append(Record(key, images / key, item["id"], split, captions, identity, clothing))
+    for i, record in enumerate(splits["train"]):
+        identity, clothing = texts[record.file_path]
+        splits["train"][i] = replace(record, identity=identity, clothing=clothing)
     num_train_ids = len({record.id for record in splits["train"]})
-    return Dataset(config.dataset, root, splits, num_train_ids, hashlib.sha256(raw + generated).hexdigest())
+    fingerprint = hashlib.sha256(read.raw + generated + read.held_out.encode()).hexdigest()
+    split = read.held_out or "train, val and test as the file has them"
+    return Dataset(config.dataset, Path(config.root), splits, num_train_ids, fingerprint, split)
 
 
 def identity_texts(config: DataConfig, records: Sequence[Record]) -> list[str]:
@@ -98,87 +127,9 @@ def identity_texts(config: DataConfig, records: Sequence[Record]) -> list[str]:
     if without:
         raise ValueError(
             f"protocol gallery-text needs an identity text of every gallery image; {path} has none for "
-            f"{_examples(without)}"
+            f"{examples(without)}"
         )
     return [texts[record.file_path][0] for record in records]
-
-
-def _examples(offenders: Sequence[Any]) -> str:
-    """'a, b (2 in all)': up to five offenders and their number."""
-    return ", ".join(map(str, offenders[:5])) + f"{', ...' if len(offenders) > 5 else ''} ({len(offenders)} in all)"
-
-
-def _parse(raw: bytes, file: Path) -> list[Any]:
-    try:
-        items = json.loads(raw.decode("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(items, list):
-        raise ValueError(f"{file} must hold a list of records, got {type(items).__name__}")
-    return items
-
-
-def _check_items(items: list[Any], file: Path) -> list[dict[str, Any]]:
-    """The records of the JSON file, all conditions on them alone checked."""
-    malformed = [f"record {i}: {problem}" for i, item in enumerate(items) if (problem := _problem(item))]
-    if malformed:
-        raise ValueError(f"{file} has malformed records: {_examples(malformed)}")
-    unknown = [f"{item['file_path']}: {item['split']!r}" for item in items if item["split"] not in SPLITS]
-    if unknown:
-        raise ValueError(f"{file} names unknown splits, expected train, val or test: {_examples(unknown)}")
-    empty = [item["file_path"] for item in items if not all(caption.strip() for caption in item["captions"])]
-    if empty:
-        raise ValueError(f"{file} has an empty caption for the images {_examples(empty)}")
-    twice = [path for path, count in Counter(item["file_path"] for item in items).items() if count > 1]
-    if twice:
-        raise ValueError(f"{file} names the same file_path more than once: {_examples(twice)}")
-    split_of: dict[int, set[str]] = {}
-    for item in items:
-        split_of.setdefault(item["id"], set()).add(item["split"])
-    shared = [f"{id} in {' and '.join(sorted(names))}" for id, names in split_of.items() if len(names) > 1]
-    if shared:
-        raise ValueError(f"{file} has identities in more than one split: {_examples(shared)}")
-    used = {item["split"] for item in items}
-    absent = [split for split in SPLITS if split not in used]
-    if absent:
-        raise ValueError(f"{file} has no record in the splits {_examples(absent)}")
-    return items
-
-
-def _problem(item: Any) -> str:
-    """What is wrong with the form of one record; "" if nothing."""
-    if not isinstance(item, dict):
-        return f"expected an object, got {type(item).__name__}"
-    for key, kind in (("split", str), ("captions", list), ("file_path", str), ("id", int)):
-        if key not in item:
-            return f"{key!r} is missing"
-        if not isinstance(item[key], kind) or isinstance(item[key], bool):
-            return f"{key!r} must be of type {kind.__name__}, got {item[key]!r}"
-    if not item["captions"] or not all(isinstance(caption, str) for caption in item["captions"]):
-        return f"'captions' must be texts, at least one, got {item['captions']!r}"
-    path = PurePosixPath(item["file_path"])
-    if path.is_absolute() or not path.parts or ".." in path.parts:
-        return f"'file_path' must be a path below imgs/, got {item['file_path']!r}"
-    return ""
-
-
-def _missing_images(items: list[dict[str, Any]], images: Path) -> list[str]:
-    """File paths without a file; one listing per folder, since 40,000 stat calls take long on a network drive."""
-    listed: dict[str, set[str]] = {}
-    missing = []
-    for item in items:
-        folder, _, name = item["file_path"].rpartition("/")
-        if folder not in listed:
-            listed[folder] = set(_files(images / folder))
-        if name not in listed[folder]:
-            missing.append(item["file_path"])
-    return missing
-
-
-def _files(folder: Path) -> Iterator[str]:
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries if entry.is_file())
 
 
 def _read_descriptions(raw: bytes, file: Path) -> dict[str, tuple[str, str]]:

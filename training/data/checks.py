@@ -1,0 +1,121 @@
+"""What can be wrong with the rows of a data set: one function per condition, which lists the offenders in words.
+
+Reading stops at the first condition that does not hold (`require_sound`), the validator reports all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from training.data.readers import SPLITS, Row, Source
+
+
+def examples(offenders: Sequence[Any]) -> str:
+    """'a, b (2 in all)': up to five offenders and their number."""
+    return ", ".join(map(str, offenders[:5])) + f"{', ...' if len(offenders) > 5 else ''} ({len(offenders)} in all)"
+
+
+def require_sound(source: Source, splits: Sequence[str]) -> list[Row]:
+    """The rows of a source that has all of `splits`. Raises ValueError for the first condition that does not hold, with
+    up to five examples and their number."""
+    file = source.file
+    malformed = malformed_rows(source)
+    if malformed:
+        raise ValueError(f"{file} has malformed records: {examples(malformed)}")
+    rows = source.rows
+    unknown = unknown_splits(rows)
+    if unknown:
+        raise ValueError(f"{file} names unknown splits, expected train, val or test: {examples(unknown)}")
+    empty = empty_captions(rows)
+    if empty:
+        raise ValueError(f"{file} has an empty caption for the images {examples(empty)}")
+    twice = repeated_paths(rows)
+    if twice:
+        raise ValueError(f"{file} names the same file_path more than once: {examples(twice)}")
+    shared = shared_ids(rows)
+    if shared:
+        raise ValueError(f"{file} has identities in more than one split: {examples(shared)}")
+    absent = absent_splits(rows, splits)
+    if absent:
+        raise ValueError(f"{file} has no record in the splits {examples(absent)}")
+    return rows
+
+
+def malformed_rows(source: Source) -> list[str]:
+    """'record 4: what is wrong' for each row that has not the common form."""
+    pairs = zip(source.rows, source.places, strict=True)
+    return [f"{place}: {problem}" for row, place in pairs if (problem := _problem(row))]
+
+
+def well_formed(rows: Sequence[Any]) -> list[Row]:
+    """The rows that `malformed_rows` does not list."""
+    return [row for row in rows if not _problem(row)]
+
+
+def unknown_splits(rows: Sequence[Row]) -> list[str]:
+    """'path: split' for each row whose split is none of SPLITS."""
+    return [f"{row['file_path']}: {row['split']!r}" for row in rows if row["split"] not in SPLITS]
+
+
+def empty_captions(rows: Sequence[Row]) -> list[str]:
+    """Paths of rows with a caption of white space only."""
+    return [row["file_path"] for row in rows if not all(caption.strip() for caption in row["captions"])]
+
+
+def repeated_paths(rows: Sequence[Row]) -> list[str]:
+    """Paths that more than one row has."""
+    return [path for path, count in Counter(row["file_path"] for row in rows).items() if count > 1]
+
+
+def shared_ids(rows: Sequence[Row]) -> list[str]:
+    """'id in split and split' for each identity that occurs in several splits."""
+    split_of: dict[int, set[str]] = {}
+    for row in rows:
+        split_of.setdefault(row["id"], set()).add(row["split"])
+    return [f"{id} in {' and '.join(sorted(names))}" for id, names in split_of.items() if len(names) > 1]
+
+
+def absent_splits(rows: Sequence[Row], splits: Sequence[str]) -> list[str]:
+    """Those of `splits` that no row is in."""
+    used = {row["split"] for row in rows}
+    return [split for split in splits if split not in used]
+
+
+def missing_images(rows: Sequence[Row], images: Path) -> list[str]:
+    """Paths without a file below `images`; one listing per folder, since 40,000 stat calls take long on a network drive."""
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for row in rows:
+        folder, _, name = row["file_path"].rpartition("/")
+        if folder not in listed:
+            listed[folder] = set(_files(images / folder))
+        if name not in listed[folder]:
+            missing.append(row["file_path"])
+    return missing
+
+
+def _problem(row: Any) -> str:
+    """What is wrong with the form of one row; "" if nothing."""
+    if not isinstance(row, dict):
+        return f"expected an object, got {type(row).__name__}"
+    for key, kind in (("split", str), ("captions", list), ("file_path", str), ("id", int)):
+        if key not in row:
+            return f"{key!r} is missing"
+        if not isinstance(row[key], kind) or isinstance(row[key], bool):
+            return f"{key!r} must be of type {kind.__name__}, got {row[key]!r}"
+    if not row["captions"] or not all(isinstance(caption, str) for caption in row["captions"]):
+        return f"'captions' must be texts, at least one, got {row['captions']!r}"
+    path = PurePosixPath(row["file_path"])
+    if path.is_absolute() or not path.parts or ".." in path.parts:
+        return f"'file_path' must be a path below imgs/, got {row['file_path']!r}"
+    return ""
+
+
+def _files(folder: Path) -> Iterator[str]:
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries if entry.is_file())

@@ -1,0 +1,205 @@
+"""The annotation file of each data set, read into rows of one form: `{"file_path", "id", "split", "captions"}`.
+
+| set | file | what is its own |
+|---|---|---|
+| CUHK-PEDES (Li et al., CVPR 2017) | reid_raw.json | caption_all.json, which is mailed too, has no splits |
+| ICFG-PEDES (Ding et al., 2021) | ICFG-PEDES.json or ICFG_PEDES.json | no validation split |
+| RSTPReid (Zhu et al., ACM MM 2021) | data_captions.json | `img_path` in place of `file_path` |
+| own | records.jsonl or records.csv | one line per image or per caption |
+
+Paths are relative to the folder `imgs/` beside the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ("file_path", "id", "split", "caption")
+# Identities, images, captions.
+Counts = tuple[int, int, int]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the authors of a data set say about it."""
+
+    title: str
+    # Names of the annotation file, the usual one first.
+    files: tuple[str, ...]
+    # Of each split; empty where anything is right.
+    counts: dict[str, Counts]
+    # Smallest person id; None where anything is right.
+    first_id: int | None
+    # Splits that the file must have; a set without "val" gets one (splits.py).
+    splits: tuple[str, ...] = SPLITS
+
+
+LAYOUTS = {
+    "cuhk-pedes": Layout(
+        "CUHK-PEDES",
+        ("reid_raw.json",),
+        {"train": (11_003, 34_054, 68_126), "val": (1000, 3078, 6158), "test": (1000, 3074, 6156)},
+        first_id=1,
+    ),
+    "icfg-pedes": Layout(
+        "ICFG-PEDES",
+        ("ICFG-PEDES.json", "ICFG_PEDES.json"),
+        {"train": (3102, 34_674, 34_674), "test": (1000, 19_848, 19_848)},
+        first_id=0,
+        splits=("train", "test"),
+    ),
+    "rstpreid": Layout(
+        "RSTPReid",
+        ("data_captions.json",),
+        {"train": (3701, 18_505, 37_010), "val": (200, 1000, 2000), "test": (200, 1000, 2000)},
+        first_id=0,
+    ),
+    "own": Layout("own data", ("records.jsonl", "records.csv"), {}, first_id=None),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """An annotation file, read but not checked."""
+
+    file: Path
+    raw: bytes
+    # Rows of the common form where the file has it; anything else as the file has it.
+    rows: list[Any]
+    # Where each row stands in the file, e.g. "record 3" or "line 3".
+    places: list[str]
+
+
+def read_source(name: str, root: Path | str) -> Source:
+    """The annotation file of the data set `name` (a key of LAYOUTS) in the folder `root`.
+
+    Raises FileNotFoundError for a missing folder or file, ValueError for a file that cannot be parsed, or two files that
+    differ.
+    """
+    layout, folder = LAYOUTS[name], Path(root)
+    needs = f"a data folder of {name} holds {' or '.join(layout.files)} and imgs/"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data.root={root}: there is no folder {folder}; {needs}")
+    found = [folder / file for file in layout.files if (folder / file).is_file()]
+    if not found:
+        mailed = name == "cuhk-pedes" and (folder / "caption_all.json").is_file()
+        hint = "; caption_all.json names no splits, so it cannot take its place" if mailed else ""
+        raise FileNotFoundError(f"data.root={root}: there is no file {folder / layout.files[0]}; {needs}{hint}")
+    raw = found[0].read_bytes()
+    if any(other.read_bytes() != raw for other in found[1:]):
+        names = " and ".join(file.name for file in found)
+        raise ValueError(f"{folder} holds {names}, and they differ: keep the right one only")
+    return PARSERS[name](raw, found[0])
+
+
+def _json_list(raw: bytes, file: Path) -> Source:
+    """A JSON list of records; `img_path` is another name of `file_path`."""
+    try:
+        items = json.loads(raw.decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(items, list):
+        raise ValueError(f"{file} must hold a list of records, got {type(items).__name__}")
+    return Source(file, raw, _rows(items), [f"record {i}" for i in range(len(items))])
+
+
+def _own(raw: bytes, file: Path) -> Source:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text: {error}") from error
+    lines = _json_lines(text, file) if file.suffix == ".jsonl" else _table(text, file)
+    items, places = _merged(lines, file)
+    return Source(file, raw, _rows(items), places)
+
+
+def _json_lines(text: str, file: Path) -> list[tuple[int, Any]]:
+    lines = []
+    # Not splitlines, which also splits at characters that may stand inside a JSON text.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                lines.append((number, json.loads(line)))
+            except ValueError as error:
+                raise ValueError(f"{file}, line {number} is not valid JSON: {error}") from error
+    return lines
+
+
+def _table(text: str, file: Path) -> list[tuple[int, Any]]:
+    """Rows of a CSV whose columns are separated by commas, or by semicolons or tabs as some spreadsheets write it."""
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+    if missing:
+        raise ValueError(f"{file} must have the columns {', '.join(COLUMNS)}, missing: {', '.join(missing)}")
+    lines: list[tuple[int, Any]] = []
+    try:
+        for values in reader:
+            row: Row = {key: values[key] for key in COLUMNS}
+            number = str(row["id"] or "").strip()
+            row["id"] = int(number) if number.isascii() and number.isdigit() else row["id"]
+            lines.append((reader.line_num, row))
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num + 1} cannot be read as a table: {error}") from error
+    return lines
+
+
+def _merged(lines: list[tuple[int, Any]], file: Path) -> tuple[list[Any], list[str]]:
+    """One row per image, where the file may have one per caption; rows and their places."""
+    merged: dict[Any, Any] = {}
+    places: dict[Any, str] = {}
+    torn = []
+    for number, item in lines:
+        if isinstance(item, dict) and "captions" not in item and "caption" in item:
+            item = {key: value for key, value in item.items() if key != "caption"} | {"captions": item["caption"]}
+        whole = isinstance(item, dict) and isinstance(item.get("file_path"), str)
+        key: Any = item["file_path"] if whole else number
+        before = merged.get(key)
+        if before is None:
+            merged[key], places[key] = item, f"line {number}"
+        elif any(before.get(name) != item.get(name) for name in ("id", "split")):
+            torn.append(f"{key} in line {number}")
+        else:
+            merged[key] = before | {"captions": _listed(before.get("captions")) + _listed(item.get("captions"))}
+    if torn:
+        more = ", ..." if len(torn) > 5 else ""
+        raise ValueError(
+            f"{file} gives an image a second identity or split: {', '.join(torn[:5])}{more} ({len(torn)} in all)"
+        )
+    return list(merged.values()), list(places.values())
+
+
+def _listed(captions: Any) -> list[Any]:
+    return list(captions) if isinstance(captions, list) else [captions]
+
+
+def _rows(items: list[Any]) -> list[Any]:
+    """Items in the common form: one name for the path, captions as a list, paths below imgs/."""
+    rows = []
+    for item in items:
+        if isinstance(item, dict):
+            item = {"file_path" if key == "img_path" else key: value for key, value in item.items()}
+            if isinstance(item.get("captions"), str):
+                item["captions"] = [item["captions"]]
+        rows.append(item)
+    paths = [row.get("file_path") if isinstance(row, dict) else None for row in rows]
+    if paths and all(isinstance(path, str) and path.startswith("imgs/") for path in paths):
+        rows = [row | {"file_path": row["file_path"].removeprefix("imgs/")} for row in rows]
+    return rows
+
+
+PARSERS: dict[str, Callable[[bytes, Path], Source]] = {
+    "cuhk-pedes": _json_list,
+    "icfg-pedes": _json_list,
+    "rstpreid": _json_list,
+    "own": _own,
+}
