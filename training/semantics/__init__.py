@@ -1,1 +1,1 @@
-"""Captions' styles, and what a language model is asked and answers about pictures; knows no data set."""
+"""Semantics: styles of captions, prompts for generated texts, their generation, and the checks on them."""

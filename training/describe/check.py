@@ -1,0 +1,70 @@
+"""Checks a file of generated texts: `python -m training.describe check DESCRIPTIONS [--data NAME ROOT]`.
+
+Prints per check how many texts of status "ok" fail it, with an example, and ends with status 1 if any does. With --data, it
+also counts texts that say almost the same of different people; since a few people do look alike, that is no failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from training import cli
+from training.describe.options import add_checks, checks_of, read_data, shown
+from training.describe.texts import read_texts
+from training.semantics.quality import NearDuplicates, check_texts
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point. Raises SystemExit(1) when an "ok" record fails a check, ValueError or FileNotFoundError for bad input."""
+    parser = argparse.ArgumentParser("python -m training.describe check", description=__doc__, allow_abbrev=False)
+    parser.add_argument("descriptions", type=Path, metavar="DESCRIPTIONS", help="JSONL file of generated texts")
+    parser.add_argument("--data", nargs=2, metavar=("NAME", "ROOT"), help="data set: says which images show one person")
+    add_checks(parser)
+    known = parser.parse_args(argv)
+    schema, limits = checks_of(known)
+    records = read_data(*known.data) if known.data else {}
+    near, twins = NearDuplicates(), list[tuple[str, str]]()
+    status: Counter[str] = Counter()
+    failures: dict[str, list[tuple[str, str]]] = {}
+    failing = 0
+    for text in shown(read_texts(known.descriptions), "texts"):
+        status[text.status] += 1
+        if text.status != "ok":
+            continue
+        checks = check_texts(text.identity, text.clothing, schema, limits)
+        failing += any(checks.values())
+        for name, why in checks.items():
+            failures.setdefault(name, []).extend([(text.file_path, why)] if why else [])
+        if text.file_path in records:
+            person = records[text.file_path].id
+            earlier = near.add(text.file_path, f"{text.identity} {text.clothing}", person)
+            twins += [(text.file_path, earlier)] if earlier else []
+    if not status["ok"]:
+        raise ValueError(f"{known.descriptions} holds no record of status ok to check")
+    _print(status, failures, failing)
+    if known.data:
+        example = f", for instance {twins[0][0]} and {twins[0][1]}" if twins else ""
+        print(f"{len(twins)} of {status['ok']} say almost the same of another person{example}")
+    if failing:
+        raise SystemExit(1)
+
+
+def _print(status: Counter[str], failures: dict[str, list[tuple[str, str]]], failing: int) -> None:
+    counted = ", ".join(f"{count} {name}" for name, count in status.most_common())
+    table = Table("check", "failed", "%", "example", title=f"{status.total()} records: {counted}")
+    for name, found in failures.items():
+        example = f"{found[0][0]}: {found[0][1]}" if found else ""
+        table.add_row(name, str(len(found)), f"{100 * len(found) / status['ok']:.2f}", example)
+    table.add_row("any", str(failing), f"{100 * failing / status['ok']:.2f}", "")
+    Console(soft_wrap=not sys.stdout.isatty()).print(table, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

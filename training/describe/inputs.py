@@ -1,0 +1,127 @@
+"""What generation works on: images with the style that their texts are to have, and what a folder of answers belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training import checkpoint
+from training.data.datasets import Record
+from training.semantics.generation import Item
+from training.semantics.store import JsonLines
+
+# The one style where no file of styles is given.
+NEUTRAL = 0
+
+
+@dataclass(frozen=True)
+class Styles:
+    """Styles of captions, as `python -m training.describe styles` writes them."""
+
+    # Style of the first caption of each image.
+    of_image: Mapping[str, int]
+    # Captions that show a style.
+    examples: Mapping[int, tuple[str, ...]]
+    # Captions in each style.
+    sizes: Mapping[int, int]
+    # SHA-256 (hex) over both files; "" without any.
+    digest: str
+
+    def style_of(self, file_path: str) -> int:
+        """The style for an image; one whose captions were not clustered gets one drawn by size, always the same."""
+        if file_path in self.of_image:
+            return self.of_image[file_path]
+        draw = int(hashlib.sha256(file_path.encode()).hexdigest(), 16) % sum(self.sizes.values())
+        for style, size in sorted(self.sizes.items()):
+            draw -= size
+            if draw < 0:
+                return style
+        raise AssertionError("the draw is below the sum of the sizes")
+
+
+def no_styles() -> Styles:
+    """One neutral style without examples."""
+    return Styles({}, {NEUTRAL: ()}, {NEUTRAL: 1}, "")
+
+
+def read_styles(folder: Path, examples: int) -> Styles:
+    """The styles in a folder, with so many examples of each at most.
+
+    Raises FileNotFoundError, or ValueError for a file of another form.
+    """
+    table, lines = Path(folder) / "styles.json", Path(folder) / "styles.jsonl"
+    value = checkpoint.read_json(table)
+    if not lines.is_file():
+        raise FileNotFoundError(f"{lines} does not exist; `python -m training.describe styles` writes it")
+    shown: dict[int, tuple[str, ...]] = {}
+    sizes: dict[int, int] = {}
+    for entry in _styles(value, table):
+        shown[entry["style"]] = tuple(entry["examples"][:examples])
+        sizes[entry["style"]] = entry["size"]
+    of_image: dict[str, int] = {}
+    raw = lines.read_bytes()
+    for number, line in enumerate(raw.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            file_path, caption, style = row["file_path"], row["caption"], row["style"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{lines}, line {number} must be an object with file_path, caption and style") from error
+        if style not in shown:
+            raise ValueError(f"{lines}, line {number} names style {style}, which {table} does not hold")
+        if caption == 0:
+            of_image[file_path] = style
+    return Styles(of_image, shown, sizes, hashlib.sha256(table.read_bytes() + raw).hexdigest())
+
+
+def _styles(value: Any, table: Path) -> list[dict[str, Any]]:
+    entries = value.get("styles") if isinstance(value, dict) else None
+    good = isinstance(entries, list) and entries and all(map(_is_style, entries))
+    if not isinstance(entries, list) or not good:
+        raise ValueError(f"{table} must hold `styles`, a list of objects with style, size (at least 1) and examples")
+    return entries
+
+
+def _is_style(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("examples"), list):
+        return False
+    numbers = (entry.get("style"), entry.get("size"))
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+    return whole and entry["size"] > 0 and all(isinstance(text, str) for text in entry["examples"])
+
+
+def to_items(records: Sequence[Record], styles: Styles) -> list[Item]:
+    """The records as generation takes them."""
+    return [Item(record.file_path, record.path, record.id, styles.style_of(record.file_path)) for record in records]
+
+
+def claim(path: Path, settings: dict[str, Any]) -> None:
+    """Writes down what the texts in a folder are made with, or checks that it is the same.
+
+    Raises ValueError naming what differs: texts of two settings do not mix in one file.
+    """
+    if not path.exists():
+        checkpoint.write_json(path, settings)
+        return
+    stored = checkpoint.read_json(path)
+    known = stored if isinstance(stored, dict) else {}
+    differing = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
+    if differing:
+        told = ", ".join(f"{name} {settings.get(name)!r} instead of {known.get(name)!r}" for name in differing)
+        raise ValueError(f"{path.parent} holds texts of other settings: {told}; give another folder")
+
+
+def drop_unusable(path: Path) -> int:
+    """Removes the records that are not "ok" from a file of descriptions; how many there were."""
+    lines = JsonLines(path)
+    try:
+        rows = [row for _, row in lines.rows()]
+        kept = [row for row in rows if row.get("status") == "ok"]
+        with checkpoint.atomic(path) as file:
+            file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in kept)
+    finally:
+        lines.close()
+    return len(rows) - len(kept)

@@ -1,0 +1,257 @@
+"""Two texts per image from a provider: asked for, stored, checked, asked for again, recorded; many images at a time.
+
+An answer is stored before anything else is done with it, under a key of all that it depends on, and looked up there before a
+provider is asked: whatever happens to the process, nothing is paid for twice that has been stored. An image gets exactly one
+record: "ok", "rejected" (its texts failed a check as often as allowed) or "failed" (it got no answer, or is no image).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from training.fields import Stage, Within
+from training.semantics.client import CallFailed
+from training.semantics.pacing import Halt, Meter, Stopped
+from training.semantics.prompts import Prompt, parse_answer
+from training.semantics.providers import Ask, Picture, Provider, load_picture
+from training.semantics.quality import Limits, NearDuplicates, check_text
+from training.semantics.schema import KINDS, Kind, Schema
+from training.semantics.store import Answer, Answers, Records, answer_key
+
+# Threads that read image files; the loop never does.
+READERS = 4
+# Seconds between two fsyncs.
+SYNC_EVERY = 1.0
+# A rejected answer is kept for reading, but not whatever its length.
+LONGEST_KEPT = 2000
+
+
+@dataclass(frozen=True)
+class Sampling(Stage):
+    """How a model is asked, and how often."""
+
+    temperature: Annotated[float, Within(0, 2)] = 0.7
+    # Added to the temperature with every further attempt (2 at most); the seed rises by one.
+    temperature_step: Annotated[float, Within(0, 2)] = 0.15
+    seed: Annotated[int, Within(0)] = 0
+    # Longest answer in tokens.
+    max_tokens: Annotated[int, Within(16)] = 300
+    # Times that a text is asked for until it passes the checks.
+    attempts: Annotated[int, Within(1, 20)] = 3
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image that is to get texts."""
+
+    file_path: str
+    path: Path
+    person: int
+    style: int
+
+
+@dataclass
+class Judge:
+    """Checks of the texts of an image; near-duplicates only where `near` is given."""
+
+    schema: Schema
+    limits: Limits
+    near: NearDuplicates | None = None
+
+    def verdict(self, item: Item, texts: Mapping[Kind, str], problems: Mapping[Kind, str]) -> dict[str, str]:
+        """Check -> "" where it passed, else why not; `problems`: what was wrong with an answer as such, "" for nothing."""
+        checks = {f"{kind}.answer": problems[kind] for kind in KINDS}
+        for kind in KINDS:
+            if not problems[kind]:
+                found = check_text(kind, texts[kind], self.schema, self.limits)
+                checks |= {f"{kind}.{name}": why for name, why in found.items()}
+        if self.near is not None and not any(checks.values()):
+            other = self.near.add(item.file_path, f"{texts['identity']} {texts['clothing']}", item.person)
+            checks["near_duplicate"] = f"says almost the same as {other}" if other else ""
+        return checks
+
+
+@dataclass
+class Task:
+    """All that the texts depend on besides the image."""
+
+    model: str
+    # JSON values that decide what a model answers, beside those of `sampling` and the prompts.
+    params: dict[str, Any]
+    sampling: Sampling
+    prompts: Callable[[Kind, int], Prompt]
+    judge: Judge
+
+    def __post_init__(self) -> None:
+        sampling = self.sampling
+        self.params = self.params | {
+            name: getattr(sampling, name) for name in ("temperature", "temperature_step", "seed", "max_tokens")
+        }
+
+    def prompt_hash(self, style: int) -> str:
+        """Sixteen hexadecimal digits that name both prompts of a style."""
+        both = "/".join(self.prompts(kind, style).hash for kind in KINDS)
+        return hashlib.sha256(both.encode()).hexdigest()[:16]
+
+
+@dataclass
+class Tally:
+    """Images by status, and those without texts by reason."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def count(self, row: Mapping[str, Any]) -> None:
+        """Adds one record."""
+        self.statuses[row["status"]] += 1
+        if row["status"] != "ok":
+            self.reasons[short_reason(str(row.get("reason", "")))] += 1
+
+
+def short_reason(reason: str) -> str:
+    """A reason without what differs from image to image."""
+    return reason.partition(":")[0]
+
+
+class Generator:
+    """Works through images with one provider and writes to the two stores. One object per event loop."""
+
+    def __init__(
+        self,
+        task: Task,
+        provider: Provider,
+        answers: Answers,
+        records: Records,
+        meter: Meter,
+        halt: Halt,
+        recorded: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """recorded: called with every new record."""
+        self.task, self.provider = task, provider
+        self.answers, self.records, self.meter, self.halt = answers, records, meter, halt
+        self._recorded = recorded
+        self._running: dict[str, asyncio.Task[Answer]] = {}
+        self._readers = ThreadPoolExecutor(READERS)
+
+    async def run(self, items: Iterable[Item]) -> None:
+        """Records every item, or as many as the budget allows.
+
+        Raises Stopped (not for a spent budget, which stays in `halt.error`) after requests under way have been answered
+        and their answers stored. Cancelling loses the requests under way.
+        """
+        source = iter(items)
+        workers = [asyncio.create_task(self._work(source)) for _ in range(self.provider.window)]
+        syncing = asyncio.create_task(self._sync())
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in (*workers, syncing):
+                worker.cancel()
+            await asyncio.gather(*workers, syncing, return_exceptions=True)
+
+    async def _work(self, source: Iterable[Item]) -> None:
+        for item in source:
+            if self.halt.error is None:
+                try:
+                    await self._image(item)
+                except Stopped as error:
+                    self.halt.stop(error)
+            if self.halt.error is not None:
+                return
+
+    async def _sync(self) -> None:
+        while True:
+            await asyncio.sleep(SYNC_EVERY)
+            for lines in (self.answers.lines, self.records.lines):
+                await asyncio.get_running_loop().run_in_executor(self._readers, lines.sync)
+
+    async def _image(self, item: Item) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            picture = await loop.run_in_executor(self._readers, load_picture, item.path)
+        except OSError as error:
+            return self._record(item, "failed", f"unreadable image: {error}", {}, {}, {})
+        texts: dict[Kind, str] = {}
+        problems: dict[Kind, str] = {}
+        attempts: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        wanted: list[Kind] = list(KINDS)
+        while True:
+            asked = [self._ask(item, picture, kind, attempts[kind]) for kind in wanted]
+            # Both are waited for: an answer that is under way while the other call fails must be stored.
+            outcomes = await asyncio.gather(*asked, return_exceptions=True)
+            raised = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+            fatal = next((error for error in raised if not isinstance(error, CallFailed)), None)
+            if fatal is not None:
+                raise fatal
+            if raised:
+                return self._record(item, "failed", f"no answer: {raised[0]}", texts, {}, attempts)
+            for kind, outcome in zip(wanted, outcomes, strict=True):
+                assert not isinstance(outcome, BaseException)
+                texts[kind], problems[kind] = outcome
+                attempts[kind] += 1
+            checks = self.task.judge.verdict(item, texts, problems)
+            failing = [name for name, why in checks.items() if why]
+            if not failing:
+                return self._record(item, "ok", "", texts, checks, attempts)
+            wanted = [kind for kind in KINDS if any(name.split(".")[0] in (kind, "near_duplicate") for name in failing)]
+            if any(attempts[kind] >= self.task.sampling.attempts for kind in wanted):
+                return self._record(item, "rejected", ", ".join(failing), texts, checks, attempts)
+
+    async def _ask(self, item: Item, picture: Picture, kind: Kind, attempt: int) -> tuple[str, str]:
+        """(the text, "") or (what was answered instead, why that is none)."""
+        task, sampling = self.task, self.task.sampling
+        prompt = task.prompts(kind, item.style)
+        key = answer_key(
+            image=picture.digest, prompt=prompt.hash, model=task.model, params=task.params, kind=kind, attempt=attempt
+        )
+        answer = self.answers.get(key)
+        if answer is None and key in self._running:
+            # Two files of the same bytes ask the same.
+            answer = await asyncio.shield(self._running[key])
+        if answer is None:
+            temperature = round(min(2.0, sampling.temperature + attempt * sampling.temperature_step), 6)
+            seed, tokens = sampling.seed + attempt, sampling.max_tokens
+            ask = Ask(key, item.file_path, kind, item.style, prompt, picture, attempt, temperature, seed, tokens)
+            self._running[key] = asyncio.create_task(self._pay(ask))
+            try:
+                answer = await self._running[key]
+            finally:
+                del self._running[key]
+        if answer.refusal:
+            return answer.refusal[:LONGEST_KEPT], f"the model refuses: {answer.refusal[:200]}"
+        try:
+            return parse_answer(answer.text, prompt), ""
+        except ValueError as error:
+            cut = f" (finish_reason {answer.finish})" if answer.finish not in ("", "stop") else ""
+            return answer.text[:LONGEST_KEPT], f"{error}{cut}"
+
+    async def _pay(self, ask: Ask) -> Answer:
+        answer = await self.provider.answer(ask)
+        self.answers.add(ask.key, answer, file_path=ask.file_path, kind=ask.kind, attempt=ask.attempt)
+        self.meter.answered(answer.prompt_tokens, answer.completion_tokens, answer.seconds)
+        return answer
+
+    def _record(
+        self,
+        item: Item,
+        status: str,
+        reason: str,
+        texts: Mapping[Kind, str],
+        checks: dict[str, str],
+        attempts: Mapping[Kind, int],
+    ) -> None:
+        row: dict[str, Any] = {"file_path": item.file_path}
+        row |= {kind: texts.get(kind, "") for kind in KINDS}
+        row |= {"style": item.style, "model": self.task.model, "prompt_hash": self.task.prompt_hash(item.style)}
+        row |= {"params": self.task.params, "status": status}
+        row |= {"reason": reason} if reason else {}
+        row |= {"checks": checks, "attempts": dict(attempts)}
+        self.records.add(row)
+        self._recorded(row)
