@@ -34,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     features_ND = features(arguments.captions, arguments.dimensions)
     started = time.perf_counter()
-    found = cluster(features_ND, StyleOptions(method="dbscan", eps=arguments.eps, min_share=0.0))
+    found = cluster(features_ND, "dbscan", StyleOptions(eps=arguments.eps, min_share=0.0))
     seconds = time.perf_counter() - started
     # Kilobytes on Linux.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -57,6 +57,23 @@ def read_factors(root: Path, records: Sequence[Record]) -> Truth:
     )
 
 
+def read_caption_styles(root: Path, records: Sequence[Record]) -> list[int] | None:
+    """Number of the writer of each caption of the records, one image after the other; None for data without a
+    factors.jsonl. Raises ValueError for a broken line, or an image with other captions than the file says."""
+    path = Path(root) / "factors.jsonl"
+    if not path.is_file():
+        return None
+    known: dict[str, list[int]] = {}
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            row = _row(line, f"{path}, line {number}")
+            known[row["file_path"]] = [caption["style"] for caption in row.get("captions", [])]
+    other = [r.file_path for r in records if len(known.get(r.file_path, [])) != len(r.captions)]
+    if other:
+        raise ValueError(f"{path} does not say who wrote the captions of {', '.join(other[:5])} ({len(other)} in all)")
+    return [style for record in records for style in known[record.file_path]]
+
+
 def _word(value: Any) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 

@@ -59,7 +59,8 @@ def dbscan(points_ND: np.ndarray, eps: float, distances_N: np.ndarray) -> Dense:
     core_N = distances_N <= eps
     if not core_N.any():
         raise ValueError(
-            f"eps = {eps:g} leaves no dense region: the nearest k-distance is {distances_N.min():g}; raise eps or lower min_samples"
+            f"eps = {eps:g} leaves no dense region, the smallest k-distance is {distances_N.min():g}; "
+            "raise eps or lower min_samples"
         )
     clusters, labels_M = _components(points_ND[core_N], eps)
     labels_N, noise_N = np.empty(len(points_ND), dtype=np.int64), np.zeros(len(points_ND), dtype=bool)

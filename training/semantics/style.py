@@ -5,10 +5,9 @@ Shapes: N captions, D features, S styles.
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans
@@ -22,8 +21,7 @@ from training.fields import Stage, Within
 from training.semantics.density import dbscan, k_distances, knee, merge_small
 from training.semantics.style_encoders import TOKEN
 
-Method = Literal["none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan"]
-METHODS: tuple[str, ...] = typing.get_args(Method)
+METHODS = ("none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan")
 # Captions that methods of quadratic memory, and the choice of the number of styles, look at; the others get the style of
 # the nearest mean (agglomerative) or caption (hdbscan). 6,000^2 distances are 290 MB.
 SAMPLE = 6000
@@ -39,15 +37,16 @@ MARKERS = 8
 class StyleOptions(Stage):
     """How captions are put into styles (readings 19 and 20)."""
 
-    method: Method = "dbscan"
     # Captions within reach that make one the core of a cluster, itself counted (dbscan, hdbscan).
     min_samples: Annotated[int, Within(2)] = 20
     # Reach (dbscan), a distance between features of norm 1; 0: the knee of the k-distance curve, k = min_samples.
     eps: Annotated[float, Within(0, 2)] = 0.0
     # Clusters of a smaller share of the captions are merged into the nearest (dbscan, hdbscan).
     min_share: Annotated[float, Within(0, 0.5)] = 0.05
-    # Number of styles (random, kmeans, gmm, agglomerative); 0: the one of CHOICES with the largest mean silhouette of K-means.
+    # Number of styles (random, kmeans, gmm, agglomerative); 0: the one from 2 to 20 with the largest mean
+    # silhouette of K-means.
     clusters: Annotated[int, Within(0)] = 0
+    # Of random, the starts of kmeans and gmm, and the samples.
     seed: Annotated[int, Within(0)] = 0
 
 
@@ -65,13 +64,13 @@ class Styles:
     curve: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
-def cluster(features_ND: np.ndarray, options: StyleOptions) -> Styles:
-    """The styles of captions with these features (norm 1, float32). Equal arguments give equal styles.
+def cluster(features_ND: np.ndarray, method: str, options: StyleOptions) -> Styles:
+    """The styles of captions with these features (norm 1, float32) by one of METHODS. Equal arguments give equal styles.
 
     Raises ValueError when there are fewer captions than styles asked for or than min_samples, and what `density.dbscan`
     raises.
     """
-    found = _METHODS[options.method](features_ND, options)
+    found = _CLUSTERERS[method](features_ND, options)
     # The most frequent first; of equally frequent ones the one whose first caption comes first.
     names, first, labels_N, sizes = np.unique(
         found.styles_N, return_index=True, return_inverse=True, return_counts=True
@@ -146,7 +145,7 @@ def _dbscan(features_ND: np.ndarray, options: StyleOptions) -> Styles:
     return Styles(labels_N, float(dense.noise_N[which_N].mean()), found, curve_P)
 
 
-_METHODS: dict[str, Callable[[np.ndarray, StyleOptions], Styles]] = {
+_CLUSTERERS: dict[str, Callable[[np.ndarray, StyleOptions], Styles]] = {
     "none": _none,
     "random": _random,
     "kmeans": _kmeans,

@@ -6,7 +6,10 @@ pairs as cosines do.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,8 @@ Progress = Callable[[int, int], None]
 STYLOMETRIC = "stylometric"
 # Words with their apostrophes, and every punctuation mark.
 TOKEN = r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]"
-# Captions at a time: bounds the dense block of the projection and the batch of a text model.
-_BLOCK = 4096
+# Captions at a time: bounds the dense block of the projection, and what an interrupted text model computes again.
+BLOCK = 1024
 
 
 class StylometricEncoder:
@@ -61,8 +64,8 @@ class StylometricEncoder:
         return normalize(hstack(parts, format="csr"))
 
     def _projected(self, counts_NV: csr_matrix) -> np.ndarray:
-        starts = range(0, counts_NV.shape[0], _BLOCK)
-        parts = [self.projection.transform(counts_NV[start : start + _BLOCK].toarray()) for start in starts]
+        starts = range(0, counts_NV.shape[0], BLOCK)
+        parts = [self.projection.transform(counts_NV[start : start + BLOCK].toarray()) for start in starts]
         return normalize(np.concatenate(parts)).astype(np.float32)
 
 
@@ -91,17 +94,13 @@ class TextModelEncoder:
         config = getattr(self.model.config, "text_config", self.model.config)
         self.max_length = min(getattr(config, "max_position_embeddings", 512), self.tokenizer.model_max_length)
 
-    def fit_transform(self, captions: Sequence[str], progress: Progress = lambda done, total: None) -> np.ndarray:
-        """Features (N, D) of neutral captions, equal captions computed once."""
-        distinct = sorted(set(captions), key=lambda text: (len(text), text))
+    def transform(self, captions: Sequence[str]) -> np.ndarray:
+        """Features (N, D) of neutral captions."""
         parts = []
         with torch.inference_mode():
-            for start in range(0, len(distinct), self.batch_size):
-                parts.append(self._encoded(distinct[start : start + self.batch_size]))
-                progress(min(start + self.batch_size, len(distinct)), len(distinct))
-        features = normalize(np.concatenate(parts)).astype(np.float32)
-        row = {text: number for number, text in enumerate(distinct)}
-        return features[[row[text] for text in captions]]
+            for start in range(0, len(captions), self.batch_size):
+                parts.append(self._encoded(list(captions[start : start + self.batch_size])))
+        return normalize(np.concatenate(parts)).astype(np.float32)
 
     def _encoded(self, texts: list[str]) -> np.ndarray:
         inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
@@ -112,11 +111,39 @@ class TextModelEncoder:
         return ((output.last_hidden_state * mask_BT1).sum(1) / mask_BT1.sum(1)).float().numpy()
 
 
-def encode(captions: Sequence[str], encoder: str, progress: Progress = lambda done, total: None) -> np.ndarray:
+def encode(
+    captions: Sequence[str], encoder: str, folder: Path, progress: Progress = lambda done, total: None
+) -> np.ndarray:
     """Style features (N, D) of neutral captions by the encoder STYLOMETRIC, or a text model by name or folder.
 
-    Raises what the encoders raise.
+    What a text model has computed lies in `folder`, BLOCK different captions a file, and is not computed again after an
+    interruption; equal captions are computed once. Raises what the encoders raise.
     """
     if encoder == STYLOMETRIC:
         return StylometricEncoder().fit_transform(captions)
-    return TextModelEncoder(encoder).fit_transform(captions, progress)
+    model = TextModelEncoder(encoder)
+    # Captions of one length share a batch without padding.
+    distinct = sorted(set(captions), key=lambda text: (len(text), text))
+    # Features of one caption tell weights apart that have the same name.
+    probe = model.transform(distinct[:1]).round(2).tobytes()
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for start in range(0, len(distinct), BLOCK):
+        texts = distinct[start : start + BLOCK]
+        name = hashlib.sha256(probe + "\0".join(texts).encode()).hexdigest()[:16]
+        parts.append(_kept(folder / f"{name}.npy", lambda texts=texts: model.transform(texts)))
+        progress(min(start + BLOCK, len(distinct)), len(distinct))
+    row = {text: number for number, text in enumerate(distinct)}
+    return np.concatenate(parts)[[row[text] for text in captions]]
+
+
+def _kept(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array in a file, computed and written in one move where there is none."""
+    if path.is_file():
+        return np.load(path)
+    values = compute()
+    unfinished = path.with_suffix(".tmp")
+    with open(unfinished, "wb") as file:
+        np.save(file, values)
+    os.replace(unfinished, path)
+    return values
