@@ -10,6 +10,7 @@ from typing import Any
 
 from training.data.datasets import Record
 
+FACTORS = "factors.jsonl"
 # What stays when a person changes clothes, and what changes. Left out: what is drawn too small to see at 64 x 32 pixels
 # as a label of its own (colours of a pattern, of a bag, of a hat), and the side of a bag.
 IDENTITY = ("sex", "age", "build", "height", "skin", "hair", "hair_colour", "beard", "glasses")
@@ -33,7 +34,7 @@ def read_factors(root: Path, records: Sequence[Record]) -> Truth:
     Raises FileNotFoundError for data without a factors.jsonl (every real set), ValueError for a broken line or an image
     that has none.
     """
-    path = Path(root) / "factors.jsonl"
+    path = Path(root) / FACTORS
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no {path}: which factors an image shows is known of synthetic sets only, so neither probes nor "
@@ -60,7 +61,7 @@ def read_factors(root: Path, records: Sequence[Record]) -> Truth:
 def read_caption_styles(root: Path, records: Sequence[Record]) -> list[int] | None:
     """Number of the writer of each caption of the records, one image after the other; None for data without a
     factors.jsonl. Raises ValueError for a broken line, or an image with other captions than the file says."""
-    path = Path(root) / "factors.jsonl"
+    path = Path(root) / FACTORS
     if not path.is_file():
         return None
     known: dict[str, list[int]] = {}

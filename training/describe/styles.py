@@ -24,12 +24,12 @@ from rich.table import Table
 from sklearn.metrics import adjusted_rand_score
 
 from training import checkpoint
-from training.config import DataConfig
+from training.config import STYLE_METHODS, DataConfig
 from training.data.datasets import read_records
 from training.data.factors import read_caption_styles
 from training.describe.style_page import draw_map, write_style_page
 from training.semantics.lexicon import neutralise
-from training.semantics.style import METHODS, StyleOptions, Styles, cluster, examples, markers
+from training.semantics.style import StyleOptions, Styles, cluster, examples, markers
 from training.semantics.style_encoders import STYLOMETRIC, encode
 
 # Part of what a stored result depends on: raise it when lexicon, encoder or clustering change.
@@ -57,18 +57,25 @@ class Options:
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions of the train split in order, with and without their attributes, and their style features."""
+    """The captions of the train split, in order."""
 
     # (file_path, index within the image) of each.
     keys: list[tuple[str, int]]
     texts: list[str]
-    neutral: list[str]
-    features_ND: np.ndarray
     # SHA-256 (hex) over keys and texts.
     source: str
-    encoder: str
     # Who wrote each, where the data tells; for measuring only.
     truth: list[int] | None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What is clustered."""
+
+    # Captions without their attributes, and their style features.
+    neutral: list[str]
+    features_ND: np.ndarray
+    encoder: str
 
 
 def main(argv: Sequence[str]) -> None:
@@ -76,51 +83,58 @@ def main(argv: Sequence[str]) -> None:
     flat = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     options = tyro.cli(Options, args=argv, prog="python -m training.describe styles", description=__doc__, config=flat)
     console = Console(stderr=True)
-    captions = read_captions(options.name, options.root, options.encoder, options.out, console)
+    captions = read_captions(options.name, options.root)
+    encoded = encode_captions(captions, options.encoder, options.out / "features", console)
     every = options.method == "all"
     found = {}
-    drawn = draw_map(captions.features_ND, options.style.seed)
-    for method in METHODS if every else (options.method,):
+    drawn = draw_map(encoded.features_ND, options.style.seed)
+    for method in STYLE_METHODS if every else (options.method,):
         folder = options.out / method if every else options.out
         with console.status(f"{method}: {len(captions.texts):,} captions"):
-            found[method], styles = make_styles(captions, method, options.style, folder)
+            found[method], styles = make_styles(captions, encoded, method, options.style, folder)
         write_style_page(folder / "styles.html", found[method], styles, drawn)
     print_styles(found, Console(soft_wrap=True))
     print(options.out)
 
 
-def read_captions(name: str, root: Path, encoder: str, out: Path, console: Console) -> Captions:
-    """The train captions of a data set with their features; those of a text model are kept in OUT/features.
-
-    Raises what reading the data and the encoder raise.
-    """
+def read_captions(name: str, root: Path) -> Captions:
+    """The train captions of a data set. Raises what reading the data raises."""
     fields: dict[str, Any] = {"dataset": name, "root": str(root)}
     records = read_records(DataConfig(**fields))["train"]
     keys = [(record.file_path, index) for record in records for index in range(len(record.captions))]
     texts = [caption for record in records for caption in record.captions]
     source = hashlib.sha256(json.dumps([keys, texts]).encode()).hexdigest()
-    truth = read_caption_styles(root, records)
+    return Captions(keys, texts, source, read_caption_styles(root, records))
+
+
+def encode_captions(captions: Captions, encoder: str, folder: Path, console: Console) -> Encoded:
+    """The captions without their attributes, with features; those of a text model are kept in `folder`.
+
+    Raises what the encoder raises.
+    """
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("attributes and features", total=None)
-        neutral = neutralise(texts)
+        neutral = neutralise(captions.texts)
         features_ND = encode(
-            neutral, encoder, out / "features", lambda done, total: bar.update(task, completed=done, total=total)
+            neutral, encoder, folder, lambda done, total: bar.update(task, completed=done, total=total)
         )
-    return Captions(keys, texts, neutral, features_ND, source, encoder, truth)
+    return Encoded(neutral, features_ND, encoder)
 
 
-def make_styles(captions: Captions, method: str, options: StyleOptions, folder: Path) -> tuple[Row, Styles]:
+def make_styles(
+    captions: Captions, encoded: Encoded, method: str, options: StyleOptions, folder: Path
+) -> tuple[Row, Styles]:
     """Clusters and writes styles.jsonl and styles.json into `folder`; returns (contents of styles.json, the styles).
 
     Raises what `style.cluster` raises, before anything is written.
     """
     started = time.perf_counter()
-    styles = cluster(captions.features_ND, method, options)
+    styles = cluster(encoded.features_ND, method, options)
     seconds = time.perf_counter() - started
     sizes = np.bincount(styles.styles_N)
-    shown = examples(captions.features_ND, styles.styles_N, captions.neutral)
-    marked = markers(styles.styles_N, captions.neutral)
-    table = settings(captions, method, options) | {
+    shown = examples(encoded.features_ND, styles.styles_N, encoded.neutral)
+    marked = markers(styles.styles_N, encoded.neutral)
+    table = settings(captions, encoded.encoder, method, options) | {
         "found": styles.found,
         "noise_share": round(styles.noise_share, 6),
         # Against the truth of a synthetic set.
@@ -144,10 +158,10 @@ def make_styles(captions: Captions, method: str, options: StyleOptions, folder: 
     return table, styles
 
 
-def settings(captions: Captions, method: str, options: StyleOptions) -> Row:
+def settings(captions: Captions, encoder: str, method: str, options: StyleOptions) -> Row:
     """What a result depends on, in the words of styles.json."""
     params = asdict(options) | {"version": VERSION}
-    return {"method": method, "encoder": captions.encoder, "params": params, "source": captions.source}
+    return {"method": method, "encoder": encoder, "params": params, "source": captions.source}
 
 
 def print_styles(found: Mapping[str, Row], console: Console) -> None:

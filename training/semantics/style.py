@@ -21,7 +21,6 @@ from training.fields import Stage, Within
 from training.semantics.density import dbscan, k_distances, knee, merge_small
 from training.semantics.style_encoders import TOKEN
 
-METHODS = ("none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan")
 # Captions that methods of quadratic memory, and the choice of the number of styles, look at; the others get the style of
 # the nearest mean (agglomerative) or caption (hdbscan). 6,000^2 distances are 290 MB.
 SAMPLE = 6000
@@ -65,7 +64,9 @@ class Styles:
 
 
 def cluster(features_ND: np.ndarray, method: str, options: StyleOptions) -> Styles:
-    """The styles of captions with these features (norm 1, float32) by one of METHODS. Equal arguments give equal styles.
+    """The styles of captions with these features (norm 1, float32) by one of config.STYLE_METHODS.
+
+    Equal arguments give equal styles.
 
     Raises ValueError when there are fewer captions than styles asked for or than min_samples, and what `density.dbscan`
     raises.
