@@ -45,10 +45,12 @@ class Behaviour:
     kinds: tuple[str, ...] = PAID[1:] + LOST
     # Seconds that a client is asked to wait after too many requests.
     wait: str = "0.05"
-    # Field that is refused with a 400, "" for none.
-    refuses: str = ""
-    # Status with which every request is refused, 0: none.
-    status: int = 0
+    # What the next requests get, whatever the share of faults: a kind, or a whole reply.
+    plan: list[str | bytes] = field(default_factory=list)
+    # Fields that are refused with a 400.
+    refuses: tuple[str, ...] = ()
+    # Status of the kind "refused".
+    status: int = 401
     # File that takes a line per request, None for none.
     log: int | None = None
     counts: Counter[str] = field(default_factory=Counter)
@@ -135,14 +137,17 @@ class Server:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head.split("\r\n")[1:])}
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
-                if not await self._request(headers, json.loads(body), writer):
+                due = asyncio.get_running_loop().time() + self.behaviour.seconds
+                if not await self._request(headers, json.loads(body), due, writer):
                     break
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             writer.close()
 
-    async def _request(self, headers: dict[str, str], body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
+    async def _request(
+        self, headers: dict[str, str], body: dict[str, Any], due: float, writer: asyncio.StreamWriter
+    ) -> bool:
         """Serves one request; whether the connection stays open."""
         behaviour = self.behaviour
         behaviour.busy += 1
@@ -151,50 +156,58 @@ class Server:
             call = Call.of(body)
             behaviour.counts[call.name] += 1
             what = self._choose(call, body)
-            # Which key was sent is told back, as some services do: nobody may see it.
             key = headers.get("authorization", "no key")
-            await asyncio.sleep(behaviour.seconds)
-            return await self._do(what, call, key, headers.get("idempotency-key", ""), writer)
+            return await self._do(what, call, key, headers.get("idempotency-key", ""), due, writer)
         finally:
             behaviour.busy -= 1
 
-    def _choose(self, call: Call, body: dict[str, Any]) -> str:
+    def _choose(self, call: Call, body: dict[str, Any]) -> str | bytes:
         behaviour = self.behaviour
-        if behaviour.status:
-            return "refused"
-        if behaviour.refuses in body:
-            return "field"
+        if behaviour.plan:
+            return behaviour.plan.pop(0)
+        refused = [name for name in behaviour.refuses if name in body]
+        if refused:
+            return error(400, f"Unsupported parameter: '{refused[0]}' is not supported with this model.")
         draw = random.Random(f"{behaviour.seed}/{call.name}/{behaviour.counts[call.name]}")
         return draw.choice(behaviour.kinds) if draw.random() < behaviour.faults else "good"
 
-    async def _do(self, what: str, call: Call, key: str, name: str, writer: asyncio.StreamWriter) -> bool:
-        behaviour = self.behaviour
-        self._note(what, call, name)
-        if what == "silence":
+    async def _do(
+        self, what: str | bytes, call: Call, key: str, name: str, due: float, writer: asyncio.StreamWriter
+    ) -> bool:
+        kind = what if isinstance(what, str) else "reply"
+        if kind == "silence":
+            self._note(kind, call, name)
             await asyncio.sleep(3600)
-        whole = {
-            "refused": lambda: error(behaviour.status, f"Incorrect key provided: {key}"),
-            "field": lambda: error(400, f"'{behaviour.refuses}' is not supported"),
-            "limit": lambda: error(429, f"Too many requests of {key}", f"Retry-After: {behaviour.wait}"),
-            "error": lambda: error(500, f"The server had an error with {key}"),
-            "overload": lambda: error(503, "Overloaded"),
-        }
-        data = whole[what]() if what in whole else reply(200, completion(call, what))
-        if what == "torn":
-            inner = json.dumps(completion(call, "good"))[:-30].encode()
-            data = b"HTTP/1.1 200 X\r\nContent-Length: %d\r\n\r\n" % len(inner) + inner
-        if what == "drip":
+        data = what if isinstance(what, bytes) else self._data(what, call, key)
+        await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
+        # Before it is sent: a line may say more than a client got, never less.
+        self._note(kind, call, name)
+        if kind == "drip":
             for place in range(len(data)):
                 if writer.is_closing():
                     return False
                 writer.write(data[place : place + 1])
                 await asyncio.sleep(0.05)
             return True
-        writer.write(data[: len(data) // 2] if what == "cut" else data)
+        writer.write(data[: len(data) // 2] if kind == "cut" else data)
         await writer.drain()
-        if what == "cut" and writer.transport is not None:
+        if kind == "cut":
             writer.transport.abort()
-        return what != "cut"
+        return kind != "cut"
+
+    def _data(self, what: str, call: Call, key: str) -> bytes:
+        """The whole reply; errors tell the key back, as some services do: nobody may see it."""
+        behaviour = self.behaviour
+        if what == "refused":
+            return error(behaviour.status, f"Incorrect key provided: {key}")
+        if what == "limit":
+            return error(429, f"Too many requests of {key}", f"Retry-After: {behaviour.wait}")
+        if what in ("error", "overload"):
+            return error(500 if what == "error" else 503, f"The server had an error with {key}")
+        if what == "torn":
+            body = json.dumps(completion(call, "good"))[:-30].encode()
+            return b"HTTP/1.1 200 X\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        return reply(200, completion(call, what))
 
     def _note(self, what: str, call: Call, name: str) -> None:
         if self.behaviour.log is not None:

@@ -17,7 +17,7 @@ PYTHON = sorted(p for folder in ("bdam_fast", "training", "tests", "bench") for 
 CSRC = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h", ".inl", ".cu", ".cuh"))
 # A stage imports from its left only; several names in one entry are one stage.
 FLOW = [
-    ("fields", "config", "audit"),
+    ("fields", "config", "audit", "files"),
     ("recipes", "tables"),
     ("semantics",),
     ("data",),

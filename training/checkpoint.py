@@ -5,41 +5,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from training.config import Config, from_dict
 from training.data.datasets import Dataset, read_dataset
 from training.data.tokenizer import load_tokenizer
+from training.files import atomic, read_json, write_json
 from training.models.model import Model
 
-
-@contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends well and leaves no trace when it does not."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files of mode 600; a result is as readable as any other new file.
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+__all__ = [
+    "TrainedRun",
+    "atomic",
+    "build_model",
+    "computed_once",
+    "leftovers",
+    "load",
+    "load_run",
+    "read_json",
+    "remove_leftovers",
+    "save",
+    "write_json",
+]
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -54,29 +48,6 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically. Raises ValueError for NaN or infinity, which JSON has no words for."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    with atomic(path) as file:
-        file.write(text.encode() + b"\n")
-
-
-def read_json(path: Path) -> Any:
-    """Raises FileNotFoundError, or ValueError naming the file when it is not JSON."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -23,7 +23,6 @@ from training.config import DataConfig
 from training.data.datasets import read_records
 from training.describe.inputs import Styles, claim, drop_unusable, no_styles, read_styles, to_items
 from training.describe.run import Online, Result, Run
-from training.describe.template import VERSION, TemplateProvider, read_scenes
 from training.fields import Stage, Within
 from training.semantics.client import Service, read_key
 from training.semantics.generation import Item, Judge, Sampling, Task
@@ -33,6 +32,9 @@ from training.semantics.providers import Provider, TransformersProvider
 from training.semantics.quality import Limits, NearDuplicates
 from training.semantics.schema import Kind, Schema
 from training.semantics.store import Answers, Records
+
+# Part of what an answer of the provider template depends on: raise it when the templates change.
+TEMPLATES = 1
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def _task(options: Options, schema: Schema, styles: Styles) -> Task:
     near = None if options.provider == "template" else NearDuplicates()
     params: dict[str, Any] = {"provider": options.provider}
     if options.provider == "template":
-        params["version"] = VERSION
+        params["version"] = TEMPLATES
     return Task(options.model or "template", params, options.sampling, prompt, Judge(schema, limits, near))
 
 
@@ -195,6 +197,9 @@ def _provider(
         return Online(options.service, read_key(options.service, environment), options.model)
     if options.provider == "transformers":
         return TransformersProvider(options.model, options.batch, options.device)
+    # It imports scikit-learn, which no other provider needs.
+    from training.describe.template import TemplateProvider, read_scenes
+
     return TemplateProvider(read_scenes(options.source.root, [item.file_path for item in items]), styles.examples)
 
 

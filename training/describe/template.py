@@ -18,9 +18,6 @@ from training.semantics.providers import Ask
 from training.semantics.schema import KINDS
 from training.semantics.store import Answer
 
-# Part of what an answer depends on: raise it when the templates change.
-VERSION = 1
-
 Scene = tuple[Identity, Outfit, Pose]
 
 

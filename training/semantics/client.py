@@ -178,12 +178,11 @@ class Client:
             guess, now = self.meter.guess(), clock()
             self.halt.check()
             self.meter.admit()
-            wait = max(self._requests.reserve(1, now), self._tokens.reserve(guess, now))
-            if wait:
-                await self.halt.sleep(wait)
-            self.meter.in_flight += 1
-            begun = clock()
             try:
+                wait = max(self._requests.reserve(1, now), self._tokens.reserve(guess, now))
+                if wait:
+                    await self.halt.sleep(wait)
+                begun = clock()
                 reply = await asyncio.wait_for(self._receive(content, key), self.service.total_timeout)
             except asyncio.TimeoutError:
                 reply = _Reply(0, {}, f"no whole answer within {self.service.total_timeout:g} s")

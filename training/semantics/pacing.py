@@ -123,7 +123,10 @@ class Meter:
         return sum(tokens) if tokens else FIRST_GUESS
 
     def admit(self) -> None:
-        """Raises BudgetSpent when one more request, with those in flight, would go over the budget."""
+        """Counts one more request, which is in flight until somebody lowers `in_flight` again.
+
+        Raises BudgetSpent when it would, with those in flight, go over the budget.
+        """
         budget = self.budget
         if budget.max_requests and self.requests >= budget.max_requests:
             raise BudgetSpent(f"the budget of {budget.max_requests} requests is spent")
@@ -136,6 +139,7 @@ class Meter:
                     f"max_cost ({budget.max_cost})"
                 )
         self.requests += 1
+        self.in_flight += 1
 
     def answered(self, prompt: int | None, completion: int | None, seconds: float) -> None:
         """Counts one answer."""
