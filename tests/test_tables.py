@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from test_recipes import changed
 
+from training.config import STYLE_METHODS
 from training.recipes import ROWS, get_recipe, with_row
 from training.tables import ABLATIONS, FOLDERS, FULL, TITLES, run_key, table_rows
 
@@ -30,6 +31,7 @@ CHANGES = {
     "adversary-minimax": {"loss.adversarial_mode"},
     "decoupling-hsic": {"loss.decoupling_measure"},
     "captions-of-identity": {"loss.info_nce_texts"},
+    **{f"style-{method}": {"data.descriptions"} for method in STYLE_METHODS},
 }
 # What the recipe of the paper has already.
 PAPER = {"adversary-paper", "decoupling-hsic"}
@@ -55,7 +57,7 @@ def test_every_row_is_in_a_table_and_the_full_model_is_one_run() -> None:
     rows = table_rows(list(ABLATIONS), get_recipe("synthetic-tables"))
     assert {row.name for row in rows} == {FULL, *ROWS}
     assert len({row.key for row in rows if row.name == FULL}) == 1
-    assert len({row.key for row in rows}) == 1 + len(ROWS) == 19
+    assert len({row.key for row in rows}) == 1 + len(ROWS) == 26
     assert len({row.key for row in rows if row.name == "no-mamba"}) == 1
     assert set(ABLATIONS) | {"table5"} == set(TITLES)
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from training.config import (
+    STYLE_METHODS,
     BdamConfig,
     Config,
     DataConfig,
@@ -121,6 +123,20 @@ def shallow(config: Config) -> Config:
     return _with_bdam(self_layers=layers // 2)(config)
 
 
+def texts_of(out: Path, method: str) -> Path:
+    """Where an experiment in the folder `out` keeps the texts that were generated in the styles of a method."""
+    return out / "descriptions" / method / "descriptions.jsonl"
+
+
+def _with_styles(method: str) -> Change:
+    def change(config: Config) -> Config:
+        # Where `python -m training.experiment table4` makes them unless it is given another folder.
+        texts = texts_of(Path("runs") / config.recipe, method)
+        return replace(config, data=replace(config.data, descriptions=str(texts)))
+
+    return change
+
+
 def _with_bdam(**changes: Any) -> Change:
     return lambda config: replace(config, model=replace(config.model, bdam=replace(config.model.bdam, **changes)))
 
@@ -162,6 +178,8 @@ ROWS: dict[str, Change] = {
     "adversary-minimax": _with_loss(adversarial_mode="minimax"),
     "decoupling-hsic": _with_loss(decoupling_measure="hsic"),
     "captions-of-identity": _with_loss(info_nce_texts="both"),
+    # Table 4.
+    **{f"style-{method}": _with_styles(method) for method in STYLE_METHODS},
     # Fig. 5.
     "transformer": _with_fusion(layers_kind="transformer", layers=4),
 }
