@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from training.fields import Stage, Within
 
+# Ways to put captions into styles: the rows of Table 4.
+STYLE_METHODS = ("none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan")
 Backend = Literal["auto", "cuda", "triton", "cpu", "reference"]
 
 

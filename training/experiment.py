@@ -24,6 +24,7 @@ from rich.table import Table
 from training import checkpoint, cli, process, runner
 from training.config import Config, to_dict
 from training.data.datasets import read_dataset
+from training.describe.table4 import with_texts
 from training.evaluator import METRICS
 from training.recipes import RECIPES
 from training.summary import is_finished, run_folder, summarise
@@ -33,6 +34,8 @@ HEADINGS = {"R1": "R-1", "R5": "R-5", "R10": "R-10", "mAP": "mAP", "mINP": "mINP
 # Recipe that the tables' rows start from, where none is given.
 BASES = {"table5": "cuhk-pedes"}
 DEFAULT_BASE = "synthetic-tables"
+# Tables of the experiment "all": those whose rows share one data set and its texts.
+ALL = tuple(table for table in ABLATIONS if table != "table4")
 # Columns of what is written into a file or a pipe.
 WIDTH = 150
 # Seconds that a run's two processes need to import everything.
@@ -55,7 +58,7 @@ class Run(NamedTuple):
 def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `run_experiment` raises."""
     parser = cli.parser("experiment", __doc__)
-    names = f"{', '.join(TITLES)}, all (every table but table5), or a recipe ({', '.join(RECIPES)})"
+    names = f"{', '.join(TITLES)}, all ({', '.join(ALL)}), or a recipe ({', '.join(RECIPES)})"
     parser.add_argument("experiment", metavar="EXPERIMENT", help=f"one of {names}")
     base_help = f"recipe that the rows change; default: {DEFAULT_BASE}, for table5 {BASES['table5']}"
     parser.add_argument("--base", metavar="RECIPE", help=base_help)
@@ -68,11 +71,12 @@ def main(argv: Sequence[str]) -> None:
     known, base = cli.parse(parser, argv, _base_of)
     if known.data and known.experiment != "table5":
         base = replace(base, data=replace(base.data, root=known.data))
-    titles, rows = plan(known.experiment, base, Path(known.data) if known.data else None, known.rows)
     out, console = Path(known.out or f"runs/{base.recipe}"), Console(soft_wrap=True)
+    titles, rows = plan(known.experiment, base, Path(known.data) if known.data else None, known.rows, out)
     if not console.is_terminal:
         # A file or a pipe has room for whole rows.
         console = Console(soft_wrap=True, width=WIDTH)
+    rows = with_texts(rows, console)
     runs = missing_runs(rows, known.seeds, out, console, process.isolated)
     if known.estimate:
         return
@@ -94,19 +98,23 @@ def _base_of(known: argparse.Namespace) -> str:
 
 
 def plan(
-    experiment: str, base: Config, data_sets: Path | None = None, only: Sequence[str] | None = None
+    experiment: str,
+    base: Config,
+    data_sets: Path | None = None,
+    only: Sequence[str] | None = None,
+    out: Path | None = None,
 ) -> tuple[dict[str, str], list[Row]]:
     """(title of each table, rows) of an experiment: one of TITLES, "all", or the name of the recipe `base`.
 
-    only: names of the rows to keep. Raises ValueError for a name that no row has.
+    only: names of the rows to keep; data_sets, out: see `tables.table_rows`. Raises ValueError for a name that no row has.
     """
     if experiment == "all":
-        tables = [*ABLATIONS]
+        tables = [*ALL]
     elif experiment in TITLES:
         tables = [experiment]
     else:
         return {"recipe": base.recipe}, [Row("recipe", FULL, base.recipe, base)]
-    rows = table_rows(tables, base, data_sets)
+    rows = table_rows(tables, base, data_sets, out)
     for name in only or ():
         if name not in {row.name for row in rows}:
             known = dict.fromkeys(row.name for row in rows)
@@ -243,12 +251,12 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         table = Table(title=f"{entry['title']}; {summary['recipe']}, test split, percent")
         for name in ("row", *HEADINGS.values(), "Δ R-1", "Δ mAP", "training", "memory"):
             table.add_column(name, justify="left" if name == "row" else "right")
-        chances: dict[str, tuple[str, dict[str, float]]] = {}
+        chances: dict[tuple[float, ...], tuple[str, dict[str, float]]] = {}
         for row in entry["rows"]:
             run = summary["runs"].get(row["run"])
             table.add_row(row["label"], *(["not there yet"] if run is None else _cells(run)))
             if run is not None:
-                chances.setdefault(run["data"], (row["label"], run["chance"]))
+                chances.setdefault(tuple(run["chance"].values()), (row["label"], run["chance"]))
         for label, chance in chances.values():
             name = "chance" if len(chances) == 1 else f"chance, {label}"
             table.add_row(name, *(f"{chance[metric]:.2f}" for metric in METRICS))

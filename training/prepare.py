@@ -3,16 +3,25 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
+from rich.text import Text
 
 from training import cli
+from training.data.pictures import default_workers
+from training.data.readers import LAYOUTS
 from training.data.synthetic import SPLITS, generate
+from training.data.template import write_template
+from training.data.validate import Options, Validation
+from training.data.validate import validate as check
+from training.report.validation import verdict, write_validation
 
+COLOURS = {"ok": "green", "note": "", "warning": "yellow", "error": "red"}
+DataSet = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "own"]
 app = tyro.extras.SubcommandApp()
 
 
@@ -60,6 +69,83 @@ def synthetic(
     for split in SPLITS:
         table.add_row(split, *(str(summary["counts"][split][key]) for key in ("ids", "images", "captions")))
     console.print(table)
+
+
+@app.command
+def validate(
+    name: Annotated[DataSet, tyro.conf.Positional],
+    root: Annotated[Path, tyro.conf.Positional],
+    allow_counts: bool = False,
+    hash: bool = True,
+    against: tuple[str, ...] = (),
+    cache: Path | None = None,
+    workers: int | None = None,
+    html: Path | None = None,
+) -> None:
+    """Check a data set; exit status 0 if the official protocol can be run, 1 if not, 3 if --no-hash left that open.
+
+    Args:
+        name: Data set.
+        root: Folder that holds its annotation file and imgs/.
+        allow_counts: Accept a set of another size than the official one, and check all else.
+        hash: Open every image: damage, formats, duplicates. Without it the check takes seconds.
+        against: Other data sets to look for the same images in, each NAME=ROOT.
+        cache: File that keeps what was found in the images; ROOT/.bdam-hashes.jsonl by default.
+        workers: Threads that read images; as many as there are cores by default.
+        html: Page to write; runs/validate-NAME.html by default.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    others = tuple(map(_data_set, against))
+    options = Options(allow_counts, hash, others, cache, workers or default_workers())
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(title: str, done: int, total: int) -> None:
+            if title not in tasks:
+                tasks[title] = bar.add_task(f"images of {title}", total=total)
+            bar.update(tasks[title], completed=done)
+
+        result = check(name, root, options, advance)
+    page = write_validation(result, html or Path("runs") / f"validate-{name}.html")
+    _print_validation(result)
+    print(page)
+    if result.verdict != "yes":
+        raise SystemExit(1 if result.verdict == "no" else 3)
+
+
+def _data_set(text: str) -> tuple[str, Path]:
+    name, _, root = text.partition("=")
+    if name not in LAYOUTS or not root:
+        raise ValueError(f"--against must be NAME=ROOT with a NAME of {', '.join(LAYOUTS)}, got {text!r}")
+    return name, Path(root)
+
+
+def _print_validation(result: Validation) -> None:
+    console = Console()
+    table = Table("split", "identities", "images", "captions", title=f"{result.title}: {result.file}")
+    for split, counts in result.counts.items():
+        table.add_row(split, *(f"{value:,}" for value in counts))
+    console.print(table)
+    table = Table("", "check", "finding")
+    for finding in result.findings:
+        colour = COLOURS[finding.level]
+        table.add_row(Text(finding.level, colour), Text(finding.check), Text(finding.text))
+    console.print(table)
+    console.print(Text(verdict(result), COLOURS[{"yes": "ok", "no": "error", "open": "note"}[result.verdict]]))
+
+
+@app.command
+def template(out: Annotated[Path, tyro.conf.Positional], form: Literal["csv", "jsonl"] = "csv") -> None:
+    """Write a small data set in the layout of own data, to be looked at and overwritten.
+
+    Args:
+        out: New or empty folder to write to.
+        form: Annotations as a table (records.csv) or as JSON lines (records.jsonl).
+    """
+    write_template(out, form)
+    print(f"{out / 'README.txt'} says what is what")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from training.config import (
+    STYLE_METHODS,
     BdamConfig,
     Config,
     DataConfig,
@@ -120,6 +122,20 @@ def shallow(config: Config) -> Config:
     return _with_bdam(self_layers=layers // 2)(config)
 
 
+def texts_of(out: Path, method: str) -> Path:
+    """Where an experiment in the folder `out` keeps the texts that were generated in the styles of a method."""
+    return out / "descriptions" / method / "descriptions.jsonl"
+
+
+def _with_styles(method: str) -> Change:
+    def change(config: Config) -> Config:
+        # Where `python -m training.experiment table4` makes them unless it is given another folder.
+        texts = texts_of(Path("runs") / config.recipe, method)
+        return replace(config, data=replace(config.data, descriptions=str(texts)))
+
+    return change
+
+
 def _with_bdam(**changes: Any) -> Change:
     return lambda config: replace(config, model=replace(config.model, bdam=replace(config.model.bdam, **changes)))
 
@@ -156,6 +172,8 @@ ROWS: dict[str, Change] = {
     "no-adversarial": _with_loss(adversarial=False),
     "no-decoupling": _with_loss(decoupling=False),
     "no-gate-regularisation": _with_loss(gate_regularisation=False),
+    # Table 4.
+    **{f"style-{method}": _with_styles(method) for method in STYLE_METHODS},
     # Fig. 5.
     "transformer": _with_fusion(layers_kind="transformer", layers=4),
 }

@@ -14,7 +14,7 @@ from training.audit import refuse_audit
 from training.checkpoint import read_json
 from training.config import Config, to_dict
 from training.evaluator import METRICS
-from training.tables import FULL, Row
+from training.tables import FULL, REFERENCES, Row
 
 # Metrics that each query has a value of, and the array that holds it.
 COMPARED = {"R1": "r1", "mAP": "ap"}
@@ -127,23 +127,36 @@ def _changes(base: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> di
 
 
 def _compare(rows: Sequence[Row], runs: dict[str, dict[str, Any]], seeds: Sequence[int], out: Path) -> None:
-    """Sets "comparison" {"R1", "mAP"} of every run but that of the full model, in percentage points."""
-    full = next((row.key for row in rows if row.name == FULL and row.key in runs), None)
-    if full is None:
-        return
-    reference = _queries(out, full, seeds)
-    for key, run in runs.items():
-        if key == full:
+    """Sets "comparison" {"R1", "mAP"} of every run but those that the others of their table are compared with, in
+    percentage points."""
+    for table in dict.fromkeys(row.table for row in rows):
+        name = REFERENCES.get(table, FULL)
+        full = next((row for row in rows if row.name == name and row.key in runs), None)
+        if full is None:
             continue
-        if run["data"] != runs[full]["data"]:
-            raise ValueError(
-                f"{run['recipe']} and the full model are of different data; their queries cannot be paired"
-            )
-        ours = _queries(out, key, seeds)
-        run["comparison"] = {
-            metric: comparison.compare(100.0 * ours[array], 100.0 * reference[array], reference["ids"])
-            for metric, array in COMPARED.items()
-        }
+        reference = _queries(out, full.key, seeds)
+        others = {row.key: row for row in rows if row.table == table and row.key in runs and row.key != full.key}
+        for key, row in others.items():
+            ours = _queries(out, key, seeds)
+            if not _same_queries(row, full, runs, ours, reference):
+                raise ValueError(
+                    f"{runs[key]['recipe']} and the full model are of different data; their queries cannot be paired"
+                )
+            runs[key]["comparison"] = {
+                metric: comparison.compare(100.0 * ours[array], 100.0 * reference[array], reference["ids"])
+                for metric, array in COMPARED.items()
+            }
+
+
+def _same_queries(
+    row: Row, full: Row, runs: dict[str, dict[str, Any]], ours: dict[str, np.ndarray], reference: dict[str, np.ndarray]
+) -> bool:
+    """Whether two runs are of the same data, or (Table 4) of data that differs in its generated texts only, which no query
+    has."""
+    if runs[row.key]["data"] == runs[full.key]["data"]:
+        return True
+    texts_only = set(_changes(to_dict(full.config), to_dict(row.config))) == {"data.descriptions"}
+    return texts_only and np.array_equal(ours["ids"], reference["ids"])
 
 
 def _queries(out: Path, key: str, seeds: Sequence[int]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from training.config import Config, to_dict
-from training.recipes import with_row
+from training.recipes import texts_of, with_row
 
 # The whole method: what every other row is compared with.
 FULL = "full"
@@ -19,6 +19,7 @@ TITLES = {
     "table1": "Table 1: decoupling module",
     "table2": "Table 2: fusion module",
     "table3": "Table 3: losses",
+    "table4": "Table 4: styles of the generated texts",
     "table5": "Table 5: data sets",
     "fig5": "Figure 5: layers of the fusion",
 }
@@ -44,6 +45,15 @@ ABLATIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("no-adversarial", "w/o adversarial"),
         ("no-decoupling", "w/o decoupling"),
         ("no-gate-regularisation", "w/o gate regularisation"),
+    ),
+    "table4": (
+        ("style-none", "Baseline (w/o style)"),
+        ("style-random", "Random"),
+        ("style-kmeans", "K-means"),
+        ("style-gmm", "GMM"),
+        ("style-agglomerative", "Agglomerative"),
+        ("style-hdbscan", "HDBSCAN"),
+        ("style-dbscan", "DBSCAN"),
     ),
     "fig5": ((FULL, "Mamba"), ("transformer", "Transformer, 4 layers"), ("no-mamba", "Simple")),
 }
@@ -73,10 +83,13 @@ def run_key(config: Config) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def table_rows(tables: Sequence[str], base: Config, data_sets: Path | None = None) -> list[Row]:
+def table_rows(
+    tables: Sequence[str], base: Config, data_sets: Path | None = None, out: Path | None = None
+) -> list[Row]:
     """The rows of the named tables (keys of TITLES) of the recipe `base`, in order.
 
     data_sets: for table5, the folder that holds a folder for each data set; by default the one around base.data.root.
+    out: for table4, the experiment's folder, which holds the generated texts; by default runs/RECIPE.
     Raises what a row raises for a base without the part that it changes.
     """
     rows = []
@@ -88,5 +101,9 @@ def table_rows(tables: Sequence[str], base: Config, data_sets: Path | None = Non
                 rows.append(Row(table, data_set, folder, replace(base, data=data)))
         else:
             for name, label in ABLATIONS[table]:
-                rows.append(Row(table, name, label, base if name == FULL else with_row(base, name)))
+                config = base if name == FULL else with_row(base, name)
+                if table == "table4" and out is not None:
+                    texts = str(texts_of(out, name.removeprefix("style-")))
+                    config = replace(config, data=replace(config.data, descriptions=texts))
+                rows.append(Row(table, name, label, config))
     return rows

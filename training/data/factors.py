@@ -10,6 +10,7 @@ from typing import Any
 
 from training.data.datasets import Record
 
+FACTORS = "factors.jsonl"
 # What stays when a person changes clothes, and what changes. Left out: what is drawn too small to see at 64 x 32 pixels
 # as a label of its own (colours of a pattern, of a bag, of a hat), and the side of a bag.
 IDENTITY = ("sex", "age", "build", "height", "skin", "hair", "hair_colour", "beard", "glasses")
@@ -33,7 +34,7 @@ def read_factors(root: Path, records: Sequence[Record]) -> Truth:
     Raises FileNotFoundError for data without a factors.jsonl (every real set), ValueError for a broken line or an image
     that has none.
     """
-    path = Path(root) / "factors.jsonl"
+    path = Path(root) / FACTORS
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no {path}: which factors an image shows is known of synthetic sets only, so neither probes nor "
@@ -55,6 +56,23 @@ def read_factors(root: Path, records: Sequence[Record]) -> Truth:
         {name: tuple(_word(row["identity"][name]) for row in ordered) for name in IDENTITY},
         {name: tuple(_word(row["outfit"][name]) for row in ordered) for name in CLOTHING},
     )
+
+
+def read_caption_styles(root: Path, records: Sequence[Record]) -> list[int] | None:
+    """Number of the writer of each caption of the records, one image after the other; None for data without a
+    factors.jsonl. Raises ValueError for a broken line, or an image with other captions than the file says."""
+    path = Path(root) / FACTORS
+    if not path.is_file():
+        return None
+    known: dict[str, list[int]] = {}
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            row = _row(line, f"{path}, line {number}")
+            known[row["file_path"]] = [caption["style"] for caption in row.get("captions", [])]
+    other = [r.file_path for r in records if len(known.get(r.file_path, [])) != len(r.captions)]
+    if other:
+        raise ValueError(f"{path} does not say who wrote the captions of {', '.join(other[:5])} ({len(other)} in all)")
+    return [style for record in records for style in known[record.file_path]]
 
 
 def _word(value: Any) -> str:

@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -131,10 +132,7 @@ def _rendered(parameters: Parameters, imgs: Path, workers: int) -> Iterator[list
 
 
 def _write(folder: Path, parameters: Parameters, workers: int, progress: Callable[[int, int], None]) -> Row:
-    imgs = folder / "imgs"
-    for camera in CAMERAS:
-        (imgs / camera).mkdir(parents=True)
-    records = []
+    imgs, records = folder / "imgs", []
     with (
         open(folder / "descriptions.jsonl", "w", encoding="utf-8", newline="\n") as descriptions,
         open(folder / "factors.jsonl", "w", encoding="utf-8", newline="\n") as factors,
@@ -183,6 +181,14 @@ def generate(
     parameters = Parameters(ids, seed, images_per_id, val_ids, test_ids, height, width)
     if not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers!r}")
+    with new_folder(out) as folder:
+        return _write(folder, parameters, workers, progress)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder with an empty imgs/CAMERA for each camera, which takes the place of `out` when the block ends well and leaves
+    no trace when it does not. Raises FileExistsError when `out` exists and is not an empty folder."""
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} already exists and is not an empty folder; nothing was written")
@@ -190,8 +196,9 @@ def generate(
     unfinished = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.unfinished")
     try:
         unfinished.mkdir()
-        summary = _write(unfinished, parameters, workers, progress)
+        for camera in CAMERAS:
+            (unfinished / "imgs" / camera).mkdir(parents=True)
+        yield unfinished
         os.replace(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return summary

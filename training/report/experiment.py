@@ -217,8 +217,8 @@ def _results(found: Found) -> dict[str, Any]:
     for row, run in found:
         spread = [f" ± {run['std'][m]:.2f}" if run["std"][m] is not None else "" for m in METRICS]
         rows.append([row["label"], *(f"{run['mean'][m]:.2f}{s}" for m, s in zip(METRICS, spread, strict=True))])
-    # Rows of one data set share their chance.
-    chances = {run["data"]: (row["label"], run["chance"]) for row, run in reversed(found)}
+    # Rows of one test split share their chance.
+    chances = {tuple(run["chance"].values()): (row["label"], run["chance"]) for row, run in reversed(found)}
     for label, chance in reversed(chances.values()):
         name = "chance" if len(chances) == 1 else f"chance, {label}"
         rows.append([name, *(f"{chance[m]:.2f}" for m in METRICS)])

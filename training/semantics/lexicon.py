@@ -101,7 +101,10 @@ PHRASES: tuple[tuple[str, str], ...] = (
         "at the side",
     ),
 )
-_COLOURS = "black|white|gr[ea]y|red|orange|yellow|green|blue|navy|purple|violet|pink|brown|beige|tan|khaki|maroon|blonde?|dark|bright"
+_COLOURS = (
+    "black|white|gr[ea]y|red|orange|yellow|green|blue|navy|purple|violet|pink|brown|beige|tan|khaki|maroon|blonde?|"
+    "dark|bright"
+)
 _PRONOUNS = {
     "she": "he",
     "they": "he",
