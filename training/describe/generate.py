@@ -50,7 +50,7 @@ class Texts(Stage):
     leave_out: tuple[str, ...] = ()
     # Words that the prompt asks for, and that a text may have; attributes that it must cover.
     target_words: tuple[int, int] = (10, 45)
-    words: tuple[int, int] = Limits().words
+    words: tuple[int, int] = (3, 80)
     attributes: Annotated[int, Within(1)] = Limits().attributes
     # Reject "appears to be", "possibly" and the like.
     hedging: bool = False
