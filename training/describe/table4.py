@@ -81,4 +81,6 @@ def _make(data_set: _DataSet, method: str, folder: Path, console: Console) -> No
             make_styles(data_set.captions, data_set.encoded, method, options, folder)
     source: Any = Source(data_set.name, data_set.root)  # type: ignore[arg-type]
     texts = Texts(styles=folder)
-    generate(Options(source, folder, provider="template", yes=True, texts=texts), os.environ, console, lambda told: True)
+    generate(
+        Options(source, folder, provider="template", yes=True, texts=texts), os.environ, console, lambda told: True
+    )
