@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -142,8 +143,6 @@ def test_what_stays_bad_is_rejected_with_its_reason(tmp_path, items, answer, nam
     assert row["status"] == "rejected" and name in row["reason"].split(", ")
     assert row["attempts"] == {"identity": 1, "clothing": 2} and len(provider.asks) == 3
     assert row["identity"] == GOOD["identity"]
-    import re
-
     assert re.search(why, row["checks"][name])
 
 
@@ -206,6 +205,26 @@ def test_a_stop_keeps_the_answers_under_way(tmp_path, items):
     assert (tmp_path / "descriptions.jsonl").read_text() == ""
     kept = [json.loads(line)["kind"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert kept == ["clothing"] * 3 and len(provider.asks) == 6
+
+
+def test_a_disk_that_does_not_keep_answers_stops_everything(tmp_path, items, monkeypatch):
+    monkeypatch.setattr("training.semantics.generation.SYNC_EVERY", 0.001)
+
+    def broken(fd: int) -> None:
+        raise OSError("Input/output error")
+
+    slow = Scripted(lambda ask: said(ask.kind))
+    slow.window = 1
+
+    def patched(ask: Ask) -> Answer:
+        monkeypatch.setattr(os, "fsync", broken)
+        time.sleep(0.02)
+        return said(ask.kind)
+
+    slow.script = patched
+    with pytest.raises((Stopped, OSError), match="Input/output error"):
+        run(tmp_path, items, slow)
+    assert len(slow.asks) < 8
 
 
 def test_a_defect_of_a_provider_comes_through(tmp_path, items):
@@ -331,8 +350,8 @@ def check_records(root: Path, out: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_killed_at_random_and_failed_by_the_server(tmp_path, faulty):
-    records = survive(tmp_path, faulty, images=120, kills=3)
-    assert Counter(row["status"] for row in records.values())["ok"] > 90
+    records = survive(tmp_path, faulty, images=90, kills=2)
+    assert Counter(row["status"] for row in records.values())["ok"] > 70
 
 
 @pytest.mark.slow
