@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +154,16 @@ def test_two_processes_at_once_do_the_work_once(paths: list[Path], tmp_path: Pat
         process.join()
     assert counts == [Counts(0, 0, 120), Counts(120, 0, 0), Counts(120, 0, 0)]
     check_rows(paths, tmp_path / "cache")
+
+
+def test_a_process_that_waits_says_so(paths: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open(tmp_path / "32x16.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        release = threading.Timer(0.2, fcntl.flock, (held, fcntl.LOCK_UN))
+        release.start()
+        assert pack(paths[:3], tmp_path, SIZE) == Counts(0, 0, 3)
+        release.join()
+    assert "waiting for the process that is packing images (it holds" in capsys.readouterr().err
 
 
 def test_killed_at_random_moments(paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,29 @@ def test_batches_depend_on_seed_and_epoch_only(make):
     assert not same(epoch_of(make(seed=1), 1), first)
 
 
+def images_of(batches: list[Batch]) -> dict[str, list[torch.Tensor]]:
+    """By path, in the order of the batches."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for batch in batches:
+        for path, image in zip(batch.paths, batch.images_BCHW, strict=True):
+            found.setdefault(path, []).append(image)
+    return found
+
+
+def test_augmentation_does_not_depend_on_the_batch(make):
+    options = {"pad": 5, "erase": 0.9, "images_per_id": 0}
+    left, right = (images_of(epoch_of(make(batch_size=size, **options), 2)) for size in (7, 4))
+    assert left.keys() == right.keys() and len(left) == 30
+    assert all(torch.equal(image, right[path][0]) for path, (image,) in left.items())
+    # Whichever the sampler, the first visit to an image in an epoch is the same.
+    visits = images_of(epoch_of(make(ids_per_batch=2, **options | {"images_per_id": 3}), 2))
+    assert all(torch.equal(images[0], left[path][0]) for path, images in visits.items())
+    # Those that fill a batch of an identity with too few images are augmented anew.
+    assert len(visits) == 30 and sum(len(images) for images in visits.values()) == 36
+    assert all(not torch.equal(*images) for images in visits.values() if len(images) == 2)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_same_batches_for_any_number_of_workers(make):
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -153,6 +176,16 @@ def test_truncated_image_is_one_clear_error(make, workers):
     with pytest.raises(ValueError, match=r"0001_3.jpg is truncated or no readable image: ") as error:
         list(make(workers=workers))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_bad_images_of_a_batch_are_one_error(make, workers):
+    for record in make.dataset.splits["train"][:2]:
+        record.path.write_bytes(b"no image")
+    with pytest.raises(
+        ValueError, match=r"^2 of the 10 images of a batch cannot be read: .*0001_[01].jpg is .*0001_[01]"
+    ):
+        list(make(ids_per_batch=2, images_per_id=5, workers=workers))
 
 
 def test_image_that_went_away_during_training(make):

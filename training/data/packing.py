@@ -98,7 +98,13 @@ def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
 def _locked(path: Path) -> Iterator[None]:
     """Waits for its turn to write; the lock of a process that was killed is free."""
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            Console(stderr=True).print(
+                f"waiting for the process that is packing images (it holds {path})", soft_wrap=True
+            )
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
