@@ -20,6 +20,10 @@ REFUSALS = (
     "Please provide the image so that I can describe what the person is wearing.",
     "I don't see any image attached to this message.",
     "It would go against my guidelines to describe a person's race or gender.",
+    "Unfortunately, the resolution is too low to say anything about the person.",
+    "I'm really sorry, but describing people goes beyond what I do.",
+    "I'm just an AI model and have no opinion about how people look.",
+    "It is not appropriate to infer the age or the ethnicity of somebody from a photo.",
     "Unable to determine the person's hair, build or height from this image.",
 )
 # Identity and clothing in other languages: Latin letters first.
@@ -124,6 +128,7 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
     "clothing text appended to identity": ("leak", lambda g, r: (f"{g.identity} {g.clothing}", g.clothing)),
     "one garment in identity": ("leak", _one_garment),
     "human caption as identity": ("leak", lambda g, r: (g.captions[0], g.clothing)),
+    "human caption as clothing": ("leak", lambda g, r: (g.identity, g.captions[-1])),
     "identity text appended to clothing": ("leak", lambda g, r: (g.identity, f"{g.clothing} {g.identity}")),
     "pronoun in clothing": ("leak", lambda g, r: (g.identity, f"{r.choice(('He', 'She'))} wears {_lower(g.clothing)}")),
     "texts exchanged": ("leak", lambda g, r: (g.clothing, g.identity)),

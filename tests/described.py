@@ -1,7 +1,18 @@
-"""Texts in the manner of vision-language models, written by hand: honest ones that must pass, and what must not."""
+"""Texts in the manner of vision-language models, by hand: honest ones that must pass, what must not, and a file of both."""
+
+import json
+from pathlib import Path
+
+from training.describe.options import read_data
+from training.semantics.prompts import load_schema
+from training.semantics.quality import Limits, check_texts
 
 # (identity, clothing): nothing here may fail a check. Each holds a trap or two: a word that means clothes elsewhere.
 HONEST = (
+    (
+        "Here is a woman in her sixties, of short stature, with grey curls, small round glasses and a lined face.",
+        "A dark blue abaya with a black headscarf covering the hair, a pink cap over the forehead, and grey flats.",
+    ),
     (
         "A young woman with a slim build and medium height. Her long dark hair is tied back with a hair "
         "band, and she has fair skin.",
@@ -116,3 +127,28 @@ DISHONEST = (
     ),
     ("identity", "This is possibly a woman with long hair.", "hedging", "hedges: possibly"),
 )
+# Rejected, since the identity text names a coat.
+LEAKY = ("A tall woman with long hair in a red coat.", "A red coat, blue jeans and white shoes.")
+
+
+def rows(data: Path) -> list[dict]:
+    """One record per image: seven ok, three rejected with their checks, one failed, one of them without a style."""
+    paths = sorted(read_data("cuhk-pedes", str(data)))[:12]
+    made = []
+    for i, path in enumerate(paths):
+        identity, clothing = LEAKY if i in (2, 5, 8) else HONEST[i]
+        row = {"file_path": path, "identity": identity, "clothing": clothing, "style": i % 3, "model": "some-model"}
+        row |= {"prompt_hash": "0" * 16, "params": {}, "status": "ok"}
+        checks = check_texts(identity, clothing, load_schema(), Limits())
+        if i in (2, 5, 8):
+            reason = "; ".join(f"{name}: {why}" for name, why in checks.items() if why)
+            row |= {"status": "rejected", "reason": reason}
+        made.append(row | {"checks": checks})
+    made[11] |= {"status": "failed", "reason": "timeout: no answer within 60 s", "identity": None, "clothing": None}
+    del made[11]["checks"], made[10]["checks"], made[10]["style"]
+    return made
+
+
+def write(path: Path, made: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path

@@ -58,7 +58,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _print(status: Counter[str], failures: dict[str, list[tuple[str, str]]], failing: int) -> None:
     counted = ", ".join(f"{count} {name}" for name, count in status.most_common())
-    table = Table("check", "failed", "%", title=f"{status.total()} records: {counted}")
+    print(f"{status.total()} records: {counted}")
+    table = Table("check", "failed", "%")
     for name, count in (*((name, len(found)) for name, found in failures.items()), ("any", failing)):
         table.add_row(name, str(count), f"{100 * count / status['ok']:.2f}")
     Console().print(table)

@@ -7,10 +7,12 @@ import re
 from training.semantics.words import plain
 
 _REFUSAL = re.compile(
-    r"\bas an? (?:ai|artificial|language model|large language)|\bi(?:'m| am) (?:an? (?:ai|language model)|sorry|afraid)|"
+    r"\bas an? (?:ai|artificial|language model|large language)|\bunfortunately\b|"
+    r"\bi(?:'m| am) (?:(?:just |only )?an? (?:ai|language model)|(?:very |so |really )?sorry|afraid|designed|programmed)|"
     r"\bsorry,|\bi apologi[sz]e|\bmy apologies|"
     r"\bi (?:can't|cannot|can not|won't|will not|must decline|do not feel|don't feel|am unable|am not able)\b|"
-    r"\bi'm (?:unable|not able)\b|\bi (?:do not|don't) (?:see|have)\b|"
+    r"\bi'm (?:unable|not able)\b|\bi (?:do not|don't) (?:see|have|know|identify|describe)\b|"
+    r"\bnot (?:appropriate|ethical|possible) to\b|"
     r"\b(?:can't|cannot|can not|unable to|not able to) (?:assist|help|comply|identify|describe|determine|provide|process|"
     r"view|see the|analy[sz]e|fulfil)|"
     r"\bagainst (?:my|our|the) (?:guidelines|polic)|\bno (?:person|people|pedestrian|image) (?:is|are|can|was|were|visible|"

@@ -42,7 +42,7 @@ _PLACEHOLDER = re.compile(
 )
 _LABEL = re.compile(
     r"^(?:(?:identity|clothing|person|final|text|image|picture)\s+)?(?:identity|clothing|description|text|output|answer|caption)"
-    r"\s*:|^(?:sure|certainly|of course|okay|here(?:'s| is| are))\b[^.]*[:,!]",
+    r"\s*:|^(?:sure|certainly|of course|okay)\b[^.]{0,40}[:,!]|^here(?:'s| is| are)\b[^.,]*:",
     re.I,
 )
 # Bytes of UTF-8 that were read as Latin-1: looked for in the text as it came, since compatibility form changes them.
