@@ -209,7 +209,8 @@ def test_bad_requests_are_named(base: Config, tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "none").exists()
     assert cli.run(experiment.main, ["synthetic", "--base", "synthetic"]) == 2
     assert (
-        "--base is for table1, table2, table3, table5, fig5 and all, got it with 'synthetic'" in capsys.readouterr().err
+        "--base is for table1, table2, table3, table4, table5, fig5 and all, got it with 'synthetic'"
+        in capsys.readouterr().err
     )
     assert cli.run(experiment.main, ["table1", "--base", "synthetic", "--out", str(tmp_path / "none")]) == 2
     assert "row shallow: the recipe must have at least 2 layers" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from test_recipes import changed
 
+from training.config import STYLE_METHODS
 from training.recipes import ROWS, get_recipe, with_row
 from training.tables import ABLATIONS, FOLDERS, FULL, TITLES, run_key, table_rows
 
@@ -26,6 +27,7 @@ CHANGES = {
     "no-decoupling": {"loss.decoupling"},
     "no-gate-regularisation": {"loss.gate_regularisation"},
     "transformer": {"model.fusion.layers_kind", "model.fusion.layers"},
+    **{f"style-{method}": {"data.descriptions"} for method in STYLE_METHODS},
 }
 
 
@@ -48,7 +50,7 @@ def test_every_row_is_in_a_table_and_the_full_model_is_one_run() -> None:
     rows = table_rows(list(ABLATIONS), get_recipe("synthetic-tables"))
     assert {row.name for row in rows} == {FULL, *ROWS}
     assert len({row.key for row in rows if row.name == FULL}) == 1
-    assert len({row.key for row in rows}) == 1 + len(ROWS) == 15
+    assert len({row.key for row in rows}) == 1 + len(ROWS) == 22
     assert len({row.key for row in rows if row.name == "no-mamba"}) == 1
     assert set(ABLATIONS) | {"table5"} == set(TITLES)
 

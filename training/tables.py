@@ -57,6 +57,8 @@ ABLATIONS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "fig5": ((FULL, "Mamba"), ("transformer", "Transformer, 4 layers"), ("no-mamba", "Simple")),
 }
+# The row that the other rows of a table are compared with, where it is not FULL.
+REFERENCES = {"table4": "style-dbscan"}
 # The paper's data sets, and the usual name of each one's folder.
 DataSet = Literal["cuhk-pedes", "icfg-pedes", "rstpreid"]
 FOLDERS: dict[DataSet, str] = {"cuhk-pedes": "CUHK-PEDES", "icfg-pedes": "ICFG-PEDES", "rstpreid": "RSTPReid"}

@@ -65,11 +65,13 @@ def _with_texts(row: Row, data_set: _DataSet, console: Console) -> Row:
         raise FileNotFoundError(
             f"{row.name}: there are no texts {texts}; make them with `{command} styles {data.dataset} {data.root} --method "
             f"{method} --out {texts.parent}` and `{command} generate {data.dataset} {data.root} --out {texts.parent} "
-            f"--texts.styles {texts.parent} ...`"
+            f"--styles {texts.parent} ...`"
         )
     table = texts.parent / "styles.json"
     ari = checkpoint.read_json(table).get("ari") if table.is_file() else None
-    return row if ari is None else replace(row, label=f"{row.label}, ARI {ari:.3f}")
+    row = row if ari is None else replace(row, label=f"{row.label}, ARI {ari:.3f}")
+    console.print(f"{row.label}: {texts}", highlight=False)
+    return row
 
 
 def _make(data_set: _DataSet, method: str, folder: Path, console: Console) -> None:

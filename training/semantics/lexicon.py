@@ -86,8 +86,8 @@ _WHERE = (
 _MOVE = "walking|walks|standing|stands|facing|faces|running|strolling|stepping|moving|posing|sitting|riding"
 _HANDLE = "holding|looking at|looking down at|talking on|talking into|speaking on|using|carrying|walking under"
 PHRASES: tuple[tuple[str, str], ...] = (
-    # Hair that is worn up is one attribute with the hair.
-    (r"hair (?:is |that is )?(?:tied|pulled|put|worn|up|back|in)(?: up| back)?(?: (?:in|into))?(?: an? \w+)?", ITEM),
+    # How hair is worn is one attribute with the hair.
+    (r"hair (?:is |that is )?(?:tied|pulled|put|worn|up|back|in)(?: up| back)?(?: (?:in|into))?(?: an? \w+)?", "hair"),
     (rf"(?:seen|viewed|shown|photographed) from (?:behind|the {_BODY})(?: while (?:{_MOVE}))?", "moving"),
     (rf"(?:{_HANDLE}) (?:an? |the |(?:his|her|their) )?(?:\w+ )?(?:umbrella|phone|cellphone)", "moving"),
     (
