@@ -52,7 +52,7 @@ class Texts(Stage):
     # Words that the prompt asks for.
     target_words: tuple[int, int] = (10, 45)
     # Words that a text may have.
-    words: tuple[int, int] = (3, 80)
+    words: tuple[int, int] = Limits().words
     # Attributes that a text must cover.
     attributes: Annotated[int, Within(1)] = Limits().attributes
     # Reject "appears to be", "possibly" and the like.
