@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.semantics.prompts import Prompt, build_prompt, load_schema, parse_answer
@@ -207,12 +207,14 @@ def test_answers_without_a_text(prompt, answer, match):
         parse_answer(answer, prompt)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip), st.booleans())
 def test_every_text_survives_the_way_through_json(text, ascii_only):
     prompt = build_prompt(load_schema(), "identity", [], (5, 30))
     assert parse_answer(json.dumps({"identity": text}, ensure_ascii=ascii_only), prompt) == text.strip()
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.one_of(st.text(), st.text('{}[]":,\\ identyu0d8')))
 def test_any_answer_gives_a_text_or_a_reason(answer):
     prompt = build_prompt(load_schema(), "identity", [], (5, 30))

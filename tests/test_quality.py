@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from described import DISHONEST, HONEST
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import bench_text_checks
@@ -134,6 +134,7 @@ def test_limits_that_are_none():
         Limits(attributes=0)
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     st.one_of(
         st.text(), st.text("ab .,\"'()-\n"), st.lists(st.sampled_from("a man red hair coat and".split())).map(" ".join)
