@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from pedes import make_pedes
 from rich.console import Console
+from styled import lines, paths_of, write_styles
 from tiny import contents
 from tiny_vlm import save_tiny_vlm
 
@@ -28,17 +28,12 @@ from training.data.datasets import read_dataset
 from training.data.synthetic import generate as render
 from training.describe import __main__ as entry
 from training.describe import generate as command
-from training.describe.inputs import read_styles
-from training.describe.progress import Reporter
-from training.describe.run import PILOT, estimate
+from training.describe.run import PILOT
 from training.semantics.client import Service
-from training.semantics.generation import Tally
-from training.semantics.pacing import Budget, Meter
+from training.semantics.pacing import Budget
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-secret-0123456789abcdef"
-TERSE = ["Man; black jacket; blue jeans; white shoes.", "Woman; red coat; black trousers; brown boots; bag."]
-LONG = ["The man is wearing a red shirt. The man is wearing black trousers. The man is wearing white shoes."] * 2
 
 
 class Background:
@@ -83,28 +78,6 @@ def run(server: Background | None, root: Path, out: Path, *words: str, status: i
         url = f"http://127.0.0.1:{server.port}/v1"
         options += ["--model", "fake", "--base-url", url, "--first-wait", "0.01", "--longest-wait", "0.02"]
     assert cli.run(entry.main, options) == status
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def paths_of(root: Path, split: str) -> set[str]:
-    return {r["file_path"] for r in json.loads((root / "reid_raw.json").read_text()) if r["split"] == split}
-
-
-def write_styles(folder: Path, root: Path) -> Path:
-    """Every second training image in a terse style, the others in a repetitive one."""
-    folder.mkdir()
-    styles = [{"style": i, "size": 5, "examples": text, "markers": []} for i, text in enumerate((TERSE, LONG))]
-    (folder / "styles.json").write_text(json.dumps({"method": "dbscan", "styles": styles}))
-    rows = [
-        {"file_path": path, "caption": caption, "style": (number + caption) % 2}
-        for number, path in enumerate(sorted(paths_of(root, "train")))
-        for caption in (0, 1)
-    ]
-    (folder / "styles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
 
 
 def test_texts_of_a_synthetic_set_train_a_model(tmp_path, capsys):
@@ -172,16 +145,6 @@ def test_the_rest_is_paid_for_with_leave_only(tmp_path, server, pedes):
     assert (result.left, result.stopped, server.requests) == (3, "", 2 * 9)
     result = generate(server, pedes, tmp_path, lambda text: True)
     assert result.left == 0 and server.requests == 2 * 12
-
-
-def test_estimates():
-    meter = Meter(Budget(), 10, 10, 8000, 400, 20.0)
-    assert estimate(meter, Service(concurrency=4), 1000, 2.2).endswith("no price given (price_in, price_out), 18 min.")
-    assert estimate(meter, Service(concurrency=64), 1000, 2.0).endswith(", 62 s.")
-    assert estimate(meter, Service(requests_per_minute=10), 1000, 2.0).endswith(", 3.3 h.")
-    assert estimate(meter, Service(tokens_per_minute=8400, concurrency=64), 1000, 2.0).endswith(", 3.3 h.")
-    unknown = estimate(Meter(Budget(), 10, 0, 0, 0, 20.0), Service(), 10, 2.0)
-    assert unknown == "10 images in about 20 calls, of unknown size, since the server counts no tokens, 5 s."
 
 
 def test_without_a_terminal_nobody_is_asked(tmp_path, server, pedes, capsys):
@@ -275,43 +238,6 @@ def test_a_local_model_goes_the_same_way(tmp_path, pedes):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "text"),
-    [
-        ("styles.json", None, "styles.json does not exist"),
-        ("styles.json", "[]", "must hold `styles`, a list of objects with style, size"),
-        (
-            "styles.json",
-            '{"styles": [{"style": 0, "size": 0, "examples": []}]}',
-            "must hold `styles`, a list of objects",
-        ),
-        (
-            "styles.json",
-            '{"styles": [{"style": 0, "size": 1, "examples": 3}]}',
-            "must hold `styles`, a list of objects",
-        ),
-        ("styles.jsonl", None, "styles.jsonl does not exist; `python -m training.describe styles` writes it"),
-        ("styles.jsonl", "[]\n", "line 1 must be an object with file_path, caption and style"),
-        ("styles.jsonl", '{"file_path": "a", "caption": 0, "style": 7}\n', "line 1 names style 7, which .*styles.json"),
-    ],
-)
-def test_styles_that_cannot_be_read(tmp_path, pedes, name, content, text):
-    folder = write_styles(tmp_path / "styles", pedes)
-    (folder / name).unlink()
-    if content is not None:
-        (folder / name).write_text(content)
-    with pytest.raises((ValueError, FileNotFoundError), match=text):
-        read_styles(folder, 5)
-
-
-def test_images_without_clustered_captions_get_a_style_by_size(tmp_path, pedes):
-    styles = read_styles(write_styles(tmp_path / "styles", pedes), 1)
-    assert styles.examples == {0: (TERSE[0],), 1: (LONG[0],)}
-    drawn = [styles.style_of(f"unknown/{number}.jpg") for number in range(400)]
-    assert drawn == [styles.style_of(f"unknown/{number}.jpg") for number in range(400)]
-    assert 150 < sum(drawn) < 250
-
-
-@pytest.mark.parametrize(
     ("content", "text"),
     [
         (None, "factors.jsonl: the provider template describes synthetic sets only"),
@@ -327,23 +253,6 @@ def test_factors_that_cannot_be_read(tmp_path, pedes, capsys, content, text):
         (pedes / "factors.jsonl").write_text(content)
     run(None, pedes, tmp_path / "out", "--provider", "template", status=2)
     assert re.search(text, capsys.readouterr().err) and not (tmp_path / "out").exists()
-
-
-def test_progress_on_a_terminal_and_in_a_log(monkeypatch):
-    meter = Meter(Budget(price_in=1000.0), 2, 2, 3000, 80, 1.0)
-    row = {"file_path": "a", "status": "rejected", "reason": "identity.leak"}
-    for terminal in (True, False):
-        monkeypatch.setattr("training.describe.progress.LOG_EVERY", 0.0)
-        shown = io.StringIO()
-        console = Console(file=shown, force_terminal=terminal, width=150)
-        with Reporter(3, meter, Tally(), console) as reporter:
-            reporter.recorded(row)
-            with reporter.paused():
-                console.print("question")
-            reporter.recorded(row)
-        text = shown.getvalue()
-        assert "question" in text and "cost 3.00, 2 identity.leak" in text
-        assert ("2 of 3 images, " in text) is not terminal
 
 
 def test_commands_of_the_package(capsys):
