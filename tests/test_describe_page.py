@@ -1,47 +1,15 @@
 """The page to read generated texts by eye."""
 
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from described import HONEST, rows, write
+from html_page import Page
 from pedes import make_pedes
 
 from training import cli
 from training.describe import page
 from training.describe.options import read_data
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the visible text, of a page."""
-
-    VOID = {"meta", "img", "path", "use", "rect", "circle", "image"}
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.open: list[str] = []
-        self.text: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text.append(data)
-
-    def words(self) -> str:
-        return " ".join(" ".join(self.text).split())
 
 
 @pytest.fixture(scope="module")

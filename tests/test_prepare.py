@@ -1,7 +1,7 @@
 """`python -m training.prepare validate` and `template` as a user meets them: exit status, table, page, errors."""
 
 import pytest
-from test_report import Page
+from html_page import Page
 from tiny import contents
 from validated import edit, make
 

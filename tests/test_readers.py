@@ -4,8 +4,8 @@ import json
 import random
 
 import pytest
+from html_page import Page
 from pedes import as_layout, make_pedes
-from test_report import Page
 from tiny import tiny_options
 
 from training import cli, evaluate, train

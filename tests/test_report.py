@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from html_page import Page
 from pedes import make_pedes
 from sample_run import CHANCE, TASKS, make_run
 
@@ -47,40 +47,6 @@ def edit(run: Path, **values) -> Path:
     evaluation = json.loads(path.read_text()) | values
     path.write_text(json.dumps({key: value for key, value in evaluation.items() if value is not None}))
     return run
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the visible text, of a page."""
-
-    VOID = {"meta", "img", "br", "path", "use", "rect", "circle", "image"}
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-        self.text += " " if tag in ("td", "th", "h3", "p") else ""
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data
-
-    def words(self) -> str:
-        return " ".join(self.text.split())
 
 
 def page_of(run: Path) -> Page:

@@ -6,8 +6,8 @@ import struct
 from pathlib import Path
 
 import pytest
+from html_page import Page
 from sample_experiment import make_summary
-from test_report import Page
 
 from training import cli
 from training.recipes import ROWS
