@@ -58,7 +58,8 @@ def stored_keys(out: Path) -> set[str]:
 CONCURRENCY = 16
 COMMAND = [sys.executable, "-m", "training.describe", "generate", "cuhk-pedes"]
 OPTIONS = "--model fake --key-variable FAKE_KEY --yes --attempts 2 --retries 2 --failures 1000 --refusals 1000".split()
-OPTIONS += "--first-wait 0.02 --longest-wait 0.1 --read-timeout 0.5 --total-timeout 0.8".split()
+# Longer than a busy machine holds up an answer: one that comes too late is lost, and paid for again.
+OPTIONS += "--first-wait 0.02 --longest-wait 0.1 --read-timeout 2 --total-timeout 3".split()
 OPTIONS += ["--concurrency", str(CONCURRENCY)]
 
 
