@@ -1,8 +1,9 @@
 """An OpenAI-compatible server of its own process that describes people whom it makes up, and fails as often as it is told.
 
-`python -m bench.answering --log FILE` prints the port that it listens on. What it says of an image depends on the image's
-bytes, so texts of different images differ. It writes a line for every request: the call (all that an answer may depend on),
-the Idempotency-Key, what was done, and whether a whole answer was sent, which a real service charges for.
+`python -m bench.answering --log FILE` prints the port that it listens on; a GET tells how long its replies took. What it says
+of an image depends on the image's bytes, so texts of different images differ. It writes a line for every request: the call
+(all that an answer may depend on), the Idempotency-Key, what was done, and whether a whole answer was sent, which a real
+service charges for.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ class Behaviour:
     # Largest number of requests under way at a time.
     most: int = 0
     busy: int = 0
+    # Whole replies so far, and the seconds from each request's last byte to the writing of its reply.
+    replies: int = 0
+    spent: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,9 @@ class Server:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head.split("\r\n")[1:])}
+                if head.startswith("GET "):
+                    writer.write(reply(200, {"replies": self.behaviour.replies, "spent": self.behaviour.spent}))
+                    continue
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
                 due = asyncio.get_running_loop().time() + self.behaviour.seconds
                 if not await self._request(headers, json.loads(body), due, writer):
@@ -189,6 +196,9 @@ class Server:
                 writer.write(data[place : place + 1])
                 await asyncio.sleep(0.05)
             return True
+        behaviour = self.behaviour
+        behaviour.replies += 1
+        behaviour.spent += asyncio.get_running_loop().time() - due + behaviour.seconds
         writer.write(data[: len(data) // 2] if kind == "cut" else data)
         await writer.drain()
         if kind == "cut":

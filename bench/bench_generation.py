@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,11 +18,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from bench.memory import resident_mib
 from bench.results import ROOT
@@ -115,37 +115,55 @@ async def bare(item: Item, port: int, concurrency: int, calls: int) -> float:
     return calls / (time.perf_counter() - begun)
 
 
+def server_time(port: int) -> tuple[int, float]:
+    """(replies so far, seconds that the server itself took for them)"""
+    with urlopen(f"http://127.0.0.1:{port}/") as answer:
+        told = json.loads(answer.read())
+    return told["replies"], told["spent"]
+
+
+def row(items: list[Item], port: int, concurrency: int, calls: int) -> tuple[float, float, float, float]:
+    """One measurement: (answers a second, CPU ms an answer, the server's own ms an answer, the bare client's answers a
+    second)."""
+    before = server_time(port)
+    with tempfile.TemporaryDirectory() as out:
+        cpu = time.process_time()
+        rate, _ = asyncio.run(generate(items[: calls // 2], port, concurrency, Path(out)))
+        cpu = time.process_time() - cpu
+    replies, spent = (now - then for now, then in zip(server_time(port), before, strict=True))
+    return rate, 1000 * cpu / calls, 1000 * spent / replies, asyncio.run(bare(items[0], port, concurrency, calls))
+
+
 def main() -> None:
-    """Prints a row for each concurrency, then the memory over many calls."""
+    """Prints a line for each concurrency (best and median of the repeats), then the memory over many calls."""
     parser = argparse.ArgumentParser("python -m bench.bench_generation", description=__doc__)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[2, 4, 8, 16, 32])
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each throughput measurement")
+    parser.add_argument("--concurrency", type=int, nargs="*", default=[2, 4, 8, 12, 16, 32])
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each throughput measurement")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each concurrency")
     parser.add_argument("--calls", type=int, default=20_000, help="of the measurement of memory; 0: none")
     known = parser.parse_args()
-    console = Console()
-    table = Table(
-        "concurrency", "answers/s", "% of allowed", "bare client %", title=f"answers after {SECONDS * 1000:.0f} ms"
-    )
     with tempfile.TemporaryDirectory() as folder, server(SECONDS) as port:
-        items = make_items(
-            Path(folder), max(known.calls // 2, int(max(known.concurrency) / SECONDS * known.seconds / 2))
+        most = int(max(known.concurrency, default=1) / SECONDS * known.seconds / 2)
+        items = make_items(Path(folder), max(known.calls // 2, most))
+        print(
+            "concurrency  answers/s (median)  % of allowed (median)  bare client %  CPU ms/answer  server ms",
+            flush=True,
         )
         for concurrency in known.concurrency:
             allowed = concurrency / SECONDS
             calls = int(allowed * known.seconds / 2) * 2
-            with tempfile.TemporaryDirectory() as out:
-                rate, _ = asyncio.run(generate(items[: calls // 2], port, concurrency, Path(out)))
-            reference = asyncio.run(bare(items[0], port, concurrency, calls))
-            table.add_row(
-                str(concurrency), f"{rate:.0f}", f"{100 * rate / allowed:.1f}", f"{100 * reference / allowed:.1f}"
+            rates, cpu, own, references = zip(
+                *(row(items, port, concurrency, calls) for _ in range(known.repeats)), strict=True
             )
-        console.print(table)
+            best, middle, reference = max(rates), statistics.median(rates), max(references)
+            shares = f"{best / allowed:19.1%} ({middle / allowed:5.1%}) {reference / allowed:14.1%}"
+            print(
+                f"{concurrency:11d} {best:10.0f} ({middle:6.0f}) {shares} {min(cpu):14.2f} {min(own):10.2f}", flush=True
+            )
         if known.calls:
             with tempfile.TemporaryDirectory() as out:
                 _, memory = asyncio.run(generate(items[: known.calls // 2], port, 16, Path(out)))
-            console.print(
-                f"resident MiB after each tenth of {known.calls} calls: {', '.join(f'{m:.1f}' for m in memory)}"
-            )
+            print(f"resident MiB after each tenth of {known.calls} calls: {', '.join(f'{m:.1f}' for m in memory)}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def make_summary(seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, Any]:
             "ab" * 32: {
                 "name": "cuhk-pedes",
                 "root": "data/synthetic",
+                "split": "train, val and test as the file has them",
                 "counts": {"test": {"ids": 200, "images": 1217}},
             }
         },

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
 import time
 from collections.abc import Callable, Coroutine
@@ -12,9 +11,9 @@ from typing import Any
 import pytest
 
 from bench.answering import Behaviour, error, reply, serve
-from training.semantics.client import CallFailed, Client, Service, _Again, read_key
+from training.semantics.client import CallFailed, Client, Service, _Again
 from training.semantics.pacing import Budget, BudgetSpent, Halt, Meter, Stopped
-from training.semantics.replies import message_of, refused_field, retry_after, shaped, tokens_of
+from training.semantics.replies import tokens_of
 
 KEY = "sk-test-0123456789"
 QUICK: dict[str, Any] = {
@@ -116,17 +115,6 @@ def test_retry_after_is_waited_for_by_everybody():
 
     seconds, _ = run(two, Behaviour(plan=["limit"], wait="0.5"))
     assert seconds >= 0.45
-
-
-def test_retry_after_in_all_its_forms():
-    now = 1_700_000_000.0
-    date = email.utils.formatdate(now + 30, usegmt=True)
-    assert retry_after({"retry-after": "7"}, now) == 7
-    assert retry_after({"retry-after": date}, now) == pytest.approx(30, abs=1)
-    assert retry_after({"retry-after": email.utils.formatdate(now - 30, usegmt=True)}, now) == 0
-    assert retry_after({"retry-after-ms": "250", "retry-after": "9"}, now) == 0.25
-    assert retry_after({}, now) is None and retry_after({"retry-after": "soon"}, now) is None
-    assert retry_after({"retry-after": "nan"}, now) is None
 
 
 def test_the_wait_grows_at_random_up_to_its_limit():
@@ -256,18 +244,6 @@ def test_a_refusal_that_another_cause_has_is_forgotten():
     assert run(work, Behaviour(plan=[error(400, "bad image")] * 2))[0] == 0
 
 
-def test_shapes_of_requests():
-    assert shaped(body(), frozenset()) == body()
-    newer = shaped(body(), frozenset({"max_tokens", "seed"}))
-    assert newer["max_completion_tokens"] == 300 and not {"max_tokens", "seed"} & set(newer)
-    assert refused_field("HTTP 400: grammar and json_schema", body(), frozenset()) == "response_format"
-    assert refused_field("HTTP 400: nothing in particular", body(), frozenset()) == "response_format"
-    assert refused_field("HTTP 400: nothing in particular", body(), frozenset({"response_format"})) == ""
-    assert message_of({"error": "text"}, "") == "text" and message_of({}, "x" * 300) == "x" * 197 + "..."
-    for usage in (None, {}, {"prompt_tokens": "8"}, {"prompt_tokens": True, "completion_tokens": -1}):
-        assert tokens_of({"usage": usage}) == (None, None)
-
-
 def test_no_more_requests_at_a_time_than_allowed():
     async def work(client: Client) -> None:
         await asyncio.gather(*(client.complete(body(number), str(number)) for number in range(40)))
@@ -299,25 +275,3 @@ def test_a_spent_budget_sends_nothing():
     with pytest.raises(BudgetSpent, match="the budget of 3 requests is spent"):
         run(work, behaviour, Budget(max_requests=3))
     assert sum(behaviour.counts.values()) == 3
-
-
-@pytest.mark.parametrize(
-    "url", ["ftp://host/v1", "host/v1", "http://", "https://me:secret-word@host/v1", "https://host/v1?key=secret-word"]
-)
-def test_addresses_that_are_none(url):
-    with pytest.raises(ValueError, match=r"base_url must be http\(s\)://HOST\[:PORT\]/PATH without user") as error:
-        Service(url)
-    assert "secret-word" not in str(error.value)
-
-
-def test_where_the_key_comes_from():
-    assert read_key(Service(), {"OPENAI_API_KEY": f" {KEY}\n"}) == KEY
-    # A key of one service is not shown to another.
-    assert read_key(Service("http://localhost:11434/v1"), {"OPENAI_API_KEY": KEY}) == ""
-    assert read_key(Service("http://localhost:11434/v1", key_variable="MINE"), {"MINE": KEY}) == KEY
-    with pytest.raises(ValueError, match="the environment variable OPENAI_API_KEY is not set; put the key of https"):
-        read_key(Service(), {})
-    for value in ("short", "two words here", "ünprintable-key"):
-        with pytest.raises(ValueError, match="MINE holds no key: expected 8 or more printable characters") as error:
-            read_key(Service(key_variable="MINE"), {"MINE": value})
-        assert value not in str(error.value)

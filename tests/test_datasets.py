@@ -134,6 +134,7 @@ def test_json_of_another_shape(root):
     [
         ({"id": "7"}, "'id' must be of type int, got '7'"),
         ({"id": True}, "'id' must be of type int, got True"),
+        ({"id": -1}, "'id' must not be negative, got -1"),
         ({"captions": 7}, "'captions' must be of type list, got 7"),
         ({"captions": []}, r"'captions' must be texts, at least one, got \[\]"),
         ({"captions": ["a man", None]}, "'captions' must be texts, at least one, got "),

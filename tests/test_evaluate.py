@@ -68,6 +68,7 @@ def test_contents_of_the_evaluation(run_dir: Path, root: Path) -> None:
     assert evaluation["counts"] == {"queries": 30, "gallery": 15, "ids": 5}
     assert from_dict(evaluation["config"]) == run.config and evaluation["beta"] == run.beta
     assert evaluation["data"]["counts"]["test"] == {"ids": 5, "images": 15, "captions": 30}
+    assert evaluation["data"]["split"] == "train, val and test as the file has them"
     assert evaluation["memory_mb"] > 50 and all(value > 0 for value in evaluation["seconds"].values())
     assert evaluation["ties"] is False and "torch" in evaluation["versions"]
 

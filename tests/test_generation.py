@@ -5,27 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pedes import make_pedes
 
-from bench.answering import PAID, Behaviour, serve
+from bench.answering import Behaviour, serve
 from training.semantics.client import CallFailed, Client, Service
 from training.semantics.generation import Generator, Item, Judge, Sampling, Tally, Task, short_reason
 from training.semantics.pacing import Budget, BudgetSpent, Halt, Meter, Stopped
 from training.semantics.prompts import build_prompt
 from training.semantics.providers import Ask, OpenAIProvider
-from training.semantics.quality import Limits, NearDuplicates, check_texts
+from training.semantics.quality import Limits, NearDuplicates
 from training.semantics.schema import load_schema
 from training.semantics.store import Answer, Answers, Records
 
@@ -142,8 +137,6 @@ def test_what_stays_bad_is_rejected_with_its_reason(tmp_path, items, answer, nam
     assert row["status"] == "rejected" and name in row["reason"].split(", ")
     assert row["attempts"] == {"identity": 1, "clothing": 2} and len(provider.asks) == 3
     assert row["identity"] == GOOD["identity"]
-    import re
-
     assert re.search(why, row["checks"][name])
 
 
@@ -208,6 +201,26 @@ def test_a_stop_keeps_the_answers_under_way(tmp_path, items):
     assert kept == ["clothing"] * 3 and len(provider.asks) == 6
 
 
+def test_a_disk_that_does_not_keep_answers_stops_everything(tmp_path, items, monkeypatch):
+    monkeypatch.setattr("training.semantics.generation.SYNC_EVERY", 0.001)
+
+    def broken(fd: int) -> None:
+        raise OSError("Input/output error")
+
+    slow = Scripted(lambda ask: said(ask.kind))
+    slow.window = 1
+
+    def patched(ask: Ask) -> Answer:
+        monkeypatch.setattr(os, "fsync", broken)
+        time.sleep(0.02)
+        return said(ask.kind)
+
+    slow.script = patched
+    with pytest.raises((Stopped, OSError), match="Input/output error"):
+        run(tmp_path, items, slow)
+    assert len(slow.asks) < 8
+
+
 def test_a_defect_of_a_provider_comes_through(tmp_path, items):
     with pytest.raises(ZeroDivisionError):
         run(tmp_path, items, Scripted(lambda ask: ZeroDivisionError()))
@@ -237,112 +250,3 @@ def test_a_spent_budget_ends_quietly_and_a_larger_one_goes_on(tmp_path, items):
     meter, halt = asyncio.run(inside(Budget(1.0, 1.0, max_cost=1.0)))
     assert halt.error is None and meter.requests == 2
     assert len((tmp_path / "descriptions.jsonl").read_text().splitlines()) == 4
-
-
-@dataclass
-class Fault:
-    """A server in a process of its own that fails a quarter of the requests."""
-
-    port: int
-    log: Path
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_bytes().splitlines()]
-
-
-@pytest.fixture
-def faulty(tmp_path) -> Iterator[Fault]:
-    log = tmp_path / "server.jsonl"
-    log.touch()
-    command = [sys.executable, "-m", "bench.answering", "--faults", "0.25", "--log", str(log)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield Fault(int(process.stdout.readline()), log)
-        process.kill()
-
-
-def stored_keys(out: Path) -> set[str]:
-    path = out / "answers.jsonl"
-    whole = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return {json.loads(line)["key"] for line in whole if line.endswith(b"\n")}
-
-
-CONCURRENCY = 16
-COMMAND = [sys.executable, "-m", "training.describe", "generate", "cuhk-pedes"]
-OPTIONS = "--model fake --key-variable FAKE_KEY --yes --attempts 2 --retries 2 --failures 1000 --refusals 1000".split()
-OPTIONS += "--first-wait 0.02 --longest-wait 0.1 --read-timeout 0.5 --total-timeout 0.8".split()
-OPTIONS += ["--concurrency", str(CONCURRENCY)]
-
-
-def survive(tmp_path: Path, faulty: Fault, images: int, kills: int) -> dict[str, dict[str, Any]]:
-    """Generates for so many images, killed so often; checks what must hold and returns the records."""
-    root = make_pedes(tmp_path / "pedes", {"train": images // 5, "val": 1, "test": 1}, 5)
-    out, output = tmp_path / "out", tmp_path / "output.txt"
-    command = [*COMMAND, str(root), "--out", str(out), "--base-url", f"http://127.0.0.1:{faulty.port}/v1", *OPTIONS]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "FAKE_KEY": KEY}
-    rng = random.Random(images)
-    marks: list[tuple[int, set[str]]] = []
-    for number in range(kills + 1):
-        with output.open("a") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as process:
-            aim = len(stored_keys(out)) + rng.randrange(2 * images // (kills + 1))
-            while number < kills and process.poll() is None and len(stored_keys(out)) < aim:
-                time.sleep(0.01)
-            if number < kills:
-                time.sleep(rng.uniform(0, 0.1))
-                process.send_signal(signal.SIGKILL)
-        marks.append((len(faulty.lines()), stored_keys(out)))
-    assert process.returncode == 0, output.read_text()[-2000:]
-    check_payments(faulty.lines(), marks, stored_keys(out), kills)
-    written = [path.read_text() for path in out.iterdir()] + [output.read_text()]
-    # The server tells the key back in its errors; it must be nowhere.
-    assert not any(KEY in text for text in written)
-    return check_records(root, out)
-
-
-def check_payments(
-    lines: list[dict[str, Any]], marks: list[tuple[int, set[str]]], stored: set[str], kills: int
-) -> None:
-    """No request for a key after its answer was stored; an answer is lost only with the process that waited for it."""
-    for place, keys in marks:
-        asked_later = {line["key"] for line in lines[place:]}
-        assert not asked_later & keys
-    paid = Counter(line["key"] for line in lines if line["what"] in PAID)
-    assert set(paid) == stored
-    assert sum(paid.values()) - len(paid) <= kills * CONCURRENCY
-    # A key stands for one call, and the other way round.
-    assert len({line["key"] for line in lines}) == len({line["call"] for line in lines})
-    assert len({(line["key"], line["call"]) for line in lines}) == len({line["key"] for line in lines})
-
-
-def check_records(root: Path, out: Path) -> dict[str, dict[str, Any]]:
-    """Exactly one record per training image: valid texts, or a reason."""
-    lines = (out / "descriptions.jsonl").read_bytes().split(b"\n")
-    assert lines.pop() == b""
-    rows = [json.loads(line) for line in lines]
-    records = {row["file_path"]: row for row in rows}
-    wanted = {r["file_path"] for r in json.loads((root / "reid_raw.json").read_text()) if r["split"] == "train"}
-    assert len(rows) == len(records) and set(records) == wanted
-    for row in rows:
-        if row["status"] == "ok":
-            assert not any(check_texts(row["identity"], row["clothing"], SCHEMA, LIMITS).values())
-        else:
-            assert row["status"] in ("rejected", "failed") and row["reason"]
-    return records
-
-
-def test_killed_at_random_and_failed_by_the_server(tmp_path, faulty):
-    records = survive(tmp_path, faulty, images=120, kills=3)
-    assert Counter(row["status"] for row in records.values())["ok"] > 90
-
-
-@pytest.mark.slow
-def test_two_thousand_images_killed_twelve_times(tmp_path, faulty):
-    records = survive(tmp_path, faulty, images=2000, kills=12)
-    counts = Counter(row["status"] for row in records.values())
-    done = Counter(line["what"] for line in faulty.lines())
-    print(f"\n{dict(counts)} of 2000 images; requests by what was done: {dict(done)}")
-    assert any("[key]" in row.get("reason", "") for row in records.values())
-    assert counts["ok"] > 1800 and counts["rejected"] > 0 and counts["failed"] > 0
-    assert set(done) == {"good", "short", "refusal", "words", "empty", "duplicate"} | {
-        "limit", "error", "overload", "silence", "cut", "torn", "drip"
-    }  # fmt: skip

@@ -41,14 +41,25 @@ def test_no_limit_is_no_wait():
 
 def test_cost_is_that_of_the_answers():
     counted = meter(PRICED)
-    assert counted.guess() == FIRST_GUESS and counted.tokens_per_call is None and counted.cost == 0
+    assert counted.expected_tokens == (FIRST_GUESS, 0) and counted.tokens_per_call is None and counted.cost == 0
     counted.answered(1000, 100, 1.0)
     counted.answered(3000, 300, 1.0)
-    assert counted.tokens_per_call == (2000, 200) and counted.guess() == 2200
+    assert counted.tokens_per_call == counted.expected_tokens == (2000, 200)
     assert counted.cost == pytest.approx((4000 * 2 + 400 * 8) / 1e6)
     # One that does not tell its tokens is taken as the average of the others.
     counted.answered(None, None, 1.0)
     assert counted.cost == pytest.approx(1.5 * (4000 * 2 + 400 * 8) / 1e6)
+
+
+def test_a_server_that_counts_nothing_is_still_stopped():
+    counted = meter(Budget(price_in=1.0, max_cost=3.5 * FIRST_GUESS / 1e6))
+    for _ in range(3):
+        counted.admit()
+        counted.in_flight -= 1
+        counted.answered(None, None, 1.0)
+    assert counted.cost == pytest.approx(3 * FIRST_GUESS / 1e6)
+    with pytest.raises(BudgetSpent, match="the budget is spent"):
+        counted.admit()
 
 
 def test_requests_are_counted_against_their_limit():

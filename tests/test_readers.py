@@ -5,11 +5,15 @@ import random
 
 import pytest
 from pedes import as_layout, make_pedes
+from test_report import Page
+from tiny import tiny_options
 
+from training import cli, evaluate, train
 from training.config import DataConfig
 from training.data.datasets import SPLITS, read_dataset, read_records
 from training.data.readers import LAYOUTS
 from training.data.splits import hold_out
+from training.report import build_page, read_run
 
 FILES = [
     ("cuhk-pedes", "reid_raw.json"),
@@ -211,3 +215,16 @@ def test_own_data_that_is_no_text_or_twice_there(tmp_path):
     (root / "records.jsonl").write_text("{}")
     with pytest.raises(ValueError, match="holds records.jsonl and records.csv, and they differ"):
         read(root, "own")
+
+
+def test_a_run_says_which_identities_validate(tmp_path):
+    """From training to the page of the run, on a set that has no validation split."""
+    root = make_pedes(tmp_path / "set", {"train": 18, "val": 2, "test": 3})
+    as_layout(root, "icfg-pedes", "ICFG_PEDES.json")
+    run_dir, words = tmp_path / "run", [*tiny_options(root), "--data.dataset", "icfg-pedes"]
+    assert cli.run(train.main, ["synthetic", "--out", str(run_dir), *words]) == 0
+    assert cli.run(evaluate.main, [str(run_dir)]) == 0
+    data = json.loads((run_dir / "eval.json").read_text())["data"]
+    assert data["name"] == "icfg-pedes" and data["split"].startswith("val: 2 of 20 training ids held out (seed 0, ids ")
+    assert {split: counts["ids"] for split, counts in data["counts"].items()} == {"train": 18, "val": 2, "test": 3}
+    assert data["split"] in Page(build_page(read_run(run_dir))).words()

@@ -153,6 +153,14 @@ def test_data_sets_have_their_own_chance_and_no_common_full_model():
     assert "chance, CUHK-PEDES 0.97 0.97" in text and "chance, ICFG-PEDES 0.98 0.98" in text and "Δ" not in text
 
 
+def test_data_that_has_no_validation_split_says_which_it_got():
+    summary = make_summary()
+    assert "217 images; train, val and test as the file has them" in Page(build_experiment(summary, "x")).words()
+    (entry,) = summary["data"].values()
+    del entry["split"]
+    assert "217 images as" not in (text := Page(build_experiment(summary, "x")).words()) and "217 images;" not in text
+
+
 def test_a_single_person_leaves_nothing_to_test():
     summary = make_summary()
     for run in summary["runs"].values():

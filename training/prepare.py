@@ -18,7 +18,6 @@ from training.data.synthetic import SPLITS, generate
 from training.data.template import write_template
 from training.data.validate import Options, Validation
 from training.data.validate import validate as check
-from training.report.validation import verdict, write_validation
 
 COLOURS = {"ok": "green", "note": "", "warning": "yellow", "error": "red"}
 DataSet = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "own"]
@@ -94,6 +93,9 @@ def validate(
         workers: Threads that read images; as many as there are cores by default.
         html: Page to write; runs/validate-NAME.html by default.
     """
+    # Matplotlib comes with it: two seconds that the other commands, and each process of `synthetic`, need not wait.
+    from training.report.validation import verdict, write_validation
+
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     others = tuple(map(_data_set, against))
@@ -109,7 +111,7 @@ def validate(
 
         result = check(name, root, options, advance)
     page = write_validation(result, html or Path("runs") / f"validate-{name}.html")
-    _print_validation(result)
+    _print_validation(result, verdict(result))
     print(page)
     if result.verdict != "yes":
         raise SystemExit(1 if result.verdict == "no" else 3)
@@ -122,7 +124,7 @@ def _data_set(text: str) -> tuple[str, Path]:
     return name, Path(root)
 
 
-def _print_validation(result: Validation) -> None:
+def _print_validation(result: Validation, verdict: str) -> None:
     console = Console()
     table = Table("split", "identities", "images", "captions", title=f"{result.title}: {result.file}")
     for split, counts in result.counts.items():
@@ -133,7 +135,7 @@ def _print_validation(result: Validation) -> None:
         colour = COLOURS[finding.level]
         table.add_row(Text(finding.level, colour), Text(finding.check), Text(finding.text))
     console.print(table)
-    console.print(Text(verdict(result), COLOURS[{"yes": "ok", "no": "error", "open": "note"}[result.verdict]]))
+    console.print(Text(verdict, COLOURS[{"yes": "ok", "no": "error", "open": "note"}[result.verdict]]))
 
 
 @app.command

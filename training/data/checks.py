@@ -107,6 +107,8 @@ def _problem(row: Any) -> str:
             return f"{key!r} is missing"
         if not isinstance(row[key], kind) or isinstance(row[key], bool):
             return f"{key!r} must be of type {kind.__name__}, got {row[key]!r}"
+    if row["id"] < 0:
+        return f"'id' must not be negative, got {row['id']}"
     if not row["captions"] or not all(isinstance(caption, str) for caption in row["captions"]):
         return f"'captions' must be texts, at least one, got {row['captions']!r}"
     path = PurePosixPath(row["file_path"])

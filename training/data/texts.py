@@ -60,24 +60,28 @@ def stray_texts(rows: Sequence[Row], images: Path) -> list[Finding]:
 def shared_captions(rows: Sequence[Row], images: Path) -> Finding:
     """Texts that describe several people; case, white space and the last stop do not count."""
     people: dict[str, dict[int, Row]] = {}
+    in_test: dict[str, set[int]] = {}
     uses: list[tuple[str, str]] = []
     for row in rows:
         for caption in row["captions"]:
             key = " ".join(caption.lower().split()).rstrip(" .!;,")
-            people.setdefault(key, {}).setdefault(row["id"], row)
-            uses.append((key, row["split"]))
-    shared = {key: by_id for key, by_id in people.items() if len(by_id) > 1 and key}
+            if key:
+                people.setdefault(key, {}).setdefault(row["id"], row)
+                uses.append((key, row["split"]))
+                if row["split"] == "test":
+                    in_test.setdefault(key, set()).add(row["id"])
+    shared = {key: by_id for key, by_id in people.items() if len(by_id) > 1}
     check = "captions shared by people"
     if not shared:
         return Finding(check, "ok", f"none of {len(uses):,} captions describes two people in the same words")
     share = sum(key in shared for key, _ in uses)
-    queries = sum(key in shared for key, split in uses if split == "test")
+    queries = sum(split == "test" and len(in_test[key]) > 1 for key, split in uses)
     worst = sorted(shared.items(), key=lambda item: -len(item[1]))
     top, by_id = worst[0]
     text = (
-        f"{share:,} of {len(uses):,} captions ({share / len(uses):.1%}) are one of "
-        f"{verb(len(shared), 'text that describes', 'texts that describe')} several people; {queries:,} of them are test "
-        f"queries with more than one right answer; most often ({len(by_id)} people): {top[:120]!r}"
+        f"{verb(len(shared), 'text describes', 'texts describe')} several people, {share:,} of {len(uses):,} captions "
+        f"({share / len(uses):.1%}); {verb(queries, 'test query has', 'test queries have')} more than one right answer; "
+        f"most often ({len(by_id)} people): {top[:120]!r}"
     )
     shown = [
         Sample(images / row["file_path"], f"{row['file_path']} (id {row['id']})", key)

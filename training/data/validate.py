@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from training.data import checks, files
+from training.data import checks, image_files
 from training.data.duplicates import duplicate_images, duplicates_between
 from training.data.findings import SAMPLES, Finding, Level, Sample, spread
 from training.data.pictures import CACHE, Picture, PictureCache, look_into_all
@@ -22,10 +22,16 @@ from training.data.texts import shared_captions, stray_texts
 
 # Identities of the older split of RSTPReid that circulates.
 OLD_RSTPREID = (3901, 100, 100)
-# Totals that the paper prints and the splits do not have.
-MISPRINTS = {
-    "icfg-pedes": "the paper prints 54,552 images for ICFG-PEDES; its splits sum to 54,522",
-    "rstpreid": "the paper prints 4,104 identities for RSTPReid; its splits sum to 4,101",
+# What everybody who uses a set should know.
+ABOUT = {
+    "icfg-pedes": (
+        ("official numbers", "the paper prints 54,552 images for ICFG-PEDES; its splits sum to 54,522"),
+        ("source", "ICFG-PEDES and RSTPReid are both drawn from MSMT17: people can be in both, under other ids"),
+    ),
+    "rstpreid": (
+        ("official numbers", "the paper prints 4,104 identities for RSTPReid; its splits sum to 4,101"),
+        ("source", "RSTPReid and ICFG-PEDES are both drawn from MSMT17: people can be in both, under other ids"),
+    ),
 }
 # (data set, files done, files).
 Progress = Callable[[str, int, int], None]
@@ -90,12 +96,12 @@ def validate(
     counts = count(rows)
     findings += _count_findings(name, counts, options.allow_counts)
     findings += [shared_captions(rows, images), *stray_texts(rows, images)]
-    missing, lost = files.missing_files(name, rows, images)
-    findings += [missing, *files.bitmaps(name, rows), files.unnamed_files(rows, images)]
+    missing, lost = image_files.missing_files(name, rows, images)
+    findings += [missing, *image_files.bitmaps(name, rows), image_files.unnamed_files(rows, images)]
     if options.contents:
         present = [row for row in rows if row["file_path"] not in lost]
         found, kept = _pictures(layout.title, present, root, options, progress)
-        findings += [*kept, files.unreadable_files(present, found, images), *files.odd_files(found, images)]
+        findings += [*kept, image_files.unreadable_files(present, found, images), *image_files.odd_files(found, images)]
         findings += duplicate_images(present, found, images, own=name == "own")
         for other, path, other_source in others:
             theirs = checks.well_formed(other_source.rows)
@@ -130,9 +136,7 @@ def _source_findings(name: str, source: Source) -> list[Finding]:
     if len(names) > 1:
         both = f"{' and '.join(names)} are both there and equal; {source.file.name} is read"
         findings.append(Finding("annotation file", "note", both))
-    if name in MISPRINTS:
-        findings.append(Finding("official numbers", "note", MISPRINTS[name]))
-    return findings
+    return findings + [Finding(check, "note", text) for check, text in ABOUT.get(name, ())]
 
 
 def _record_findings(name: str, source: Source, rows: Sequence[Row]) -> list[Finding]:

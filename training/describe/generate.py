@@ -45,12 +45,15 @@ class Texts(Stage):
     styles: Path | None = None
     # Captions that the prompt shows of a style.
     examples: Annotated[int, Within(0, 10)] = 5
-    # Attribute schema, in place of the package's own; sensitive attributes that no text may mention.
+    # Attribute schema, in place of the package's own.
     schema: Path | None = None
+    # Sensitive attributes that no text may mention.
     leave_out: tuple[str, ...] = ()
-    # Words that the prompt asks for, and that a text may have; attributes that it must cover.
+    # Words that the prompt asks for.
     target_words: tuple[int, int] = (10, 45)
+    # Words that a text may have.
     words: tuple[int, int] = Limits().words
+    # Attributes that a text must cover.
     attributes: Annotated[int, Within(1)] = Limits().attributes
     # Reject "appears to be", "possibly" and the like.
     hedging: bool = False
@@ -68,6 +71,7 @@ class Source:
 class Options(Stage):
     """Options of one generation."""
 
+    # Data set and its folder.
     source: Source
     # Folder to write to.
     out: Path
@@ -75,21 +79,27 @@ class Options(Stage):
     provider: Literal["openai", "transformers", "template"] = "openai"
     # Name at the server, or name or folder for transformers.
     model: str = ""
-    # Images of val and test get texts for the protocol gallery-text only: with --for-gallery, in OUT/gallery-SPLIT.jsonl.
+    # Training needs texts of train only. Images of val and test get some with --for-gallery.
     split: Literal["train", "val", "test"] = "train"
+    # Texts of gallery images for the protocol gallery-text, in OUT/gallery-SPLIT.jsonl.
     for_gallery: bool = False
     # Images of this run at most; 0: all.
     limit: Annotated[int, Within(0)] = 0
     # Do not ask before spending.
     yes: bool = False
-    # Forget the records that are not "ok" and try these images again, with more attempts than before or after a failure.
+    # Forget the records that are not "ok" and try these images again: after a failure, or with more attempts.
     again: bool = False
-    # Of transformers: asks at a time, and torch device.
+    # Of transformers: asks at a time.
     batch: Annotated[int, Within(1, 1024)] = 1
+    # Of transformers: torch device.
     device: str = "cpu"
+    # What is asked for, and what is accepted.
     texts: Texts = field(default_factory=Texts)
+    # How a model is asked, and how often.
     sampling: Sampling = field(default_factory=Sampling)
+    # The server, and how fast it is asked.
     service: Service = field(default_factory=Service)
+    # Prices and limits.
     budget: Budget = field(default_factory=Budget)
 
     def check(self) -> None:
@@ -141,14 +151,14 @@ def generate(
     styles = read_styles(texts.styles, texts.examples) if texts.styles else no_styles()
     schema = load_schema(texts.schema)
     task = _task(options, schema.without(texts.leave_out) if texts.leave_out else schema, styles)
-    items = to_items(records, styles)
+    items, made_with = to_items(records, styles), _settings(options, task, styles)
     provider = _provider(options, items, styles, environment)
     options.out.mkdir(parents=True, exist_ok=True)
     stem = "descriptions" if options.split == "train" else f"gallery-{options.split}"
     path = options.out / f"{stem}.jsonl"
     answers = Answers(options.out / "answers.jsonl")
     try:
-        claim(options.out / "generation.json", _settings(options, task, styles))
+        claim(options.out / "generation.json", made_with)
         if options.again and path.exists():
             console.print(f"{drop_unusable(path)} images are tried again", highlight=False)
         stored = Records(path)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,10 @@ class Styles:
         """The style for an image; one whose captions were not clustered gets one drawn by size, always the same."""
         if file_path in self.of_image:
             return self.of_image[file_path]
-        draw = int(hashlib.sha256(file_path.encode()).hexdigest(), 16) % sum(self.sizes.values())
-        for style, size in sorted(self.sizes.items()):
-            draw -= size
-            if draw < 0:
-                return style
-        raise AssertionError("the draw is below the sum of the sizes")
+        styles = sorted(self.sizes)
+        ends = list(accumulate(self.sizes[style] for style in styles))
+        draw = int(hashlib.sha256(file_path.encode()).hexdigest(), 16) % ends[-1]
+        return styles[bisect_right(ends, draw)]
 
 
 def no_styles() -> Styles:

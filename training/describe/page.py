@@ -48,10 +48,13 @@ def main(argv: Sequence[str]) -> None:
     known = parser.parse_args(argv)
     if known.sample < 0:
         raise ValueError(f"--sample must not be negative, got {known.sample}")
+    out = known.out or known.descriptions.with_suffix(".html")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
     schema, limits = checks_of(known)
     records = read_data(*known.data)
     html = build_page(known.descriptions, records, schema, limits, known.sample, known.seed, known.status)
-    print(write_whole(known.out or known.descriptions.with_suffix(".html"), html.encode()))
+    print(write_whole(out, html.encode()))
 
 
 def build_page(
@@ -77,8 +80,9 @@ def build_page(
     chosen = set(random.Random(seed).sample(candidates, min(sample, len(candidates))))
     cards = [_card(text, records, schema, limits) for text in read_texts(descriptions) if text.file_path in chosen]
     folder = Path(__file__).parent
-    templates = FileSystemLoader([folder])
-    environment = Environment(loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
     sheets = (Path(report.__file__).with_name("page.css"), folder / "page.css")
     return environment.get_template("page.html.j2").render(
         css=Markup("".join(sheet.read_text(encoding="utf-8") for sheet in sheets)),

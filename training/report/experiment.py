@@ -114,7 +114,7 @@ def _render(template: str, summary: dict[str, Any], views: list[dict[str, Any]],
         keep_trailing_newline=True,
     )
     data = [
-        (fingerprint, f"{entry['name']}, {entry['root']}: {_counts(entry['counts'])}")
+        (fingerprint, f"{entry['name']}, {entry['root']}: {_counts(entry['counts'])}{_split(entry)}")
         for fingerprint, entry in summary["data"].items()
     ]
     return environment.get_template(template).render(
@@ -129,6 +129,11 @@ def _render(template: str, summary: dict[str, Any], views: list[dict[str, Any]],
         version_rows=facts.rows(summary["versions"]),
         **values,
     )
+
+
+def _split(entry: dict[str, Any]) -> str:
+    """Where the splits come from; evaluations of earlier versions do not say it."""
+    return f"; {entry['split']}" if "split" in entry else ""
 
 
 def _counts(counts: dict[str, Any]) -> str:

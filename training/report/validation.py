@@ -13,17 +13,18 @@ from training.report.images import thumbnail
 from training.report.page import write_whole
 
 HERE = Path(__file__).parent
-VERDICTS = {
-    "yes": "The official protocol can be run.",
-    "no": "The official protocol cannot be run: see the errors below.",
-    "open": "Not decided: nothing is wrong with the records, but the images were not opened.",
-}
 
 
 def verdict(validation: Validation) -> str:
     """The answer in one sentence."""
-    text = VERDICTS[validation.verdict]
-    return text if validation.official else text.replace("official protocol", "protocol")
+    protocol = "official protocol" if validation.official else "protocol"
+    if validation.verdict == "no":
+        return f"The {protocol} cannot be run: see the errors."
+    if validation.verdict == "open":
+        return "Not decided: nothing is wrong with the records, but the images were not opened."
+    if validation.official and validation.counts != validation.official:
+        return "The protocol can be run, on a set of another size than the official one."
+    return f"The {protocol} can be run."
 
 
 def write_validation(validation: Validation, page: Path) -> Path:

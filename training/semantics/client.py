@@ -40,21 +40,27 @@ class Service(Stage):
     key_variable: str = ""
     # Requests under way at a time.
     concurrency: Annotated[int, Within(1, 1024)] = 8
-    # Limits that the service sets, 0: none. Requests are spread evenly over the minute.
+    # Limit that the service sets, 0: none. Requests are spread evenly over the minute.
     requests_per_minute: Annotated[float, Within(0)] = 0
+    # The same for tokens, those of a request guessed from the answers so far.
     tokens_per_minute: Annotated[float, Within(0)] = 0
-    # Seconds to connect, between two pieces of an answer, and for a whole request.
+    # Seconds to connect.
     connect_timeout: Annotated[float, Within(0.01)] = 10.0
+    # Seconds between two pieces of an answer.
     read_timeout: Annotated[float, Within(0.01)] = 60.0
+    # Seconds for a whole request: no answer that drips holds its place for ever.
     total_timeout: Annotated[float, Within(0.01)] = 120.0
-    # Repetitions of a request that failed, and the wait before the first and before any at most, seconds.
+    # Repetitions of a request that failed on the way.
     retries: Annotated[int, Within(0, 100)] = 6
+    # Seconds that the wait before the first repetition is below; the bound doubles each time.
     first_wait: Annotated[float, Within(0)] = 1.0
+    # Seconds that every such wait is below.
     longest_wait: Annotated[float, Within(0)] = 60.0
     # Stop when a server asks to wait longer than this, seconds.
     patience: Annotated[float, Within(0)] = 900.0
-    # Stop after so many refusals (wrong key, no such address or model), or calls that failed for good, one after the other.
+    # Stop after so many refusals in a row: wrong key, no such address or model.
     refusals: Annotated[int, Within(1)] = 3
+    # Stop after so many calls in a row that failed for good.
     failures: Annotated[int, Within(1)] = 20
 
     def check(self) -> None:
@@ -175,7 +181,7 @@ class Client:
     async def _send(self, body: dict[str, Any], key: str) -> _Reply:
         content = json.dumps(body).encode()
         async with self._slots:
-            guess, now = self.meter.guess(), clock()
+            guess, now = sum(self.meter.expected_tokens), clock()
             self.halt.check()
             self.meter.admit()
             try:

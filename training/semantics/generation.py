@@ -37,9 +37,11 @@ LONGEST_KEPT = 2000
 class Sampling(Stage):
     """How a model is asked, and how often."""
 
+    # Of the first attempt; 0 takes the likeliest words.
     temperature: Annotated[float, Within(0, 2)] = 0.7
-    # Added to the temperature with every further attempt (2 at most); the seed rises by one.
+    # Added to the temperature with every further attempt, up to 2.
     temperature_step: Annotated[float, Within(0, 2)] = 0.15
+    # Of the first attempt; one more with every further one.
     seed: Annotated[int, Within(0)] = 0
     # Longest answer in tokens.
     max_tokens: Annotated[int, Within(16)] = 300
@@ -170,7 +172,11 @@ class Generator:
         while True:
             await asyncio.sleep(SYNC_EVERY)
             for lines in (self.answers.lines, self.records.lines):
-                await asyncio.get_running_loop().run_in_executor(self._readers, lines.sync)
+                try:
+                    await asyncio.get_running_loop().run_in_executor(self._readers, lines.sync)
+                except OSError as error:
+                    # Answers that would not last are not to be paid for.
+                    self.halt.stop(Stopped(f"{lines.path} cannot be brought to the disk: {error}"))
 
     async def _image(self, item: Item) -> None:
         loop = asyncio.get_running_loop()

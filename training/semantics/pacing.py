@@ -106,9 +106,9 @@ class Meter:
 
     @property
     def cost(self) -> float:
-        """Price of all answers; those that do not know their tokens are taken as the average of the others."""
+        """Price of all answers; one that does not tell its tokens counts as the average of the others, or as a guess."""
         known = self.budget.cost(self.prompt_tokens, self.completion_tokens)
-        return known * self.answers / self.counted if self.counted else known
+        return known + (self.answers - self.counted) * self.budget.cost(*self.expected_tokens)
 
     @property
     def tokens_per_call(self) -> tuple[float, float] | None:
@@ -117,10 +117,10 @@ class Meter:
             return None
         return self.prompt_tokens / self.counted, self.completion_tokens / self.counted
 
-    def guess(self) -> float:
-        """Tokens that the next call will need."""
-        tokens = self.tokens_per_call
-        return sum(tokens) if tokens else FIRST_GUESS
+    @property
+    def expected_tokens(self) -> tuple[float, float]:
+        """Tokens (sent, answered) that the next call will need: the mean, and FIRST_GUESS before any answer has told."""
+        return self.tokens_per_call or (FIRST_GUESS, 0)
 
     def admit(self) -> None:
         """Counts one more request, which is in flight until somebody lowers `in_flight` again.
@@ -131,8 +131,7 @@ class Meter:
         if budget.max_requests and self.requests >= budget.max_requests:
             raise BudgetSpent(f"the budget of {budget.max_requests} requests is spent")
         if budget.max_cost:
-            tokens = self.tokens_per_call or (FIRST_GUESS, 0)
-            expected = self.cost + (self.in_flight + 1) * budget.cost(*tokens)
+            expected = self.cost + (self.in_flight + 1) * budget.cost(*self.expected_tokens)
             if expected > budget.max_cost:
                 raise BudgetSpent(
                     f"the budget is spent: the stored answers cost {self.cost:.4f}, and the next request would go over "

@@ -7,10 +7,12 @@ import re
 from training.semantics.words import plain
 
 _REFUSAL = re.compile(
-    r"\bas an? (?:ai|artificial|language model|large language)|\bi(?:'m| am) (?:an? (?:ai|language model)|sorry|afraid)|"
+    r"\bas an? (?:ai|artificial|language model|large language)|\bunfortunately\b|"
+    r"\bi(?:'m| am) (?:(?:just |only )?an? (?:ai|language model)|(?:very |so |really )?sorry|afraid|designed|programmed)|"
     r"\bsorry,|\bi apologi[sz]e|\bmy apologies|"
     r"\bi (?:can't|cannot|can not|won't|will not|must decline|do not feel|don't feel|am unable|am not able)\b|"
-    r"\bi'm (?:unable|not able)\b|\bi (?:do not|don't) (?:see|have)\b|"
+    r"\bi'm (?:unable|not able)\b|\bi (?:do not|don't) (?:see|have|know|identify|describe)\b|"
+    r"\bnot (?:appropriate|ethical|possible) to\b|"
     r"\b(?:can't|cannot|can not|unable to|not able to) (?:assist|help|comply|identify|describe|determine|provide|process|"
     r"view|see the|analy[sz]e|fulfil)|"
     r"\bagainst (?:my|our|the) (?:guidelines|polic)|\bno (?:person|people|pedestrian|image) (?:is|are|can|was|were|visible|"
@@ -19,13 +21,13 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _HEDGING = re.compile(
-    r"\b(?:appears?|seems?|looks? like|looks? to be|seemingly|apparently|possibly|probably|perhaps|maybe|presumably|"
-    r"likely|potentially|might|may be|may have|could be|could have|i think|i guess|i believe|hard to (?:say|tell)|"
-    r"difficult to (?:say|tell)|difficult to determine|not sure|suggest(?:s|ing)?|indicat(?:es|ing)|some (?:kind|sort) of|"
-    r"what (?:looks|appears|seems))\b",
+    r"\b(?:appears?(?! (?:in|on|at|from|with|against)\b)|seems?|looks? like|looks? to be|seemingly|apparently|possibly|"
+    r"probably|perhaps|maybe|presumably|likely|potentially|might|may be|may have|could be|could have|i think|i guess|"
+    r"i believe|hard to (?:say|tell)|difficult to (?:say|tell|determine)|not sure|suggest(?:s|ing)?|indicat(?:es|ing)|"
+    r"some (?:kind|sort) of|what (?:looks|appears|seems))\b",
     re.IGNORECASE,
 )
-# A third of the words of an English text are among these, or less in a terse enumeration.
+# Together with the words of the schema, most words of an English description are among these.
 FUNCTION_WORDS = frozenset(
     "a about above across against all along also an and another any are around as at back be been behind below beneath "
     "beside both but by can carrying down each either front for from has have having he her his holding in inside into "

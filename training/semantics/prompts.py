@@ -132,13 +132,15 @@ def parse_answer(text: str, prompt: Prompt) -> str:
         raise ValueError(f"the answer holds no JSON object: {_quoted(body)}")
     try:
         value, _ = json.JSONDecoder(strict=False).raw_decode(body, start)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         if not re.search(r"\}\s*(```)?\s*$", body):
             raise ValueError(f"the answer is cut off: ... {_quoted(body[-60:])}") from error
-        raise ValueError(f"the answer is not valid JSON: {error.msg}: {_quoted(body)}") from error
+        raise ValueError(f"the answer is not valid JSON: {error}: {_quoted(body)}") from error
     found = value.get(prompt.kind)
     if not isinstance(found, str) or not found.strip():
         raise ValueError(f"the answer has no text under {prompt.kind!r}: {_quoted(body)}")
+    if any("\ud800" <= character <= "\udfff" for character in found):
+        raise ValueError(f"the answer has half of a character (a lone surrogate): {ascii(found)[:120]}")
     return found.strip()
 
 

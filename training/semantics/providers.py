@@ -91,7 +91,8 @@ class OpenAIProvider:
 
     def __init__(self, client: Client, model: str) -> None:
         self.client, self.model = client, model
-        self.window = client.service.concurrency
+        # Enough to have images read and texts checked while all places for requests are taken.
+        self.window = 2 * client.service.concurrency + 2
 
     @staticmethod
     def body_of(model: str, ask: Ask) -> dict[str, Any]:
