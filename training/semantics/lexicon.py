@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 # What takes the attributes out of captions: these lists, or a language model behind the same signature.
 Neutraliser = Callable[[Sequence[str]], list[str]]
@@ -152,9 +153,10 @@ def neutralise(captions: Sequence[str]) -> list[str]:
 
 def _neutral(text: str) -> str:
     for pattern, replacement in _STEPS:
-        text = pattern.sub(lambda match, replacement=replacement: _cased(replacement(match), match[0]), text)
+        text = pattern.sub(partial(_cased, replacement), text)
     return text
 
 
-def _cased(word: str, like: str) -> str:
-    return word[0].upper() + word[1:] if like[0].isupper() else word
+def _cased(replacement: Callable[[re.Match[str]], str], match: re.Match[str]) -> str:
+    word = replacement(match)
+    return word[0].upper() + word[1:] if match[0][0].isupper() else word
