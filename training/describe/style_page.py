@@ -67,7 +67,8 @@ def _draw(axes: Axes, styles_M: np.ndarray, drawn: Map) -> None:
     palette = matplotlib.colormaps["tab20"]
     for style in np.unique(styles_M):
         inside = styles_M == style
-        axes.scatter(*drawn.places_M2[inside].T, s=5, color=palette(int(style) % 20), label=str(style), linewidths=0)
+        x, y = drawn.places_M2[inside].T
+        axes.scatter(x, y, s=5, color=palette(int(style) % 20), label=str(style), linewidths=0)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.legend(title="style", loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3)

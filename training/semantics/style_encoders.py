@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def encode(
     for start in range(0, len(distinct), BLOCK):
         texts = distinct[start : start + BLOCK]
         name = hashlib.sha256(probe + "\0".join(texts).encode()).hexdigest()[:16]
-        parts.append(_kept(folder / f"{name}.npy", lambda texts=texts: model.transform(texts)))
+        parts.append(_kept(folder / f"{name}.npy", partial(model.transform, texts)))
         progress(min(start + BLOCK, len(distinct)), len(distinct))
     row = {text: number for number, text in enumerate(distinct)}
     return np.concatenate(parts)[[row[text] for text in captions]]
