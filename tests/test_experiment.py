@@ -19,7 +19,7 @@ from tiny import tiny_config
 from training import checkpoint, cli, comparison, experiment, runner
 from training.config import Config
 from training.evaluator import METRICS
-from training.experiment import missing_runs, plan, print_summary, run_experiment
+from training.experiment import ALL, missing_runs, plan, print_summary, run_experiment
 from training.recipes import with_row
 from training.summary import run_folder, summarise
 from training.tables import FULL, Row
@@ -63,7 +63,7 @@ def done(base: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 def test_shared_rows_are_run_once_and_what_is_there_is_kept(done: tuple, base: Config) -> None:
     out, summary, text = done
-    assert "6 rows are 3 configurations x 2 seeds = 6 runs; 0 are there, 6 to run" in text
+    assert "4 rows are 3 configurations x 2 seeds = 6 runs; 0 are there, 6 to run" in text
     assert text.count("about ") == 6 and "[6/6]" in text and "; done" in text
     assert [line.split(":")[0] for line in text.splitlines() if line.startswith("[")] == [
         f"[{number}/6] {label}, seed {seed}"
@@ -71,6 +71,7 @@ def test_shared_rows_are_run_once_and_what_is_there_is_kept(done: tuple, base: C
             ((label, seed) for label in ("+ BDAM", "w/o gate", "Baseline (w/o fusion)") for seed in SEEDS), 1
         )
     ]
+    assert [*summary["tables"]] == ["table1", "table2"] and [*plan("all", base, None, [FULL])[0]] == [*ALL]
     full = {row["run"] for table in summary["tables"].values() for row in table["rows"] if row["name"] == FULL}
     assert len(full) == 1 and len(summary["runs"]) == 3
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == sorted(summary["runs"])
@@ -204,7 +205,7 @@ def test_bad_requests_are_named(base: Config, tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "none").exists()
     assert cli.run(experiment.main, ["synthetic", "--base", "synthetic"]) == 2
     assert (
-        "--base is for table1, table2, table3, table4, table5, fig5 and all, got it with 'synthetic'"
+        "--base is for table1, table2, table3, table4, table5, readings, fig5 and all, got it with 'synthetic'"
         in capsys.readouterr().err
     )
     assert cli.run(experiment.main, ["table1", "--base", "synthetic", "--out", str(tmp_path / "none")]) == 2

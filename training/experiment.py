@@ -98,7 +98,8 @@ def plan(
 ) -> tuple[dict[str, str], list[Row]]:
     """(title of each table, rows) of an experiment: one of TITLES, "all", or the name of the recipe `base`.
 
-    only: names of the rows to keep; data_sets, out: see `tables.table_rows`. Raises ValueError for a name that no row has.
+    only: names of the rows to keep, in the tables that have one beside the full model. data_sets, out: see
+    `tables.table_rows`. Raises ValueError for a name that no row has.
     """
     if experiment == "all":
         tables = [*ALL]
@@ -111,7 +112,10 @@ def plan(
         if name not in {row.name for row in rows}:
             known = dict.fromkeys(row.name for row in rows)
             raise ValueError(f"--rows: {experiment} has no row {name!r}, expected some of {', '.join(known)}")
-    return {table: TITLES[table] for table in tables}, [row for row in rows if not only or row.name in only]
+    kept = [row for row in rows if not only or row.name in only]
+    # The full model belongs to most tables; one that has lost all its other rows says nothing.
+    told = {row.table for row in kept if row.name != FULL} or {*tables}
+    return {table: TITLES[table] for table in tables if table in told}, [row for row in kept if row.table in told]
 
 
 def missing_runs(
