@@ -50,7 +50,7 @@ def test_page_has_every_number_and_where_it_comes_from(html):
     assert "synthetic-tables/no-gate model.bdam.gate = no" in text and "data.image_size" in text
     assert "Not finished: w/o InfoNCE, seed 0; w/o InfoNCE, seed 2." in text
     assert "Not there yet: Baseline (w/o BDAM); Shallow (half of the layers)." in text
-    assert "two-sided permutation test" in text and "Tables 1, 2, 3 and 5" in text
+    assert "two-sided permutation test" in text and "Tables 1 to 4, and 5" in text
 
 
 def test_directions_are_compared_with_the_paper_s(html):
@@ -116,7 +116,8 @@ def test_markdown_has_the_same_tables_and_its_plots(folder):
     text = page.read_text()
     assert "| w/o gate | 11.50 ± 0.12 | 21.50 ± 0.12 | 31.50 ± 0.12 | 41.50 ± 0.12 | 51.50 ± 0.12 |" in text
     assert "opposite, unsure" in text and "ab" * 32 in text and "Where the direction differs" in text
-    names = [*ABLATIONS, "fig5-radar"]
+    # No row of Table 4 is finished.
+    names = [*(name for name in ABLATIONS if name != "table4"), "fig5-radar"]
     assert [plot.name for plot in plots] == [f"results-synthetic-{name}.png" for name in names]
     assert text.count("![differences of mAP to the full model](") == 4
     assert "| parameters, less is better | 1,410,212 | 1.000 | 1,410,212 | 1.000 |" in text
