@@ -17,6 +17,7 @@ from training.audit import refuse_audit
 from training.report import facts, figures, fusions, plots
 from training.report.page import METRIC_NAMES, write_whole
 from training.report.run import METRICS, parse
+from training.tables import FULL, REFERENCES
 
 HERE = Path(__file__).parent
 PAPER: dict[str, Any] = json.loads((HERE / "paper.json").read_text(encoding="utf-8"))
@@ -154,7 +155,8 @@ def _views(summary: dict[str, Any]) -> list[dict[str, Any]]:
     for name, table in summary["tables"].items():
         found = [(row, summary["runs"][row["run"]]) for row in table["rows"] if row["run"] is not None]
         paper = PAPER["tables"].get(name, {})
-        compared = [(row, run, _paper_difference(paper, row["name"])) for row, run in found if run["comparison"]]
+        full = REFERENCES.get(name, FULL)
+        compared = [(row, run, _paper_difference(paper, row["name"], full)) for row, run in found if run["comparison"]]
         parts = [_results(found), _every_value(found, summary["seeds"])] if found else []
         if compared:
             parts.append(_differences(compared, len(summary["seeds"])))
@@ -184,11 +186,11 @@ def _views(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return views
 
 
-def _paper_difference(paper: dict[str, dict[str, float]], name: str) -> dict[str, float] | None:
-    """The paper's row minus its full model, where it has both."""
-    if name not in paper or "full" not in paper:
+def _paper_difference(paper: dict[str, dict[str, float]], name: str, full: str) -> dict[str, float] | None:
+    """The paper's row minus its row `full`, where it has both."""
+    if name not in paper or full not in paper:
         return None
-    return {metric: paper[name][metric] - paper["full"][metric] for metric in COMPARED}
+    return {metric: paper[name][metric] - paper[full][metric] for metric in COMPARED}
 
 
 def _differs(ours: dict[str, Any], paper: float) -> bool:

@@ -25,6 +25,8 @@ Progress = Callable[[int, int], None]
 STYLOMETRIC = "stylometric"
 # Words with their apostrophes, and every punctuation mark.
 TOKEN = r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]"
+# Principal components that features are projected on.
+DIMENSIONS = 32
 # Captions at a time: bounds the dense block of the projection, and what an interrupted text model computes again.
 BLOCK = 1024
 
@@ -37,7 +39,7 @@ class StylometricEncoder:
     function words and punctuation. Logarithmic counts, since a longer caption repeats its habits.
     """
 
-    def __init__(self, dimensions: int = 32, ngrams: int = 600) -> None:
+    def __init__(self, dimensions: int = DIMENSIONS, ngrams: int = 600) -> None:
         """dimensions: D, fewer where the captions have no more; ngrams: how many of words, and of characters."""
         shared = {"max_features": ngrams, "sublinear_tf": True, "use_idf": False, "dtype": np.float32}
         words = TfidfVectorizer(token_pattern=TOKEN, ngram_range=(1, 3), **shared)
@@ -115,7 +117,10 @@ class TextModelEncoder:
 def encode(
     captions: Sequence[str], encoder: str, folder: Path, progress: Progress = lambda done, total: None
 ) -> np.ndarray:
-    """Style features (N, D) of neutral captions by the encoder STYLOMETRIC, or a text model by name or folder.
+    """Style features (N, DIMENSIONS) of neutral captions by the encoder STYLOMETRIC, or a text model by name or folder.
+
+    Those of a text model are projected on their principal components too: as they are, all point in much the same direction,
+    and most of what tells them apart is no style (docs/descriptions.md has numbers).
 
     What a text model has computed lies in `folder`, BLOCK different captions a file, and is not computed again after an
     interruption; equal captions are computed once. Raises what the encoders raise.
@@ -135,7 +140,9 @@ def encode(
         parts.append(_kept(folder / f"{name}.npy", partial(model.transform, texts)))
         progress(min(start + BLOCK, len(distinct)), len(distinct))
     row = {text: number for number, text in enumerate(distinct)}
-    return np.concatenate(parts)[[row[text] for text in captions]]
+    features_ND = np.concatenate(parts)[[row[text] for text in captions]]
+    components = PCA(min(DIMENSIONS, *features_ND.shape), svd_solver="covariance_eigh")
+    return normalize(components.fit_transform(features_ND)).astype(np.float32)
 
 
 def _kept(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
