@@ -207,7 +207,8 @@ def test_a_server_that_refuses_is_one_clear_error(tmp_path, server, pedes, capsy
 
 
 def test_ctrl_c_loses_nothing_that_was_answered(tmp_path, server, pedes):
-    server.behaviour.seconds = 0.1
+    # All calls would take ten times as long as those that are waited for.
+    server.behaviour.seconds = 1.0
     words = (
         f"generate cuhk-pedes {pedes} --out {tmp_path / 'out'} --yes --model fake --concurrency 2 --base-url".split()
     )
