@@ -139,6 +139,8 @@ def test_a_wrong_key_or_address_stops_everything_soon(status):
         concurrency=4,
         first_wait=10.0,
         longest_wait=10.0,
+        read_timeout=30.0,
+        total_timeout=30.0,
     )
     assert all(isinstance(outcome, Stopped) for outcome in outcomes)
     assert client.meter.requests < 10
