@@ -12,7 +12,7 @@ import pytest
 
 from bench.answering import Behaviour, error, reply, serve
 from training.semantics.client import CallFailed, Client, Service, _Again
-from training.semantics.pacing import Budget, BudgetSpent, Halt, Meter, Stopped
+from training.semantics.pacing import Budget, BudgetSpent, Halt, Meter, Stopped, clock
 from training.semantics.replies import tokens_of
 
 KEY = "sk-test-0123456789"
@@ -56,7 +56,7 @@ def one(client: Client) -> Coroutine[Any, Any, Any]:
 
 def test_an_answer_and_its_tokens():
     (value, seconds), client = run(one, Behaviour(seconds=0.02))
-    assert tokens_of(value) == (800, 40) and 0.019 < seconds < 5
+    assert tokens_of(value) == (800, 40) and 0.019 < seconds < 60
     assert client.meter.requests == 1
     assert set(json.loads(value["choices"][0]["message"]["content"])) == {"identity"}
 
@@ -67,7 +67,7 @@ def test_what_fails_on_the_way_is_sent_again(what):
     (value, _), client = run(one, Behaviour(plan=[what, what]))
     assert "choices" in value and client.meter.requests == 3
     # A drip would last 20 seconds.
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
 
 
 @pytest.mark.parametrize(
@@ -101,20 +101,21 @@ def test_nobody_listens():
 def test_retry_after_is_waited_for_by_everybody():
     begun = time.monotonic()
     run(one, Behaviour(plan=["limit"], wait="0.4"))
-    assert 0.4 <= time.monotonic() - begun < 3
+    assert 0.4 <= time.monotonic() - begun < 60
 
     # Another call, which begins within the wait, waits too.
     async def two(client: Client) -> float:
         begun = time.monotonic()
         first = asyncio.create_task(client.complete(body(1), "one"))
-        await asyncio.sleep(0.1)
+        while client._requests._free <= clock():
+            await asyncio.sleep(0.002)
         await client.complete(body(2), "two")
         seconds = time.monotonic() - begun
         await first
         return seconds
 
     seconds, _ = run(two, Behaviour(plan=["limit"], wait="0.5"))
-    assert seconds >= 0.45
+    assert seconds >= 0.49
 
 
 def test_the_wait_grows_at_random_up_to_its_limit():
@@ -138,6 +139,8 @@ def test_a_wrong_key_or_address_stops_everything_soon(status):
         concurrency=4,
         first_wait=10.0,
         longest_wait=10.0,
+        read_timeout=30.0,
+        total_timeout=30.0,
     )
     assert all(isinstance(outcome, Stopped) for outcome in outcomes)
     assert client.meter.requests < 10
@@ -260,10 +263,10 @@ def test_limits_per_minute_are_kept():
         return time.monotonic() - begun
 
     seconds, _ = run(work, Behaviour(), requests_per_minute=1200)
-    assert 0.34 <= seconds < 3
+    assert 0.34 <= seconds < 60
     # The first guess of 1500 tokens is corrected to 840: eight calls of 840 at 16,800 a second take 0.35 s.
     seconds, _ = run(work, Behaviour(), tokens_per_minute=16_800 * 60, concurrency=1)
-    assert 0.3 <= seconds < 3
+    assert 0.3 <= seconds < 60
 
 
 def test_a_spent_budget_sends_nothing():

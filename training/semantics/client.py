@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
+import anyio
 import httpx2
 
 from training.fields import Stage, Within
@@ -121,17 +122,23 @@ class Client:
         # Fields that this server has refused.
         self._without: frozenset[str] = frozenset()
         self._refused, self._failed = 0, 0
-        limits = httpx2.Limits(max_connections=service.concurrency, max_keepalive_connections=service.concurrency)
         timeout = httpx2.Timeout(service.read_timeout, connect=service.connect_timeout, pool=None)
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self._http = httpx2.AsyncClient(limits=limits, timeout=timeout, headers=headers)
+        # A client with one connection for each place: a shared pool looks through all its connections for every request.
+        one, trust = httpx2.Limits(max_connections=1, max_keepalive_connections=1), httpx2.create_ssl_context()
+        self._clients = [
+            httpx2.AsyncClient(limits=one, timeout=timeout, headers=headers, verify=trust)
+            for _ in range(service.concurrency)
+        ]
+        self._idle = list(self._clients)
         self._url = httpx2.URL(service.base_url.rstrip("/") + "/chat/completions")
 
     async def __aenter__(self) -> Client:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._http.aclose()
+        for http in self._clients:
+            await http.aclose()
 
     async def complete(self, body: dict[str, Any], key: str) -> tuple[dict[str, Any], float]:
         """(the server's answer to a chat completion, seconds of the request that got it).
@@ -179,35 +186,31 @@ class Client:
         return CallFailed(reason)
 
     async def _send(self, body: dict[str, Any], key: str) -> _Reply:
-        content = json.dumps(body).encode()
+        # Made before a place is taken: the less is done in it, the more requests go through.
+        content, name = json.dumps(body).encode(), {"Idempotency-Key": key}
+        request = self._clients[0].build_request("POST", self._url, content=content, headers=name)
         async with self._slots:
             guess, now = sum(self.meter.expected_tokens), clock()
             self.halt.check()
             self.meter.admit()
+            http = self._idle.pop()
             try:
                 wait = max(self._requests.reserve(1, now), self._tokens.reserve(guess, now))
                 if wait:
                     await self.halt.sleep(wait)
                 begun = clock()
-                reply = await asyncio.wait_for(self._receive(content, key), self.service.total_timeout)
-            except asyncio.TimeoutError:
+                with anyio.fail_after(self.service.total_timeout):
+                    reply = await _receive(http, request)
+            except TimeoutError:
                 reply = _Reply(0, {}, f"no whole answer within {self.service.total_timeout:g} s")
             except httpx2.TimeoutException as error:
                 reply = _Reply(0, {}, f"the server did not answer in time ({type(error).__name__})")
             except httpx2.RequestError as error:
-                reply = _Reply(0, {}, f"the connection failed ({type(error).__name__}: {self.clean(str(error))})")
+                reply = _Reply(0, {}, f"the connection failed ({type(error).__name__}: {error})")
             finally:
                 self.meter.in_flight -= 1
-        return reply._replace(begun=begun, guess=guess)
-
-    async def _receive(self, content: bytes, key: str) -> _Reply:
-        async with self._http.stream("POST", self._url, content=content, headers={"Idempotency-Key": key}) as response:
-            body = bytearray()
-            async for piece in response.aiter_bytes():
-                body += piece
-                if len(body) > LARGEST_ANSWER:
-                    return _Reply(0, {}, f"the answer has more than {LARGEST_ANSWER >> 20} MiB")
-        return _Reply(response.status_code, response.headers, self.clean(body.decode("utf-8", "replace")))
+                self._idle.append(http)
+        return reply._replace(text=self.clean(reply.text), begun=begun, guess=guess)
 
     def clean(self, text: str) -> str:
         """The text without the key."""
@@ -244,3 +247,16 @@ class Client:
     def _stop(self, text: str) -> None:
         self.halt.stop(Stopped(f"{text}; the answers so far are kept"))
         self.halt.check()
+
+
+async def _receive(http: httpx2.AsyncClient, request: httpx2.Request) -> _Reply:
+    response = await http.send(request, stream=True)
+    try:
+        body = bytearray()
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > LARGEST_ANSWER:
+                return _Reply(0, {}, f"the answer has more than {LARGEST_ANSWER >> 20} MiB")
+    finally:
+        await response.aclose()
+    return _Reply(response.status_code, response.headers, body.decode("utf-8", "replace"))
