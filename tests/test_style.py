@@ -82,7 +82,8 @@ def test_the_knee_is_where_the_curve_turns() -> None:
     flat, steep = np.linspace(1, 1.2, 90), np.linspace(1.2, 5, 11)[1:]
     curve = np.concatenate([flat, steep])
     assert knee(np.random.default_rng(0).permutation(curve)) == 89
-    assert knee(np.ones(7)) == 6
+    assert knee(np.concatenate([curve[:-3], [50, 70, 90]])) == 89
+    assert knee(np.ones(7)) == 5
 
 
 def test_k_distance_counts_the_point_itself() -> None:

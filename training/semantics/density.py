@@ -16,6 +16,9 @@ from sklearn.neighbors import NearestNeighbors
 # Core points compared with all others at a time: the block's distances are 70 MB at 68,126 points, its pairs, if all are
 # near, 16 times as many bytes as points.
 BLOCK = 256
+# Share of the k-distance curve that its knee is looked for in: how far away the loneliest points are must not move it.
+# With all of it the radius is 4 to 6 % larger, where a few more per cent join two synthetic writers.
+CURVE = 0.95
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,9 @@ def k_distances(points_ND: np.ndarray, k: int) -> np.ndarray:
 
 
 def knee(distances_N: np.ndarray) -> int:
-    """Index into the *sorted* distances where their curve turns upwards: the point furthest below the straight line from
-    its first to its last point, both axes scaled to [0, 1]."""
-    curve_N = np.sort(distances_N)
+    """Index into the *sorted* distances where their curve turns upwards: the point furthest below the straight line between
+    its ends, both axes scaled to [0, 1]; its end is at the share CURVE."""
+    curve_N = np.sort(distances_N)[: max(2, int(CURVE * len(distances_N)))]
     rise = curve_N[-1] - curve_N[0]
     if rise == 0:
         return len(curve_N) - 1
