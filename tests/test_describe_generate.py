@@ -221,6 +221,15 @@ def test_a_server_that_refuses_is_one_clear_error(tmp_path, server, pedes, capsy
 
 
 def test_ctrl_c_loses_nothing_that_was_answered(tmp_path, server, pedes):
+    # Where the tests run in the background of a shell, they and their children ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interrupt_generation(tmp_path, server, pedes)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def interrupt_generation(tmp_path, server, pedes):
     # All calls would take ten times as long as those that are waited for.
     server.behaviour.seconds = 1.0
     words = (
