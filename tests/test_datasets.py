@@ -10,6 +10,7 @@ from pedes import make_pedes
 
 from training.config import DataConfig
 from training.data.datasets import Dataset, read_dataset
+from training.train import describe
 
 
 @pytest.fixture
@@ -198,6 +199,23 @@ def test_train_image_without_usable_texts(root):
     edit_line(root, 2, status="refused", identity=None)
     text = r'train images have no generated texts in .*: train/0001_1.jpg \(1 in all\); it needs .*"status": "ok"'
     with pytest.raises(ValueError, match=text):
+        read(root)
+
+
+def test_train_images_whose_texts_were_rejected_are_left_out_and_counted(root):
+    edit_line(root, 2, status="rejected", reason="identity.leak: names a coat")
+    dataset = read(root)
+    assert describe(dataset).endswith("; 1 train images left out, their texts were rejected")
+    assert dataset.left_out == 1 and len(dataset.splits["train"]) == 17
+    assert "train/0001_1.jpg" not in {record.file_path for record in dataset.splits["train"]}
+    # A later attempt that went well counts.
+    with (root / "descriptions.jsonl").open("a") as file:
+        again = {"file_path": "train/0001_1.jpg", "identity": "a man", "clothing": "a coat", "status": "ok"}
+        file.write(json.dumps(again) + "\n")
+    assert read(root).left_out == 0 and "left out" not in describe(read(root))
+    for line in range(1, 20):
+        edit_line(root, line, status="rejected")
+    with pytest.raises(ValueError, match=r"the texts of all 18 train images in .*descriptions.jsonl were rejected"):
         read(root)
 
 

@@ -72,7 +72,8 @@ def train(config: Config, run_dir: Path, *, resume: bool = False) -> Progressed:
 def describe(dataset: Dataset) -> str:
     """One line about a data set."""
     splits = dataset.splits.items()
-    return ", ".join(f"{name} {len({r.id for r in records})} ids / {len(records)} images" for name, records in splits)
+    text = ", ".join(f"{name} {len({r.id for r in records})} ids / {len(records)} images" for name, records in splits)
+    return text + (f"; {dataset.left_out} train images left out, their texts were rejected" if dataset.left_out else "")
 
 
 def _write_resources(path: Path, device: torch.device) -> None:

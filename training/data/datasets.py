@@ -46,6 +46,8 @@ class Dataset:
     fingerprint: str
     # Where the splits come from, in words.
     split: str
+    # Train images that are left out because generation gave their texts up: status "rejected", a reason beside it.
+    left_out: int
 
 
 def read_records(config: DataConfig) -> dict[str, list[Record]]:
@@ -92,8 +94,9 @@ def _read(config: DataConfig) -> _Read:
 def read_dataset(config: DataConfig) -> Dataset:
     """Reads and checks the data set of `config` with its generated texts; images are looked up, not opened.
 
-    Raises what `read_records` does, FileNotFoundError for a missing file of generated texts, and ValueError for anything
-    wrong in it.
+    Train images whose texts were rejected are left out and counted; one without any record, or with another status, is an
+    error. Raises what `read_records` does, FileNotFoundError for a missing file of generated texts, and ValueError for
+    anything wrong in it.
     """
     descriptions = Path(config.descriptions) if config.descriptions else Path(config.root) / "descriptions.jsonl"
     read = _read(config)
@@ -101,19 +104,25 @@ def read_dataset(config: DataConfig) -> Dataset:
     if not descriptions.is_file():
         raise FileNotFoundError(f"there is no file of generated texts {descriptions}; it needs {REMEDY}")
     generated = descriptions.read_bytes()
-    texts = _read_descriptions(generated, descriptions)
-    without = [record.file_path for record in splits["train"] if record.file_path not in texts]
+    texts, rejected = _read_descriptions(generated, descriptions)
+    train = splits["train"]
+    without = [r.file_path for r in train if r.file_path not in texts and r.file_path not in rejected]
     if without:
         raise ValueError(
             f"train images have no generated texts in {descriptions}: {examples(without)}; it needs {REMEDY}"
         )
-    for i, record in enumerate(splits["train"]):
-        identity, clothing = texts[record.file_path]
-        splits["train"][i] = replace(record, identity=identity, clothing=clothing)
+    splits["train"] = [
+        replace(record, identity=texts[record.file_path][0], clothing=texts[record.file_path][1])
+        for record in train
+        if record.file_path in texts
+    ]
+    left_out = len(train) - len(splits["train"])
+    if not splits["train"]:
+        raise ValueError(f"the texts of all {left_out} train images in {descriptions} were rejected")
     num_train_ids = len({record.id for record in splits["train"]})
     fingerprint = hashlib.sha256(read.raw + generated + read.held_out.encode()).hexdigest()
     split = read.held_out or "train, val and test as the file has them"
-    return Dataset(config.dataset, Path(config.root), splits, num_train_ids, fingerprint, split)
+    return Dataset(config.dataset, Path(config.root), splits, num_train_ids, fingerprint, split, left_out)
 
 
 def identity_texts(config: DataConfig, records: Sequence[Record]) -> list[str]:
@@ -122,7 +131,7 @@ def identity_texts(config: DataConfig, records: Sequence[Record]) -> list[str]:
     path = Path(config.descriptions) if config.descriptions else Path(config.root) / "descriptions.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of generated texts {path}; it needs {REMEDY}")
-    texts = _read_descriptions(path.read_bytes(), path)
+    texts, _ = _read_descriptions(path.read_bytes(), path)
     without = [record.file_path for record in records if record.file_path not in texts]
     if without:
         raise ValueError(
@@ -132,9 +141,11 @@ def identity_texts(config: DataConfig, records: Sequence[Record]) -> list[str]:
     return [texts[record.file_path][0] for record in records]
 
 
-def _read_descriptions(raw: bytes, file: Path) -> dict[str, tuple[str, str]]:
-    """file_path -> (identity text, clothing text) of the lines with status "ok"; other lines count as absent."""
+def _read_descriptions(raw: bytes, file: Path) -> tuple[dict[str, tuple[str, str]], set[str]]:
+    """file_path -> (identity text, clothing text) of the lines with status "ok", and the file_paths of those with status
+    "rejected"; other lines count as absent."""
     texts: dict[str, tuple[str, str]] = {}
+    rejected: set[str] = set()
     for number, line in enumerate(raw.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -144,6 +155,8 @@ def _read_descriptions(raw: bytes, file: Path) -> dict[str, tuple[str, str]]:
             raise ValueError(f"{file}, line {number} is not valid JSON: {error}") from error
         if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("file_path", "status")):
             raise ValueError(f"{file}, line {number} must be an object with the texts file_path and status")
+        if item["status"] == "rejected":
+            rejected.add(item["file_path"])
         if item["status"] != "ok":
             continue
         key, pair = item["file_path"], (item.get("identity"), item.get("clothing"))
@@ -152,4 +165,4 @@ def _read_descriptions(raw: bytes, file: Path) -> dict[str, tuple[str, str]]:
         if key in texts:
             raise ValueError(f"{file}, line {number} is a second description of {key} with status ok")
         texts[key] = (str(pair[0]).strip(), str(pair[1]).strip())
-    return texts
+    return texts, rejected
