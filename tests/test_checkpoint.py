@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from training import checkpoint
+from training.files import atomic, read_json, write_json
 
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "epoch": 3, "best": None, "betas": [0.0, 1.5], "name": "x"}
 
@@ -22,7 +23,7 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        checkpoint.write_json(tmp_path / "a.json", {})
+        write_json(tmp_path / "a.json", {})
     finally:
         os.umask(before)
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
@@ -39,7 +40,7 @@ def test_state_of_an_optimiser_is_plain(tmp_path: Path) -> None:
 
 def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "last.pt", STATE)
-    with pytest.raises(KeyboardInterrupt), checkpoint.atomic(tmp_path / "last.pt") as file:
+    with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "last.pt") as file:
         file.write(b"half")
         raise KeyboardInterrupt
     assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 3
@@ -73,13 +74,13 @@ def test_checkpoint_of_another_kind_is_named(tmp_path: Path) -> None:
 
 
 def test_json_round_trip_and_errors(tmp_path: Path) -> None:
-    checkpoint.write_json(tmp_path / "a.json", {"text": "größe", "values": [1, 2.5, None]})
-    assert checkpoint.read_json(tmp_path / "a.json") == {"text": "größe", "values": [1, 2.5, None]}
+    write_json(tmp_path / "a.json", {"text": "größe", "values": [1, 2.5, None]})
+    assert read_json(tmp_path / "a.json") == {"text": "größe", "values": [1, 2.5, None]}
     with pytest.raises(ValueError, match="not JSON compliant"):
-        checkpoint.write_json(tmp_path / "a.json", {"loss": float("nan")})
-    assert checkpoint.read_json(tmp_path / "a.json")["values"] == [1, 2.5, None]
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert read_json(tmp_path / "a.json")["values"] == [1, 2.5, None]
     with pytest.raises(FileNotFoundError, match=r"b\.json does not exist"):
-        checkpoint.read_json(tmp_path / "b.json")
+        read_json(tmp_path / "b.json")
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(ValueError, match=r"b\.json is not valid JSON"):
-        checkpoint.read_json(tmp_path / "b.json")
+        read_json(tmp_path / "b.json")

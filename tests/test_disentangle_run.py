@@ -27,6 +27,7 @@ from training.disentangle.__main__ import main
 from training.disentangle.compare import compare
 from training.disentangle.dependence import MEASURES
 from training.evaluate import evaluate
+from training.files import read_json, write_json
 from training.train import train
 
 
@@ -85,7 +86,7 @@ def test_a_broken_truth_is_named(root: Path, tmp_path: Path, change: Callable[[s
 
 def test_a_whole_run(run_dir: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(main, [str(run_dir)]) == 0
-    result = checkpoint.read_json(run_dir / "disentangle.json")
+    result = read_json(run_dir / "disentangle.json")
     assert set(result["probes"]) == {*IDENTITY, *CLOTHING}
     assert set(result["summary"]) == {"entangled", "f_id", "f_clo", "f_final", "f_final_other", "other_kind"}
     assert list(result["retrieval"]["other"]["features"]) == ["entangled", "f_id", "v_id", "f_clo", "v_clo"]
@@ -118,10 +119,10 @@ def test_real_data_has_dependence_only(tmp_path: Path, capsys: pytest.CaptureFix
     assert "--dependence-only measures HSIC and CKA" in error and error.count("\n") == 1
     assert not (tmp_path / "run" / "disentangle.json").exists()
     assert cli.run(main, [str(tmp_path / "run"), "--dependence-only"]) == 0
-    result = checkpoint.read_json(tmp_path / "run" / "disentangle.json")
+    result = read_json(tmp_path / "run" / "disentangle.json")
     assert result["probes"] is result["retrieval"] is result["tsne"] is None and result["dependence"]["people"] == 9
     assert cli.run(main, [str(tmp_path / "run")]) == 2, "what the truth is needed for is still missing"
-    assert checkpoint.read_json(tmp_path / "run" / "disentangle.json") == result
+    assert read_json(tmp_path / "run" / "disentangle.json") == result
 
 
 def test_everything_follows_a_measurement_of_dependence_alone(run_dir: Path) -> None:
@@ -188,7 +189,7 @@ def test_rows_of_an_experiment_are_columns(run_dir: Path, tmp_path: Path, capsys
     runs = {"k": {"folders": [str(run_dir)]}, "m": {"folders": [str(tmp_path / "second")]}}
     tables = {"readings": {"rows": rows}, "table1": {"rows": rows[1:2]}}
     out.mkdir()
-    checkpoint.write_json(out / "summary.json", {"tables": tables, "runs": runs})
+    write_json(out / "summary.json", {"tables": tables, "runs": runs})
     page = tmp_path / "page.md"
     assert cli.run(main, [*words, "--markdown", str(page)]) == 0
     assert "|  | Full model | gradient reversal | chance |" in page.read_text() and "seeds 0" in page.read_text()

@@ -21,6 +21,7 @@ from training.config import from_dict
 from training.data.datasets import read_dataset
 from training.evaluate import evaluate, print_table
 from training.evaluator import METRICS, chance_metrics, evaluate_dual
+from training.files import read_json, write_json
 from training.train import train
 
 
@@ -89,16 +90,16 @@ def test_cost_of_a_run(run_dir: Path) -> None:
     cost = evaluation["efficiency"]
     assert cost["parameters"]["total"] == sum(p.numel() for p in model.parameters())
     assert cost["speed"]["images"]["batch"] == 15 and cost["speed"]["pairs"]["median"] > 0
-    assert evaluation["training_memory_mb"] == checkpoint.read_json(run_dir / "resources.json")["memory_mb"] > 50
+    assert evaluation["training_memory_mb"] == read_json(run_dir / "resources.json")["memory_mb"] > 50
     (run_dir / "resources.json").unlink()
     (run_dir / "eval.json").unlink()
     assert evaluate(run_dir)[0]["training_memory_mb"] is None
 
 
 def test_memory_of_a_continued_run_is_that_of_its_largest_process(run_dir: Path, root: Path) -> None:
-    checkpoint.write_json(run_dir / "resources.json", {"memory_mb": 1e9})
+    write_json(run_dir / "resources.json", {"memory_mb": 1e9})
     train(tiny_config(root), run_dir, resume=True)
-    assert checkpoint.read_json(run_dir / "resources.json") == {"memory_mb": 1e9}
+    assert read_json(run_dir / "resources.json") == {"memory_mb": 1e9}
 
 
 def test_examples_are_the_top_ten_of_ten_queries(run_dir: Path) -> None:
@@ -128,7 +129,7 @@ def test_histograms_count_every_value(run_dir: Path) -> None:
 
 
 def test_operator_calls_of_training_and_evaluation_are_added(run_dir: Path) -> None:
-    trained, both = checkpoint.read_json(run_dir / "calls.json"), evaluate(run_dir)[0]["calls"]
+    trained, both = read_json(run_dir / "calls.json"), evaluate(run_dir)[0]["calls"]
     assert any(name.startswith("hsic.") for name in both)
     difference = Counter(both)
     difference.subtract(trained)

@@ -16,10 +16,11 @@ from pedes import make_pedes
 from rich.console import Console
 from tiny import tiny_config
 
-from training import checkpoint, cli, comparison, experiment, runner
+from training import cli, comparison, experiment, runner
 from training.config import Config
 from training.evaluator import METRICS
 from training.experiment import ALL, missing_runs, plan, print_summary, run_experiment
+from training.files import read_json, write_json
 from training.recipes import with_row
 from training.summary import run_folder, summarise
 from training.tables import FULL, Row
@@ -85,7 +86,7 @@ def test_shared_rows_are_run_once_and_what_is_there_is_kept(done: tuple, base: C
 def test_numbers_of_a_row_are_those_of_its_runs(done: tuple, base: Config) -> None:
     out, summary, _ = done
     for key, run in summary["runs"].items():
-        evaluations = [checkpoint.read_json(run_folder(out, key, seed) / "eval.json") for seed in SEEDS]
+        evaluations = [read_json(run_folder(out, key, seed) / "eval.json") for seed in SEEDS]
         for name in METRICS:
             values = [evaluation["metrics"][name] for evaluation in evaluations]
             assert run["metrics"][name] == values and run["mean"][name] == pytest.approx(statistics.fmean(values))
@@ -153,7 +154,7 @@ def test_a_run_that_fails_stops_with_its_error_and_keeps_the_others(base: Config
     kept = r"w/o gate, seed 1 \(.*seed1\) failed: no memory; finished runs are kept, the same command continues"
     with pytest.raises(RuntimeError, match=kept):
         do("table1", base, tmp_path, only, launch)
-    stored = checkpoint.read_json(tmp_path / "summary.json")
+    stored = read_json(tmp_path / "summary.json")
     assert stored["missing"] == [["w/o gate", 1]]
     assert [bool(row["run"]) for row in stored["tables"]["table1"]["rows"]] == [True, False]
     text = do("table1", base, tmp_path, only)[1]
@@ -177,9 +178,9 @@ def test_runs_of_different_data_are_not_put_together(done: tuple, base: Config, 
         source = run_folder(done[0], row_key, seed)
         target = run_folder(tmp_path, row_key, seed)
         target.mkdir(parents=True, exist_ok=True)
-        evaluation = checkpoint.read_json(source / "eval.json")
+        evaluation = read_json(source / "eval.json")
         evaluation["data"]["fingerprint"] = fingerprint
-        checkpoint.write_json(target / "eval.json", evaluation)
+        write_json(target / "eval.json", evaluation)
         (target / "eval-queries.npz").write_bytes((source / "eval-queries.npz").read_bytes())
 
     for row_key, prints in ((key, "aa"), (rows[1].key, "ab")):

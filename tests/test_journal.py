@@ -12,7 +12,8 @@ from pedes import make_pedes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import read_events, read_lines, tiny_config
 
-from training import checkpoint, journal
+from training import journal
+from training.files import read_json
 from training.journal import Journal
 from training.train import train
 
@@ -98,7 +99,7 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
 def test_numbers_that_json_has_no_words_for(tmp_path: Path) -> None:
     values = {"info_nce": math.nan, "triplet": 0.25, "gate": -math.inf}
     path = journal.write_nonfinite(tmp_path, 7, 2, values, ("a.jpg", "b.jpg"))
-    assert checkpoint.read_json(path) == {
+    assert read_json(path) == {
         "step": 7,
         "epoch": 2,
         "values": {"info_nce": "nan", "triplet": 0.25, "gate": "-inf"},

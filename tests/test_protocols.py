@@ -24,6 +24,7 @@ from training.data.datasets import Record, identity_texts, read_dataset
 from training.data.loader import tokenize
 from training.data.tokenizer import build_tokenizer
 from training.evaluator import METRICS, embed_dual, retrieval_metrics
+from training.files import read_json, write_json
 from training.protocols import candidates, in_front, matching_logits, measure
 from training.report import read_run
 from training.summary import run_folder, summarise
@@ -218,7 +219,7 @@ def test_command_line_writes_one_file_per_protocol_and_parameters(
     assert cli.run(entry.main, command) == 0
     assert "the test split is evaluated once" in capsys.readouterr().out
     assert cli.run(entry.main, [*command, "--k", "2"]) == 0
-    results = [checkpoint.read_json(run_dir / f"eval-rerank{name}.json") for name in ("", "-k2")]
+    results = [read_json(run_dir / f"eval-rerank{name}.json") for name in ("", "-k2")]
     assert [r["parameters"]["k"] for r in results] == [128, 2] and [r["pairs"] for r in results] == [48 * 24, 48 * 2]
     assert not (run_dir / "eval.json").exists(), "nothing but dual writes the headline"
     assert set(results[0]) >= {"checkpoint", "config", "data", "versions", "seconds", "chance", "ties", "counts"}
@@ -230,7 +231,7 @@ def experiment_of(evaluation: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     row = table_rows(["fig5"], base)[0]
     folder = run_folder(run_dir / "experiment", row.key, 0)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(folder / "eval.json", evaluation)
+    write_json(folder / "eval.json", evaluation)
     return summarise([row], {"fig5": "Figure 5"}, [0], run_dir / "experiment", base)
 
 
@@ -238,13 +239,13 @@ def test_audit_enters_no_table(run_dir: Path, capsys: pytest.CaptureFixture[str]
     assert cli.run(entry.main, [str(run_dir), "--protocol", "paired-audit"]) == 0
     printed = capsys.readouterr().out
     assert "not a text-to-image result" in printed and "│" not in printed
-    audit = checkpoint.read_json(run_dir / "eval-paired-audit.json")
+    audit = read_json(run_dir / "eval-paired-audit.json")
     # Dressed up as the headline, by a copy or by hand, it is still refused.
     evaluation = entry.evaluate(run_dir)[0]
     disguised = evaluation | {"audit": True}
     renamed = {key: value for key, value in audit.items() if key != "audit"}
     for values in (audit, disguised, renamed):
-        checkpoint.write_json(run_dir / "eval.json", values)
+        write_json(run_dir / "eval.json", values)
         for refuse in (
             lambda values=values: entry.print_table(values, Console(file=StringIO())),
             lambda values=values: experiment_of(values, run_dir),

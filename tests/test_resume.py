@@ -22,6 +22,7 @@ from tiny import Interrupting, read_events, read_lines, same_state, tiny_config
 from training import checkpoint, runner
 from training.config import Config, to_dict
 from training.data.loader import TrainLoader
+from training.files import read_json
 from training.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +40,7 @@ def check_same_run(ours: Path, theirs: Path) -> None:
         assert same_state(checkpoint.load(ours / name), checkpoint.load(theirs / name)), name
     assert read_lines(ours) == read_lines(theirs)
     assert read_events(ours) == read_events(theirs)
-    assert checkpoint.read_json(ours / "calls.json") == checkpoint.read_json(theirs / "calls.json")
+    assert read_json(ours / "calls.json") == read_json(theirs / "calls.json")
 
 
 def interrupt(config: Config, run_dir: Path, batches: int, monkeypatch: pytest.MonkeyPatch, resume: bool) -> None:
@@ -166,7 +167,7 @@ def attempt(server: subprocess.Popen[str], root: Path, run_dir: Path, seconds: f
 def check_whole_files(run_dir: Path) -> dict[str, Any]:
     """Everything that is there can be read; how far last.pt is."""
     for path in run_dir.glob("*.json"):
-        checkpoint.read_json(path)
+        read_json(path)
     states = {path.name: checkpoint.load(path) for path in run_dir.glob("*.pt")}
     return states.get("last.pt", {"progress": {"step": 0, "batch": 0}})["progress"]
 

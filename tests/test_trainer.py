@@ -18,6 +18,7 @@ from training.config import Config
 from training.data.datasets import read_dataset
 from training.data.loader import Batch, TrainLoader
 from training.data.tokenizer import build_tokenizer
+from training.files import read_json
 from training.losses import fixed_losses, task_losses
 from training.step import build_optimizer, learning_rate_factor
 from training.train import train
@@ -195,7 +196,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     ours, theirs = (checkpoint.load(folder / "last.pt") for folder in (run_dir, whole))
     for name, value in theirs["model"].items():
         assert torch.equal(ours["model"][name], value), name
-    assert ours["calls"] == theirs["calls"] == checkpoint.read_json(run_dir / "calls.json")
+    assert ours["calls"] == theirs["calls"] == read_json(run_dir / "calls.json")
     assert torch.equal(ours["rng"][0], theirs["rng"][0]) and ours["gradnorm"] == theirs["gradnorm"]
     assert contents(run_dir / "tokenizer") == contents(whole / "tokenizer")
 
@@ -221,7 +222,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_files(root: Path, tmp
     with pytest.raises(RuntimeError, match=expected):
         trainer.fit()
     assert not (tmp_path / "last.pt").exists() and read_lines(tmp_path) == []
-    saved = checkpoint.read_json(tmp_path / "nonfinite.json")
+    saved = read_json(tmp_path / "nonfinite.json")
     assert (saved["step"], saved["epoch"], saved["values"]["info_nce"]) == (1, 1, "nan")
     assert 0 < saved["values"]["triplet"] < 2 and saved["files"] == list(first_batch(trainer).paths)
 
@@ -232,7 +233,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(root: Pat
     trainer.stepper.parameters[0].register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(RuntimeError, match="no longer finite at step 1: gradient norm (nan|inf)"):
         trainer.train_step(first_batch(trainer))
-    saved = checkpoint.read_json(tmp_path / "nonfinite.json")
+    saved = read_json(tmp_path / "nonfinite.json")
     assert saved["values"]["gradient norm"] in ("nan", "inf") and len(saved["files"]) == len(first_batch(trainer).paths)
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
 

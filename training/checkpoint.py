@@ -21,20 +21,6 @@ from training.data.tokenizer import load_tokenizer
 from training.files import atomic, read_json, write_json
 from training.models.model import Model
 
-__all__ = [
-    "TrainedRun",
-    "atomic",
-    "build_model",
-    "computed_once",
-    "leftovers",
-    "load",
-    "load_run",
-    "read_json",
-    "remove_leftovers",
-    "save",
-    "write_json",
-]
-
 
 def leftovers(folder: Path) -> list[Path]:
     """What a killed process has left of files that it was writing into a run folder."""

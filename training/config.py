@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from training.fields import Stage, Within
 
 # Ways to put captions into styles: the rows of Table 4.
-STYLE_METHODS = ("none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan")
+StyleMethod = Literal["none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan"]
+STYLE_METHODS: tuple[StyleMethod, ...] = typing.get_args(StyleMethod)
 Backend = Literal["auto", "cuda", "triton", "cpu", "reference"]
 
 

@@ -33,6 +33,7 @@ from training.config import to_dict
 from training.data.datasets import Dataset, Record
 from training.data.loader import iterate_images, tokenize
 from training.evaluator import METRICS, DualEmbeddings, chance_metrics, evaluate_dual, has_ties, query_metrics
+from training.files import atomic, read_json
 
 EXAMPLES, RESULTS, BINS = 10, 10, 50
 # Images in the batch whose speed is measured.
@@ -151,7 +152,7 @@ def _evaluate(run: TrainedRun, dataset: Dataset, run_dir: Path) -> dict[str, Any
     histograms = _histograms(run, dual, records)
     _write_queries(run_dir / "eval-queries.npz", similarity, dual)
     memory_mb = efficiency.peak_memory_mb(similarity.device)
-    trained = Counter(checkpoint.read_json(run_dir / "calls.json"))
+    trained = Counter(read_json(run_dir / "calls.json"))
     seconds = time.perf_counter() - started
     evaluation = {
         "metrics": metrics[run.beta],
@@ -178,7 +179,7 @@ def _write_queries(path: Path, similarity_QG: torch.Tensor, dual: DualEmbeddings
     match_QG = dual.query_ids_Q[:, None] == dual.gallery_ids_G[None]
     values_Q5 = query_metrics(similarity_QG, match_QG).float() / 100
     ap_Q, r1_Q = (values_Q5[:, METRICS.index(name)].numpy() for name in ("mAP", "R1"))
-    with checkpoint.atomic(path) as file:
+    with atomic(path) as file:
         np.savez_compressed(file, ap=ap_Q, r1=r1_Q, ids=dual.query_ids_Q.numpy())
 
 
@@ -263,7 +264,7 @@ def _versions() -> dict[str, str]:
 
 def _training_memory(path: Path) -> float | None:
     """Of a run whose training came to its end; None of one that is not there yet."""
-    return checkpoint.read_json(path)["memory_mb"] if path.exists() else None
+    return read_json(path)["memory_mb"] if path.exists() else None
 
 
 def _trained_seconds(run_dir: Path) -> dict[str, float]:

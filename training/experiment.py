@@ -20,11 +20,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from training import checkpoint, cli, process, runner
+from training import cli, process, runner
 from training.config import Config, to_dict
 from training.data.datasets import read_dataset
 from training.describe.table4 import with_texts
 from training.evaluator import METRICS
+from training.files import read_json, write_json
 from training.recipes import RECIPES
 from training.schedule import Launch, Run, minutes, run_all
 from training.summary import is_finished, run_folder, summarise
@@ -154,7 +155,7 @@ def missing_runs(
 
 def _estimate(rows: dict[str, Row], seeds: Sequence[int], out: Path, launch: Launch) -> dict[str, float]:
     finished = {
-        key: checkpoint.read_json(folder / "eval.json")["seconds"]
+        key: read_json(folder / "eval.json")["seconds"]
         for key in rows
         for seed in seeds
         if is_finished(folder := run_folder(out, key, seed))
@@ -189,7 +190,7 @@ def run_experiment(
     finally:
         out.mkdir(parents=True, exist_ok=True)
         summary = {"command": command} | summarise(rows, titles, seeds, out, base)
-        checkpoint.write_json(out / "summary.json", summary)
+        write_json(out / "summary.json", summary)
     return summary
 
 

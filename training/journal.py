@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from training import checkpoint
+from training.files import atomic, write_json
 
 METRICS, EVENTS, NONFINITE = "metrics.jsonl", "tensorboard", "nonfinite.json"
 
@@ -98,7 +98,7 @@ def keep(run_dir: Path, steps: int) -> None:
         if line["step"] > steps:
             break
         kept.append(text)
-    with checkpoint.atomic(path) as file:
+    with atomic(path) as file:
         file.write("".join(text + "\n" for text in kept).encode())
 
 
@@ -106,5 +106,5 @@ def write_nonfinite(run_dir: Path, step: int, epoch: int, values: dict[str, floa
     """nonfinite.json: the step and epoch under way, the values (what is not finite as text) and the batch's files."""
     shown = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
     path = run_dir / NONFINITE
-    checkpoint.write_json(path, {"step": step, "epoch": epoch, "values": shown, "files": list(paths)})
+    write_json(path, {"step": step, "epoch": epoch, "values": shown, "files": list(paths)})
     return path

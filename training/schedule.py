@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from training import checkpoint, runner
+from training import runner
 from training.config import to_dict
+from training.files import read_json
 from training.tables import Row
 
 # process.isolated, or what tests put in its place.
@@ -67,7 +68,7 @@ def _run_one(run: Run, launch: Launch, tick: Callable[[], None]) -> dict[str, An
     config = replace(run.row.config, seed=run.seed)
     if (folder / "config.json").exists():
         # Another table may have begun it under the name of its own row.
-        config = replace(config, recipe=checkpoint.read_json(folder / "config.json").get("recipe", config.recipe))
+        config = replace(config, recipe=read_json(folder / "config.json").get("recipe", config.recipe))
     log = folder.parent / f"{folder.name}.log"
     try:
         launch(runner.train_run, to_dict(config), folder, log=log, tick=tick)

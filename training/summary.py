@@ -11,9 +11,9 @@ import numpy as np
 
 from training import comparison
 from training.audit import refuse_audit
-from training.checkpoint import read_json
 from training.config import Config, to_dict
 from training.evaluator import METRICS
+from training.files import read_json
 from training.tables import FULL, REFERENCES, Row
 
 # Metrics that each query has a value of, and the array that holds it.

@@ -17,6 +17,7 @@ from training.config import Config, to_dict
 from training.data.datasets import Dataset, read_dataset
 from training.data.loader import TrainLoader
 from training.data.tokenizer import build_tokenizer, save_tokenizer
+from training.files import read_json, write_json
 from training.trainer import Progressed, Trainer
 
 
@@ -49,7 +50,7 @@ def train(config: Config, run_dir: Path, *, resume: bool = False) -> Progressed:
     validate = partial(evaluator.validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
     trainer = Trainer(config, model, loader, run_dir, validate, fingerprint=dataset.fingerprint, console=console)
     run_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(run_dir / "config.json", to_dict(config))
+    write_json(run_dir / "config.json", to_dict(config))
     save_tokenizer(tokenizer, run_dir / "tokenizer")
     if resume:
         trainer.resume()
@@ -78,8 +79,8 @@ def describe(dataset: Dataset) -> str:
 
 def _write_resources(path: Path, device: torch.device) -> None:
     """Peak memory of the training process; of a run that was continued the largest of its processes'."""
-    before = checkpoint.read_json(path)["memory_mb"] if path.exists() else 0.0
-    checkpoint.write_json(path, {"memory_mb": max(before, efficiency.peak_memory_mb(device))})
+    before = read_json(path)["memory_mb"] if path.exists() else 0.0
+    write_json(path, {"memory_mb": max(before, efficiency.peak_memory_mb(device))})
 
 
 def _check_folder(config: Config, run_dir: Path, resume: bool) -> None:
@@ -94,7 +95,7 @@ def _check_folder(config: Config, run_dir: Path, resume: bool) -> None:
                 f"run folder {run_dir} is already used ({shown}); continue it with --resume or choose another --out"
             )
         return
-    stored, ours = checkpoint.read_json(run_dir / "config.json"), json.loads(json.dumps(to_dict(config)))
+    stored, ours = read_json(run_dir / "config.json"), json.loads(json.dumps(to_dict(config)))
     if stored != ours:
         different = ", ".join(_differences(stored, ours)) or "fields of another version"
         raise ValueError(f"cannot resume {run_dir}: its config.json differs from the command in {different}")

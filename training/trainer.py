@@ -24,6 +24,7 @@ from bdam_fast.profiling import span
 from training import checkpoint, journal
 from training.config import Config, to_dict
 from training.data.loader import Batch, TrainLoader
+from training.files import write_json
 from training.journal import Journal
 from training.models.model import Model
 from training.step import NotFinite, Step, Stepper, learning_rate_factor, random_state, set_random_state
@@ -165,7 +166,7 @@ class Trainer:
         self.calls += counts - self._counted
         self._counted = counts
         log.flush()
-        checkpoint.write_json(self.run_dir / "calls.json", dict(self.calls))
+        write_json(self.run_dir / "calls.json", dict(self.calls))
         checkpoint.save(self.run_dir / "last.pt", self._state(whole=True))
 
     def _validates(self, epoch: int) -> bool:

@@ -23,11 +23,11 @@ from rich.progress import Progress
 from rich.table import Table
 from sklearn.metrics import adjusted_rand_score
 
-from training import checkpoint
-from training.config import STYLE_METHODS, DataConfig
+from training.config import STYLE_METHODS, DataConfig, StyleMethod
 from training.data.datasets import read_records
 from training.data.factors import read_caption_styles
 from training.describe.style_page import draw_map, write_style_page
+from training.files import atomic, write_json
 from training.semantics.lexicon import neutralise
 from training.semantics.style import StyleOptions, Styles, cluster, examples, markers
 from training.semantics.style_encoders import STYLOMETRIC, encode
@@ -48,7 +48,7 @@ class Options:
     # Folder to write to.
     out: Path
     # How captions are put into styles; all: each method in OUT/METHOD.
-    method: Literal["none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan", "all"] = "dbscan"
+    method: StyleMethod | Literal["all"] = "dbscan"
     # "stylometric" (offline), or a CLIP or BERT-like text model by Hugging Face name or folder (reading 19).
     encoder: str = STYLOMETRIC
     # How the methods work.
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     captions = read_captions(options.name, options.root)
     encoded = encode_captions(captions, options.encoder, options.out / "features", console)
     every = options.method == "all"
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     drawn = draw_map(encoded.features_ND, options.style.seed)
     for method in STYLE_METHODS if every else (options.method,):
         folder = options.out / method if every else options.out
@@ -151,10 +151,10 @@ def make_styles(
         ],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    with checkpoint.atomic(folder / "styles.jsonl") as file:
+    with atomic(folder / "styles.jsonl") as file:
         for (file_path, index), style in zip(captions.keys, styles.styles_N.tolist(), strict=True):
             file.write(json.dumps({"file_path": file_path, "caption": index, "style": style}).encode() + b"\n")
-    checkpoint.write_json(folder / "styles.json", table)
+    write_json(folder / "styles.json", table)
     return table, styles
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
-from training import checkpoint
 from training.data.factors import FACTORS
 from training.describe.generate import Options, Source, Texts, generate
 from training.describe.styles import Captions, Encoded, encode_captions, make_styles, read_captions, settings
+from training.files import read_json
 from training.semantics.style import StyleOptions
 from training.semantics.style_encoders import STYLOMETRIC
 from training.tables import Row
@@ -68,7 +68,7 @@ def _with_texts(row: Row, data_set: _DataSet, console: Console) -> Row:
             f"--styles {texts.parent} ...`"
         )
     table = texts.parent / "styles.json"
-    ari = checkpoint.read_json(table).get("ari") if table.is_file() else None
+    ari = read_json(table).get("ari") if table.is_file() else None
     row = row if ari is None else replace(row, label=f"{row.label}, ARI {ari:.3f}")
     console.print(f"{row.label}: {texts}", highlight=False)
     return row
@@ -77,7 +77,7 @@ def _with_texts(row: Row, data_set: _DataSet, console: Console) -> Row:
 def _make(data_set: _DataSet, method: str, folder: Path, console: Console) -> None:
     options, table = StyleOptions(), folder / "styles.json"
     wanted = settings(data_set.captions, STYLOMETRIC, method, options)
-    stored: Any = checkpoint.read_json(table) if table.is_file() else {}
+    stored: Any = read_json(table) if table.is_file() else {}
     if any(stored.get(name) != value for name, value in wanted.items()):
         with console.status(f"{method}: {len(data_set.captions.texts):,} captions"):
             make_styles(data_set.captions, data_set.encoded, method, options, folder)

@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from training import checkpoint, cli
+from training import cli
 from training.disentangle import RESULT, disentangle
 from training.disentangle.compare import compare, markdown
+from training.files import atomic, read_json
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.markdown:
         path = arguments.markdown
         page = markdown(title, parts, path.read_text(encoding="utf-8") if path.exists() else None)
-        with checkpoint.atomic(path) as file:
+        with atomic(path) as file:
             file.write(page.encode())
         print(arguments.markdown)
 
@@ -59,7 +60,7 @@ def _rows(experiment: Path, table: str) -> dict[str, list[Path]]:
     path = experiment / "summary.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run `python -m training.experiment` first")
-    summary = checkpoint.read_json(path)
+    summary = read_json(path)
     if table not in summary["tables"]:
         raise ValueError(f"--table: {path} has no table {table!r}, expected one of {', '.join(summary['tables'])}")
     rows = [row for row in summary["tables"][table]["rows"] if row["run"] is not None]
@@ -82,7 +83,7 @@ def _disentangle(run_dir: Path, dependence_only: bool) -> tuple[dict, bool]:
 
 def _evaluation(run_dir: Path) -> dict | None:
     path = run_dir / "eval.json"
-    return checkpoint.read_json(path) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from training.disentangle import probes
 from training.disentangle.clothes import other_clothes
 from training.disentangle.dependence import MEASURES, dependence
 from training.disentangle.features import FEATURES, collect
+from training.files import atomic
 
 RESULT, ARRAYS = "disentangle.json", "disentangle.npz"
 # Features that probes read, that find a person in other clothes, and that Fig. 4 shows.
@@ -72,7 +73,7 @@ def _measure(
     if truth is not None:
         result |= _with_truth(features, truth, persons, progress)
         arrays |= _layout(features, truth, persons, result["tsne"], progress)
-    with checkpoint.atomic(run_dir / ARRAYS) as file:
+    with atomic(run_dir / ARRAYS) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     about = {"features": FEATURES, "measures": MEASURES, "config": to_dict(run.config), "fingerprint": run.fingerprint}
     about["counts"] = {"images": len(records), "ids": len(set(persons))}
