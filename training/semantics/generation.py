@@ -143,10 +143,8 @@ class Generator:
         self._readers = ThreadPoolExecutor(READERS)
 
     async def run(self, items: Iterable[Item]) -> None:
-        """Records every item, or as many as the budget allows.
-
-        Raises Stopped (not for a spent budget, which stays in `halt.error`) after requests under way have been answered
-        and their answers stored. Cancelling loses the requests under way.
+        """Records every item, or as many as go before something stops it; what did is in `halt.error` then, for the caller to
+        raise. Requests under way have been answered and their answers stored by the end; cancelling loses them.
         """
         source = iter(items)
         workers = [asyncio.create_task(self._work(source)) for _ in range(self.provider.window)]
