@@ -87,6 +87,9 @@ async def generate(items: list[Item], port: int, concurrency: int, out: Path) ->
         begun = time.perf_counter()
         await Generator(make_task(), OpenAIProvider(client, "fake"), answers, records, meter, halt, recorded).run(items)
         seconds = time.perf_counter() - begun
+    if halt.error is not None:
+        # A run that stopped early is no measurement.
+        raise halt.error
     answers.lines.close()
     records.lines.close()
     return meter.answers / seconds, memory
