@@ -1,4 +1,5 @@
-"""An OpenAI-compatible server of its own process that describes people whom it makes up, and fails as often as it is told.
+"""An OpenAI-compatible server of its own process that describes people whom it makes up, or takes the content out of captions,
+and fails as often as it is told.
 
 `python -m bench.answering --log FILE` prints the port that it listens on; a GET tells how long its replies took. What it says
 of an image depends on the image's bytes, so texts of different images differ. It writes a line for every request: the call
@@ -22,6 +23,8 @@ from typing import Any
 from training.data.pedestrians.descriptions import STYLES, clothing_text, identity_text
 from training.data.pedestrians.dice import Dice
 from training.data.pedestrians.factors import sample_identity, sample_outfit, sample_pose
+from training.semantics.lexicon import neutralise
+from training.semantics.neutral import KIND as CAPTION
 
 # Answers that arrive whole, though not all are any good.
 PAID = ("good", "short", "refusal", "words", "empty", "duplicate")
@@ -30,6 +33,7 @@ LOST = ("limit", "error", "overload", "silence", "cut", "torn", "drip")
 _DUPLICATE = {
     "identity": "A young man of slim build and medium height with short black hair, fair skin and a full beard.",
     "clothing": "Wearing a white shirt, blue jeans and black sneakers, with a grey backpack.",
+    CAPTION: "A person in a item.",
 }
 
 
@@ -68,7 +72,8 @@ class Call:
     """What a request asks."""
 
     kind: str
-    digest: str
+    # Of the image, or the caption itself.
+    about: str
     # Names everything that the answer may depend on.
     name: str
 
@@ -77,16 +82,21 @@ class Call:
         """The call in the body of a chat completion."""
         parts = body["messages"][1]["content"]
         texts = [part["text"] for part in parts if part["type"] == "text"]
-        url = next(part["image_url"]["url"] for part in parts if part["type"] == "image_url")
-        digest = hashlib.sha256(url.encode()).hexdigest()
-        kind = re.findall(r'"(identity|clothing)": "your text"', texts[-1])[-1]
-        asked = json.dumps([texts, digest, body["model"], body.get("seed"), body.get("temperature")])
-        return Call(kind, digest, hashlib.sha256(asked.encode()).hexdigest()[:24])
+        urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+        if urls:
+            about = hashlib.sha256(urls[0].encode()).hexdigest()
+            kind = re.findall(r'"(identity|clothing)": "your text"', texts[-1])[-1]
+        else:
+            kind, about = CAPTION, json.loads(texts[-1].rpartition("\n")[2])
+        asked = json.dumps([texts, about, body["model"], body.get("seed"), body.get("temperature")])
+        return Call(kind, about, hashlib.sha256(asked.encode()).hexdigest()[:24])
 
 
 def good_text(call: Call) -> str:
-    """A text about the person whom the server makes up for an image."""
-    dice = Dice("answering", call.digest)
+    """A text about the person whom the server makes up for an image; a caption without its content."""
+    if call.kind == CAPTION:
+        return neutralise([call.about])[0]
+    dice = Dice("answering", call.about)
     identity = sample_identity(dice)
     outfit = sample_outfit(dice, identity)
     pose, style = sample_pose(dice, outfit), dice.integer(0, STYLES - 1)

@@ -25,8 +25,9 @@ from PIL import Image
 
 from bench.memory import resident_mib
 from bench.results import ROOT
+from training.semantics.asking import Sampling
 from training.semantics.client import Client, Service
-from training.semantics.generation import Generator, Item, Judge, Sampling, Task
+from training.semantics.generation import Generator, Item, Judge, Task
 from training.semantics.pacing import Budget, Halt, Meter
 from training.semantics.prompts import build_prompt, load_schema
 from training.semantics.providers import Ask, OpenAIProvider, load_picture
@@ -99,7 +100,7 @@ async def bare(item: Item, port: int, concurrency: int, calls: int) -> float:
     """Answers a second of a client that only writes prepared bytes and reads replies."""
     content = asyncio.Queue[bytes]()
     prompt = make_task().prompts("identity", 0)
-    ask = Ask("0" * 64, item.file_path, "identity", 0, prompt, load_picture(item.path), 0, 0.7, 0, 300)
+    ask = Ask("0" * 64, item.file_path, 0, prompt, load_picture(item.path), 0, 0.7, 0, 300)
     body = json.dumps(OpenAIProvider.body_of("fake", ask)).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     for _ in range(calls):

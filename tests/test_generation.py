@@ -15,8 +15,9 @@ import pytest
 from pedes import make_pedes
 
 from bench.answering import Behaviour, serve
+from training.semantics.asking import Sampling
 from training.semantics.client import CallFailed, Client, Service
-from training.semantics.generation import Generator, Item, Judge, Sampling, Tally, Task, short_reason
+from training.semantics.generation import Generator, Item, Judge, Tally, Task, short_reason
 from training.semantics.pacing import Budget, BudgetSpent, Halt, Meter, Stopped
 from training.semantics.prompts import build_prompt
 from training.semantics.providers import Ask, OpenAIProvider
@@ -202,7 +203,7 @@ def test_a_stop_keeps_the_answers_under_way(tmp_path, items):
 
 
 def test_a_disk_that_does_not_keep_answers_stops_everything(tmp_path, items, monkeypatch):
-    monkeypatch.setattr("training.semantics.generation.SYNC_EVERY", 0.001)
+    monkeypatch.setattr("training.semantics.asking.SYNC_EVERY", 0.001)
 
     def broken(fd: int) -> None:
         raise OSError("Input/output error")

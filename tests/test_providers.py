@@ -31,7 +31,7 @@ def image_file(folder: Path, kind: str, colour: tuple[int, int, int] = (200, 30,
 
 
 def make_ask(path: Path, temperature: float = 0.7, seed: int = 0, tokens: int = 8) -> Ask:
-    return Ask("0" * 64, path.name, "identity", 0, PROMPT, load_picture(path), 0, temperature, seed, tokens)
+    return Ask("0" * 64, path.name, 0, PROMPT, load_picture(path), 0, temperature, seed, tokens)
 
 
 @pytest.mark.parametrize(("kind", "media"), [("JPEG", "image/jpeg"), ("PNG", "image/png")])

@@ -24,8 +24,9 @@ from training.data.datasets import read_records
 from training.describe.inputs import Styles, claim, drop_unusable, no_styles, read_styles, to_items
 from training.describe.run import Online, Result, Run
 from training.fields import Stage, Within
+from training.semantics.asking import Sampling
 from training.semantics.client import Service, read_key
-from training.semantics.generation import Item, Judge, Sampling, Task
+from training.semantics.generation import Item, Judge, Task
 from training.semantics.pacing import Budget
 from training.semantics.prompts import Prompt, build_prompt, load_schema
 from training.semantics.providers import Provider, TransformersProvider

@@ -22,11 +22,12 @@ LOG_EVERY = 60.0
 class Reporter:
     """Counts records and shows them. Use as a context manager."""
 
-    def __init__(self, total: int, meter: Meter, tally: Tally, console: Console) -> None:
-        """total: images of this run; tally: what earlier runs recorded, and this one adds to."""
+    def __init__(self, total: int, meter: Meter, tally: Tally, console: Console, what: str = "images") -> None:
+        """total: items of this run, `what` they are; tally: what earlier runs recorded, and this one adds to."""
         self.total, self.done, self.meter, self.tally, self.console = total, 0, meter, tally, console
+        self.what = what
         self._begun = self._logged = time.monotonic()
-        columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}")
+        columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}")
         times = TimeElapsedColumn(), TimeRemainingColumn()
         self._bar = Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal)
         self._row = self._bar.add_task("", total=total, told="")
@@ -56,11 +57,13 @@ class Reporter:
             self._bar.update(self._row, completed=self.done, told=self.line(now))
         elif now - self._logged >= LOG_EVERY:
             self._logged = now
-            self.console.print(f"{self.done} of {self.total} images, {self.line(now)}", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"{self.done} of {self.total} {self.what}, {self.line(now)}", highlight=False, soft_wrap=True
+            )
 
     def line(self, now: float) -> str:
         """Rate, cost and what was rejected why, in a few words."""
-        told = [f"{self.done / max(1e-9, now - self._begun):.1f} images/s"]
+        told = [f"{self.done / max(1e-9, now - self._begun):.1f} {self.what}/s"]
         if self.meter.cost:
             told.append(f"cost {self.meter.cost:.2f}")
         told += [f"{count} {reason}" for reason, count in self.tally.reasons.most_common(3)]

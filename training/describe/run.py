@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -15,8 +17,10 @@ from training.semantics.pacing import Budget, BudgetSpent, Halt, Meter
 from training.semantics.providers import OpenAIProvider, Provider
 from training.semantics.store import Answers, Records
 
-# Images whose answers tell what the rest will cost.
+# Items whose answers tell what the rest will cost.
 PILOT = 5
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,8 @@ class Run:
             if isinstance(provider, Online):
                 async with Client(provider.service, provider.key, meter, halt) as client:
                     work = self._generator(OpenAIProvider(client, provider.model), meter, halt, reporter)
-                    first = 0 if stored.counted else PILOT
-                    await work.run(todo[:first])
-                    rest = todo[first:]
-                    if rest and halt.error is None:
-                        with reporter.paused():
-                            goes_on = leave(estimate(meter, provider.service, len(rest), self._calls_per_image(tally)))
-                        if not goes_on:
-                            halt.stop(BudgetSpent("stopped as you said"))
-                    await work.run(rest)
+                    cost = partial(estimate, meter, provider.service, calls_per_item=self._calls_per_image(tally))
+                    await pilot_first(todo, 0 if stored.counted else PILOT, work.run, cost, leave, halt, reporter)
             else:
                 await self._generator(provider, meter, halt, reporter).run(todo)
         if halt.error is not None and not isinstance(halt.error, BudgetSpent):
@@ -100,11 +97,31 @@ class Run:
         return max(2.0, len(self.answers) / max(1, tally.statuses.total()))
 
 
-def estimate(meter: Meter, service: Service, images: int, calls_per_image: float) -> str:
-    """What so many images will take, from the answers so far: calls, tokens, money and time."""
-    calls = images * calls_per_image
+async def pilot_first(
+    todo: Sequence[T],
+    first: int,
+    work: Callable[[Sequence[T]], Awaitable[None]],
+    cost: Callable[[int], str],
+    leave: Callable[[str], bool],
+    halt: Halt,
+    reporter: Reporter,
+) -> None:
+    """Works through the first items, asks `leave` whether the rest may cost what `cost` says for so many, and goes on."""
+    await work(todo[:first])
+    rest = todo[first:]
+    if rest and halt.error is None:
+        with reporter.paused():
+            goes_on = leave(cost(len(rest)))
+        if not goes_on:
+            halt.stop(BudgetSpent("stopped as you said"))
+    await work(rest)
+
+
+def estimate(meter: Meter, service: Service, items: int, calls_per_item: float, what: str = "images") -> str:
+    """What so many items will take, from the answers so far: calls, tokens, money and time."""
+    calls = items * calls_per_item
     seconds = [calls * meter.seconds / max(1, meter.answers) / service.concurrency]
-    told = [f"{images} images in about {calls:.0f} calls"]
+    told = [f"{items} {what} in about {calls:.0f} calls"]
     tokens = meter.tokens_per_call
     if tokens is None:
         told.append("of unknown size, since the server counts no tokens")

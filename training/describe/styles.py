@@ -1,6 +1,7 @@
 """Puts the captions of a data set's train split into styles: `python -m training.describe styles NAME ROOT --out OUT`.
 
-Attribute words are replaced by neutral ones, what is left is turned into features and clustered. Writes OUT/styles.jsonl
+Attribute words are replaced by neutral ones, by word lists or by a language model, what is left is turned into features and
+clustered. Writes OUT/styles.jsonl
 (style of each caption), OUT/styles.json (each style with its size, captions that show it and phrases that mark it) and
 OUT/styles.html (a map to look at). `--method all` does so for every method, in a folder each. Where factors.jsonl tells who
 wrote a caption (synthetic sets) the adjusted Rand index against that truth is printed; nothing else ever looks at it.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,9 +28,10 @@ from sklearn.metrics import adjusted_rand_score
 from training.config import STYLE_METHODS, DataConfig, StyleMethod
 from training.data.datasets import read_records
 from training.data.factors import read_caption_styles
+from training.describe.generate import confirm
+from training.describe.neutral import Neutralised, Neutraliser, neutral_captions
 from training.describe.style_page import draw_map, write_style_page
 from training.files import atomic, write_json
-from training.semantics.lexicon import neutralise
 from training.semantics.style import StyleOptions, Styles, cluster, examples, markers
 from training.semantics.style_encoders import STYLOMETRIC, encode
 
@@ -53,6 +56,8 @@ class Options:
     encoder: str = STYLOMETRIC
     # How the methods work.
     style: StyleOptions = field(default_factory=StyleOptions)
+    # What takes the content out of the captions (reading 20).
+    neutral: Neutraliser = field(default_factory=Neutraliser)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Encoded:
     """What is clustered."""
 
     # Captions without their attributes, and their style features.
-    neutral: list[str]
+    neutral: Neutralised
     features_ND: np.ndarray
     encoder: str
 
@@ -84,7 +89,8 @@ def main(argv: Sequence[str]) -> None:
     options = tyro.cli(Options, args=argv, prog="python -m training.describe styles", description=__doc__, config=flat)
     console = Console(stderr=True)
     captions = read_captions(options.name, options.root)
-    encoded = encode_captions(captions, options.encoder, options.out / "features", console)
+    neutral = neutral_captions(captions.texts, options.neutral, options.out / "neutral", os.environ, console, confirm)
+    encoded = encode_captions(neutral, options.encoder, options.out / "features", console)
     every = options.method == "all"
     found: dict[str, dict[str, Any]] = {}
     drawn = draw_map(encoded.features_ND, options.style.seed)
@@ -107,16 +113,15 @@ def read_captions(name: str, root: Path) -> Captions:
     return Captions(keys, texts, source, read_caption_styles(root, records))
 
 
-def encode_captions(captions: Captions, encoder: str, folder: Path, console: Console) -> Encoded:
-    """The captions without their attributes, with features; those of a text model are kept in `folder`.
+def encode_captions(neutral: Neutralised, encoder: str, folder: Path, console: Console) -> Encoded:
+    """Captions without their attributes, with features; those of a text model are kept in `folder`.
 
     Raises what the encoder raises.
     """
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("attributes and features", total=None)
-        neutral = neutralise(captions.texts)
+        task = bar.add_task("features", total=None)
         features_ND = encode(
-            neutral, encoder, folder, lambda done, total: bar.update(task, completed=done, total=total)
+            neutral.texts, encoder, folder, lambda done, total: bar.update(task, completed=done, total=total)
         )
     return Encoded(neutral, features_ND, encoder)
 
@@ -132,10 +137,12 @@ def make_styles(
     styles = cluster(encoded.features_ND, method, options)
     seconds = time.perf_counter() - started
     sizes = np.bincount(styles.styles_N)
-    shown = examples(encoded.features_ND, styles.styles_N, encoded.neutral)
-    marked = markers(styles.styles_N, encoded.neutral)
-    table = settings(captions, encoded.encoder, method, options) | {
+    shown = examples(encoded.features_ND, styles.styles_N, encoded.neutral.texts)
+    marked = markers(styles.styles_N, encoded.neutral.texts)
+    table = settings(captions, encoded.neutral.by, encoded.encoder, method, options) | {
         "found": styles.found,
+        # Different captions that a model did not make neutral and the word lists did.
+        "neutral_by_lists": encoded.neutral.replaced,
         "noise_share": round(styles.noise_share, 6),
         # Against the truth of a synthetic set.
         "ari": None if captions.truth is None else round(adjusted_rand_score(captions.truth, styles.styles_N), 6),
@@ -158,10 +165,10 @@ def make_styles(
     return table, styles
 
 
-def settings(captions: Captions, encoder: str, method: str, options: StyleOptions) -> Row:
+def settings(captions: Captions, neutral: Row, encoder: str, method: str, options: StyleOptions) -> Row:
     """What a result depends on, in the words of styles.json."""
     params = asdict(options) | {"version": VERSION}
-    return {"method": method, "encoder": encoder, "params": params, "source": captions.source}
+    return {"method": method, "encoder": encoder, "neutral": neutral, "params": params, "source": captions.source}
 
 
 def print_styles(found: Mapping[str, Row], console: Console) -> None:

@@ -13,8 +13,10 @@ from rich.console import Console
 
 from training.data.factors import FACTORS
 from training.describe.generate import Options, Source, Texts, generate
+from training.describe.neutral import LEXICON, Neutralised
 from training.describe.styles import Captions, Encoded, encode_captions, make_styles, read_captions, settings
 from training.files import read_json
+from training.semantics.lexicon import neutralise
 from training.semantics.style import StyleOptions
 from training.semantics.style_encoders import STYLOMETRIC
 from training.tables import Row
@@ -51,8 +53,9 @@ class _DataSet:
 
     @cached_property
     def encoded(self) -> Encoded:
+        neutral = Neutralised(neutralise(self.captions.texts), LEXICON, 0)
         # The stylometric encoder keeps nothing in a folder.
-        return encode_captions(self.captions, STYLOMETRIC, self.root, Console(stderr=True))
+        return encode_captions(neutral, STYLOMETRIC, self.root, Console(stderr=True))
 
 
 def _with_texts(row: Row, data_set: _DataSet, console: Console) -> Row:
@@ -76,7 +79,7 @@ def _with_texts(row: Row, data_set: _DataSet, console: Console) -> Row:
 
 def _make(data_set: _DataSet, method: str, folder: Path, console: Console) -> None:
     options, table = StyleOptions(), folder / "styles.json"
-    wanted = settings(data_set.captions, STYLOMETRIC, method, options)
+    wanted = settings(data_set.captions, LEXICON, STYLOMETRIC, method, options)
     stored: Any = read_json(table) if table.is_file() else {}
     if any(stored.get(name) != value for name, value in wanted.items()):
         with console.status(f"{method}: {len(data_set.captions.texts):,} captions"):

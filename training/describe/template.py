@@ -66,5 +66,7 @@ class TemplateProvider:
         """The text of one kind."""
         identity, outfit, pose = self._scenes[ask.file_path]
         dice = Dice("template", ask.seed, ask.file_path)
-        texts = dict(zip(KINDS, imitate(identity, outfit, pose, dice, self._writers[ask.style]), strict=True))
+        texts: dict[str, str] = dict(
+            zip(KINDS, imitate(identity, outfit, pose, dice, self._writers[ask.style]), strict=True)
+        )
         return Answer(json.dumps({ask.kind: texts[ask.kind]}))

@@ -1,8 +1,7 @@
-"""Two texts per image from a provider: asked for, stored, checked, asked for again, recorded; many images at a time.
+"""Two texts per image from a provider: asked for, checked, asked for again, recorded; many images at a time.
 
-An answer is stored before anything else is done with it, under a key of all that it depends on, and looked up there before a
-provider is asked: whatever happens to the process, nothing is paid for twice that has been stored. An image gets exactly one
-record: "ok", "rejected" (its texts failed a check as often as allowed) or "failed" (it got no answer, or is no image).
+An image gets exactly one record: "ok", "rejected" (its texts failed a check as often as allowed) or "failed" (it got no
+answer, or is no image).
 """
 
 from __future__ import annotations
@@ -14,39 +13,19 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from training.fields import Stage, Within
+from training.semantics.asking import Asker, Sampling, text_of, work_through
 from training.semantics.client import CallFailed
-from training.semantics.pacing import Halt, Meter, Stopped
-from training.semantics.prompts import Prompt, parse_answer
-from training.semantics.providers import Ask, Picture, Provider, load_picture
+from training.semantics.pacing import Halt, Meter
+from training.semantics.prompts import Prompt
+from training.semantics.providers import Picture, Provider, load_picture
 from training.semantics.quality import Limits, NearDuplicates, check_text
 from training.semantics.schema import KINDS, Kind, Schema
-from training.semantics.store import Answer, Answers, Records, answer_key
+from training.semantics.store import Answers, Records, answer_key
 
 # Threads that read image files; the loop never does.
 READERS = 4
-# Seconds between two fsyncs.
-SYNC_EVERY = 1.0
-# A rejected answer is kept for reading, but not whatever its length.
-LONGEST_KEPT = 2000
-
-
-@dataclass(frozen=True)
-class Sampling(Stage):
-    """How a model is asked, and how often."""
-
-    # Of the first attempt; 0 takes the likeliest words.
-    temperature: Annotated[float, Within(0, 2)] = 0.7
-    # Added to the temperature with every further attempt, up to 2.
-    temperature_step: Annotated[float, Within(0, 2)] = 0.15
-    # Of the first attempt; one more with every further one.
-    seed: Annotated[int, Within(0)] = 0
-    # Longest answer in tokens.
-    max_tokens: Annotated[int, Within(16)] = 300
-    # Times that a text is asked for until it passes the checks.
-    attempts: Annotated[int, Within(1, 20)] = 3
 
 
 @dataclass(frozen=True)
@@ -136,45 +115,14 @@ class Generator:
         recorded: Callable[[dict[str, Any]], None],
     ) -> None:
         """recorded: called with every new record."""
-        self.task, self.provider = task, provider
-        self.answers, self.records, self.meter, self.halt = answers, records, meter, halt
+        self.task, self.asker, self.records, self.halt = task, Asker(provider, answers, meter), records, halt
         self._recorded = recorded
-        self._running: dict[str, asyncio.Task[Answer]] = {}
         self._readers = ThreadPoolExecutor(READERS)
 
     async def run(self, items: Iterable[Item]) -> None:
-        """Records every item, or as many as go before something stops it; what did is in `halt.error` then, for the caller to
-        raise. Requests under way have been answered and their answers stored by the end; cancelling loses them.
-        """
-        source = iter(items)
-        workers = [asyncio.create_task(self._work(source)) for _ in range(self.provider.window)]
-        syncing = asyncio.create_task(self._sync())
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in (*workers, syncing):
-                worker.cancel()
-            await asyncio.gather(*workers, syncing, return_exceptions=True)
-
-    async def _work(self, source: Iterable[Item]) -> None:
-        for item in source:
-            if self.halt.error is None:
-                try:
-                    await self._image(item)
-                except Stopped as error:
-                    self.halt.stop(error)
-            if self.halt.error is not None:
-                return
-
-    async def _sync(self) -> None:
-        while True:
-            await asyncio.sleep(SYNC_EVERY)
-            for lines in (self.answers.lines, self.records.lines):
-                try:
-                    await asyncio.get_running_loop().run_in_executor(self._readers, lines.sync)
-                except OSError as error:
-                    # Answers that would not last are not to be paid for.
-                    self.halt.stop(Stopped(f"{lines.path} cannot be brought to the disk: {error}"))
+        """Records every item; see `work_through`."""
+        stores = self.asker.answers.lines, self.records.lines
+        await work_through(items, self._image, self.asker.provider.window, self.halt, stores)
 
     async def _image(self, item: Item) -> None:
         loop = asyncio.get_running_loop()
@@ -209,38 +157,13 @@ class Generator:
                 return self._record(item, "rejected", ", ".join(failing), texts, checks, attempts)
 
     async def _ask(self, item: Item, picture: Picture, kind: Kind, attempt: int) -> tuple[str, str]:
-        """(the text, "") or (what was answered instead, why that is none)."""
-        task, sampling = self.task, self.task.sampling
-        prompt = task.prompts(kind, item.style)
+        """See `text_of`."""
+        task, prompt = self.task, self.task.prompts(kind, item.style)
         key = answer_key(
             image=picture.digest, prompt=prompt.hash, model=task.model, params=task.params, kind=kind, attempt=attempt
         )
-        answer = self.answers.get(key)
-        if answer is None and key in self._running:
-            # Two files of the same bytes ask the same.
-            answer = await asyncio.shield(self._running[key])
-        if answer is None:
-            temperature = round(min(2.0, sampling.temperature + attempt * sampling.temperature_step), 6)
-            seed, tokens = sampling.seed + attempt, sampling.max_tokens
-            ask = Ask(key, item.file_path, kind, item.style, prompt, picture, attempt, temperature, seed, tokens)
-            self._running[key] = asyncio.create_task(self._pay(ask))
-            try:
-                answer = await self._running[key]
-            finally:
-                del self._running[key]
-        if answer.refusal:
-            return answer.refusal[:LONGEST_KEPT], f"the model refuses: {answer.refusal[:200]}"
-        try:
-            return parse_answer(answer.text, prompt), ""
-        except ValueError as error:
-            cut = f" (finish_reason {answer.finish})" if answer.finish not in ("", "stop") else ""
-            return answer.text[:LONGEST_KEPT], f"{error}{cut}"
-
-    async def _pay(self, ask: Ask) -> Answer:
-        answer = await self.provider.answer(ask)
-        self.answers.add(ask.key, answer, file_path=ask.file_path, kind=ask.kind, attempt=ask.attempt)
-        self.meter.answered(answer.prompt_tokens, answer.completion_tokens, answer.seconds)
-        return answer
+        ask = task.sampling.ask(key, prompt, attempt, picture, item.file_path, item.style)
+        return text_of(await self.asker.answer(ask), prompt)
 
     def _record(
         self,

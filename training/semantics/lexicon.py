@@ -1,7 +1,7 @@
 """Captions without their content: attribute words replaced by neutral ones, so that what is left is how somebody writes.
 
-The paper (3.3) lets a language model "generalise and substitute entity attributes"; this is the offline way, by word
-lists. Whatever says what is seen (people, clothes, colours, hair, bags, places on the body, movement) becomes one
+The paper (3.3) lets a language model "generalise and substitute entity attributes" (neutral.py); this is the offline way, by
+word lists. Whatever says what is seen (people, clothes, colours, hair, bags, places on the body, movement) becomes one
 neutral word per kind; articles, pronouns' places, verbs of wearing, punctuation, order, spelling and case stay.
 """
 
@@ -10,9 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-
-# What takes the attributes out of captions: these lists, or a language model behind the same signature.
-Neutraliser = Callable[[Sequence[str]], list[str]]
 
 # Words before a noun that describe it, and vanish into its neutral word. A space also stands for a hyphen.
 MODIFIERS = {
@@ -48,6 +45,7 @@ MODIFIERS = {
 # Nouns by kind, a blank for one of several words. All kinds but people share one neutral word: which of them a caption
 # speaks of is content as well.
 ITEM = "item"
+PERSON = "person"
 NOUNS = {
     "person": (
         "man|men|woman|women|boy|girl|lady|ladies|guy|gentleman|gentlemen|male|female|person|people|pedestrian|individual|child|"
@@ -134,10 +132,11 @@ _MODIFIER = _alternatives(word for words in MODIFIERS.values() for word in words
 _NOUN = "|".join(f"(?P<{kind}>{_alternatives(nouns.split('|'))})" for kind, nouns in NOUNS.items())
 # "blue and red striped shirt", "black, long-sleeved top": modifiers with what may stand between them, then a noun.
 _NOUN_PHRASE = _compiled(rf"(?:(?:{_MODIFIER})(?: and | or |, | |-|/))*(?:{_NOUN})")
+_COLOUR = _compiled(_COLOURS)
 _STEPS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     *((_compiled(pattern), lambda match, words=words: words) for pattern, words in PHRASES),
-    (_NOUN_PHRASE, lambda match: "person" if match.lastgroup == "person" else ITEM),
-    (_compiled(_COLOURS), lambda match: "plain"),
+    (_NOUN_PHRASE, lambda match: PERSON if match.lastgroup == "person" else ITEM),
+    (_COLOUR, lambda match: "plain"),
     (_compiled(_alternatives(_PRONOUNS)), lambda match: _PRONOUNS[match[0].lower()]),
     (_compiled(_alternatives(_AGREEMENT)), lambda match: _AGREEMENT[match[0].lower()]),
 )
@@ -149,6 +148,12 @@ def neutralise(captions: Sequence[str]) -> list[str]:
     What is neutral already stays as it is. The first letter of a replacement is as large or small as the one it replaces.
     """
     return [_neutral(" ".join(caption.split())) for caption in captions]
+
+
+def attributes(text: str) -> list[str]:
+    """The phrases in a text that name people or things other than by the neutral words, then its other colours."""
+    found = [match[0] for match in _NOUN_PHRASE.finditer(text) if match[0].lower() not in (PERSON, ITEM)]
+    return found + [match[0] for match in _COLOUR.finditer(_NOUN_PHRASE.sub(ITEM, text))]
 
 
 def _neutral(text: str) -> str:

@@ -38,9 +38,10 @@ _SYSTEM = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked of a model beside the image."""
+    """What is asked of a model beside the image, if there is one."""
 
-    kind: Kind
+    # Of the text that is wanted.
+    kind: str
     system: str
     user: str
     # Of the answer: an object with one text under the name of the kind.

@@ -21,7 +21,6 @@ from PIL import Image
 from training.semantics.client import Client
 from training.semantics.prompts import Prompt
 from training.semantics.replies import tokens_of
-from training.semantics.schema import Kind
 from training.semantics.store import Answer
 
 # What every provider takes as it lies on the disk, by the file's first bytes.
@@ -45,15 +44,20 @@ class Ask:
     # Names the call: see store.answer_key.
     key: str
     file_path: str
-    kind: Kind
     style: int
     prompt: Prompt
-    picture: Picture
+    # None where the model is asked about a text only.
+    picture: Picture | None
     # 0 for the first time, then one more each time that an answer was no good.
     attempt: int
     temperature: float
     seed: int
     max_tokens: int
+
+    @property
+    def kind(self) -> str:
+        """Of the text that is wanted."""
+        return self.prompt.kind
 
 
 class Provider(Protocol):
@@ -97,9 +101,11 @@ class OpenAIProvider:
     @staticmethod
     def body_of(model: str, ask: Ask) -> dict[str, Any]:
         """The body of the request for an ask."""
-        url = f"data:{ask.picture.media};base64,{base64.b64encode(ask.picture.data).decode()}"
-        content = [{"type": "text", "text": ask.prompt.user}, {"type": "image_url", "image_url": {"url": url}}]
-        schema = {"name": f"{ask.kind}_text", "strict": True, "schema": ask.prompt.json_schema}
+        content: list[dict[str, Any]] = [{"type": "text", "text": ask.prompt.user}]
+        if ask.picture is not None:
+            url = f"data:{ask.picture.media};base64,{base64.b64encode(ask.picture.data).decode()}"
+            content.append({"type": "image_url", "image_url": {"url": url}})
+        schema = {"name": f"{ask.prompt.kind}_text", "strict": True, "schema": ask.prompt.json_schema}
         return {
             "model": model,
             "messages": [{"role": "system", "content": ask.prompt.system}, {"role": "user", "content": content}],
@@ -131,6 +137,10 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
     return value if isinstance(value, str) else ""
+
+
+def _images(ask: Ask) -> list[dict[str, str]]:
+    return [] if ask.picture is None else [{"type": "image"}]
 
 
 class TransformersProvider:
@@ -199,13 +209,14 @@ class TransformersProvider:
         conversations = [
             [
                 {"role": "system", "content": [{"type": "text", "text": ask.prompt.system}]},
-                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ask.prompt.user}]},
+                {"role": "user", "content": [*_images(ask), {"type": "text", "text": ask.prompt.user}]},
             ]
             for ask in asks
         ]
         texts = [self._processor.apply_chat_template(c, add_generation_prompt=True) for c in conversations]
-        images = [[Image.open(io.BytesIO(ask.picture.data)).convert("RGB")] for ask in asks]
-        inputs = self._processor(text=texts, images=images, padding=True, return_tensors="pt").to(self._model.device)
+        pictures = [[Image.open(io.BytesIO(ask.picture.data)).convert("RGB")] for ask in asks if ask.picture]
+        inputs = self._processor(text=texts, images=pictures or None, padding=True, return_tensors="pt")
+        inputs = inputs.to(self._model.device)
         sampling: dict[str, Any] = {"do_sample": False}
         if asks[0].temperature > 0:
             sampling = {"do_sample": True, "temperature": asks[0].temperature}
