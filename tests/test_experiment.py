@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pedes import make_pedes
+from pedes import as_layout, make_pedes
 from rich.console import Console
-from tiny import tiny_config
+from tiny import tiny_config, tiny_options
 
 from training import cli, comparison, experiment, runner
 from training.config import Config
@@ -196,6 +196,29 @@ def test_runs_of_different_data_are_not_put_together(done: tuple, base: Config, 
     (run_folder(tmp_path, key, 1) / "eval-queries.npz").unlink()
     with pytest.raises(FileNotFoundError, match="eval-queries.npz does not exist; move the eval.json beside it away"):
         summarise(rows, titles, SEEDS, tmp_path, base)
+
+
+@pytest.mark.parametrize(("name", "file"), [("icfg-pedes", "ICFG-PEDES.json"), ("rstpreid", "data_captions.json")])
+def test_the_other_real_sets_are_bases_of_the_tables(
+    name: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = as_layout(make_pedes(tmp_path / "set", ids={"train": 18, "val": 2, "test": 2}), name, file)
+    timed: list[dict[str, Any]] = []
+
+    def isolated(function: Callable[..., Any], configurations: list[dict[str, Any]], **options: Any) -> Any:
+        timed.extend(configurations)
+        return function(configurations)
+
+    monkeypatch.setattr(experiment.process, "isolated", isolated)
+    # The encoders of the recipes are downloaded: small ones with random weights in their place.
+    small = [*tiny_options(data)[:-2], "--model.visual.pretrained", "", "--model.text.pretrained", ""]
+    words = ["table1", "--base", name, "--data", str(data), "--out", str(tmp_path / "out"), "--rows", "full", "shallow"]
+    small += ["--model.bdam.self-layers", "2"]
+    assert cli.run(experiment.main, [*words, *small, "--seeds", "0", "--estimate"]) == 0
+    assert "2 rows are 2 configurations x 1 seeds = 2 runs; 0 are there, 2 to run" in capsys.readouterr().out
+    assert [values["recipe"] for values in timed] == [name, f"{name}/shallow"]
+    assert {values["data"]["dataset"] for values in timed} == {name}
+    assert {values["data"]["root"] for values in timed} == {str(data)}
 
 
 def test_bad_requests_are_named(base: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

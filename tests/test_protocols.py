@@ -20,7 +20,7 @@ from training import checkpoint, cli, protocols
 from training import evaluate as entry
 from training.checkpoint import TrainedRun, build_model
 from training.data import transforms
-from training.data.datasets import Record, identity_texts, read_dataset
+from training.data.datasets import Record, descriptions_path, identity_texts, read_dataset, read_gallery_texts
 from training.data.loader import tokenize
 from training.data.tokenizer import build_tokenizer
 from training.evaluator import METRICS, embed_dual, retrieval_metrics
@@ -151,25 +151,26 @@ def test_gallery_text_fuses_each_image_with_its_own_identity_text(
     root: Path, records: list[Record], tmp_path: Path
 ) -> None:
     run = untrained(describe_all(root, tmp_path / "data"), batch_size=4)
-    texts = identity_texts(run.config.data, records)
+    file = read_gallery_texts(descriptions_path(run.config.data))
+    texts = identity_texts(file, records)
     result = measure(run, records, "gallery-text", 128)
     dual = embed_dual(run.model, records, run.tokenizer, run.config)
     gallery = torch.cat([F.normalize(pair(run, r, text), dim=1) for r, text in zip(records, texts, strict=True)])
     ids = dual.query_ids_Q, dual.gallery_ids_G
     assert result["metrics"] == pytest.approx(retrieval_metrics(dual.t_QE @ gallery.T, *ids), abs=1e-6)
     assert result["note"] == "" and "audit" not in result
+    assert result["texts"] == {"path": str(tmp_path / "data" / "descriptions.jsonl"), "sha256": file.sha256}
     off = replace(run, config=replace(run.config, loss=replace(run.config.loss, final_info_nce=False)))
     assert "f_final was not trained against captions" in measure(off, records, "gallery-text", 128)["note"]
 
 
 def test_gallery_text_needs_a_text_of_every_image(root: Path, records: list[Record], tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"needs an identity text of every gallery image; .* has none for test/.*24 in all"
+        ValueError, match=r"text of every gallery image; .* has none with status ok for test/.*24 in all\), 0 of them"
     ):
         measure(untrained(root), records, "gallery-text", 128)
-    missing = replace(tiny_config(root).data, descriptions=str(tmp_path / "none.jsonl"))
-    with pytest.raises(FileNotFoundError, match="there is no file of generated texts .*none.jsonl"):
-        identity_texts(missing, records)
+    with pytest.raises(FileNotFoundError, match="there is no file of generated texts .*none.jsonl; `python .* writes"):
+        read_gallery_texts(tmp_path / "none.jsonl")
 
 
 def test_paired_audit_makes_an_untrained_model_look_good(root: Path, records: list[Record]) -> None:

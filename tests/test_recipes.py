@@ -34,6 +34,13 @@ def test_default_is_the_recommended_reading() -> None:
     assert synthetic.loss == Config().loss and replace(synthetic.gradnorm, every=1) == Config().gradnorm
 
 
+@pytest.mark.parametrize(("name", "root"), [("icfg-pedes", "data/ICFG-PEDES"), ("rstpreid", "data/RSTPReid")])
+def test_the_other_real_sets_differ_in_the_data_only(name: str, root: str) -> None:
+    config = get_recipe(name)
+    assert changed(get_recipe("cuhk-pedes"), config) == {"recipe", "data.dataset", "data.root"}
+    assert (config.data.dataset, config.data.root) == (name, root)
+
+
 def test_paper_readings_change_what_the_table_names() -> None:
     assert changed(get_recipe("cuhk-pedes"), get_recipe("cuhk-pedes-paper")) == {
         "recipe",
@@ -87,5 +94,5 @@ def test_synthetic_paper_keeps_the_size_of_synthetic() -> None:
 def test_unknown_recipe_names_the_known_ones_and_the_closest() -> None:
     with pytest.raises(ValueError, match="unknown recipe 'sintetic', expected one of synthetic, .*mean synthetic?"):
         get_recipe("sintetic")
-    with pytest.raises(ValueError, match="cuhk-pedes-paper$"):
+    with pytest.raises(ValueError, match="cuhk-pedes-paper, icfg-pedes, rstpreid$"):
         get_recipe("xyz")

@@ -74,6 +74,8 @@ def test_the_three_data_sets_are_the_rows_of_table_5() -> None:
     assert [(row.name, row.label) for row in rows] == list(FOLDERS.items()) and len(rows) == 3
     assert [row.config.data.dataset for row in rows] == list(FOLDERS)
     assert [row.config.data.root for row in rows] == ["data/CUHK-PEDES", "data/ICFG-PEDES", "data/RSTPReid"]
+    # The run of a row is that of the recipe of its name.
+    assert [row.key for row in rows] == [run_key(get_recipe(row.name)) for row in rows]
     moved = table_rows(["table5"], get_recipe("cuhk-pedes"), Path("/sets"))
     assert moved[0].config.data.root == "/sets/CUHK-PEDES"
 

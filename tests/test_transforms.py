@@ -63,6 +63,13 @@ def test_image_that_has_gone(tmp_path):
         decode(tmp_path / "gone.jpg", (16, 8))
 
 
+def test_folder_in_place_of_an_image(tmp_path):
+    (tmp_path / "folder.jpg").mkdir()
+    for path in (tmp_path / "folder.jpg", str(tmp_path / "folder.jpg")):
+        with pytest.raises(ValueError, match=r"folder.jpg is truncated or no readable image: .*Is a directory"):
+            decode(path, (16, 8))
+
+
 def test_normalise_maps_bytes_to_plus_minus_one():
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     expected = torch.tensor([-1.0, -0.6, 1.0]).view(1, 3, 1, 1)

@@ -2,7 +2,8 @@
 
 The clothing weight is the one chosen on validation; beta = 0 stands beside it. A second call prints what the first one
 wrote. RUN/eval-queries.npz has the average precision and the R-1 of each query. `--protocol` measures another protocol and
-writes RUN/eval-PROTOCOL.json; nothing is ever selected by it.
+writes RUN/eval-PROTOCOL.json; nothing is ever selected by it. gallery-text reads the identity texts of `--texts` where it is
+given, and writes a file for each such file of texts.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from training import checkpoint, cli, efficiency, protocols
 from training.audit import refuse_audit
 from training.checkpoint import TrainedRun
 from training.config import to_dict
-from training.data.datasets import Dataset, Record
+from training.data.datasets import Dataset, Record, TextFile, read_gallery_texts
 from training.data.loader import iterate_images, tokenize
 from training.evaluator import METRICS, DualEmbeddings, chance_metrics, evaluate_dual, has_ties, query_metrics
 from training.files import atomic, read_json
 
 EXAMPLES, RESULTS, BINS = 10, 10, 50
+# Hexadecimal digits that tell files of texts apart in the name of a result.
+DIGITS = 12
 # Images in the batch whose speed is measured.
 MEASURED = 32
 HEADINGS = {"R1": "R-1", "R5": "R-5", "R10": "R-10", "mAP": "mAP", "mINP": "mINP"}
@@ -49,14 +52,18 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--protocol", choices=protocols.PROTOCOLS, default="dual", help="default: dual, the headline")
     help_k = f"images of `dual` that rerank scores again (default {protocols.DEFAULT_K})"
     parser.add_argument("--k", type=int, default=protocols.DEFAULT_K, help=help_k)
+    help_texts = "texts of gallery-text, such as OUT/gallery-test.jsonl of training.describe (default: the run's)"
+    parser.add_argument("--texts", metavar="FILE", help=help_texts)
     arguments = parser.parse_args(argv)
     run_dir, console = Path(arguments.run), Console(soft_wrap=True)
-    if arguments.protocol == "dual":
-        name, (evaluation, new) = "eval.json", evaluate(run_dir)
+    protocol, k = arguments.protocol, arguments.k
+    texts = None if arguments.texts is None else read_gallery_texts(Path(arguments.texts))
+    name = result_name(protocol, k, texts)
+    if protocol == "dual":
+        evaluation, new = evaluate(run_dir)
         print_table(evaluation, console)
     else:
-        name = result_name(arguments.protocol, arguments.k)
-        evaluation, new = evaluate_protocol(run_dir, arguments.protocol, arguments.k)
+        evaluation, new = evaluate_protocol(run_dir, protocol, k, texts)
         print_protocol(evaluation, console)
     print(f"{run_dir / name}{'' if new else ' (evaluated before; the test split is evaluated once)'}")
 
@@ -71,25 +78,34 @@ def evaluate(run_dir: Path) -> tuple[dict[str, Any], bool]:
     return checkpoint.computed_once(run_dir, "eval.json", lambda run, dataset: _evaluate(run, dataset, run_dir))
 
 
-def result_name(protocol: protocols.Protocol, k: int) -> str:
-    """The file of a protocol's results in the run folder: one for each set of parameters."""
-    differs = protocol == "rerank" and k != protocols.DEFAULT_K
-    return f"eval-{protocol}{f'-k{k}' if differs else ''}.json"
+def result_name(protocol: protocols.Protocol, k: int, texts: TextFile | None = None) -> str:
+    """The file of a protocol's results in the run folder: one for each set of parameters, and for each content of `texts`.
+
+    Raises ValueError for texts with another protocol than gallery-text.
+    """
+    if texts is not None and protocol != "gallery-text":
+        raise ValueError(f"--texts is for the protocol gallery-text, got {texts.path} with {protocol}")
+    if protocol == "dual":
+        return "eval.json"
+    parameter = f"-k{k}" if protocol == "rerank" and k != protocols.DEFAULT_K else ""
+    return f"eval-{protocol}{parameter}{f'-{texts.sha256[:DIGITS]}' if texts else ''}.json"
 
 
-def evaluate_protocol(run_dir: Path, protocol: protocols.Protocol, k: int) -> tuple[dict[str, Any], bool]:
-    """(contents of RUN/eval-PROTOCOL.json, whether they are new). Raises what `evaluate` and `protocols.measure` do."""
+def evaluate_protocol(
+    run_dir: Path, protocol: protocols.Protocol, k: int, texts: TextFile | None = None
+) -> tuple[dict[str, Any], bool]:
+    """(contents of RUN/`result_name`, whether they are new). Raises what `evaluate`, `result_name`, `measure` raise."""
 
     def compute(run: TrainedRun, dataset: Dataset) -> dict[str, Any]:
         started, console = time.perf_counter(), Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task(protocol, total=None)
             progress = partial(_advance, bar, task)
-            result = protocols.measure(run, dataset.splits["test"], protocol, k, progress)
+            result = protocols.measure(run, dataset.splits["test"], protocol, k, progress, texts)
         about = {"data": _data(dataset), "versions": _versions(), "config": to_dict(run.config)}
         return result | about | {"seconds": {"evaluation": time.perf_counter() - started}}
 
-    return checkpoint.computed_once(Path(run_dir), result_name(protocol, k), compute)
+    return checkpoint.computed_once(Path(run_dir), result_name(protocol, k, texts), compute)
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
@@ -115,6 +131,9 @@ def print_protocol(evaluation: dict[str, Any], console: Console) -> None:
         f" ({parameters})" * bool(parameters),
         console,
     )
+    if "texts" in evaluation:
+        path, sha256 = evaluation["texts"]["path"], evaluation["texts"]["sha256"]
+        console.print(f"identity texts: {path}, SHA-256 {sha256[:DIGITS]}...", highlight=False, markup=False)
     if evaluation.get("note"):
         console.print(evaluation["note"])
 

@@ -4,7 +4,8 @@ rerank: the k best images of `dual` for a caption, and those that tie with the l
 fusion of that caption with that image. The first score is dual / tau, the log-odds that InfoNCE trains up to a
 constant, the second the logit of the matching head, the log-odds of a right pair; a candidate counts with their sum,
 which has nothing to tune. All candidates stand before all other images, which keep their order.
-gallery-text: cos(caption, fusion of the gallery image with the identity text generated from it).
+gallery-text: cos(caption, fusion of the gallery image with the identity text generated from it, in the run's file of
+generated texts or in another one).
 paired-audit: cos(fusion of the caption with its own image, fusion of the gallery image with its first caption).
 
 Shapes: Q queries (captions), G gallery (images), N texts, T tokens, P pairs of a text and an image, C width of the text
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from training.checkpoint import TrainedRun
 from training.config import Config
-from training.data.datasets import Record, identity_texts
+from training.data.datasets import Record, TextFile, descriptions_path, identity_texts, read_gallery_texts
 from training.data.loader import iterate_images, tokenize
 from training.evaluator import METRICS, DualEmbeddings, chance_metrics, embed_dual, has_ties, retrieval_metrics
 from training.models.model import Model
@@ -51,15 +52,19 @@ def measure(
     protocol: Protocol,
     k: int,
     progress: Progress = lambda done, total: None,
+    texts: TextFile | None = None,
 ) -> dict[str, Any]:
     """Results of one protocol on the records of a split, at the clothing weight chosen on validation.
 
+    texts: what gallery-text reads instead of the run's own file of generated texts; no other protocol reads any.
+
     Keys: protocol, parameters, chance, ties, counts, and "metrics" with what stands beside it ("metrics_..."): for
-    rerank the matching head alone and `dual`, for gallery-text `dual`. Those of paired-audit are "metrics_audit", with
-    "audit": true, so that no table can take them for results. `progress` is called with (pairs done, all).
+    rerank the matching head alone and `dual`, for gallery-text `dual`, and "texts", path and SHA-256 of what it read.
+    Those of paired-audit are "metrics_audit", with "audit": true, so that no table can take them for results.
+    `progress` is called with (pairs done, all).
 
     Raises ValueError for a model without fusion, for rerank without matching head, a k below 1, or images without
-    identity text.
+    identity text, FileNotFoundError for a missing file of texts.
     """
     if protocol not in PROTOCOLS[1:]:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS[1:])}, got {protocol!r}")
@@ -71,19 +76,22 @@ def measure(
         )
     if k < 1:
         raise ValueError(f"--k must be at least 1, got {k}")
-    texts = identity_texts(run.config.data, records) if protocol == "gallery-text" else []
+    result: dict[str, Any] = {"protocol": protocol, "parameters": {}}
+    if protocol == "gallery-text":
+        texts = texts or read_gallery_texts(descriptions_path(run.config.data))
+        result["texts"] = {"path": str(texts.path), "sha256": texts.sha256}
+        identities = identity_texts(texts, records)
     dual = embed_dual(run.model, records, run.tokenizer, run.config)
     ids = dual.query_ids_Q, dual.gallery_ids_G
-    result: dict[str, Any] = {"protocol": protocol, "parameters": {"beta": run.beta}, "chance": chance_metrics(*ids)}
+    result["chance"] = chance_metrics(*ids)
     result["counts"] = {"queries": len(ids[0]), "gallery": len(ids[1]), "ids": len(set(ids[1].tolist()))}
     if protocol == "rerank":
         return result | {"parameters": {"beta": run.beta, "k": k}} | _rerank(run, records, dual, k, progress)
     if protocol == "gallery-text":
-        gallery_GE = _fused(run, records, texts, torch.arange(len(records)), progress)
+        gallery_GE = _fused(run, records, identities, torch.arange(len(records)), progress)
         scores = dual.t_QE @ gallery_GE.T
         trained = run.config.loss.final_info_nce
         return result | {
-            "parameters": {},
             "metrics": retrieval_metrics(scores, *ids),
             "metrics_dual": retrieval_metrics(dual.similarity(run.beta), *ids),
             "ties": has_ties(scores, *ids),
@@ -93,7 +101,7 @@ def measure(
     first_G = torch.searchsorted(dual.query_images_Q, torch.arange(len(records)))
     scores = fused_QE @ fused_QE[first_G].T
     audit = {"audit": True, "metrics_audit": retrieval_metrics(scores, *ids), "ties": has_ties(scores, *ids)}
-    return result | {"parameters": {}} | audit
+    return result | audit
 
 
 def _rerank(

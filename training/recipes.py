@@ -35,6 +35,16 @@ def cuhk_pedes_paper() -> Config:
     return replace(paper_readings(cuhk_pedes()), recipe="cuhk-pedes-paper")
 
 
+def icfg_pedes() -> Config:
+    """`cuhk-pedes` on ICFG-PEDES; what else a data set decides, such as the held-out validation split, its reader knows."""
+    return Config(recipe="icfg-pedes", data=DataConfig(dataset="icfg-pedes", root="data/ICFG-PEDES"))
+
+
+def rstpreid() -> Config:
+    """`cuhk-pedes` on RSTPReid."""
+    return Config(recipe="rstpreid", data=DataConfig(dataset="rstpreid", root="data/RSTPReid"))
+
+
 def synthetic() -> Config:
     """Rendered pedestrians, encoders small enough to train from nothing on two CPU cores in minutes."""
     return Config(
@@ -155,6 +165,8 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "synthetic-paper": synthetic_paper,
     "cuhk-pedes": cuhk_pedes,
     "cuhk-pedes-paper": cuhk_pedes_paper,
+    "icfg-pedes": icfg_pedes,
+    "rstpreid": rstpreid,
 }
 ROWS: dict[str, Change] = {
     # Table 1.

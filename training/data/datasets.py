@@ -14,6 +14,9 @@ from training.data.readers import LAYOUTS, SPLITS, read_source
 from training.data.splits import hold_out
 
 REMEDY = 'one JSON object a line with "file_path", "identity", "clothing" and "status": "ok" for every train image'
+GALLERY_REMEDY = (
+    "`python -m training.describe generate NAME ROOT --out OUT --split test --for-gallery` writes them for --texts"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,20 @@ class Dataset:
     split: str
     # Train images that are left out because generation gave their texts up: status "rejected", a reason beside it.
     left_out: int
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of generated texts, read once: what the digest says is what is used."""
+
+    # As it was given.
+    path: Path
+    content: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal, over the bytes of the file."""
+        return hashlib.sha256(self.content).hexdigest()
 
 
 def read_records(config: DataConfig) -> dict[str, list[Record]]:
@@ -98,7 +115,7 @@ def read_dataset(config: DataConfig) -> Dataset:
     error. Raises what `read_records` does, FileNotFoundError for a missing file of generated texts, and ValueError for
     anything wrong in it.
     """
-    descriptions = Path(config.descriptions) if config.descriptions else Path(config.root) / "descriptions.jsonl"
+    descriptions = descriptions_path(config)
     read = _read(config)
     splits = read.splits
     if not descriptions.is_file():
@@ -125,18 +142,28 @@ def read_dataset(config: DataConfig) -> Dataset:
     return Dataset(config.dataset, Path(config.root), splits, num_train_ids, fingerprint, split, left_out)
 
 
-def identity_texts(config: DataConfig, records: Sequence[Record]) -> list[str]:
-    """The generated identity text of each image, whatever its split: for the protocol `gallery-text`, which says what a
-    gallery knows about its own images. Raises FileNotFoundError, or ValueError when an image has none."""
-    path = Path(config.descriptions) if config.descriptions else Path(config.root) / "descriptions.jsonl"
+def descriptions_path(config: DataConfig) -> Path:
+    """Where the generated texts of a data set are."""
+    return Path(config.descriptions) if config.descriptions else Path(config.root) / "descriptions.jsonl"
+
+
+def read_gallery_texts(path: Path) -> TextFile:
+    """The file that `identity_texts` looks into. Raises FileNotFoundError."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file of generated texts {path}; it needs {REMEDY}")
-    texts, _ = _read_descriptions(path.read_bytes(), path)
+        raise FileNotFoundError(f"there is no file of generated texts {path}; {GALLERY_REMEDY}")
+    return TextFile(path, path.read_bytes())
+
+
+def identity_texts(file: TextFile, records: Sequence[Record]) -> list[str]:
+    """The generated identity text of each image, whatever its split: for the protocol `gallery-text`, which says what a
+    gallery knows about its own images. Raises ValueError for anything wrong in the file, or when an image has no text
+    with status "ok": the gallery is the whole split, so none is left out."""
+    texts, rejected = _read_descriptions(file.content, file.path)
     without = [record.file_path for record in records if record.file_path not in texts]
     if without:
         raise ValueError(
-            f"protocol gallery-text needs an identity text of every gallery image; {path} has none for "
-            f"{examples(without)}"
+            f"protocol gallery-text needs an identity text of every gallery image; {file.path} has none with status ok "
+            f"for {examples(without)}, {len(rejected.intersection(without))} of them rejected; {GALLERY_REMEDY}"
         )
     return [texts[record.file_path][0] for record in records]
 
