@@ -73,6 +73,7 @@ def make_run(recipe: str, shift: float, seeds: tuple[int, ...]) -> dict[str, Any
         "beta": [0.5] * len(seeds),
         "chance": dict.fromkeys(METRICS, 0.75),
         "ratio": mean,
+        "threads": ["2"] * len(seeds),
         "seconds": {"training": [100.0] * len(seeds), "validation": [2.0], "evaluation": [4.25] * len(seeds)},
         "memory_mb": {"training": [1234.5] * len(seeds), "evaluation": [700.0]},
         "parameters": {"total": 1_410_212, "trained": 1_410_212, "fusion": 47_138},

@@ -45,7 +45,9 @@ def test_page_has_every_number_and_where_it_comes_from(html):
     text = Page(html).words()
     assert "w/o gate 11.50 ± 0.12 21.50 ± 0.12 31.50 ± 0.12 41.50 ± 0.12 51.50 ± 0.12" in text
     assert "+ BDAM 9.90 · 10.00 · 10.10" in text and "chance 0.75" in text
-    assert "100.0 4.2 1,234 700 1,410,212 47,138 90.919 4.922 1,200 (1,100–1,300) –" in text
+    cost = "100.0 4.2 2 1,234 700 1,410,212 47,138 90.919 4.922"
+    # Speed stands with Fig. 5 only.
+    assert text.count(cost) > 3 and 0 < text.count(cost + " 1,200 (1,100–1,300) –") < text.count(cost)
     assert "python -m training.experiment all --seeds 0 1 2" in text and "ab" * 32 in text and "torch 2.13.0" in text
     assert "synthetic-tables/no-gate model.bdam.gate = no" in text and "data.image_size" in text
     assert "Not finished: w/o InfoNCE, seed 0; w/o InfoNCE, seed 2." in text

@@ -74,8 +74,9 @@ def summarise(
 
 def _run(row: Row, folders: list[Path], base: Config) -> dict[str, Any]:
     """One configuration over the seeds: "recipe", "changes" of the base's fields, "data", "folders"; "metrics", "mean" and
-    "std" (n - 1; None for one seed) in percent, "metrics_beta0", "beta", "chance", "ratio"; "seconds" and "memory_mb" by
-    phase; "parameters", "flops" and "speed" (see efficiency.measure). A list has a value for each seed.
+    "std" (n - 1; None for one seed) in percent, "metrics_beta0", "beta", "chance", "ratio"; "threads" of the evaluation,
+    "seconds" and "memory_mb" by phase; "parameters", "flops" and "speed" (see efficiency.measure). A list has a value for
+    each seed.
 
     Raises ValueError when the runs are of different data.
     """
@@ -100,6 +101,7 @@ def _run(row: Row, folders: list[Path], base: Config) -> dict[str, Any]:
         "beta": [e["beta"] for e in evaluations],
         "chance": chance,
         "ratio": {name: mean[name] / chance[name] for name in METRICS},
+        "threads": [e["versions"]["threads"] for e in evaluations],
         "seconds": {phase: [e["seconds"][phase] for e in evaluations] for phase in evaluations[0]["seconds"]},
         "memory_mb": {
             "training": [e["training_memory_mb"] for e in evaluations],

@@ -26,7 +26,7 @@ LEVEL = 0.05
 _FIELDS = ("command", "recipe", "seeds", "config", "test", "data", "versions", "missing", "tables", "runs")
 # Fields of a run, with those inside them that are read by name.
 _RUN_FIELDS: dict[str, tuple[str, ...]] = {
-    **{name: () for name in ("recipe", "changes", "data", "beta", "flops", "comparison")},
+    **{name: () for name in ("recipe", "changes", "data", "beta", "threads", "flops", "comparison")},
     **dict.fromkeys(("metrics", "mean", "std", "chance"), METRICS),
     "seconds": ("training", "evaluation"),
     "memory_mb": ("training", "evaluation"),
@@ -161,7 +161,7 @@ def _views(summary: dict[str, Any]) -> list[dict[str, Any]]:
         if compared:
             parts.append(_differences(compared, len(summary["seeds"])))
         if found:
-            parts.append(_cost(found))
+            parts.append(_cost(found, speed=name == fusions.TABLE))
         # One form of fusion alone is the best of itself.
         radar = name == fusions.TABLE and len(found) > 1
         views.append(
@@ -266,25 +266,20 @@ def _differences(
     return _part("Difference to the full model, percentage points", head, rows)
 
 
-def _cost(found: Found) -> dict[str, Any]:
-    head = ["", "training, s", "evaluation, s", "memory of training, MB", "of evaluation, MB", "parameters"]
-    head += ["of the fusion", "MFLOP a pair", "of the fusion", "images/s", "pairs/s through the fusion"]
+def _cost(found: Found, speed: bool) -> dict[str, Any]:
+    """speed: images and pairs a second too, which are worth reading where the runs were evaluated alone only."""
+    head = ["", "training, s", "evaluation, s", "on threads", "memory of training, MB", "of evaluation, MB"]
+    head += ["parameters", "of the fusion", "MFLOP a pair", "of the fusion"]
     rows = []
     for row, run in found:
-        seconds, flops = run["seconds"], run["flops"]
-        known = [value for value in run["memory_mb"]["training"] if value is not None]
-        cells = [
-            row["label"],
-            _mean(seconds["training"]),
-            _mean(seconds["evaluation"]),
-            f"{max(known):,.0f}" if known else "–",
-        ]
-        cells += [
-            f"{max(run['memory_mb']['evaluation']):,.0f}",
-            *(f"{run['parameters'][k]:,}" for k in ("total", "fusion")),
-        ]
+        seconds, flops, memory = run["seconds"], run["flops"], run["memory_mb"]
+        known = [value for value in memory["training"] if value is not None]
+        cells = [row["label"], _mean(seconds["training"]), _mean(seconds["evaluation"])]
+        cells += [" or ".join(sorted(set(run["threads"]))), f"{max(known):,.0f}" if known else "–"]
+        cells += [f"{max(memory['evaluation']):,.0f}", *(f"{run['parameters'][k]:,}" for k in ("total", "fusion"))]
         cells += ["–", "–"] if flops is None else [f"{flops[key] / 1e6:,.3f}" for key in ("total", "fusion")]
-        rows.append([*cells, *(_speed(run["speed"][kind]) for kind in ("images", "pairs"))])
+        rows.append(cells + [_speed(run["speed"][kind]) for kind in ("images", "pairs") if speed])
+    head += ["images/s", "pairs/s through the fusion"] if speed else []
     return _part("Cost", head, rows)
 
 
