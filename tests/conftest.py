@@ -1,6 +1,8 @@
 """Fixtures of all tests: a fixed seed, one thread, and kernels that start from poisoned memory."""
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -41,3 +43,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that take minutes begin first, so that a second process is not left waiting for them at the end."""
     first = ("test_triton_interpreter", "test_cuda_build", "test_cuda_host", "test_triton_compile")
     items.sort(key=lambda item: not item.path.stem.startswith(first))
+
+
+@pytest.fixture(scope="module")
+def background() -> Iterator[Any]:
+    """A server of the tests' own that stands in for a model, one for all tests of a file."""
+    # Here: most tests need nothing of the pipeline.
+    from asked import Background
+
+    made = Background()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def server(background: Any) -> Any:
+    """That server, behaving well again."""
+    background.behaviour.__init__()
+    return background

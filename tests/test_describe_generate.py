@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from asked import KEY, Background
 from pedes import make_pedes
 from rich.console import Console
 from styled import lines, paths_of, write_styles
 from tiny import contents
 from tiny_vlm import save_tiny_vlm
 
-from bench.answering import Behaviour, serve
 from training import cli
 from training.config import DataConfig
 from training.data.datasets import read_dataset
@@ -33,51 +30,6 @@ from training.semantics.client import Service
 from training.semantics.pacing import Budget
 
 ROOT = Path(__file__).parent.parent
-KEY = "sk-secret-0123456789abcdef"
-
-
-class Background:
-    """A server in a thread of its own."""
-
-    def __init__(self) -> None:
-        self.behaviour = Behaviour()
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-        future = asyncio.run_coroutine_threadsafe(serve(self.behaviour), self.loop)
-        self.server, self.port = future.result()
-
-    @property
-    def requests(self) -> int:
-        return sum(self.behaviour.counts.values())
-
-    def stop(self) -> None:
-        """Ends answers that nobody waits for any more too: left to the garbage collector they break whatever runs then."""
-
-        async def cancel() -> None:
-            self.server.close()
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(cancel(), self.loop).result()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-
-
-@pytest.fixture(scope="module")
-def background() -> Iterator[Background]:
-    made = Background()
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def server(background) -> Background:
-    background.behaviour.__init__()
-    return background
 
 
 @pytest.fixture

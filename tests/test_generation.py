@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asked import Scripted
 from pedes import make_pedes
 
 from bench.answering import Behaviour, serve
@@ -27,7 +28,6 @@ from training.semantics.store import Answer, Answers, Records
 
 ROOT = Path(__file__).parent.parent
 SCHEMA, LIMITS = load_schema(), Limits((3, 80))
-KEY = "sk-secret-0123456789abcdef"
 GOOD = {
     "identity": "A young man of slim build and medium height with short black hair and fair skin.",
     "clothing": "Wearing a white shirt, blue jeans and black sneakers, with a grey backpack.",
@@ -36,23 +36,6 @@ GOOD = {
 
 def said(kind: str, text: str = "") -> Answer:
     return Answer(json.dumps({kind: text or GOOD[kind]}), "", "stop", 100, 10, 0.1)
-
-
-class Scripted:
-    """A provider that answers what a function of the ask says; an exception is raised."""
-
-    window = 3
-
-    def __init__(self, script: Any) -> None:
-        self.script, self.asks = script, list[Ask]()
-
-    async def answer(self, ask: Ask) -> Answer:
-        self.asks.append(ask)
-        await asyncio.sleep(0.001)
-        value = self.script(ask)
-        if isinstance(value, BaseException):
-            raise value
-        return value
 
 
 def make_task(near: NearDuplicates | None = None, attempts: int = 3, **params: Any) -> Task:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asked import KEY, Background, Scripted
 from rich.console import Console
 from styled import lines
-from test_describe_generate import KEY, Background
 from test_describe_styles import run
 from tiny_vlm import save_tiny_vlm
 from written import write_people
@@ -31,35 +31,14 @@ LONG = "A tall man wears a red shirt, blue jeans and white shoes."
 TERSE = "woman; black coat; grey bag."
 
 
-@pytest.fixture(scope="module")
-def background() -> Any:
-    made = Background()
-    yield made
-    made.stop()
+def ask_for(tmp_path: Path, caption: str, said: Any, attempts: int = 3) -> tuple[neutral.Neutral, Scripted]:
+    """What comes of a caption where a model says `said(attempt)`, and who was asked."""
 
-
-@pytest.fixture
-def server(background: Background) -> Background:
-    background.behaviour.__init__()  # type: ignore[misc]
-    return background
-
-
-class Scripted:
-    """A provider that says of a caption what a function of the attempt says."""
-
-    window = 2
-
-    def __init__(self, script: Any) -> None:
-        self.script, self.asks = script, list[Ask]()
-
-    async def answer(self, ask: Ask) -> Answer:
-        self.asks.append(ask)
-        value = self.script(ask.attempt)
+    def answer(ask: Ask) -> Answer:
+        value = said(ask.attempt)
         return Answer(value if isinstance(value, str) else json.dumps(value))
 
-
-def ask_for(tmp_path: Path, caption: str, script: Any, attempts: int = 3) -> tuple[neutral.Neutral, Scripted]:
-    provider, answers = Scripted(script), Answers(tmp_path / "answers.jsonl")
+    provider, answers = Scripted(answer), Answers(tmp_path / "answers.jsonl")
 
     async def inside() -> neutral.Neutral:
         asker = Asker(provider, answers, Meter(Budget(), 0, 0, 0, 0, 0.0))
