@@ -84,7 +84,7 @@ format: $(READY)
 bench: $(READY)
 	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[bench]"
 	$(PY) -m bench.run --op $(OP) --malloc kept
-	$(PY) -m bench.report
+	$(PY) -m bench.harness.report
 
 gpu:
 	$(GPU_PYTHON) -m bench.gpu

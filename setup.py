@@ -24,10 +24,11 @@ TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 CXX = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi", "-Wno-maybe-uninitialized", TORCH_TARGET]
 
 
-def sources(*suffixes: str) -> list[str]:
-    """Files below csrc/ that end in one of `suffixes`, relative to the project (setuptools refuses absolute paths)."""
-    found = (p for p in sorted((ROOT / "csrc").rglob("*")) if p.name.endswith(suffixes))
-    return [str(p.relative_to(ROOT)) for p in found]
+def sources(*suffixes: str, cuda: bool = False) -> list[str]:
+    """Files below csrc/ with one of `suffixes`, of the CUDA library or of the other; relative (setuptools refuses absolute
+    paths)."""
+    found = (p.relative_to(ROOT) for p in sorted((ROOT / "csrc").rglob("*")) if p.suffix in suffixes)
+    return [str(p) for p in found if ("cuda" in p.parts or p.stem == "module_cuda") == cuda]
 
 
 def require_compiler() -> None:
@@ -50,7 +51,7 @@ def wants_cuda() -> bool:
         missing.append(f"torch {torch.__version__} is a CPU build (install a CUDA build of torch)")
     if cpp_extension.CUDA_HOME is None:
         missing.append("nvcc was not found (install the CUDA toolkit or set CUDA_HOME)")
-    if not sources("_cuda.cu"):
+    if not sources(".cu", cuda=True):
         missing.append("this version has no CUDA sources")
     if asked == "1" and missing:
         sys.exit("bdam_fast: BDAM_FAST_CUDA=1, but " + "; ".join(missing))
@@ -62,7 +63,7 @@ def extensions() -> list:
     include = [str(ROOT / "csrc")]
     cpu = cpp_extension.CppExtension(
         "bdam_fast._C",
-        [s for s in sources(".cpp") if not s.endswith("_cuda.cpp")],
+        sources(".cpp"),
         include_dirs=include,
         depends=sources(".h", ".inl"),
         py_limited_api=True,
@@ -73,9 +74,9 @@ def extensions() -> list:
         return [cpu]
     cuda = cpp_extension.CUDAExtension(
         "bdam_fast._C_cuda",
-        [*sources("_cuda.cu", "_cuda.cpp"), "csrc/common/runtime.cpp"],
+        [*sources(".cu", ".cpp", cuda=True), "csrc/common/runtime.cpp"],
         include_dirs=include,
-        depends=sources(".h", ".cuh"),
+        depends=[*sources(".h"), *sources(".h", ".cuh", cuda=True)],
         py_limited_api=True,
         extra_compile_args={
             "cxx": [*CXX, "-DUSE_CUDA"],

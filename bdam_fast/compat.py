@@ -14,8 +14,8 @@ from torch import Tensor
 
 import bdam_fast
 from bdam_fast import _checks
-from bdam_fast._transformers import patch_transformers, unpatch_transformers
-from bdam_fast.ops.causal_conv1d import causal_conv1d_update as conv_update
+from bdam_fast.integrations.transformers.patch import patch_transformers, unpatch_transformers
+from bdam_fast.ops.causal_conv1d_update import op as conv_update
 
 __all__ = [
     "causal_conv1d_fn",

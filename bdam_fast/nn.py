@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdam_fast.ops.causal_conv1d.causal_conv1d_update import causal_conv1d_update
 from bdam_fast.ops.causal_conv1d.op import causal_conv1d
+from bdam_fast.ops.causal_conv1d_update.op import causal_conv1d_update
 from bdam_fast.ops.selective_scan.op import selective_scan
-from bdam_fast.ops.selective_scan.selective_state_update import selective_state_update
+from bdam_fast.ops.selective_state_update.op import selective_state_update
 
 
 class Mamba(nn.Module):

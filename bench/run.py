@@ -16,9 +16,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from bench import harness, limits, results, targets
-from bench.case import Case
-from bench.results import Row
+from bench.harness import machine as limits
+from bench.harness import measure as harness
+from bench.harness import results, targets
+from bench.harness.case import Case
+from bench.harness.results import Row
 
 Op = Literal["selective_scan", "causal_conv1d", "hsic", "mamba_block", "transformers", "overhead"]
 OPS: tuple[str, ...] = get_args(Op)

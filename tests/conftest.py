@@ -41,15 +41,15 @@ def isa(request, kernels) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that take minutes begin first, so that a second process is not left waiting for them at the end."""
-    first = ("test_triton_interpreter", "test_cuda_build", "test_cuda_host", "test_triton_compile")
-    items.sort(key=lambda item: not item.path.stem.startswith(first))
+    first = ("triton", "cuda_host")
+    items.sort(key=lambda item: item.path.parent.name not in first)
 
 
 @pytest.fixture(scope="module")
 def background() -> Iterator[Any]:
     """A server of the tests' own that stands in for a model, one for all tests of a file."""
     # Here: most tests need nothing of the pipeline.
-    from asked import Background
+    from tests.support.fake_provider import Background
 
     made = Background()
     yield made

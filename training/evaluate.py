@@ -27,14 +27,16 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import bdam_fast
-from training import checkpoint, cli, efficiency, protocols
-from training.audit import refuse_audit
-from training.checkpoint import TrainedRun
 from training.config import to_dict
 from training.data.datasets import Dataset, Record, TextFile, read_gallery_texts
 from training.data.loader import iterate_images, tokenize
-from training.evaluator import METRICS, DualEmbeddings, chance_metrics, evaluate_dual, has_ties, query_metrics
-from training.files import atomic, read_json
+from training.engine import checkpoint
+from training.engine.checkpoint import TrainedRun
+from training.evaluation import efficiency, protocols
+from training.evaluation.audit_guard import refuse_audit
+from training.evaluation.dual import METRICS, DualEmbeddings, chance_metrics, evaluate_dual, has_ties, query_metrics
+from training.utils import cli
+from training.utils.io import atomic, read_json
 
 EXAMPLES, RESULTS, BINS = 10, 10, 50
 # Hexadecimal digits that tell files of texts apart in the name of a result.

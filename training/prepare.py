@@ -11,16 +11,16 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
-from training import cli
 from training.config import DataConfig
 from training.data.datasets import read_records
-from training.data.packing import pack as pack_images
-from training.data.pictures import default_workers
+from training.data.images.pack import pack as pack_images
 from training.data.readers import LAYOUTS
-from training.data.synthetic import SPLITS, generate
-from training.data.template import write_template
-from training.data.validate import Options, Validation
-from training.data.validate import validate as check_data_set
+from training.data.validation.decode_cache import default_workers
+from training.data.validation.validate import Options, Validation
+from training.data.validation.validate import validate as check_data_set
+from training.synthetic.dataset import SPLITS, generate
+from training.synthetic.own_data_example import write_template
+from training.utils import cli
 
 COLOURS = {"ok": "green", "note": "", "warning": "yellow", "error": "red"}
 DataSet = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "own"]
@@ -126,7 +126,7 @@ def validate(
         html: Page to write; runs/validate-NAME.html by default.
     """
     # Matplotlib comes with it: two seconds that the other commands, and each process of `synthetic`, need not wait.
-    from training.report.validation import verdict, write_validation
+    from training.report.validation_page import verdict, write_validation
 
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")

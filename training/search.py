@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from training import checkpoint, cli
-from training.checkpoint import TrainedRun
 from training.config import DataConfig
 from training.data.datasets import SPLITS, Record, read_dataset
 from training.data.loader import tokenize
-from training.retrieval import Index, build_index, folder_records, index_key, load_index, save_index
+from training.engine import checkpoint
+from training.engine.checkpoint import TrainedRun
+from training.retrieval.store import Index, build_index, folder_records, index_key, load_index, save_index
+from training.utils import cli
 
 
 def main(argv: Sequence[str]) -> None:

@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from training import checkpoint, cli, efficiency, evaluator
 from training.config import Config, to_dict
 from training.data.datasets import Dataset, read_dataset
 from training.data.loader import TrainLoader
 from training.data.tokenizer import build_tokenizer, save_tokenizer
-from training.files import read_json, write_json
-from training.trainer import Progressed, Trainer
+from training.engine import checkpoint
+from training.engine.trainer import Progressed, Trainer
+from training.evaluation import dual, efficiency
+from training.utils import cli
+from training.utils.io import read_json, write_json
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,7 +49,7 @@ def train(config: Config, run_dir: Path, *, resume: bool = False) -> Progressed:
     tokenizer = build_tokenizer(config.model.text, texts)
     model = checkpoint.build_model(config, tokenizer)
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
-    validate = partial(evaluator.validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
+    validate = partial(dual.validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
     trainer = Trainer(config, model, loader, run_dir, validate, fingerprint=dataset.fingerprint, console=console)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / "config.json", to_dict(config))

@@ -6,7 +6,7 @@
 #include <tuple>
 #include <vector>
 
-#include "causal_conv1d/causal_conv1d_call.h"
+#include "causal_conv1d/call.h"
 
 namespace bdam_fast {
 

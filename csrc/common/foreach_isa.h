@@ -1,6 +1,6 @@
 // Compiles one source once per instruction set. Usage, in the operator's _cpu.cpp, after every other include:
 //
-//   #define BDAM_ISA_SOURCE "selective_scan/selective_scan_cpu.inl"
+//   #define BDAM_ISA_SOURCE "selective_scan/cpu/kernel.inl"
 //   #include "common/foreach_isa.h"
 //
 // BDAM_ISA_SOURCE is included after simd.inl inside the namespaces bdam_fast::avx512, ::avx2 and ::baseline (internal

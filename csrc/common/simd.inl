@@ -1,7 +1,7 @@
 // Vector types and elementary functions, included once per instruction set by foreach_isa.h. A vector V is a GCC vector
 // of float or double; its width must never exceed that of the instruction set (25 ms instead of 2 when it does).
 // Accuracy, largest error in ulp over the whole range (float): exp2 1.1, exp 1.2, softplus 3.1, sigmoid 2.7, bounded by
-// tests/test_elementary.py. Double goes through libm.
+// tests/ops/test_elementary.py. Double goes through libm.
 #define BDAM_INLINE static inline __attribute__((always_inline))
 #define BDAM_UNROLL _Pragma("GCC unroll 16")
 

@@ -9,7 +9,7 @@
 
 #include "common/checks.h"
 #include "common/runtime.h"
-#include "selective_scan/selective_scan_call.h"
+#include "selective_scan/call.h"
 
 namespace bdam_fast {
 

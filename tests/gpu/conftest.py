@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import poison_allocations
 
 from bdam_fast import _native
+from tests.support.operators import poison_allocations
 
 # `make gpu` sets this: a backend that is absent is then an error and no reason to skip.
 REQUIRED = os.environ.get("BDAM_FAST_GPU_TESTS") == "required"

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from training.config import DataConfig
-from training.data import transforms
 from training.data.datasets import Dataset, Record
-from training.data.images import open_images, read, update_cache
+from training.data.images import transforms
+from training.data.images.source import open_images, read, update_cache
 from training.data.sampler import PKSampler, Sampler, ShuffledSampler, random_numbers
 
 # Texts per call of the tokenizer; bounds the memory of its intermediate lists.

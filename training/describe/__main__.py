@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from training import cli
+from training.utils import cli
 
 COMMANDS = {
     "styles": "clusters the captions of a data set by their style",

@@ -15,10 +15,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from training import cli
 from training.describe.options import add_checks, checks_of, read_data, shown
-from training.describe.texts import read_texts
-from training.semantics.quality import NearDuplicates, check_texts
+from training.describe.text.records import read_texts
+from training.describe.text.text_checks import NearDuplicates, check_texts
+from training.utils import cli
 
 
 def main(argv: Sequence[str]) -> None:

@@ -18,21 +18,21 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from training import cli
 from training.config import DataConfig
+from training.config.fields import Stage, Within
 from training.data.datasets import read_records
+from training.describe.generation import Item, Judge, Task
 from training.describe.inputs import Styles, claim, drop_unusable, no_styles, read_styles, to_items
-from training.describe.run import Online, Result, Run
-from training.fields import Stage, Within
-from training.semantics.asking import Sampling
-from training.semantics.client import Service, read_key
-from training.semantics.generation import Item, Judge, Task
-from training.semantics.pacing import Budget
-from training.semantics.prompts import Prompt, build_prompt, load_schema
-from training.semantics.providers import Provider, TransformersProvider
-from training.semantics.quality import Limits, NearDuplicates
-from training.semantics.schema import Kind, Schema
-from training.semantics.store import Answers, Records
+from training.describe.llm.answer_store import Answers, Records
+from training.describe.llm.client import Service, read_key
+from training.describe.llm.executor import Sampling
+from training.describe.llm.limits import Budget
+from training.describe.llm.providers import Provider, TransformersProvider
+from training.describe.session import Online, Result, Run
+from training.describe.text.prompts import Prompt, build_prompt, load_schema
+from training.describe.text.schema import Kind, Schema
+from training.describe.text.text_checks import Limits, NearDuplicates
+from training.utils import cli
 
 # Part of what an answer of the provider template depends on: raise it when the templates change.
 TEMPLATES = 1
@@ -209,7 +209,7 @@ def _provider(
     if options.provider == "transformers":
         return TransformersProvider(options.model, options.batch, options.device)
     # It imports scikit-learn, which no other provider needs.
-    from training.describe.template import TemplateProvider, read_scenes
+    from training.describe.template_provider import TemplateProvider, read_scenes
 
     return TemplateProvider(read_scenes(options.source.root, [item.file_path for item in items]), styles.examples)
 

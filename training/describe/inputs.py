@@ -11,10 +11,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from training import files
 from training.data.datasets import Record
-from training.semantics.generation import Item
-from training.semantics.store import JsonLines
+from training.describe.generation import Item
+from training.describe.llm.answer_store import JsonLines
+from training.utils import io
 
 # The one style where no file of styles is given.
 NEUTRAL = 0
@@ -54,7 +54,7 @@ def read_styles(folder: Path, examples: int) -> Styles:
     Raises FileNotFoundError, or ValueError for a file of another form.
     """
     table, lines = Path(folder) / "styles.json", Path(folder) / "styles.jsonl"
-    value = files.read_json(table)
+    value = io.read_json(table)
     if not lines.is_file():
         raise FileNotFoundError(f"{lines} does not exist; `python -m training.describe styles` writes it")
     shown: dict[int, tuple[str, ...]] = {}
@@ -104,9 +104,9 @@ def claim(path: Path, settings: dict[str, Any]) -> None:
     Raises ValueError naming what differs: texts of two settings do not mix in one file.
     """
     if not path.exists():
-        files.write_json(path, settings)
+        io.write_json(path, settings)
         return
-    stored = files.read_json(path)
+    stored = io.read_json(path)
     known = stored if isinstance(stored, dict) else {}
     differing = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
     if differing:
@@ -120,7 +120,7 @@ def drop_unusable(path: Path) -> int:
     try:
         rows = [row for _, row in lines.rows()]
         kept = [row for row in rows if row.get("status") == "ok"]
-        with files.atomic(path) as file:
+        with io.atomic(path) as file:
             file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in kept)
     finally:
         lines.close()

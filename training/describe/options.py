@@ -13,9 +13,9 @@ from rich.progress import Progress
 
 from training.config import DataConfig
 from training.data.datasets import Record, read_records
-from training.semantics.prompts import load_schema
-from training.semantics.quality import Limits
-from training.semantics.schema import Schema
+from training.describe.text.prompts import load_schema
+from training.describe.text.schema import Schema
+from training.describe.text.text_checks import Limits
 
 Item = TypeVar("Item")
 

@@ -18,16 +18,17 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from training import cli, report
+from training import report
 from training.data.datasets import Record
-from training.describe.counts import Counts, checks_of_text
 from training.describe.options import add_checks, checks_of, read_data, shown
-from training.describe.texts import STATUSES, Text, read_texts
+from training.describe.text.records import STATUSES, Text, read_texts
+from training.describe.text.schema import KINDS, Kind, Schema
+from training.describe.text.tally import Counts, checks_of_text
+from training.describe.text.text_checks import Limits
 from training.report import plots
-from training.report.images import thumbnail
-from training.report.page import write_whole
-from training.semantics.quality import Limits
-from training.semantics.schema import KINDS, Kind, Schema
+from training.report.run_page import write_whole
+from training.report.thumbnails import thumbnail
+from training.utils import cli
 
 # Reasons listed, the most frequent first.
 REASONS = 20

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from training.semantics.generation import Tally
-from training.semantics.pacing import Meter
+from training.describe.generation import Tally
+from training.describe.llm.limits import Meter
 
 # Seconds between two lines where there is no terminal.
 LOG_EVERY = 60.0

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from sklearn.manifold import TSNE
 
 from training import report
+from training.describe.styles.clustering import Styles
 from training.report import plots
-from training.report.page import write_whole
-from training.semantics.style import Styles
+from training.report.run_page import write_whole
 
 # Captions on the map; t-SNE of 2,000 takes seconds.
 SHOWN = 2000

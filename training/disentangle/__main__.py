@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from training import cli
 from training.disentangle import RESULT, disentangle
 from training.disentangle.compare import compare, markdown
-from training.files import atomic, read_json
+from training.utils import cli
+from training.utils.io import atomic, read_json
 
 
 def main(argv: Sequence[str]) -> None:

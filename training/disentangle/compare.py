@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from training.audit import refuse_audit
 from training.disentangle.dependence import MEASURES
+from training.evaluation.audit_guard import refuse_audit
 
 Results = Mapping[Path, dict[str, Any]]
 Evaluations = Mapping[Path, dict[str, Any] | None]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import bdam_fast
 from training.config import Backend
-from training.losses import cka
+from training.engine.losses import cka
 
 PERMUTATIONS = 1000
 SEED = 0

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from training.checkpoint import TrainedRun
 from training.data.datasets import Record
 from training.data.loader import iterate_images, tokenize
+from training.engine.checkpoint import TrainedRun
 
 # What each feature is; the order is that of every table. A caption names clothes and most often the sex: what f_final
 # has of the image alone is seen with the caption of somebody else.

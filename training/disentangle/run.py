@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from sklearn.manifold import TSNE
 
-from training import checkpoint
-from training.checkpoint import TrainedRun
 from training.config import to_dict
 from training.data.datasets import Dataset
-from training.data.factors import Truth, read_factors
-from training.disentangle import probes
-from training.disentangle.clothes import other_clothes
+from training.data.ground_truth import Truth, read_factors
+from training.disentangle import linear_probes
+from training.disentangle.cloth_changing import other_clothes
 from training.disentangle.dependence import MEASURES, dependence
 from training.disentangle.features import FEATURES, collect
-from training.files import atomic
+from training.engine import checkpoint
+from training.engine.checkpoint import TrainedRun
+from training.utils.io import atomic
 
 RESULT, ARRAYS = "disentangle.json", "disentangle.npz"
 # Features that probes read, that find a person in other clothes, and that Fig. 4 shows.
@@ -85,9 +85,10 @@ def _with_truth(
 ) -> dict[str, Any]:
     probed = {name: features[name] for name in PROBED if name in features}
     factors = {"identity": truth.identity, "clothing": truth.clothing}
-    results = probes.probe_all(probed, factors, persons, lambda done, total: progress("probes", done, total))
+    results = linear_probes.probe_all(probed, factors, persons, lambda done, total: progress("probes", done, total))
     summary = {
-        name: {kind: probes.summarise(results, name, kind) for kind in factors} for name in (*probed, "other_kind")
+        name: {kind: linear_probes.summarise(results, name, kind) for kind in factors}
+        for name in (*probed, "other_kind")
     }
     progress("retrieval", 0, 1)
     retrieval = other_clothes({name: features[name] for name in SEARCHED}, persons, truth.outfits)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from bdam_fast.profiling import span
 from training.config import LossConfig, ModelConfig
-from training.models.adversary import ClothingHead
 from training.models.bdam import Bdam, BdamOutput
+from training.models.clothing_head import ClothingHead
 from training.models.encoders import TextEncoder, VisualEncoder
 from training.models.fusion import Fusion, FusionOutput, masked_mean, projection
 

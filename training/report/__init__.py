@@ -1,8 +1,8 @@
 """Pages about one run or one experiment, made from the files of its folder; imports no torch."""
 
-from training.report.experiment import build_experiment, read_experiment, write_experiment, write_markdown
-from training.report.page import build_page, write_page
-from training.report.run import Run, read_run
+from training.report.experiment_page import build_experiment, read_experiment, write_experiment, write_markdown
+from training.report.run_files import Run, read_run
+from training.report.run_page import build_page, write_page
 
 __all__ = [
     "Run",

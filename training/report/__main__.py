@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training import cli
 from training.report import read_experiment, read_run, write_experiment, write_markdown, write_page
+from training.utils import cli
 
 
 def main(argv: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ def causal_conv1d_reference(
         before = steps.new_zeros(shape) if initial_states is None else initial_states.to(dtype)
         if seq_idx is None or x.shape[2] == 0:
             window = torch.cat([before, steps], 2)
-            out, final = _filter(window, taps, offset, silu), window[:, :, x.shape[2] :]
+            out, final = filter_window(window, taps, offset, silu), window[:, :, x.shape[2] :]
         else:
             out, final = _packed(steps, taps, offset, silu, before, seq_idx.flip(1) if reverse else seq_idx)
         if reverse:
@@ -42,7 +42,7 @@ def causal_conv1d_reference(
         return out.to(x.dtype), final
 
 
-def _filter(window: Tensor, taps: Tensor, offset: Tensor, silu: bool, runs: Tensor | None = None) -> Tensor:
+def filter_window(window: Tensor, taps: Tensor, offset: Tensor, silu: bool, runs: Tensor | None = None) -> Tensor:
     """The filter over window (B, D, W - 1 + L); with runs (B, W - 1 + L) a tap of another run is zero."""
     width = taps.shape[1]
     length = window.shape[2] - width + 1
@@ -68,29 +68,9 @@ def _packed(
     index = seq_idx.gather(1, order)
     runs = F.pad((index[:, 1:] != index[:, :-1]).long().cumsum(1), (1 + window_length, 0))
     window = torch.cat([before, compact], 2)
-    out = _filter(window, taps, offset, silu, runs).masked_fill(tail[:, None], 0)
+    out = filter_window(window, taps, offset, silu, runs).masked_fill(tail[:, None], 0)
     out = out.gather(2, order.argsort(1)[:, None].expand_as(out))
     last = count + torch.arange(window_length, device=steps.device)
     final = window.gather(2, last[:, None].expand_as(before))
     last_runs = runs.gather(1, last)
     return out, final.masked_fill((last_runs != last_runs[:, -1:])[:, None], 0)
-
-
-def causal_conv1d_update_reference(
-    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
-) -> tuple[Tensor, Tensor]:
-    """(out in x's shape and dtype, the new state (B, D, S)) of `causal_conv1d_update`, whose arguments are checked.
-
-    s_t = bias + sum_j weight[:, j] q_{S+t-W+1+j}, where q is the state followed by x; the new state is the end of q.
-    """
-    _native.count_call("causal_conv1d_update.reference.forward")
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    with _autograd.full_precision(x.device):
-        taps = weight.to(dtype)
-        offset = taps.new_zeros(x.shape[1]) if bias is None else bias.to(dtype)
-        steps = x[:, :, None] if x.dim() == 2 else x
-        unused = conv_state.shape[2] - weight.shape[1] + 1
-        window = torch.cat([conv_state[:, :, unused:].to(dtype), steps.to(dtype)], 2)
-        out = _filter(window, taps, offset, silu).to(x.dtype)
-        after = torch.cat([conv_state, steps.to(conv_state.dtype)], 2)[:, :, steps.shape[2] :]
-        return out.view(x.shape) if x.dim() == 2 else out, after

@@ -14,7 +14,7 @@ from bdam_fast import _checks, _operators
 OP = "selective_scan"
 TILE = 32  # steps between saved states on the CPU; kScanTile and kScanUnit in csrc/selective_scan/selective_scan.h
 UNIT = 16
-CUDA_TILE = 8  # kCudaTile in csrc/selective_scan/selective_scan_cuda.h
+CUDA_TILE = 8  # kCudaTile in csrc/selective_scan/cuda/launch.h
 NineTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 

@@ -1,0 +1,163 @@
+"""causal_conv1d_update: the causal convolution of the steps that follow a state, which is updated in place.
+
+B batch, D channels, L length, S entries of the state, W width (taps).
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdam_fast import _autograd, _backend, _checks, _native, _operators
+from bdam_fast.ops.causal_conv1d.op import MAX_WIDTH, causal_conv1d, wants_silu
+from bdam_fast.ops.causal_conv1d_update.reference import causal_conv1d_update_reference
+
+OP = "causal_conv1d_update"
+
+
+def causal_conv1d_update(
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """`causal_conv1d` of the steps that follow `conv_state`, for decoding; `conv_state` is updated in place.
+
+    With q = conv_state followed by x:  s_t = bias + sum_j weight[:, j] q_{S+t-W+1+j};  out = s, or silu(s) = s
+    sigmoid(s);  conv_state becomes the last S entries of q.
+
+    Args:
+        x: (B, D), one step, or (B, D, L).
+        conv_state: (B, D, S) with S >= W - 1, the inputs before x, the oldest first; read and written; not expanded, and
+            sharing memory with no other argument.
+        weight: (D, W), W from 1 to 8; the last tap is that of the step itself.
+        bias: (D,).
+        activation: None, `"silu"`, or `"swish"` (the same).
+        backend: `auto`, `cuda`, `triton`, `cpu` or `reference`.
+
+    Every tensor may be float32, bfloat16, float16 or float64 with any strides, each its own; the computation is in
+    float32 (float64 if x is float64), and x is rounded to the state's dtype when it is stored. Where a gradient is wanted
+    the steps go through `causal_conv1d` and the new state is copied into `conv_state`, so that both results carry it. A
+    refused call leaves the state as it was. Results are the same bits at every call and for any number of threads.
+
+    Returns:
+        out in x's shape and dtype.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, an expanded state, an unknown activation or backend, or a tensor on another device.
+        RuntimeError: a backend that is not available; a state that is a leaf which requires grad, in grad mode;
+            forward-mode AD or `torch.func` transforms with another backend than `reference`.
+    """
+    if not isinstance(x, Tensor):
+        _checks.check_tensor(OP, "x", x)
+    silu = wants_silu(OP, activation)
+    tensors = (x, conv_state, weight, bias)
+    chosen = _backend.resolve(OP, backend, x.device, x.dtype)
+    if chosen == "reference":
+        check(*tensors)
+        _checks.check_not_leaf(OP, "conv_state", conv_state)
+        out, after = causal_conv1d_update_reference(*tensors, silu)
+        conv_state.copy_(after)
+        return out
+    if not torch.compiler.is_compiling():
+        return _call(chosen, tensors, silu)
+    check(*tensors)
+    if _autograd.needs_grad(tensors):
+        return _differentiable(chosen, tensors, silu)
+    _ready(chosen)
+    return getattr(torch.ops, _operators.NAMESPACES[chosen]).causal_conv1d_update(*tensors, silu)
+
+
+def _call(backend: str, tensors: tuple[Any, ...], silu: bool) -> Tensor:
+    """The kernel, eagerly. It checks what `check` does, which is asked (4 us) only why a call was refused."""
+    _autograd.refuse_functorch(OP)
+    _autograd.refuse_forward_mode(OP, tensors)
+    raw = _raw(backend)
+    try:
+        if _autograd.needs_grad(tensors):
+            check(*tensors)
+            return _differentiable(backend, tensors, silu)
+        out = _autograd.below_autograd(raw, (*tensors, silu))
+    except (RuntimeError, TypeError, ValueError):
+        check(*tensors)
+        raise
+    _autograd.mark_written(tensors[1])
+    return out
+
+
+def _differentiable(backend: str, tensors: tuple[Any, ...], silu: bool) -> Tensor:
+    """The steps as a convolution with initial states; a copy of the old state is what its gradient will read."""
+    x, conv_state, weight, bias = tensors
+    _checks.check_not_leaf(OP, "conv_state", conv_state)
+    steps = x.unsqueeze(-1) if x.dim() == 2 else x
+    entries = conv_state.shape[2]
+    before = conv_state.clone()
+    window = before[:, :, entries - weight.shape[1] + 1 :]
+    out = causal_conv1d(steps, weight, bias, "silu" if silu else None, initial_states=window, backend=backend)
+    conv_state.copy_(torch.cat([before, steps.to(before.dtype)], 2)[:, :, steps.shape[2] :])
+    return out.squeeze(-1) if x.dim() == 2 else out
+
+
+def check(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raises where an argument has a wrong type, dtype, shape or device."""
+    _checks.check_tensor(OP, "x", x)
+    device = x.device
+    _checks.check_tensor(OP, "conv_state", conv_state, device)
+    _checks.check_tensor(OP, "weight", weight, device)
+    _checks.check_dim(OP, "x", x, "(B, D) or (B, D, L)", 2, 3)
+    _checks.check_dim(OP, "conv_state", conv_state, "(B, D, S)", 3)
+    _checks.check_dim(OP, "weight", weight, "(D, W)", 2)
+    batch, channels = x.shape[:2]
+    width, entries = weight.shape[1], conv_state.shape[2]
+    if channels < 1:
+        raise ValueError(f"{OP}: x must have at least one channel, got shape {_checks.shape_text(x.shape)}")
+    if not 1 <= width <= MAX_WIDTH:
+        raise ValueError(f"{OP}: weight must have 1 to {MAX_WIDTH} taps, got shape {_checks.shape_text(weight.shape)}")
+    _checks.check_shape(OP, "weight", weight, (channels, width))
+    _checks.check_shape(OP, "conv_state", conv_state, (batch, channels, entries))
+    if entries < width - 1:
+        raise ValueError(
+            f"{OP}: conv_state must have at least W - 1 = {width - 1} entries, "
+            f"got shape {_checks.shape_text(conv_state.shape)}"
+        )
+    _checks.check_not_expanded(OP, "conv_state", conv_state)
+    _checks.check_optional(OP, "bias", bias, (channels,), device)
+
+
+def _autograd_kernel(namespace: str, *args: Any) -> Any:
+    """What autograd does with a call of the raw operator."""
+    _autograd.refuse_functorch(OP)
+    _autograd.refuse_forward_mode(OP, args)
+    if _autograd.needs_grad(args):
+        check(*args[:4])
+        return _differentiable(_operators.backend_of(namespace, args[0].device), args[:4], args[4])
+    out = _autograd.below_autograd(_operators.raw(namespace, "causal_conv1d_update"), args)
+    _autograd.mark_written(args[1])
+    return out
+
+
+@cache
+def _raw(backend: str = "cpu") -> Any:
+    """A backend's raw operator. The first call loads its kernels."""
+    module = "bdam_fast.ops.causal_conv1d_update.triton_impl"
+    return _operators.load(OP, backend, _fakes, _autograd_kernel, module, writes="conv_state")
+
+
+def _fakes(namespace: str) -> dict[str, Any]:
+    """The raw operators in `namespace` by name, each as a function that makes results of the right shapes."""
+    return {"causal_conv1d_update": _fake}
+
+
+@_native.constant_in_graphs
+def _ready(backend: str) -> bool:
+    return _raw(backend) is not None
+
+
+def _fake(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    _checks.check_devices(OP, x, (conv_state, weight, bias))
+    return torch.empty_like(x)

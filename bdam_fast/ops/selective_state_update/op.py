@@ -1,0 +1,211 @@
+"""selective_state_update: one step of the selective scan, the state updated in place.
+
+B batch, D channels, N states, G groups of channels that share B and C.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdam_fast import _autograd, _backend, _checks, _native, _operators
+from bdam_fast.ops.selective_scan.op import MAX_STATES, selective_scan
+from bdam_fast.ops.selective_state_update.reference import selective_state_update_reference
+
+OP = "selective_state_update"
+
+
+def selective_state_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """One step of `selective_scan` (Gu and Dao 2023, equations 2 and 4) for decoding; `state` is updated in place.
+
+    dt = softplus(dt + dt_bias) (linear above 20; without `dt_softplus` no softplus),
+    state = exp(dt A) state + dt B x,  y = <C, state> + D x,  out = y silu(z).
+
+    Args:
+        state: (B, D, N), read and written; not expanded, and sharing memory with no other argument.
+        x, dt, z: (B, D).
+        A: (D, N), real, N at most 256.
+        B, C: (B, N), or (B, G, N) with G dividing D.
+        D, dt_bias: (D,).
+        dt_softplus: whether the step goes through softplus.
+        backend: `auto`, `cuda`, `triton`, `cpu` or `reference`.
+
+    Every tensor may be float32, bfloat16, float16 or float64 with any strides, each its own; the computation is in
+    float32 (float64 if x is float64), and the state is rounded to its own dtype when it is stored. Where a gradient is
+    wanted the step goes through `selective_scan` and the new state is copied into `state`, so that both results carry
+    it. A refused call leaves the state as it was. Results are the same bits at every call and for any number of threads.
+
+    Returns:
+        out (B, D) in x's dtype.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, an expanded state, a tensor on another device, or an unknown backend.
+        RuntimeError: a backend that is not available; a state that is a leaf which requires grad, in grad mode;
+            forward-mode AD or `torch.func` transforms with another backend than `reference`.
+    """
+    if not isinstance(state, Tensor):
+        _checks.check_tensor(OP, "state", state)
+    tensors = (state, x, dt, A, B, C, D, z, dt_bias)
+    chosen = _backend.resolve(OP, backend, state.device, x.dtype if isinstance(x, Tensor) else None)
+    if chosen == "reference":
+        _check(*tensors)
+        _checks.check_not_leaf(OP, "state", state)
+        out, after = selective_state_update_reference(*tensors, dt_softplus)
+        state.copy_(after)
+        return out
+    if not torch.compiler.is_compiling():
+        return _call(chosen, tensors, dt_softplus)
+    _check(*tensors)
+    if _autograd.needs_grad(tensors):
+        return _differentiable(chosen, tensors, dt_softplus)
+    _ready(chosen)
+    return getattr(torch.ops, _operators.NAMESPACES[chosen]).selective_state_update(*tensors, dt_softplus)
+
+
+def _call(backend: str, tensors: tuple[Any, ...], dt_softplus: bool) -> Tensor:
+    """The kernel, eagerly. It checks what `_check` does, which is asked (5 us) only why a call was refused."""
+    _autograd.refuse_functorch(OP)
+    _autograd.refuse_forward_mode(OP, tensors)
+    raw = _raw(backend)
+    try:
+        if _autograd.needs_grad(tensors):
+            _check(*tensors)
+            return _differentiable(backend, tensors, dt_softplus)
+        out = _autograd.below_autograd(raw, (*tensors, dt_softplus))
+    except (RuntimeError, TypeError, ValueError):
+        _check(*tensors)
+        raise
+    _autograd.mark_written(tensors[0])
+    return out
+
+
+def _differentiable(backend: str, tensors: tuple[Any, ...], dt_softplus: bool) -> Tensor:
+    """The step as a scan over one step, whose last state is copied into the state; the scan keeps a copy of the old."""
+    state, x, dt, A, B, C, D, z, dt_bias = tensors
+    _checks.check_not_leaf(OP, "state", state)
+    out, after = selective_scan(
+        x.unsqueeze(-1),
+        dt.unsqueeze(-1),
+        A,
+        B.unsqueeze(-1),
+        C.unsqueeze(-1),
+        D,
+        None if z is None else z.unsqueeze(-1),
+        dt_bias,
+        dt_softplus,
+        True,
+        initial_state=state.clone(),
+        backend=backend,
+    )
+    state.copy_(after)
+    return out.squeeze(-1)
+
+
+def _check(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+) -> None:
+    _checks.check_tensor(OP, "state", state)
+    device = state.device
+    for name, value in (("x", x), ("dt", dt), ("A", A), ("B", B), ("C", C)):
+        _checks.check_tensor(OP, name, value, device)
+    _checks.check_dim(OP, "state", state, "(B, D, N)", 3)
+    batch, channels, states = state.shape
+    if channels < 1:
+        raise ValueError(f"{OP}: state must have at least one channel, got shape {_checks.shape_text(state.shape)}")
+    if not 1 <= states <= MAX_STATES:
+        raise ValueError(f"{OP}: state must have 1 to {MAX_STATES} states, got shape {_checks.shape_text(state.shape)}")
+    _checks.check_not_expanded(OP, "state", state)
+    _checks.check_shape(OP, "x", x, (batch, channels))
+    _checks.check_shape(OP, "dt", dt, (batch, channels), "x")
+    _checks.check_shape(OP, "A", A, (channels, states))
+    groups = [_check_projection(name, value, state.shape) for name, value in (("B", B), ("C", C))]
+    if 1 not in groups and groups[0] != groups[1]:
+        raise ValueError(f"{OP}: B and C must have as many groups, got {groups[0]} and {groups[1]}")
+    for name, vector in (("D", D), ("dt_bias", dt_bias)):
+        _checks.check_optional(OP, name, vector, (channels,), device)
+    _checks.check_optional(OP, "z", z, (batch, channels), device, "x")
+
+
+def _check_projection(name: str, value: Tensor, shape: torch.Size) -> int:
+    """Checks B or C and returns its number of groups."""
+    batch, channels, states = shape
+    _checks.check_dim(OP, name, value, "(B, N) or (B, G, N)", 2, 3)
+    if value.dim() == 2:
+        _checks.check_shape(OP, name, value, (batch, states))
+        return 1
+    groups = value.shape[1]
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"{OP}: {name} must have a number of groups that divides the {channels} channels, "
+            f"got shape {_checks.shape_text(value.shape)}"
+        )
+    _checks.check_shape(OP, name, value, (batch, groups, states))
+    return groups
+
+
+def _autograd_kernel(namespace: str, *args: Any) -> Any:
+    """What autograd does with a call of the raw operator."""
+    _autograd.refuse_functorch(OP)
+    _autograd.refuse_forward_mode(OP, args)
+    if _autograd.needs_grad(args):
+        _check(*args[:9])
+        return _differentiable(_operators.backend_of(namespace, args[0].device), args[:9], args[9])
+    out = _autograd.below_autograd(_operators.raw(namespace, "selective_state_update"), args)
+    _autograd.mark_written(args[0])
+    return out
+
+
+@cache
+def _raw(backend: str = "cpu") -> Any:
+    """A backend's raw operator. The first call loads its kernels."""
+    module = "bdam_fast.ops.selective_state_update.triton_impl"
+    return _operators.load(OP, backend, _fakes, _autograd_kernel, module, writes="state")
+
+
+def _fakes(namespace: str) -> dict[str, Any]:
+    """The raw operators in `namespace` by name, each as a function that makes results of the right shapes."""
+    return {"selective_state_update": _fake}
+
+
+@_native.constant_in_graphs
+def _ready(backend: str) -> bool:
+    return _raw(backend) is not None
+
+
+def _fake(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+) -> Tensor:
+    _checks.check_devices(OP, state, (x, dt, A, B, C, D, z, dt_bias))
+    return torch.empty_like(x)

@@ -1,0 +1,175 @@
+"""`python -m bench.gpu.run --ops selective_scan=cuda,triton …`: measures on the GPU and appends rows as it goes.
+
+`make gpu` calls it for what passed its tests; alone it measures what it is told, tests or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from bench.gpu import cases, timer
+from bench.gpu.cases import Group
+from bench.harness import gpu_table, results
+from bench.harness import measure as harness
+from bench.harness.machine import Machine
+from bench.harness.results import Row
+
+# Evaluations of exp2 per clock and multiprocessor (CUDA C++ Programming Guide, throughput of native instructions).
+EXP_PER_CLOCK = 16
+# Seconds that a group takes where nothing is known yet.
+GROUP_SECONDS = 5.0
+
+
+def say(text: str) -> None:
+    """A line, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def asked(text: str) -> tuple[str, list[str]]:
+    """`op=backend,backend` as (op, backends)."""
+    op, _, backends = text.partition("=")
+    names = [name for name in backends.split(",") if name]
+    if op not in cases.OPS or not names:
+        raise argparse.ArgumentTypeError(f"must be OP=BACKEND[,BACKEND] with OP one of {cases.OPS}, got {text!r}")
+    return op, names
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """What to measure, from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.run", description=__doc__)
+    default = [("selective_scan", ["cuda", "triton"]), ("causal_conv1d", ["cuda", "triton"]), ("hsic", ["triton"])]
+    parser.add_argument("--ops", nargs="+", type=asked, default=default, metavar="OP=BACKENDS")
+    parser.add_argument("--seconds", type=float, default=210.0, help="begin no group of cases after this time")
+    parser.add_argument("--dry", action="store_true", help="print only, append no rows")
+    return parser.parse_args(words)
+
+
+def nvidia_smi(*fields: str) -> dict[str, str]:
+    """Fields of the first GPU as nvidia-smi gives them; empty strings where it does not."""
+    if shutil.which("nvidia-smi") is None:
+        return dict.fromkeys(fields, "")
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "-i", "0"]
+    said = subprocess.run(command, capture_output=True, text=True).stdout.strip().splitlines()
+    values = said[0].split(", ") if said else []
+    return dict(zip(fields, values, strict=True)) if len(values) == len(fields) else dict.fromkeys(fields, "")
+
+
+def facts(bandwidth: float) -> Row:
+    """What every row of a GPU carries. The clock is read while the device is warm."""
+    properties = torch.cuda.get_device_properties(0)
+    smi = nvidia_smi("driver_version", "clocks.sm")
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = ""
+    return {
+        "gpu": properties.name,
+        "gpu_memory_gib": f"{properties.total_memory / 2**30:.0f}",
+        "driver": smi["driver_version"],
+        "cuda": str(torch.version.cuda),
+        "triton": triton,
+        "copy_gb_s": f"{bandwidth / 1e9:.0f}",
+        "clock_mhz": smi["clocks.sm"],
+    }
+
+
+def machine(stopwatch: timer.Stopwatch) -> tuple[Machine, Row]:
+    """The ceilings of this GPU and its facts. Without a clock the exp units have no known speed, and no limit is given."""
+    bandwidth, flops = stopwatch.bandwidth(), stopwatch.matrix_rate()
+    found = facts(bandwidth)
+    if not found["clock_mhz"].isdigit():
+        return Machine(bandwidth, flops, 1, reason="nvidia-smi gives no clock"), found
+    units = torch.cuda.get_device_properties(0).multi_processor_count * EXP_PER_CLOCK
+    return timer.machine(bandwidth, units * float(found["clock_mhz"]) * 1e6, flops), found
+
+
+def measure_group(group: Group, ceilings: Machine, stopwatch: timer.Stopwatch) -> list[list[Row]]:
+    """The rows of both directions."""
+    made = []
+    for case in group.cases():
+        rows = harness.rows(case, ceilings, timer.SAMPLES, stopwatch=stopwatch.measure)
+        if stopwatch.device == "cuda":
+            timed = {row["variant"]: row for row in rows if row.get("median_ms")}
+            for variant in case.variants:
+                if variant.name in timed:
+                    timed[variant.name]["peak_mib"] = f"{timer.peak_mib(variant):.1f}"
+        made.append(rows)
+    return made
+
+
+def measure(
+    groups: Iterable[Group],
+    seconds: float,
+    ceilings: Machine,
+    stopwatch: timer.Stopwatch,
+    keep: Callable[[list[Row]], object],
+) -> list[str]:
+    """Measures groups in their order while there is time, hands over each case's rows, and returns what went wrong.
+
+    A group that would probably end too late (the slowest one so far took that long) is left out, and said.
+    """
+    start, longest, problems, left_out = time.perf_counter(), GROUP_SECONDS, [], []
+    for group in groups:
+        begun = time.perf_counter()
+        if begun - start + longest > seconds:
+            left_out.append(group.title)
+            continue
+        try:
+            for rows in measure_group(group, ceilings, stopwatch):
+                keep(rows)
+                say(summary(rows))
+        except Exception as problem:  # a kernel that is wrong or fails here must not hide the others
+            problems.append(f"{group.title}: {type(problem).__name__}: {str(problem).splitlines()[0][:200]}")
+            say(f"FAILED {problems[-1]}")
+            if "CUDA error" in str(problem):
+                say("the device no longer answers this process: the rest is not measured")
+                break
+        if stopwatch.device == "cuda":
+            torch.cuda.empty_cache()
+        longest = max(longest, time.perf_counter() - begun)
+    if left_out:
+        say(f"left out for want of time, {len(left_out)}: {'; '.join(left_out)}")
+    return problems
+
+
+def summary(rows: list[Row]) -> str:
+    """One case in one line."""
+    whole = [{**dict.fromkeys(results.COLUMNS, ""), **row} for row in rows]
+    timed = [f"{r['variant']} {results.milliseconds(r['median_ms'])}" for r in whole if r["median_ms"]]
+    refused = [f"{r['variant']}: {r['note'][:60]}" for r in whole if r["note"]]
+    return f"{gpu_table.title(whole[0])}, {whole[0]['direction']}: " + ", ".join(timed + refused)
+
+
+def main() -> None:
+    """Measures; exit code 1 if one of our kernels was wrong or failed."""
+    options = arguments()
+    if not torch.cuda.is_available():
+        sys.exit("bench: there is no GPU that this PyTorch can use")
+    stopwatch = timer.Stopwatch()
+    ceilings, found = machine(stopwatch)
+    say(", ".join(f"{key} {value}" for key, value in found.items()))
+    paths: list[Path] = []
+
+    def keep(rows: list[Row]) -> None:
+        if not options.dry:
+            paths.append(results.append(rows, mode="full", **found))
+
+    problems = measure(cases.groups(dict(options.ops)), options.seconds, ceilings, stopwatch, keep)
+    if paths:
+        say(gpu_table.write(paths[-1]))
+        say(f"rows in {paths[-1]}, table in {paths[-1].with_suffix('.md')}")
+    sys.exit("\n".join(problems) if problems else 0)
+
+
+if __name__ == "__main__":
+    main()

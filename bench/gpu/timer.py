@@ -1,0 +1,115 @@
+"""Times of kernels on a GPU: events round every call, the L2 cache flushed before it, variants in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from bench.harness.case import Variant
+from bench.harness.machine import Machine
+from bench.harness.measure import Run
+
+# Samples per variant, in blocks that alternate between the variants, so that a change of the clock hits all of them.
+SAMPLES = 30
+BLOCK = 10
+WARM_UP = 3
+# A peer that takes longer than SLOW_MS a call gets SLOW_SAMPLES: a loop over thousands of steps takes seconds.
+SLOW_MS = 50.0
+SLOW_SAMPLES = 5
+# Writing this much evicts everything from the L2 of any card so far (H200: 50 MiB, B200: 126 MiB).
+FLUSH_BYTES = 256 * 2**20
+COPY_BYTES = 2**30
+
+
+class HostEvent:
+    """An event of the CPU, on which the tests of this file run: its work is done when `record` is called."""
+
+    def record(self) -> None:
+        """Notes the time."""
+        self.seconds = time.perf_counter()
+
+    def elapsed_time(self, later: HostEvent) -> float:
+        """Milliseconds until another event."""
+        return (later.seconds - self.seconds) * 1e3
+
+
+class Stopwatch:
+    """Milliseconds of calls on one device."""
+
+    def __init__(self, device: str = "cuda", flush_bytes: int = FLUSH_BYTES):
+        self.device = device
+        self._flush = torch.empty(flush_bytes, dtype=torch.int8, device=device)
+
+    def _event(self) -> Any:
+        return torch.cuda.Event(enable_timing=True) if self.device == "cuda" else HostEvent()
+
+    def samples(self, call: Callable[[], object], count: int) -> list[float]:
+        """`count` times of a call, each one from a cold cache. All are queued before the first one is read.
+
+        The flush takes longer than the host needs to launch a call's kernels, so their launches overlap with it and
+        the time between the events is the device's; a call with many small kernels still shows its launches.
+        """
+        pairs = []
+        for _ in range(count):
+            start, end = self._event(), self._event()
+            self._flush.zero_()
+            start.record()
+            call()
+            end.record()
+            pairs.append((start, end))
+        self.wait()
+        return [start.elapsed_time(end) for start, end in pairs]
+
+    def wait(self) -> None:
+        """Until the device has finished."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def measure(self, runs: Sequence[Run], rounds: int, tick: Callable[[str], None]) -> None:
+        """Fills the samples of all variants: warm-up, then `rounds` each in alternating blocks."""
+        for run in runs:
+            tick(f"warm-up, {run.variant.name}")
+            run.estimate = min(self.samples(run.variant.call, WARM_UP))
+            slow = run.estimate > SLOW_MS and run.variant.kind != "ours"
+            run.rounds = min(rounds, SLOW_SAMPLES) if slow else rounds
+        while any(len(run.samples) < run.rounds for run in runs):
+            for run in runs:
+                missing = min(BLOCK, run.rounds - len(run.samples))
+                run.samples += self.samples(run.variant.call, missing) if missing > 0 else []
+
+    def bandwidth(self, size: int = COPY_BYTES) -> float:
+        """Bytes per second, read plus written, of a copy far larger than the caches: the fastest of ten."""
+        source = torch.ones(size, dtype=torch.int8, device=self.device)
+        target = torch.empty_like(source)
+        return 2 * size / min(self.samples(lambda: target.copy_(source), 10)) * 1e3
+
+    def matrix_rate(self, size: int = 4096) -> float:
+        """float32 operations per second of a square matrix product."""
+        a, b = torch.ones(size, size, device=self.device), torch.ones(size, size, device=self.device)
+        target = torch.empty_like(a)
+        return 2 * size**3 / min(self.samples(lambda: torch.mm(a, b, out=target), 10)) * 1e3
+
+
+def peak_mib(variant: Variant) -> float:
+    """MiB that a call allocates at most beyond what is there before; what it returns counts."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    variant.call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def machine(bandwidth: float, exponentials: float, flops: float) -> Machine:
+    """The ceilings of a GPU in the form of `limits.limit_seconds`: of the functions only the exp2 of the recurrence counts.
+
+    Args:
+        bandwidth: bytes per second of a copy.
+        exponentials: evaluations per second of the exp units of all multiprocessors.
+        flops: float32 operations per second of matrix products.
+    """
+    endless = float("inf")
+    return Machine(bandwidth, flops, 1, {"exp2": exponentials, "softplus": endless, "sigmoid": endless})

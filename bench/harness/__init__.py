@@ -1,0 +1,1 @@
+"""Timing, rows on disk, tables."""

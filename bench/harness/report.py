@@ -1,0 +1,231 @@
+"""`python -m bench.harness.report [--folder DIR] [--readme FILE]`: tables and a plot of the newest rows.
+
+Writes DIR/MACHINE.md and DIR/MACHINE.png for every DIR/MACHINE.csv, and puts the summary of the newest machine between
+the README's markers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from bench.harness import gpu_table, measure, plot, results, targets
+from bench.harness.results import CASE, Row, milliseconds
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+Case = list[Row]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Where rows are and where the summary goes."""
+
+    folder: Path = results.RESULTS
+    readme: Path = results.ROOT / "README.md"
+    # Report rows measured under this malloc setting; empty takes that of the newest full run.
+    malloc: str = ""
+
+
+def name(case: Case) -> str:
+    """Shape, order and dtype of a case in words."""
+    row = case[0]
+    order = {"BLD": "(B, L, D) order", "BDL": "(B, D, L) order"}.get(row["order"], row["order"])
+    dtype = "" if row["dtype"] == "float32" else row["dtype"]
+    return ", ".join(part for part in (row["shape"], order, dtype) if part)
+
+
+def times(value: float | None) -> str:
+    """How many times as long, or nothing."""
+    return "" if value is None else f"{value:.3g} ×"
+
+
+def percent(text: str) -> str:
+    """A fraction as a percentage, or nothing."""
+    return f"{float(text):.0%}" if text else ""
+
+
+def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; a vertical bar inside a cell would end it, so there is none."""
+    cells = [[cell.replace("|", "/") for cell in line] for line in (head, *lines)]
+    rows = ["| " + " | ".join(line) + " |" for line in cells]
+    return "\n".join([rows[0], "|" + "---|" * len(head), *rows[1:]])
+
+
+def peers_cell(case: Case) -> str:
+    """All timed peers with their ratio to ours, the fastest first; few rounds are said."""
+    timed = [row for row in case if row["median_ms"] and row["kind"] in ("eager", "compiled")]
+    timed.sort(key=lambda row: float(row["median_ms"]))
+    few = {row["variant"]: f" ({row['rounds']} rounds)" for row in timed if int(row["rounds"]) < measure.MIN_ROUNDS}
+    return ", ".join(f"{row['variant']} {float(row['times_ours']):.3g} ×{few.get(row['variant'], '')}" for row in timed)
+
+
+def speed_cell(case: Case, own: Row) -> str:
+    """Our speed relative to the anchor that was measured in turn with it."""
+    anchor = next((row["variant"].partition(", ")[2] for row in case if row["kind"] == "anchor"), "")
+    if not anchor or not own["speed_per_element"]:
+        return ""
+    text = f"{float(own['speed_per_element']):.2f} of {anchor}"
+    if own["speed_per_state"] not in ("", own["speed_per_element"]):
+        text += f" ({float(own['speed_per_state']):.2f} per element-state)"
+    return text
+
+
+def time_lines(cases: Sequence[Case]) -> list[list[str]]:
+    """One line per case with a time."""
+    lines = []
+    for case in cases:
+        own = results.ours(case)
+        if own is None:
+            continue
+        spread = f"{milliseconds(own['median_ms'])} ({milliseconds(own['p20_ms'])}–{milliseconds(own['p80_ms'])})"
+        shares = [percent(own["share_of_bandwidth"]), percent(own["share_of_limit"])]
+        lines.append([name(case), case[0]["direction"], spread, peers_cell(case), *shares, speed_cell(case, own)])
+    return lines
+
+
+def memory_lines(cases: Sequence[Case]) -> list[list[str]]:
+    """One line per case with peak memory."""
+    lines = []
+    for case in cases:
+        sizes = {row["variant"]: float(row["peak_mib"]) for row in case if row["peak_mib"]}
+        if sizes:
+            lines.append([name(case), case[0]["direction"], ", ".join(f"{k} {v:.1f} MiB" for k, v in sizes.items())])
+    return lines
+
+
+def note_lines(cases: Sequence[Case]) -> list[str]:
+    """Peers that were not timed, with the reason; the same reason is said once."""
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for case in cases:
+        for row in case:
+            if row["note"] and not row["median_ms"]:
+                reasons.setdefault((row["op"], row["variant"], row["note"]), []).append(
+                    f"{name(case)} {row['direction']}"
+                )
+    return [f"* {op}, {variant}: {note} ({'; '.join(where)})" for (op, variant, note), where in reasons.items()]
+
+
+def provenance(cases: Sequence[Case]) -> str:
+    """Machine, versions, and the commits and dates of the rows."""
+    first = cases[0][0]
+    runs = sorted({(case[0]["date"], case[0]["commit"], case[0]["mode"]) for case in cases})
+    listed = ", ".join(f"{commit} ({date}{'' if mode == 'full' else ', ' + mode})" for date, commit, mode in runs)
+    return (
+        f"{first['machine']}, {first['threads']} threads, {first['isa']}, torch {first['torch']}, Python "
+        f"{first['python']}, bdam_fast {first['bdam_fast']}, malloc {first['malloc']}; measured at {listed}."
+    )
+
+
+def left_out(rows: Sequence[Row], cases: Sequence[Case]) -> str:
+    """Which other malloc settings the file holds rows of, since the page shows one; empty if none."""
+    others = sorted({row["malloc"] for row in rows} - {cases[0][0]["malloc"]})
+    return f"Not shown: rows under other malloc settings ({'; '.join(others)}); `--malloc` chooses." if others else ""
+
+
+def full_page(cases: Sequence[Case], picture: str, remark: str = "") -> str:
+    """The page of one machine."""
+    head = [
+        "case",
+        "direction",
+        "ours, median (p20–p80)",
+        "peers, times ours",
+        "of bandwidth",
+        "of limit",
+        "speed per element",
+    ]
+    parts = [
+        f"# {cases[0][0]['machine']}, {cases[0][0]['threads']} threads",
+        provenance(cases),
+        *([remark] if remark else []),
+    ]
+    parts.append(f"![bars]({picture})")
+    for op in dict.fromkeys(case[0]["op"] for case in cases):
+        chosen = [case for case in cases if case[0]["op"] == op]
+        parts.append(f"## {op}")
+        lines = time_lines(chosen)
+        if lines:
+            parts.append(markdown_table(head, lines))
+        memory = memory_lines(chosen)
+        if memory:
+            parts.append(markdown_table(["case", "direction", "peak beyond the inputs"], memory))
+    notes = note_lines(cases)
+    if notes:
+        parts += ["## Not timed", "\n".join(notes)]
+    parts.append(
+        "Limit: the largest of bytes / copy bandwidth, elementary functions at the measured speed of our own on all threads, "
+        "and matrix products. Generated by `python -m bench.harness.report`."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def headline(cases: Sequence[Case]) -> list[Case]:
+    """The cases that have a target against a peer: those that the README and the plot show."""
+    wanted = {
+        (t.op, t.shape, t.order, t.dtype, t.direction)
+        for t in targets.targets()
+        if not t.measure.startswith(("share", "speed", "median"))
+    }
+    return [c for c in cases if tuple(c[0][key] for key in CASE) in wanted and results.ours(c) is not None]
+
+
+def summary(cases: Sequence[Case], page: str, picture: str) -> str:
+    """The README's section."""
+    head = ["operator", "case", "direction", "ours", "fastest eager peer", "it takes", "compiled takes"]
+    lines = []
+    for case in headline(cases):
+        own, peer = results.ours(case), results.fastest(case, "eager")
+        assert own is not None  # headline() keeps timed cases only
+        said = "" if peer is None else f"{peer['variant']}, {milliseconds(peer['median_ms'])}"
+        ratios = [times(results.ratio(case, kind)) for kind in ("eager", "compiled")]
+        lines.append([case[0]["op"], name(case), case[0]["direction"], milliseconds(own["median_ms"]), said, *ratios])
+    table = markdown_table(head, lines)
+    link = f"Every case, every peer, and the share of the machine's limit: [{Path(page).name}]({page})."
+    return "\n\n".join([f"![ours and the peers, log scale]({picture})", table, provenance(cases), link])
+
+
+def update_readme(readme: Path, text: str) -> None:
+    """Puts `text` between the markers. Raises ValueError when they are not there."""
+    whole = readme.read_text()
+    if BEGIN not in whole or END not in whole:
+        raise ValueError(f"bench: {readme} has no {BEGIN} … {END}")
+    before, rest = whole.split(BEGIN, 1)
+    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
+
+
+def write(csv: Path, malloc: str = "") -> list[Case]:
+    """Writes the page and the plot beside a CSV and returns the cases in them."""
+    rows = results.read(csv)
+    cases = results.newest(rows, malloc)
+    if not cases:
+        return []
+    picture = csv.with_suffix(".png")
+    shown = headline(cases)
+    if shown:
+        plot.bars([(f"{c[0]['op']}, {name(c)}", c[0]["direction"], c) for c in shown], picture)
+    csv.with_suffix(".md").write_text(full_page(cases, picture.name, left_out(rows, cases)))
+    return cases
+
+
+def main() -> None:
+    """Reports every processor (`bench.harness.gpu_table` the GPUs); the README shows the one measured last."""
+    arguments = tyro.cli(Arguments)
+    paths = [path for path in sorted(arguments.folder.glob("*.csv")) if not gpu_table.measured_on_a_gpu(path)]
+    written = {path: write(path, arguments.malloc) for path in paths}
+    written = {path: cases for path, cases in written.items() if cases}
+    if not written:
+        sys.exit(f"bench: no rows in {arguments.folder}; measure first: python -m bench.run")
+    newest = max(written, key=lambda path: max(case[0]["date"] for case in written[path]))
+    page, picture = (
+        newest.with_suffix(suffix).resolve().relative_to(arguments.readme.resolve().parent).as_posix()
+        for suffix in (".md", ".png")
+    )
+    update_readme(arguments.readme, summary(written[newest], page, picture))
+    print(f"wrote {', '.join(str(path.with_suffix('.md')) for path in written)} and {arguments.readme}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Rows on disk: one CSV per machine under bench/results/, appended and never edited; the newest rows of each case."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+import bdam_fast
+from bdam_fast import _native
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"
+FACTS = ("date", "commit", "machine", "threads", "isa", "torch", "python", "bdam_fast", "malloc", "load", "mode")
+CASE = ("op", "shape", "order", "dtype", "direction")
+MEASURED = (
+    "variant kind rounds median_ms p20_ms p80_ms times_ours error speed_per_element speed_per_state "
+    "share_of_bandwidth share_of_limit peak_mib note"
+).split()
+COLUMNS = (*FACTS, *CASE, *MEASURED)
+# What rows measured on a GPU carry besides: the card, its driver, the copy bandwidth and the clock at the time.
+GPU_FACTS = ("gpu", "gpu_memory_gib", "driver", "cuda", "triton", "copy_gb_s", "clock_mhz")
+TUNABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+Row = dict[str, str]
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def malloc_setting(environment: Mapping[str, str] = os.environ) -> str:
+    """Whether glibc gives freed memory back at once (default): a fresh output then costs 2 us per page touched."""
+    found = [f"{name}={environment[name]}" for name in TUNABLES if environment.get(name)]
+    return " ".join(found) or "default"
+
+
+def commit() -> str:
+    """The short hash of the checkout, `-dirty` if a tracked file differs; what the benchmark itself writes does not count."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!README.md")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
+
+
+@lru_cache(maxsize=1)
+def facts() -> Row:
+    """What a row must carry to be believed. One date per process: the rows of a run belong together."""
+    isa = _native.extension().isa() if _native.available() else ""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "commit": commit(),
+        "machine": cpu_name(),
+        "threads": str(torch.get_num_threads()),
+        "isa": isa,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "bdam_fast": bdam_fast.__version__,
+        "malloc": malloc_setting(),
+        # Processes that wanted to run over the last minute: above 0.5 at the start, somebody else was measured too.
+        "load": f"{os.getloadavg()[0]:.2f}",
+        "mode": "full",
+    }
+
+
+def machine_file(common: Row, folder: Path = RESULTS) -> Path:
+    """The CSV of a machine: its GPU if the rows were measured on one, else its processor and the number of threads."""
+    gpu = common.get("gpu", "")
+    name = "".join(c if c.isalnum() else "-" for c in (gpu or common["machine"]).lower()).strip("-")
+    return folder / (f"{name}.csv" if gpu else f"{name}-{common['threads']}t.csv")
+
+
+def append(made: Iterable[Row], folder: Path = RESULTS, **changes: str) -> Path:
+    """Appends rows, completed with `facts()` and `changes`, to this machine's CSV and returns its path.
+
+    Raises:
+        ValueError: a row has a column that is not one of COLUMNS (or GPU_FACTS, where there is a `gpu`).
+        RuntimeError: the file has other columns, from an older version of the harness.
+    """
+    common = {**facts(), **changes}
+    columns = (*COLUMNS, *GPU_FACTS) if common.get("gpu") else COLUMNS
+    path = machine_file(common, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    if not new:
+        with path.open(newline="") as file:
+            header = tuple(next(csv.reader(file), ()))
+        if header != columns:
+            raise RuntimeError(f"bench: {path} has other columns than this version writes; rename it, it is kept as is")
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=columns, restval="", extrasaction="raise", lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows({**common, **row} for row in made)
+    return path
+
+
+def read(path: Path) -> list[Row]:
+    """All rows of a CSV, oldest first."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def newest(rows: Iterable[Row], malloc: str = "") -> list[list[Row]]:
+    """The rows of each case from its newest full run (from its newest quick run when there is no full one).
+
+    Rows of one case in one run were measured side by side, so only those are compared, and only runs under one malloc
+    setting: `malloc`, or that of the newest full run. Cases keep the order in which they first appear.
+    """
+    rows = list(rows)
+    if not rows:
+        return []
+    chosen = malloc or max(rows, key=_age)["malloc"]
+    runs: dict[tuple[str, ...], dict[tuple[bool, str], list[Row]]] = {}
+    for row in rows:
+        if row["malloc"] == chosen:
+            runs.setdefault(tuple(row[key] for key in CASE), {}).setdefault(_age(row), []).append(row)
+    return [case[max(case)] for case in runs.values()]
+
+
+def _age(row: Row) -> tuple[bool, str]:
+    return row["mode"] == "full", row["date"]
+
+
+def ours(case: Iterable[Row]) -> Row | None:
+    """The row of our own variant, if it was timed."""
+    return next((row for row in case if row["kind"] == "ours" and row["median_ms"]), None)
+
+
+def fastest(case: Iterable[Row], kind: str) -> Row | None:
+    """The fastest timed row of a kind (`eager` or `compiled`)."""
+    timed = [row for row in case if row["kind"] == kind and row["median_ms"]]
+    return min(timed, key=lambda row: float(row["median_ms"]), default=None)
+
+
+def ratio(case: Iterable[Row], kind: str) -> float | None:
+    """How many times ours the fastest row of a kind takes; None where one of the two is missing."""
+    case = list(case)
+    own, peer = ours(case), fastest(case, kind)
+    return None if own is None or peer is None else float(peer["median_ms"]) / float(own["median_ms"])
+
+
+def milliseconds(text: str) -> str:
+    """A time with its unit: microseconds below a tenth of a millisecond, seconds from one on."""
+    value = float(text)
+    if value < 0.1:
+        return f"{value * 1e3:.1f} µs"
+    return f"{value:.3g} ms" if value < 1000 else f"{value / 1e3:.3g} s"

@@ -1,0 +1,1 @@
+"""One file an operator: its cases and its peers."""

@@ -1,0 +1,80 @@
+"""The published sizes, ViT-B/16 and BERT-base with random weights: one training step, one evaluation batch, peak memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from bench.harness.memory import resident_mib
+from training.config import Config, EncoderConfig
+from training.config.recipes import get_recipe
+from training.data.loader import Batch, TextBatch
+from training.engine.train_step import Stepper
+from training.models.model import Model
+
+BASE = EncoderConfig(width=768, layers=12, heads=12, patch_size=16)
+# Of bert-base-uncased.
+VOCABULARY = 30522
+
+
+def configuration(images: int, accumulate: int, checkpointing: bool, precision: str) -> Config:
+    """The recipe cuhk-pedes with encoders of the same sizes and nothing to download; BERT at its own rate."""
+    config = get_recipe("cuhk-pedes")
+    per_id = config.data.images_per_id
+    data = replace(config.data, ids_per_batch=max(2, images // per_id))
+    model = replace(config.model, visual=BASE, text=replace(BASE, lr_scale=config.model.text.lr_scale))
+    optim = replace(config.optim, accumulate=accumulate, checkpointing=checkpointing, precision=precision)
+    return replace(config, data=data, model=model, optim=optim)
+
+
+def random_batch(config: Config, vocabulary: int, images: int) -> Batch:
+    """Images of noise and texts of the full length, `images_per_id` rows of each identity."""
+    g, length = torch.Generator().manual_seed(0), config.data.text_length
+
+    def texts() -> TextBatch:
+        return TextBatch(torch.randint(5, vocabulary, (images, length), generator=g), torch.ones(images, length).long())
+
+    rows = torch.arange(images)
+    return Batch(
+        images_BCHW=torch.randn(images, 3, *config.data.image_size, generator=g),
+        captions=texts(),
+        identity=texts(),
+        clothing=texts(),
+        ids_B=rows // config.data.images_per_id,
+        clothing_group_B=rows,
+        paths=tuple(map(str, rows.tolist())),
+    )
+
+
+def run(config: Config, images: int, vocabulary: int = VOCABULARY) -> dict[str, float]:
+    """Takes one step and embeds one evaluation batch of as many images and captions; seconds and MiB, printed too."""
+    torch.manual_seed(0)
+    model = Model(config.model, config.loss, config.data.image_size, vocabulary, 0, config.data.text_length)
+    made: dict[str, float] = {}
+    for name, part in (("visual encoder", model.visual), ("text encoder", model.text), ("whole model", model)):
+        print(f"{name}: {sum(p.numel() for p in part.parameters()) / 1e6:.1f} M parameters")
+    stepper, batch = Stepper(config, model.train()), random_batch(config, vocabulary, images)
+    made["built_mib"] = resident_mib("VmRSS")
+    started = time.perf_counter()
+    step = stepper.run(batch, measure=True)
+    made |= {"step_seconds": time.perf_counter() - started, "step_peak_mib": resident_mib("VmHWM"), "loss": step.loss}
+    optim = config.optim
+    print(
+        f"training step: {images} images, {3 * images} texts of {config.data.text_length} tokens, {optim.precision}, "
+        f"{optim.accumulate} micro-batches, checkpointing {'on' if optim.checkpointing else 'off'}, norms of "
+        f"{len(step.norms)} tasks: {made['step_seconds']:.1f} s, loss {step.loss:.3f}, peak {made['step_peak_mib']:.0f} MiB"
+    )
+    stepper.optimizer.zero_grad(set_to_none=True)
+    model.eval()
+    started = time.perf_counter()
+    with torch.inference_mode():
+        image, text = model.embed_images(batch.images_BCHW), model.embed_texts(batch.captions)
+        score = (image.v_id_BE @ text.T).diagonal().mean()
+    made |= {"evaluation_seconds": time.perf_counter() - started, "peak_mib": resident_mib("VmHWM")}
+    print(
+        f"evaluation batch: {images} images and {images} captions: {made['evaluation_seconds']:.1f} s, mean cosine of "
+        f"the pairs {float(score):.3f}; peak of the process {made['peak_mib']:.0f} MiB"
+    )
+    return made

@@ -1,0 +1,231 @@
+"""Images per second: Pillow alone, our loader from files and from the packed cache, with and without augmentation.
+
+`python -m bench.pipeline.loading --data data/synthetic` runs all of them in turn with the same number of processes, prints the
+share of Pillow's rate that each reaches, and appends a row each to bench/results/.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from bench.harness import measure as harness
+from bench.harness import results
+from training.config import DataConfig
+from training.data.datasets import read_records
+from training.data.images import transforms
+from training.data.images.pack import pack
+from training.data.images.source import Images, open_images, read
+
+BATCH = 64
+PILLOW = "Pillow alone"
+# Name of a variant -> (direction, kind) of its row; the first one of a direction is ours.
+VARIANTS = {
+    PILLOW: ("decode + resize", "eager"),
+    "files": ("decode + resize", "ours"),
+    "cache": ("decode + resize", "other"),
+    "files, normalised": ("evaluation batches", "ours"),
+    "cache, normalised": ("evaluation batches", "other"),
+    "files, augmented": ("train batches", "ours"),
+    "cache, augmented": ("train batches", "other"),
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to read."""
+
+    # Data folder in the CUHK-PEDES layout.
+    data: Path = Path("data/synthetic")
+    # Height and width pairs.
+    image_sizes: tuple[tuple[int, int], ...] = ((384, 128), (224, 224))
+    # Processes that decode, ours and Pillow's; 0: the measuring process itself.
+    workers: int = 2
+    # Images of a sample, drawn from the train split with repetition, and samples of each variant. Starting and ending two
+    # processes takes 0.1 s: a sixth of the time of 3,200 small images, but 3 % at most of that of a real train split
+    # (18,505 to 34,674 images).
+    images: int = 6400
+    rounds: int = 5
+    # Print only: do not append rows to bench/results/.
+    dry: bool = False
+
+
+class Sample(NamedTuple):
+    """Seconds of one variant in one round: by the clock, and of all processes' CPU time."""
+
+    clock: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was read, in words, and the samples of every variant, one for each round."""
+
+    shape: str
+    images: int
+    of: dict[str, list[Sample]] = field(default_factory=dict)
+
+    def milliseconds(self, variant: str, what: Literal["clock", "cpu"] = "clock") -> harness.Timing:
+        """Per image."""
+        return harness.timing([1e3 * getattr(sample, what) / self.images for sample in self.of[variant]])
+
+    def shares(self, variant: str, what: Literal["clock", "cpu"]) -> list[float]:
+        """Images in a second relative to Pillow's in the same round, ascending."""
+        pairs = zip(self.of[variant], self.of[PILLOW], strict=True)
+        return sorted(getattr(pillow, what) / getattr(own, what) for own, pillow in pairs)
+
+    def share(self, variant: str, what: Literal["clock", "cpu"]) -> float:
+        """Median of `shares`."""
+        return float(np.median(self.shares(variant, what)))
+
+
+def pillow(paths: Sequence[Path], image_size: tuple[int, int]) -> None:
+    """Decodes, converts and resizes, and keeps nothing."""
+    height, width = image_size
+    for path in paths:
+        with Image.open(path) as image:
+            image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+
+
+def pillow_alone(paths: Sequence[Path], image_size: tuple[int, int], workers: int) -> None:
+    """`pillow` in as many processes as the loader has, each with an equal share of the paths, started here."""
+    if workers == 0:
+        pillow(paths, image_size)
+        return
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=pillow, args=(paths[i::workers], image_size)) for i in range(workers)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+
+def load(images: Images, order: Sequence[int], config: DataConfig, step: str) -> None:
+    """Reads the images in this order in batches; `step` says what the training process does with each."""
+    batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+    draws = np.random.default_rng(0).random((len(batches), BATCH, transforms.DRAWS))
+    # Closed here: the workers' end is part of the time, as that of Pillow's processes is.
+    with closing(read(images, batches, config.workers)) as pixels:  # type: ignore[type-var]
+        for draws_BD, images_BCHW in zip(draws, pixels, strict=True):
+            if step == "normalised":
+                transforms.normalise(images_BCHW)
+            elif step == "augmented":
+                transforms.augment(images_BCHW, draws_BD[: len(images_BCHW)], config.pad, config.flip, config.erase)
+
+
+def calls(arguments: Arguments, image_size: tuple[int, int], cache: Path) -> tuple[str, dict[str, Callable[[], None]]]:
+    """What was read, in words, and every variant over the same images in the same order; fills the cache."""
+    plain = DataConfig(root=str(arguments.data), image_size=image_size, workers=arguments.workers)
+    paths = [record.path for record in read_records(plain)["train"]]
+    packed = DataConfig(root=plain.root, image_size=image_size, workers=arguments.workers, cache=str(cache))
+    pack(paths, cache, image_size)
+    sources = {"files": open_images(paths, plain), "cache": open_images(paths, packed)}
+    order = np.random.default_rng(0).integers(len(paths), size=arguments.images).tolist()
+    made: dict[str, Callable[[], None]] = {}
+    for variant in VARIANTS:
+        source, _, step = variant.partition(", ")
+        if source == PILLOW:
+            made[variant] = lambda: pillow_alone([paths[i] for i in order], image_size, arguments.workers)
+        else:
+            made[variant] = lambda images=sources[source], step=step: load(images, order, plain, step)  # type: ignore[misc]
+    with Image.open(paths[0]) as image:
+        width, height = image.size
+    return f"{height}x{width} {paths[0].suffix[1:]} to {image_size[0]}x{image_size[1]}", made
+
+
+def sample(call: Callable[[], None]) -> Sample:
+    """Runs it once; CPU time includes that of the processes that it started and ended."""
+
+    def cpu() -> float:
+        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+    started, before = time.perf_counter(), cpu()
+    call()
+    return Sample(time.perf_counter() - started, cpu() - before)
+
+
+def measure(arguments: Arguments, image_size: tuple[int, int]) -> Samples:
+    """All variants in turn, round by round."""
+    with tempfile.TemporaryDirectory() as folder:
+        shape, made = calls(arguments, image_size, Path(folder))
+        found = Samples(f"{shape}, {arguments.workers} workers", arguments.images, {variant: [] for variant in made})
+        for number in range(arguments.rounds + 1):
+            for variant, call in made.items():
+                taken = sample(call)
+                # The first round fills the page cache.
+                if number:
+                    found.of[variant].append(taken)
+    return found
+
+
+def table(found: Samples) -> Table:
+    """Images per second, CPU time, and the shares of Pillow's rate by both."""
+    shown = Table(title=found.shape)
+    for column in ("", "images/s", "of Pillow's", "lowest, highest", "CPU ms an image", "of Pillow's rate by CPU time"):
+        shown.add_column(column, justify="right" if column else "left")
+    for variant in found.of:
+        shares = found.shares(variant, "clock")
+        shown.add_row(
+            variant,
+            f"{1e3 / found.milliseconds(variant).median:.0f}",
+            f"{found.share(variant, 'clock'):.2f}",
+            f"{shares[0]:.2f}, {shares[-1]:.2f}",
+            f"{found.milliseconds(variant, 'cpu').median:.3f}",
+            f"{found.share(variant, 'cpu'):.2f}",
+        )
+    return shown
+
+
+def rows(found: Samples) -> list[dict[str, str]]:
+    """A row a variant, in milliseconds per image by the clock; the note says what share of Pillow's rate that is."""
+    made = []
+    for variant, (direction, kind) in VARIANTS.items():
+        times = found.milliseconds(variant)
+        ours = found.milliseconds(next(name for name, row in VARIANTS.items() if row == (direction, "ours")))
+        made.append(
+            {
+                "op": "loading",
+                "shape": found.shape,
+                "dtype": "uint8" if direction == "decode + resize" else "float32",
+                "direction": direction,
+                "variant": variant,
+                "kind": kind,
+                "rounds": str(times.rounds),
+                "median_ms": f"{times.median:.4g}",
+                "p20_ms": f"{times.p20:.4g}",
+                "p80_ms": f"{times.p80:.4g}",
+                "times_ours": f"{times.median / ours.median:.4g}",
+                "note": f"per image; {found.share(variant, 'clock'):.2f} of Pillow's rate by the clock, "
+                f"{found.share(variant, 'cpu'):.2f} by CPU time ({found.milliseconds(variant, 'cpu').median:.3f} ms)",
+            }
+        )
+    return made
+
+
+def main() -> None:
+    """Measures, prints, appends rows."""
+    arguments = tyro.cli(Arguments)
+    harness.require_tests("loading")
+    for image_size in arguments.image_sizes:
+        found = measure(arguments, image_size)
+        Console(width=110).print(table(found))
+        if not arguments.dry:
+            print(results.append(rows(found)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+// Parts of the backward of the selective scan: its views, its shared memory, the elementwise role of a thread, and the
+// sums over the channels of a block.
+#pragma once
+#include <type_traits>
+
+#include "selective_scan/cuda/device.cuh"
+
+namespace bdam_fast::device {
+
+constexpr int kHalf = kCudaTile / 2;
+
+template <class T>
+struct BackwardViews : ScanViews<T> {
+  View<const T> dout;
+  View<T> du, ddelta, dz;
+  View<const float> dlast;             // (B, D, N); data may be null
+  View<float> dfirst;                  // (B, D, N); data may be null
+  float *sum_B, *sum_C;                // [B][G][blocks][L][NP], or constant: [chunks][B][D][NP]
+  float *sum_A, *sum_skip, *sum_bias;  // [chunks][B][D][NP], [chunks][B][D] twice; the last two may be null
+};
+
+// Sizes and places in shared memory, in floats.
+template <class T, int NC, int NS, int LN, int V, Access A, Case K>
+struct BackwardLayout {
+  static constexpr int kThreads = kScanThreads, kTile = kCudaTile, NP = NS * LN;
+  static constexpr int kGroups = kThreads / LN, kChannels = NC * kGroups;
+  static constexpr int kPitch = kChannels + 8;  // rows of threads meet in different banks
+  // So do steps of a channel. Vectors do without: in float32 the block just fits the 99 kB of an sm_86, sm_89 or
+  // sm_120.
+  static constexpr int kStepPitch = A == Access::scalar ? kPitch : kChannels;
+  static constexpr bool kTensorCore = std::is_same_v<T, __nv_bfloat16> && NS == 4 && LN == 4 && K != Case::constant;
+  static constexpr int kYRows = kTensorCore ? 1 : LN;
+  static constexpr int kItems = kHalf * kChannels / V;  // vectors of half a tile
+  static constexpr int kEach = kItems > kThreads ? kItems / kThreads : 1;
+  static constexpr int kInputs = 4, kKept = 3;  // u, delta, z, d out; u, d dt / d delta, d out y / d z
+  static constexpr int kRaw = A == Access::scalar ? 2 * kEach * kThreads : kTile * kChannels;  // of one input
+
+  static constexpr int dt = 0, xu = dt + kTile * kStepPitch, dy = xu + kTile * kStepPitch;
+  static constexpr int bc = dy + kTile * kStepPitch;                     // [step][B or C][NP]
+  static constexpr int c_pairs = bc + kTile * 2 * NP;                    // [step][NP]: C for the tensor cores
+  static constexpr int y = c_pairs + (kTensorCore ? kTile * NP : 0);     // [half's step][kYRows][kPitch]
+  static constexpr int dxu = y + kHalf * kYRows * kPitch;                // [half's step][LN][kPitch]
+  static constexpr int ddt = dxu + kHalf * LN * kPitch;                  // the same
+  static constexpr int dbc = ddt + kHalf * LN * kPitch;                  // [half's step][B or C][kGroups][NP]
+  static constexpr int kept = dbc + kHalf * 2 * kGroups * NP;            // [2 * kEach][kKept][thread][V]
+  static constexpr int saved = kept + 2 * kEach * kKept * kThreads * V;  // [channel][thread][NS]
+  static constexpr int vectors = saved + NC * kThreads * NS;             // D and bias of the channels
+  static constexpr int kinds = vectors + 2 * kChannels;                  // [kTile]
+  static constexpr int bases = kinds + kTile;                            // [10] pointers
+  // Vectors: each thread's own pointers, [thread][2] of u, delta; of z, d out; of du, ddelta; [thread] of dz
+  static constexpr int pointers = bases + 20;
+  // Of T, for each input: [2 * kEach][thread], or [step][channel], or [channel][step]
+  static constexpr int raw = pointers + (A == Access::scalar ? 0 : 7 * kThreads * 2);
+  static constexpr size_t bytes = raw * sizeof(float) + kInputs * kRaw * sizeof(T);
+};
+
+// The elementwise role of a thread: vectors of V adjacent channels (of one step) or V adjacent steps (of one channel).
+template <class Layout, int V, Access A>
+struct Items {
+  int step, channel, steps_between, channels_between;
+  bool time_first;
+
+  BDAM_DEVICE explicit Items(bool scalar_time_first) {
+    const int thread = threadIdx.x;
+    time_first = A == Access::time_vectors || (A == Access::scalar && scalar_time_first);
+    if (time_first) {
+      constexpr int kVectors = kHalf / V;
+      step = thread % kVectors * V, channel = thread / kVectors;
+      steps_between = 0, channels_between = Layout::kThreads / kVectors;
+    } else {
+      constexpr int kVectors = Layout::kChannels / V;
+      step = thread / kVectors, channel = thread % kVectors * V;
+      steps_between = Layout::kThreads / kVectors, channels_between = 0;
+    }
+  }
+  // Item i of half `half`: its step in the tile and its channel in the block
+  BDAM_DEVICE int step_of(int half, int i) const { return half * kHalf + step + i * steps_between; }
+  BDAM_DEVICE int channel_of(int i) const { return channel + i * channels_between; }
+  // [step][kStepPitch] arrays in shared memory
+  BDAM_DEVICE static void put(float* array, int t, int c, const float (&x)[V]) {
+    if constexpr (A == Access::time_vectors) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) array[(t + v) * Layout::kStepPitch + c] = x[v];
+    } else {
+      store<V>(array + t * Layout::kStepPitch + c, x);
+    }
+  }
+  BDAM_DEVICE static void get(const float* array, int t, int pitch, int c, float (&x)[V]) {
+    if constexpr (A == Access::time_vectors) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) x[v] = array[(t + v) * pitch + c];
+    } else {
+      load<V>(array + t * pitch + c, x);
+    }
+  }
+};
+
+struct alignas(16) TwoPointers {
+  const void *first, *second;
+};
+// Element `l` steps further on, within a batch item
+template <class U>
+BDAM_DEVICE U* later(const void* p, const View<U>& v, int l) {
+  const int step = static_cast<int>(v.time) * static_cast<int>(sizeof(U));
+  return reinterpret_cast<U*>(static_cast<char*>(const_cast<void*>(p)) + static_cast<int64_t>(l) * step);
+}
+
+// The sums over the block's channels for dB and dC (targets[0] and [1], null if constant) of the half tile from step
+// `first` on. A thread adds quads of states of a (step, B or C) over its share of the groups of channels; then the
+// kShare sharers combine.
+template <class Layout, bool Constant, class Offset>
+BDAM_DEVICE void add_groups(const float* dbc, const void* const* targets, int first, int end) {
+  constexpr int NP = Layout::NP, kThreads = Layout::kThreads, kQuads = NP / 4, kWork = kHalf * 2 * kQuads,
+                kRatio = kThreads / kWork;
+  constexpr int kShare = kRatio > 8 ? 8 : kRatio > 0 ? kRatio : 1, kPasses = (kWork * kShare + kThreads - 1) / kThreads;
+  static_assert(Layout::kGroups % kShare == 0 && kQuads * kShare <= 32 * (kShare == 1 ? 2 : 1));
+#pragma unroll
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const int id = pass * kThreads + static_cast<int>(threadIdx.x);
+    const int quad = id % kQuads, sharer = id / kQuads % kShare, which = id / (kQuads * kShare);  // step * 2 + B or C
+    float sum[4] = {0.f, 0.f, 0.f, 0.f};
+    if (kWork * kShare % kThreads == 0 || which < kHalf * 2) {
+      const float* source = dbc + (which * Layout::kGroups + sharer) * NP + quad * 4;
+      load<4>(source, sum);
+#pragma unroll
+      for (int x = 1; x < Layout::kGroups / kShare; ++x) {
+        float v[4];
+        load<4>(source + x * kShare * NP, v);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[i] += v[i];
+      }
+    }
+    // Of two sharers each goes on with half of the states, while there are states to halve.
+    int kept = 4, state = quad * 4;
+#pragma unroll
+    for (int o = kQuads; o < kQuads * kShare; o *= 2) {
+      const bool halve = kept > 1, upper = threadIdx.x & o;
+      if (halve) {
+        kept /= 2;
+        state += upper ? kept : 0;
+      }
+#pragma unroll
+      for (int i = 0; i < kept; ++i) {
+        const float give = halve && !upper ? sum[i + kept] : sum[i], keep = halve && upper ? sum[i + kept] : sum[i];
+        sum[i] = keep + __shfl_xor_sync(0xffffffffu, give, o);
+      }
+    }
+    constexpr int kLeft = kShare >= 4 ? 1 : 4 / kShare;
+    const int l = first + which / 2;
+    if ((kWork * kShare % kThreads != 0 && which >= kHalf * 2) || sharer >= 4 || l >= end) continue;
+    float* const target = static_cast<float*>(const_cast<void*>(targets[which % 2]));
+    if (Constant && target == nullptr) continue;
+    float left[kLeft];
+#pragma unroll
+    for (int i = 0; i < kLeft; ++i) left[i] = sum[i];
+    store<kLeft>(target + (l * static_cast<Offset>(NP) + state), left);
+  }
+}
+
+}  // namespace bdam_fast::device

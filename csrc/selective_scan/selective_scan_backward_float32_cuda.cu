@@ -1,5 +1,0 @@
-#include "selective_scan/selective_scan_backward_launch.cuh"
-
-namespace bdam_fast::device {
-template void backward<float>(const CudaScanParams& p);
-}  // namespace bdam_fast::device

@@ -1,6 +1,0 @@
-#include "selective_scan/selective_scan_forward_launch.cuh"
-
-namespace bdam_fast::device {
-template void forward<__half>(const CudaScanParams& p);
-template void carry<__half>(const CudaScanParams& p);
-}  // namespace bdam_fast::device

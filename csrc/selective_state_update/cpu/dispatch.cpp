@@ -1,0 +1,23 @@
+// Runs the tasks of one step on PyTorch's own threads. Channels are independent of each other, so the bits do not
+// depend on how they are cut into tasks.
+#include "selective_state_update/selective_state_update.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#define BDAM_ISA_SOURCE "selective_state_update/cpu/kernel.inl"
+#include "common/foreach_isa.h"
+
+namespace bdam_fast {
+
+void selective_state_update_cpu(const StateUpdateParams& p) {
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) BDAM_FOR_ISA(p.is_double, state_update_task, p, i);
+  };
+  // Less than about 10 us of work (32k state updates) is not worth waking a thread for.
+  const int64_t work = std::min(p.group_channels(), kUpdateTaskChannels) * p.states;
+  const int64_t grain = std::max<int64_t>(1, 32768 / work);
+  if (p.tasks() <= grain) return run(0, p.tasks());
+  torch::stable::parallel_for(0, p.tasks(), grain, run);
+}
+
+}  // namespace bdam_fast

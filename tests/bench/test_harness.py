@@ -1,0 +1,276 @@
+"""The benchmark's own code: peers against the reference, arithmetic by hand, rows on disk, the report."""
+
+import csv
+import time
+
+import pytest
+import torch
+
+from bench.harness import machine, measure, report, results, targets
+from bench.harness.case import Case, Variant, Work, error
+from bench.harness.machine import Machine
+from bench.ops import causal_conv1d, hsic, peers, selective_scan
+from bench.pipeline import training
+
+MACHINE = Machine(bandwidth=1e9, flops=1e9, threads=2, rates={"exp2": 1e6, "softplus": 1e5, "sigmoid": 2e5})
+SCANS = ["lean_loop", "blocked_loop", "compilable_loop", "chunked_cumsum", "mambapy", "transformers_scan"]
+DIFFERENTIABLE = SCANS[2:]
+
+
+def needs(name: str) -> None:
+    module = {"mambapy": ("mambapy.pscan", "pscan")}
+    module["transformers_scan"] = (peers.TRANSFORMERS_MODULE, "mamba_selective_scan")
+    why = peers.missing(*module[name]) if name in module else ""
+    if why:
+        pytest.skip(why)
+
+
+@pytest.mark.parametrize("order", ["BLD", "BDL"])
+@pytest.mark.parametrize("name", SCANS)
+def test_scan_peers_compute_the_scan(name, order):
+    needs(name)
+    problem = selective_scan.Problem((2, 6, 37, 5), order)
+    direction = "forward+backward" if name in DIFFERENTIABLE else "forward"
+    result = problem.run(direction, getattr(peers, name))()
+    assert error(result, problem.exact[: len(result)]) < 1e-5
+
+
+def test_chunk_of_the_log_space_form_does_not_overflow_at_the_benchmarks_inputs():
+    problem = selective_scan.Problem((1, 512, 273, 16))
+    assert error(problem.run("forward", peers.chunked_cumsum)(), problem.exact[:1]) < 1e-5
+
+
+def test_both_orders_hold_the_same_numbers():
+    one, other = (selective_scan.Problem((2, 3, 5, 4), order).inputs for order in ("BLD", "BDL"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert one["u"].stride() != other["u"].stride()
+
+
+@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
+def test_conv_peer_computes_the_convolution(direction):
+    problem = causal_conv1d.Problem((2, 6, 11, 4), "BLD")
+    result = problem.variant("", direction, causal_conv1d.torch_conv).call()
+    assert error(result, problem.exact[: len(result)]) < 1e-6
+
+
+@pytest.mark.parametrize("sigma", [None, 3.0])
+@pytest.mark.parametrize("formula", ["textbook", "centred_sum"])
+def test_hsic_formulas_compute_hsic(formula, sigma):
+    results_by = []
+    for function, dtype in ((getattr(hsic, formula), torch.float32), (hsic.ours, torch.float64)):
+        results_by.append(hsic.runner(function, hsic.inputs((3, 12, 20), dtype), sigma, "forward+backward")())
+    assert error(*results_by) < 1e-5
+
+
+def test_error_is_relative_to_the_largest_entry_of_each_result():
+    exact = [torch.tensor([1.0, -4.0]), torch.tensor([100.0])]
+    assert error([torch.tensor([1.0, -3.0]), torch.tensor([101.0])], exact) == pytest.approx(0.25)
+    assert error([torch.tensor([1.0, float("nan")]), torch.tensor([100.0])], exact) == float("inf")
+    zero = [torch.zeros(2), torch.tensor([10.0])]
+    assert error([torch.full((2,), 1e-3), torch.tensor([10.0])], zero) == pytest.approx(1e-4)
+    with pytest.raises(ValueError, match=r"results must have shapes \[\(2,\), \(1,\)\], got \[\(3,\)\]"):
+        error(torch.zeros(3), exact)
+
+
+def test_limit_is_the_largest_of_bytes_functions_and_products():
+    # 4e6 bytes at 1e9/s: 4 ms. 1e4 exp2 at 2 * 1e6/s: 5 ms, 1e3 softplus at 2 * 1e5/s: 5 ms. 2e6 operations: 2 ms.
+    work = Work(bytes=4e6, exp2=1e4, softplus=1e3, flops=2e6)
+    assert machine.limit_seconds(work, MACHINE) == pytest.approx(0.010)
+    assert machine.limit_seconds(Work(bytes=4e7, exp2=1e4), MACHINE) == pytest.approx(0.040)
+    unknown = Machine(1e9, 1e9, 2, reason="no elementary_rate")
+    assert machine.limit_seconds(work, unknown) is None
+    assert machine.limit_seconds(Work(bytes=1e6, flops=2e6), unknown) == pytest.approx(0.002)
+
+
+def test_scan_work_by_hand():
+    # B 1, D 2, L 3, N 4: 6 elements, 24 element-states, 12 entries of B and of C.
+    forward = selective_scan.work((1, 2, 3, 4), "forward")
+    assert forward == Work(bytes=4 * (4 * 6 + 2 * 12), exp2=24, softplus=6, sigmoid=6)
+    both = selective_scan.work((1, 2, 3, 4), "forward+backward")
+    assert both == Work(bytes=4 * (11 * 6 + 6 * 12), exp2=48, softplus=12, sigmoid=18)
+
+
+def test_hsic_work_takes_the_cheaper_form():
+    few, many = hsic.work((1, 64, 768), "linear", "forward"), hsic.work((1, 4096, 256), "linear", "forward")
+    assert few.flops == 2 * 64 * 64 * 768 and many.flops == 2 * 4096 * 256 * 256
+
+
+def test_timing_takes_measured_percentiles():
+    assert measure.timing([5, 1, 3, 2, 4]) == measure.Timing(3, 2, 4, 5)
+    assert measure.timing([1.0, 2.0]).median == 1.5
+
+
+def fake_case(**peer_results: float) -> Case:
+    """Ours returns 1; each peer returns its own number."""
+
+    def result(value: float):  # noqa: ANN202
+        return lambda: torch.tensor([value])
+
+    variants = [Variant("bdam_fast", result(1.0), "ours", elements=10, states=20)]
+    variants += [Variant(name, result(value)) for name, value in peer_results.items()]
+    variants.append(Variant("main", result(7.0), "anchor", elements=5, states=20, checked=False))
+    work = Work(bytes=1e3)
+    return Case("op", "shape", "forward", variants, lambda: [torch.ones(1)], work, skipped={"gone": "not installed"})
+
+
+def test_wrong_and_failing_peers_are_reported_and_not_timed():
+    case = fake_case(right=1.0, wrong=1.5)
+    broken = Variant("broken", lambda: torch.zeros(0).item())
+    made = measure.rows(Case(**{**vars(case), "variants": [*case.variants, broken]}), MACHINE, rounds=3)
+    rows = {row["variant"]: row for row in made}
+    assert rows["right"]["error"] == "0.0e+00" and rows["right"]["rounds"] == "3"
+    assert rows["wrong"]["note"] == "wrong: error 5.0e-01, allowed 2e-04" and "median_ms" not in rows["wrong"]
+    assert rows["broken"]["note"].startswith("failed: RuntimeError") and "median_ms" not in rows["broken"]
+    assert rows["gone"] == rows["gone"] | {"note": "not installed", "kind": "skipped"}
+
+
+def test_ours_being_wrong_stops_the_run():
+    case = fake_case()
+    wrong = Case(**{**vars(case), "exact": lambda: [torch.tensor([2.0])]})
+    with pytest.raises(RuntimeError, match="bench: op shape forward: ours is wrong: error 5.0e-01"):
+        measure.rows(wrong, MACHINE)
+
+
+def test_speed_against_the_anchor_and_shares_by_hand():
+    own, anchor = Variant("a", list, "ours", elements=10, states=20), Variant("b", list, elements=5, states=20)
+    # Ours: 10 elements in 2 ms, the anchor 5 in 0.5 ms: half of its speed; per state 20 in 2 against 20 in 0.5.
+    assert measure.speeds(own, 2.0, anchor, 0.5) == {"speed_per_element": "0.500", "speed_per_state": "0.250"}
+    case = Case("op", "s", "forward", [], work=Work(bytes=1e6, exp2=4e3))
+    assert measure.shares(case, MACHINE, 4.0) == {"share_of_bandwidth": "0.250", "share_of_limit": "0.500"}
+
+
+def test_slow_peer_gets_fewer_rounds_unless_it_is_the_fastest(monkeypatch):
+    monkeypatch.setattr(measure, "SLOW_SECONDS", -1.0)  # every peer counts as slow
+    made = measure.rows(fake_case(only=1.0), MACHINE)
+    rounds = {row["variant"]: row.get("rounds") for row in made}
+    assert rounds["only"] == str(measure.MIN_ROUNDS) and int(rounds["bdam_fast"]) >= measure.ROUNDS
+
+
+def test_time_to_compile_is_no_round(monkeypatch):
+    calls = []
+
+    def compiles_first() -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 1:
+            time.sleep(0.2)
+        return torch.ones(1)
+
+    monkeypatch.setattr(measure, "VERY_SLOW_SECONDS", 0.1)
+    case = fake_case()
+    variants = [*case.variants, Variant("compiled", compiles_first, "compiled")]
+    made = measure.rows(Case(**{**vars(case), "variants": variants}), MACHINE, rounds=3)
+    row = next(row for row in made if row["variant"] == "compiled")
+    assert row["rounds"] == "3" and float(row["p80_ms"]) < 100
+
+
+def test_missing_peer_says_why():
+    assert "bench" in peers.missing("no_such_module", "x") and "no_such_module" in peers.missing("no_such_module", "x")
+    assert peers.missing("math", "no_such_name") == "math of this version has no no_such_name"
+
+
+def test_operator_without_tests_is_not_measured():
+    with pytest.raises(RuntimeError, match="bench: there are no tests of nothing_like_it"):
+        measure.require_tests("nothing_like_it")
+
+
+def test_malloc_setting():
+    assert results.malloc_setting({}) == "default"
+    assert results.malloc_setting({"MALLOC_TRIM_THRESHOLD_": "9"}) == "MALLOC_TRIM_THRESHOLD_=9"
+
+
+def row(variant: str, milliseconds: float | str, kind: str = "eager", **changes: str) -> dict[str, str]:
+    """A row as it is read back from a CSV."""
+    first = targets.targets()[0]
+    base = dict.fromkeys(results.COLUMNS, "") | {"date": "2020-01-01T00:00:00Z", "mode": "full", "malloc": "default"}
+    base |= {"op": first.op, "shape": first.shape, "order": first.order, "dtype": first.dtype, "direction": "forward"}
+    base |= {"variant": variant, "kind": kind, "median_ms": str(milliseconds), "machine": "a CPU", "threads": "2"}
+    base |= {"p20_ms": str(milliseconds), "p80_ms": str(milliseconds), "times_ours": "1", "rounds": "9"}
+    return base | changes
+
+
+def test_rows_are_appended_and_never_edited(tmp_path):
+    path = results.append([{"op": "x", "variant": "a"}], tmp_path)
+    first = path.read_text()
+    assert results.append([{"op": "x", "variant": "b"}], tmp_path, mode="quick") == path
+    assert path.read_text().startswith(first)
+    read = results.read(path)
+    assert [(r["variant"], r["mode"]) for r in read] == [("a", "full"), ("b", "quick")]
+    assert all(r["commit"] and r["torch"] == torch.__version__ and r["threads"] and r["load"] for r in read)
+    with pytest.raises(ValueError, match="dict contains fields not in fieldnames"):
+        results.append([{"colour": "red"}], tmp_path)
+    path.write_text("date,op\n")
+    with pytest.raises(RuntimeError, match="has other columns than this version writes"):
+        results.append([{"op": "x"}], tmp_path)
+
+
+def test_rows_of_training_runs_fit_the_columns():
+    curve = [{"seconds": 0.1}, {"seconds": 0.3}, {"seconds": 0.2}]
+    made = training._row(training.Arguments(), "reference", curve, {"cpu": 0.2, "reference": 0.6})
+    assert set(made) <= set(results.COLUMNS)
+    assert (made["median_ms"], made["times_ours"], made["rounds"]) == ("200", "3", "3")
+
+
+def test_newest_full_run_of_one_malloc_setting_wins():
+    rows = [row("a", 1), row("a", 2, date="2021"), row("a", 3, date="2022", mode="quick")]
+    rows += [row("a", 4, date="2019", malloc="kept"), row("q", 5, shape="only quick", mode="quick")]
+    assert [[r["median_ms"] for r in case] for case in results.newest(rows)] == [["2"], ["5"]]
+    assert [[r["median_ms"] for r in case] for case in results.newest(rows, "kept")] == [["4"]]
+
+
+def test_ratio_to_the_fastest_peer_of_a_kind():
+    case = [
+        row("o", 2, "ours"),
+        row("a", 50),
+        row("b", 40),
+        row("c", 10, "compiled"),
+        row("d", "", "eager", note="wrong"),
+    ]
+    assert results.ratio(case, "eager") == 20 and results.ratio(case, "compiled") == 5
+    assert results.ratio(case[:1], "eager") is None
+    first, second = targets.targets()[:2]
+    assert first.reached(first.value([case])) and second.reached(second.value([case]))
+    assert targets.targets()[2].value([case]) is None
+
+
+def test_share_above_the_limit_is_no_success():
+    target = next(t for t in targets.targets() if t.measure == "share_of_limit")
+    words = [targets.verdict(target, value) for value in (None, 0.1, 0.99, 1.35)]
+    assert words == ["not measured", "not reached", "reached", "impossible: the limit is measured too low"]
+
+
+def test_memory_target_is_a_share_of_the_formula():
+    target = next(t for t in targets.targets() if "peak" in t.direction)
+    same = {"op": target.op, "shape": target.shape, "order": "", "direction": target.direction, "times_ours": ""}
+    case = [row("bdam_fast", "", "ours", peak_mib="10", **same), row("textbook", "", peak_mib="400", **same)]
+    assert target.value([case]) == 0.025 and target.reached(0.025) and not target.reached(0.06)
+
+
+def test_report_into_a_folder(tmp_path):
+    rows = [row("bdam_fast", 2, "ours", share_of_limit="0.61"), row("lean loop", 40, times_ours="20", rounds="3")]
+    rows += [row("mambapy", "", "skipped", note="not installed"), row("bdam_fast", 9, "ours", malloc="kept", date="1")]
+    path = tmp_path / "a-cpu-2t.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=results.COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    cases = report.write(path)
+    page = path.with_suffix(".md").read_text()
+    assert "lean loop 20 × (3 rounds)" in page and "61%" in page and "mambapy: not installed" in page
+    assert "Not shown: rows under other malloc settings (kept)" in page
+    assert path.with_suffix(".png").stat().st_size > 1000
+    report.update_readme(readme, report.summary(cases, "results/a-cpu-2t.md", "results/a-cpu-2t.png"))
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "lean loop, 40 ms | 20 ×" in text and "(results/a-cpu-2t.png)" in text
+    readme.write_text("nothing here")
+    with pytest.raises(ValueError, match="has no <!-- bench:begin -->"):
+        report.update_readme(readme, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("0.0123", "12.3 µs"), ("0.1", "0.1 ms"), ("12.345", "12.3 ms"), ("18400", "18.4 s")]
+)
+def test_times_have_a_unit_that_fits(text, shown):
+    assert results.milliseconds(text) == shown

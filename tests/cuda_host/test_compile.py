@@ -1,0 +1,136 @@
+"""The CUDA sources compile, without a GPU; what each kernel needs stays within its budget (tests/cuda_host/budget.json)."""
+
+import json
+import subprocess
+import sysconfig
+from collections import Counter
+
+import pytest
+import torch.utils.cpp_extension as cpp_extension
+
+from bench.gpu import sass
+from tests.support.cuda_host import build, nvcc
+
+needs_nvcc = pytest.mark.skipif(nvcc.nvcc() is None, reason="nvcc was not found: install the CUDA toolkit to compile")
+needs_disassembler = pytest.mark.skipif(
+    sass.disassembler() is None, reason="nvdisasm comes with triton, which is absent"
+)
+ARCHES = ["90", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("80", "100", "120"))]
+BINDINGS = build.cuda_sources(suffixes=[".cpp"])
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("source", nvcc.sources(), ids=lambda p: p.stem)
+def test_device_code_compiles_without_warnings(source, arch):
+    """Spilled registers are a matter of the budget on every architecture, the other numbers on one."""
+    cubin, resources = nvcc.compile_cubin(source, arch)
+    budget = json.loads(nvcc.BUDGET.read_text())
+    assert cubin.stat().st_size > 0 and resources
+    assert {name: r.spill for name, r in resources.items() if r.spill > nvcc.spill_budget(budget[name], arch)} == {}
+
+
+@pytest.mark.skipif(nvcc.nvcc() is None, reason="the bindings are compiled against a CUDA toolkit, which is not there")
+@pytest.mark.parametrize("source", BINDINGS, ids=lambda p: p.stem)
+def test_bindings_compile_for_a_gpu(source):
+    """As in the real build, against whatever torch is installed: nothing in them needs more than its stable headers."""
+    include = [f"-isystem{p}" for p in (*cpp_extension.include_paths(), sysconfig.get_paths()["include"])]
+    flags = ["-std=c++17", "-fvisibility=hidden", "-Wall", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    command = ["g++", "-fsyntax-only", *flags, f"-I{build.ROOT / 'csrc'}", *include, source]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0 and "warning" not in run.stderr, run.stderr
+
+
+@needs_nvcc
+@needs_disassembler
+def test_every_kernel_stays_within_its_budget():
+    """After a change that is meant: `python -m tests.support.cuda_host.nvcc`, and say in the commit why."""
+    budget, measured = json.loads(nvcc.BUDGET.read_text()), nvcc.measure()
+    assert sorted(budget) == sorted(measured), "a kernel without a budget, or a budget without a kernel"
+    over = [
+        f"{name}: {what} {row[what]}, at most {budget[name][what]}"
+        for name, row in measured.items()
+        for what in row
+        if (row[what] or 0) > (budget[name][what] or 0)
+    ]
+    assert over == []
+
+
+# The usual scan in bfloat16 with 16 states: element-states of a thread in a tile of 8 steps (of 1 channel with 16 states,
+# of 4 with 4), turns of the innermost loop in it, most instructions for one state, fewest warps of a multiprocessor.
+# Without the element-by-element code at the edges, which whole tiles branch over, the backward takes 20.9 instead of 21.4.
+USUAL = {
+    "device::scan_forward<__nv_bfloat16, 16, 1, (device::Access)0, (device::Pass)0, (device::Case)0>": (128, 2, 10, 16),
+    "device::scan_backward<__nv_bfloat16, 4, 4, 4, 4, (device::Access)0, (device::Case)0>": (128, 1, 21.5, 8),
+}
+
+
+@needs_nvcc
+@needs_disassembler
+def test_the_usual_scan_is_lean():
+    """At a length that the tile divides, such as 192, where every element-state is a useful one."""
+    found = {}
+    for source in nvcc.sources():
+        cubin, resources = nvcc.compile_cubin(source, nvcc.BUDGET_ARCH)
+        for name, kernel in sass.kernels(cubin).items() if USUAL.keys() & resources.keys() else ():
+            found[name] = (kernel, resources[name])
+    for name, (states, turns, most, warps) in USUAL.items():
+        kernel, used = found[name]
+        inner = kernel.main_loop("MUFU.EX2")
+        assert inner is not None
+        outer = [o for o in kernel.loops if o[0] <= inner[0] and inner[1] <= o[1]]
+        tile = max(outer, key=lambda loop: loop[1] - loop[0])
+        assert (tile == inner) == (turns == 1)
+        executed = kernel.count(*tile).total() + (turns - 1) * kernel.count(*inner).total()
+        assert 0 < executed / states <= most, f"{name}: {executed / states} instructions an element-state"
+        assert kernel.hot_path("MUFU.EX2").total() * turns / states <= 21
+        assert used.spill <= 2 * 64, f"{name}: {used.spill} bytes stored and loaded again, at most 64 each"
+        # 65536 registers of a multiprocessor, given out to warps of 32 threads in eights; blocks of 4 warps.
+        assert 65536 // (-(-used.registers // 8) * 8 * 128) * 4 >= warps, f"{name}: {used.registers} registers"
+
+
+SASS = """
+//--------------------- .text._Z1fILi4EEvi --------------------------
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_0:
+        /*0010*/                   LDG.E R2, [R4] ;
+        /*0020*/              @!P0 BRA `(.L_x_1) ;
+        /*0030*/                   IADD3 R2, R2, R3, RZ ;
+        /*0040*/                   MUFU.EX2 R3, R2 ;
+        /*0050*/                   BRA `(.L_x_2) ;
+.L_x_1:
+        /*0060*/                   FFMA R3, R2, R2, R2 ;
+        /*0070*/                   FFMA R3, R2, R2, R3 ;
+        /*0080*/                   FFMA R3, R2, R2, R3 ;
+.L_x_2:
+        /*0090*/              @!P1 BRA `(.L_x_3) ;
+        /*00a0*/                   STG.E.64 [R4], R3 ;
+.L_x_3:
+        /*00b0*/               @P2 BRA `(.L_x_0) ;
+        /*00c0*/                   EXIT ;
+.L_x_4:
+        /*00d0*/                   BRA `(.L_x_4);
+"""
+
+
+def test_instruction_counts(tmp_path, monkeypatch):
+    """The path with the exponential, past the store that a branch leaves out; not the longer way round it."""
+    tool = tmp_path / "nvdisasm"
+    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{SASS}\nEND\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(sass, "disassembler", lambda: tool)
+    ((name, kernel),) = sass.kernels(tmp_path / "any.cubin").items()
+    assert name == "f<4>" and len(kernel.instructions) == 14 and kernel.loops == [(1, 11)]
+    assert kernel.hot_path("MUFU.EX2") == Counter({"LDG": 1, "BRA": 4, "IADD3": 1, "MUFU.EX2": 1})
+    assert kernel.hot_path("MUFU.RCP") == Counter()
+
+
+PTXAS = """ptxas info    : Compiling entry function '_Z1fILi4EEvi' for 'sm_90'
+ptxas info    : Function properties for _Z1fILi4EEvi
+    0 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 26 registers, used 1 barriers, 1024 bytes smem
+"""
+
+
+def test_resources_are_read():
+    assert nvcc.read_resources(PTXAS) == {"f<4>": nvcc.Resources(26, 20, 1024)}

@@ -1,0 +1,209 @@
+"""selective_scan's CUDA kernels, run on the CPU by the emulation, against the float64 reference."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.cuda_host import build, emulated
+from tests.support.operators import assert_close, leaves, packed_index, run_scan, same_bits, scan_problem
+
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Every result and workspace is NaN before a kernel runs; shared memory always is."""
+    module = emulated.module()
+    module.set_poison(True)
+    yield module
+    module.set_poison(False)
+
+
+def run_emulated(
+    problem: dict[str, Tensor],
+    *,
+    seed: int = 1,
+    delta_softplus: bool = True,
+    return_last_state: bool = True,
+    reverse: bool = False,
+    seq_idx: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """What `run_scan` gives, from the emulated raw operators."""
+    ops = torch.ops.bdam_fast_emulated
+    # Detached: in a process that has registered the autograd formulas the raw operators would follow them.
+    tensors = [None if t is None else t.detach() for t in (*(problem.get(name) for name in NAMES), seq_idx)]
+    out, last, saved = ops.selective_scan_forward(*tensors, delta_softplus, reverse, return_last_state, True)
+    plain, _, nothing = ops.selective_scan_forward(*tensors, delta_softplus, reverse, return_last_state, False)
+    assert same_bits(out, plain) and nothing.numel() == 0
+    results = {"out": out, "last": last} if return_last_state else {"out": out}
+    generator = torch.Generator().manual_seed(seed)
+    upstream = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype) for r in results.values()]
+    dlast = upstream[1] if return_last_state else None
+    grads = ops.selective_scan_backward(upstream[0], dlast, *tensors, saved, delta_softplus, reverse)
+    for name, grad in zip(NAMES, grads, strict=True):
+        if name in problem:
+            assert grad.stride() == torch.empty_like(problem[name]).stride(), name
+            results[f"d{name}"] = grad
+    return results
+
+
+def check(problem: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
+    """The emulated kernels against the reference in float64 and in the problem's own dtype."""
+    exact = run_scan(leaves(problem, torch.float64), backend="reference", **kwargs)
+    same = run_scan(leaves(problem), backend="reference", **kwargs)
+    got = run_emulated(problem, **kwargs)
+    assert set(got) == set(exact)
+    for name, value in got.items():
+        assert value.dtype == same[name].dtype, f"{name}: {value.dtype}, expected {same[name].dtype}"
+        assert_close(name, value, exact[name], same[name])
+    return got
+
+
+@pytest.mark.parametrize("order", ["bld", "bdl", "strided"])
+@pytest.mark.parametrize("length", [0, 1, 2, 7, 8, 9, 31, 32, 33, 65, 77])
+def test_lengths(length, order):
+    check(scan_problem(1, 8, length, 16, order=order))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("order", ["bld", "bdl", "strided"])
+@pytest.mark.parametrize("states", [1, 3, 8, 16, 17, 32, 64, 100, 256])
+def test_states_dtypes_and_orders(states, order, dtype):
+    """The usual case, with vectors where the order has them: 8 channels and 16 steps are whole ones of every dtype."""
+    check(scan_problem(2, 8, 16, states, dtype=dtype, order=order))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 33, 130, 136])
+@pytest.mark.parametrize("order", ["bld", "bdl"])
+def test_channels(channels, order):
+    check(scan_problem(1, channels, 11, 16, dtype=torch.bfloat16, order=order))
+    check(scan_problem(1, channels, 24, 32, order=order))
+
+
+@pytest.mark.parametrize("states", [3, 16, 40])
+@pytest.mark.parametrize("order", ["bld", "bdl"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_reverse_and_packing(packed, reverse, order, states):
+    problem = scan_problem(2, 12, 40, states, order=order)
+    check(problem, reverse=reverse, seq_idx=packed_index(2, 40) if packed else None)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("groups", [(3, 3), (3, 1), (1, 3), (None, 1), (3, None), (None, None)], ids=str)
+@pytest.mark.parametrize("states", [5, 16, 40])
+def test_groups_and_constant_projections(states, groups, packed):
+    problem = scan_problem(2, 12, 21, states, groups=groups)
+    check(problem, reverse=packed, seq_idx=packed_index(2, 21) if packed else None)
+    check(scan_problem(1, 9, 10, states, groups=groups, dtype=torch.bfloat16, order="bdl"))
+
+
+@pytest.mark.parametrize("absent", [("D",), ("z",), ("delta_bias",), ("initial_state",), ("D", "z", "delta_bias")])
+@pytest.mark.parametrize("softplus", [False, True])
+@pytest.mark.parametrize("order", ["bld", "bdl"])
+def test_optional_arguments(order, softplus, absent):
+    problem = scan_problem(2, 8, 24, 16, absent=absent, order=order, dtype=torch.bfloat16)
+    if not softplus:  # steps of both signs that do not let the state explode
+        problem["delta"] = 0.05 * problem["delta"]
+        if "delta_bias" in problem:
+            problem["delta_bias"] = 0.02 * problem["delta_bias"]
+    check(problem, delta_softplus=softplus)
+    check(problem, delta_softplus=softplus, return_last_state=False)
+
+
+@pytest.mark.parametrize("order", ["bld", "bdl"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("length", [512, 771])
+def test_a_long_length_is_split_in_chunks(length, packed, order):
+    """Three and six chunks, the last one shorter; see chunk_length in selective_scan_cuda.h."""
+    problem = scan_problem(1, 3, length, 5, order=order)
+    check(problem, reverse=packed, seq_idx=packed_index(1, length) if packed else None)
+    long_sequence = torch.full((1, length), 2, dtype=torch.int32)
+    check(problem, seq_idx=long_sequence)
+
+
+def test_chunks_of_every_kind():
+    check(scan_problem(1, 4, 520, 16, dtype=torch.bfloat16, order="bld"))
+    check(scan_problem(1, 4, 520, 16, groups=(2, 1)), seq_idx=packed_index(1, 520))
+    check(scan_problem(1, 4, 520, 16, groups=(2, None)), seq_idx=packed_index(1, 520))  # left whole
+    check(scan_problem(1, 4, 520, 20, absent=("initial_state", "z")), return_last_state=False)
+
+
+def test_every_argument_may_have_its_own_dtype():
+    problem = scan_problem(2, 9, 20, 4, dtype=torch.bfloat16)
+    problem["delta"] = problem["delta"].float()
+    problem["B"] = problem["B"].half()
+    problem["A"] = problem["A"].double()
+    problem["D"] = problem["D"].half()
+    problem["initial_state"] = problem["initial_state"].bfloat16()
+    got = check(problem)
+    assert (got["out"].dtype, got["last"].dtype) == (torch.bfloat16, torch.float32)
+    assert [got[f"d{n}"].dtype for n in ("A", "B", "D")] == [torch.float64, torch.float16, torch.float16]
+
+
+def test_empty_batch():
+    problem = scan_problem(0, 4, 9, 16)
+    got = run_emulated(problem)
+    assert got["out"].shape == (0, 4, 9) and got["dA"].abs().max() == 0 and got["dD"].abs().max() == 0
+
+
+@pytest.mark.parametrize("order", ["bld", "bdl", "strided"])
+@pytest.mark.parametrize("states", [16, 40])
+def test_bits_do_not_depend_on_the_order_of_threads(monkeypatch, order, states):
+    problem = scan_problem(1, 136, 24, states, order=order, dtype=torch.bfloat16, groups=(2, 1))
+    results = []
+    for threads in ("forward", "reverse", "random:1", "random:2"):
+        monkeypatch.setenv("BDAM_HOST_ORDER", threads)
+        results.append(run_emulated(problem))
+    for other in results[1:]:
+        assert all(same_bits(value, other[name]) for name, value in results[0].items())
+
+
+@pytest.mark.parametrize("order", ["bld", "bdl"])
+def test_padding_is_not_read(order):
+    """NaN in padded steps reaches nothing."""
+    problem, index = scan_problem(2, 8, 24, 16, order=order), packed_index(2, 24)
+    clean = run_emulated(problem, seq_idx=index)
+    padded = (index < 0)[:, None]
+    dirty = {n: v.masked_fill(padded, torch.nan) if n in "u delta z B C".split() else v for n, v in problem.items()}
+    for name, value in run_emulated(dirty, seq_idx=index).items():
+        assert same_bits(value, clean[name]), name
+
+
+def test_nan_stays_in_its_channel():
+    problem = scan_problem(1, 8, 24, 16)
+    problem["u"][0, 2, 5] = torch.nan
+    got = run_emulated(problem)
+    assert all(torch.isnan(got[name][:, 2]).any() for name in ("out", "ddelta", "dz"))
+    for name in ("out", "du", "ddelta", "dz", "dinitial_state"):
+        assert got[name][:, [0, 1, 3, 4, 5, 6, 7]].isfinite().all(), name
+
+
+@pytest.mark.parametrize("value", [-1e4, -30.0, 19.999, 20.001, 1e4])
+def test_extreme_steps(value):
+    problem = scan_problem(1, 8, 16, 16)
+    problem["delta"] = torch.full_like(problem["delta"], value)
+    check(problem)
+
+
+@pytest.mark.parametrize("order", ["bld", "bdl", "strided"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_small_cases(dtype, order):
+    """What the sanitized process runs: every access, every number of states and every edge of a tile."""
+    for states in (3, 16, 20, 40, 70, 130):
+        for channels, length in ((8, 16), (9, 5), (16, 1), (24, 24)):
+            problem = scan_problem(1, channels, length, states, order=order, dtype=dtype)
+            check(problem)
+            check(problem, reverse=True, seq_idx=packed_index(1, length))
+    check(scan_problem(2, 6, 9, 16, groups=(None, 3), order=order, dtype=dtype))
+    check(scan_problem(1, 3, 513, 16, order=order, dtype=dtype))
+
+
+@pytest.mark.slow  # a minute and a half, nearly all of it in the compiler
+def test_no_access_out_of_bounds():
+    build.library(sanitize="selective_scan")
+    arguments = ("-m", "pytest", "-s", "-p", "no:cacheprovider", __file__, "-k", "small")
+    done = build.run_sanitized(*arguments, family="selective_scan")
+    assert done.returncode == 0 and done.stdout.count(".") >= 6, done.stdout[-3000:] + done.stderr[-3000:]

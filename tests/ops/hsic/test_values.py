@@ -1,0 +1,221 @@
+"""hsic: values and gradients against the textbook formula, and its options."""
+
+import pytest
+import torch
+
+import bdam_fast
+from bdam_fast.ops.hsic import op
+from bdam_fast.ops.hsic.reference import median_sigma
+from tests.support.operators import assert_close, same_bits
+
+pytestmark = pytest.mark.usefixtures("kernels")
+BACKENDS = ["cpu", "reference"]
+KINDS = [(k, e) for k in ("linear", "rbf") for e in ("biased", "unbiased")]
+
+
+def pair(samples, width_x, width_y, *, batch=(), dtype=torch.float32, order="rows"):
+    """x and y that depend on each other; `order` rows, columns (features adjacent in no row), or strided."""
+    common = torch.randn(*batch, samples, 1)
+    x = (torch.randn(*batch, samples, width_x) + common) / width_x**0.5
+    y = (torch.randn(*batch, samples, width_y) - common) / width_y**0.5
+
+    def laid_out(t):
+        if order == "columns":
+            return t.mT.contiguous().mT
+        if order == "strided":
+            wide = torch.zeros(*t.shape[:-2], 2 * t.shape[-2], 3 * t.shape[-1], dtype=t.dtype)
+            wide[..., 1::2, 1::3] = t
+            return wide[..., 1::2, 1::3]
+        return t
+
+    return laid_out(x.to(dtype)), laid_out(y.to(dtype))
+
+
+def run_hsic(x, y, **kwargs):
+    """The value, and both gradients of it times fixed weights."""
+    x, y = (t.detach().requires_grad_() for t in (x, y))
+    value = bdam_fast.hsic(x, y, **kwargs)
+    weights = torch.linspace(0.5, 2, max(value.numel(), 1)).to(value)[: value.numel()].reshape(value.shape)
+    dx, dy = torch.autograd.grad((value * weights).sum(), (x, y))
+    return {"value": value.detach(), "dx": dx, "dy": dy}
+
+
+def check_hsic(x, y, **kwargs):
+    """Kernel against the formula in float64 and in the inputs' own dtype."""
+    exact = run_hsic(x.double(), y.double(), backend="reference", **kwargs)
+    same = run_hsic(x, y, backend="reference", **kwargs)
+    got = run_hsic(x, y, backend="cpu", **kwargs)
+    for name, value in got.items():
+        assert value.dtype == same[name].dtype, f"{name}: {value.dtype}, expected {same[name].dtype}"
+        assert_close(name, value, exact[name], same[name])
+    return got
+
+
+@pytest.mark.parametrize(("kernel", "estimator"), KINDS)
+@pytest.mark.parametrize("samples", [4, 5, 15, 16, 17, 31, 33, 64, 65, 130, 257])
+def test_samples(isa, kernel, estimator, samples):
+    check_hsic(*pair(samples, 40, 23), kernel=kernel, estimator=estimator)
+    check_hsic(*pair(samples, 3, 130), kernel=kernel, estimator=estimator)
+
+
+@pytest.mark.parametrize(("kernel", "estimator"), KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_dtypes(isa, kernel, estimator, dtype):
+    for order in ("rows", "columns", "strided"):
+        check_hsic(*pair(21, 35, 18, batch=(2,), dtype=dtype, order=order), kernel=kernel, estimator=estimator)
+        check_hsic(*pair(70, 18, 7, dtype=dtype, order=order), kernel=kernel, estimator=estimator)
+
+
+@pytest.mark.parametrize("width", [1, 2, 15, 16, 17, 31, 33, 64, 97, 300])
+def test_features(isa, width):
+    for kernel in ("linear", "rbf"):
+        check_hsic(*pair(20, width, 33), kernel=kernel)
+        check_hsic(*pair(20, 33, width), kernel=kernel, estimator="unbiased")
+
+
+@pytest.mark.parametrize(("kernel", "estimator"), KINDS)
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 3), (0,), (2, 0)])
+def test_batches_are_separate_problems(kernel, estimator, batch):
+    x, y = pair(12, 9, 20, batch=batch)
+    got = run_hsic(x, y, kernel=kernel, estimator=estimator, backend="cpu")
+    assert (got["value"].shape, got["dx"].shape) == (batch, x.shape)
+    for i in range(got["value"].numel()):
+        a, b = (t.reshape(-1, *t.shape[-2:])[i] for t in (x, y))
+        single = bdam_fast.hsic(a, b, kernel=kernel, estimator=estimator, backend="cpu")
+        assert same_bits(single, got["value"].flatten()[i])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_by_hand(backend):
+    """Three samples on a line: centred x is (-1, 0, 1) and y (-1, -1, 2), so |Xc^T Yc|^2 / (N-1)^2 = 9 / 4."""
+    x, y = torch.tensor([[4.0], [5.0], [6.0]]), torch.tensor([[0.0], [0.0], [3.0]])
+    torch.testing.assert_close(bdam_fast.hsic(x, y, backend=backend), torch.tensor(9 / 4))
+    median = torch.tensor([1.0, 1.0, 4.0]).exp().reciprocal()  # x: d^2 = 1, 1, 4 over their median, 1
+    K = torch.eye(3) + torch.zeros(3, 3).index_put_(
+        (torch.tensor([0, 1, 0, 1, 2, 2]), torch.tensor([1, 2, 2, 0, 1, 0])), median.repeat(2)
+    )
+    L = torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]]) + torch.tensor([[0, 0, 1.0], [0, 0, 1], [1, 1, 0]]) * 2**-0.5
+    H = torch.eye(3) - 1 / 3
+    sigma_y = 3 / torch.tensor(2.0).log().sqrt()  # exp(-9 / (2 sigma^2)) = 2^(-1/2)
+    got = bdam_fast.hsic(x, y, kernel="rbf", sigma_y=sigma_y, backend=backend)
+    torch.testing.assert_close(got, torch.trace(K @ H @ L @ H) / 4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unbiased_is_zero_on_average_for_independent_samples(backend):
+    """The mean over all orders of y of the unbiased estimate is exactly zero."""
+    orders = torch.cartesian_prod(*[torch.arange(4)] * 4)
+    orders = orders[[len(set(row.tolist())) == 4 for row in orders]]
+    x, y = torch.randn(4, 3), torch.randn(4, 2)
+    for kernel in ("linear", "rbf"):
+        values = bdam_fast.hsic(
+            x.expand(24, -1, -1), y[orders], kernel=kernel, estimator="unbiased", sigma_x=None, backend=backend
+        )
+        assert values.mean().abs() < 1e-6 < values.abs().mean()
+        biased = bdam_fast.hsic(x.expand(24, -1, -1), y[orders], kernel=kernel, backend=backend)
+        assert biased.min() > 0
+
+
+@pytest.mark.parametrize(("kernel", "estimator"), KINDS)
+def test_offsets_do_not_matter(isa, kernel, estimator):
+    """Features a thousand away from zero: what centring first is for. The inputs' own rounding is 3e-5 there."""
+    x, y = pair(40, 33, 20)
+    got = run_hsic(x + 1000, y - 1000, kernel=kernel, estimator=estimator, sigma_x=None, backend="cpu")
+    exact = run_hsic(
+        (x + 1000).double() - 1000, (y - 1000).double() + 1000, kernel=kernel, estimator=estimator, backend="reference"
+    )
+    for name, value in got.items():
+        torch.testing.assert_close(value.double(), exact[name], rtol=1e-4, atol=1e-4 * exact[name].abs().max().item())
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+def test_widths_of_the_kernel(isa, estimator):
+    x, y = pair(30, 12, 20, batch=(3,))
+    sigmas = torch.tensor([0.5, 1.0, 30.0])
+    got = check_hsic(x, y, kernel="rbf", sigma_x=sigmas, sigma_y=2, estimator=estimator)
+    each = [
+        bdam_fast.hsic(
+            x[i], y[i], kernel="rbf", sigma_x=float(sigmas[i]), sigma_y=2.0, estimator=estimator, backend="cpu"
+        )
+        for i in range(3)
+    ]
+    assert same_bits(torch.stack(each), got["value"])
+    wide = run_hsic(x, y, kernel="rbf", sigma_x=100.0, sigma_y=100.0, estimator=estimator, backend="cpu")
+    exact = run_hsic(
+        x.double(), y.double(), kernel="rbf", sigma_x=100.0, sigma_y=100.0, estimator=estimator, backend="reference"
+    )
+    torch.testing.assert_close(wide["value"].double(), exact["value"], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4, 17, 64, 511, 520])
+def test_median_width(samples):
+    """From 513 samples on the median is counted in passes over the bits; both ways are exact."""
+    x = torch.randn(2, samples, 6)
+    op._raw()
+    saved = torch.ops.bdam_fast.hsic_forward(x, x, None, None, True, False)[1]
+    torch.testing.assert_close(saved[:, 0].double(), median_sigma(x.double()), rtol=2e-6, atol=0)
+    saved = torch.ops.bdam_fast.hsic_forward(x.double(), x.double(), None, None, True, False)[1]
+    torch.testing.assert_close(saved[:, 2], median_sigma(x.double()), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("samples", [20, 600])
+def test_median_width_of_labels_and_of_equal_rows(samples):
+    """Equal rows have distance zero exactly: the mean steps in when most pairs coincide, and 1 when all do."""
+    labels = torch.nn.functional.one_hot((torch.arange(samples) % 10 == 0).long(), 2).float() * 0.3
+    rows = torch.full((samples, 2), 0.7)
+    expected = median_sigma(labels[None])[0], torch.tensor(1.0)
+    assert (labels[1:] == labels[1]).float().mean() > 0.8
+    op._raw()
+    saved = torch.ops.bdam_fast.hsic_forward(labels[None], rows[None], None, None, True, False)[1][0]
+    torch.testing.assert_close(saved[0], expected[0], rtol=1e-6, atol=0)
+    assert saved[2] == expected[1] == median_sigma(rows[None])[0]
+    assert bdam_fast.hsic(labels, rows, kernel="rbf", backend="cpu") == 0
+
+
+def test_many_samples():
+    """600: several tiles of 64, and both forms of the linear kernel."""
+    for widths in ((20, 30), (900, 700)):
+        check_hsic(*pair(600, *widths), estimator="unbiased")
+    x, y = pair(600, 4, 3)
+    for estimator in ("biased", "unbiased"):
+        check_hsic(x, y, kernel="rbf", estimator=estimator)
+
+
+def test_memory_of_the_gaussian_kernel_does_not_grow_with_the_square():
+    x, y = pair(4000, 2, 2, batch=(1,))
+    value, saved = op._raw()(x, y, None, None, True, False)
+    assert saved.numel() == 4 + 2 * 4000
+    sample = bdam_fast.hsic(x[0, :1000], y[0, :1000], kernel="rbf", backend="reference")
+    assert abs(value.item() / sample.item() - 1) < 0.3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_broken_values_stay_in_their_problem(isa, bad, kernel):
+    x, y = pair(20, 12, 9, batch=(3,))
+    good = run_hsic(x, y, kernel=kernel, backend="cpu")
+    x[1, 3, 5] = bad
+    got = run_hsic(x, y, kernel=kernel, backend="cpu")
+    assert got["value"].isnan().tolist() == [False, True, False]
+    for name, value in got.items():
+        assert same_bits(value[::2], good[name][::2])
+
+
+@pytest.mark.parametrize(("kernel", "estimator"), KINDS)
+@pytest.mark.parametrize("shape", [(64, 96, 80, ()), (300, 24, 40, ()), (520, 7, 5, ()), (20, 30, 20, (5,))], ids=str)
+def test_same_bits_with_any_number_of_threads(kernels, kernel, estimator, shape):
+    *sizes, batch = shape
+    x, y = pair(*sizes, batch=batch)
+    results = []
+    for threads in (1, 2, 3, 1):
+        torch.set_num_threads(threads)
+        results.append(run_hsic(x, y, kernel=kernel, estimator=estimator, backend="cpu"))
+    assert all(same_bits(r[name], results[0][name]) for r in results for name in r)
+
+
+def test_calls_are_counted():
+    bdam_fast.reset_call_counts()
+    for backend in BACKENDS:
+        run_hsic(*pair(8, 3, 2), backend=backend)
+    counts = {n: c for n, c in bdam_fast.call_counts().items() if c}
+    assert counts == {f"hsic.{n}": 1 for n in ("cpu.backward", "cpu.forward", "reference.forward")}

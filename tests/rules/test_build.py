@@ -1,0 +1,85 @@
+"""What setup.py promises: errors of one sentence, an sdist that builds, a wheel with the package and nothing else."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import ROOT
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of everything that is committed, without what was built."""
+    ignore = shutil.ignore_patterns(".*", "data", "runs", "build", "dist", "*.egg-info", "__pycache__", "*.so")
+    return Path(shutil.copytree(ROOT, tmp_path / "checkout", ignore=ignore))
+
+
+def setup_py(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if k not in ("CXX", "CC", "BDAM_FAST_CUDA")} | environment
+    command = [sys.executable, "setup.py", "-q", *arguments]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+
+
+def test_no_compiler_is_one_sentence_with_the_remedy(checkout, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    run = setup_py(checkout, "build_ext", PATH=str(empty))
+    assert run.returncode != 0
+    assert "no C++ compiler found" in run.stderr and "apt-get install g++" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="asks what happens with a CPU build of torch")
+def test_asking_for_cuda_without_cuda_says_what_is_missing(checkout):
+    run = setup_py(checkout, "build_ext", BDAM_FAST_CUDA="1")
+    assert run.returncode != 0
+    assert "BDAM_FAST_CUDA=1, but torch" in run.stderr and "is a CPU build" in run.stderr
+
+
+def test_unknown_value_of_the_cuda_switch(checkout):
+    run = setup_py(checkout, "build_ext", BDAM_FAST_CUDA="yes")
+    assert run.returncode != 0
+    assert "BDAM_FAST_CUDA must be 0, 1 or auto, got 'yes'" in run.stderr
+
+
+def test_source_distribution_holds_what_a_build_needs_and_no_pipeline(checkout):
+    run = setup_py(checkout, "sdist")
+    assert run.returncode == 0, run.stderr
+    (archive,) = (checkout / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    needed = {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.is_file()}
+    needed |= {str(p.relative_to(ROOT)) for p in (ROOT / "bdam_fast").rglob("*.py")}
+    assert needed <= names and {"setup.py", "pyproject.toml", "LICENSE"} <= names
+    assert [name for name in names if name.split("/")[0] in ("training", "tests", "bench")] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["checkout", "sdist"])
+def test_wheel_holds_the_package_only_and_imports_elsewhere(checkout, tmp_path, source):
+    target = checkout
+    if source == "sdist":
+        assert setup_py(checkout, "sdist").returncode == 0
+        (target,) = (checkout / "dist").glob("*.tar.gz")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    wheels = tmp_path / "wheels"
+    # Build isolation on: setup.py has to find the environment's torch from inside pip's empty environment.
+    subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", wheels, target], check=True)
+    (wheel,) = wheels.glob("bdam_fast-*-cp310-abi3-*.whl")
+    top = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"bdam_fast"}
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", "--target", site, wheel], check=True)
+    code = "import bdam_fast, torch; x = torch.ones(1, 2, 3); print(bdam_fast.__file__); "
+    code += "print(bdam_fast.causal_conv1d(x, torch.ones(2, 4), backend='cpu').sum().item())"
+    run = [sys.executable, "-c", code]
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    out = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout.split()
+    assert out[0].startswith(str(site)) and float(out[1]) == 12.0

@@ -1,0 +1,1 @@
+"""Launches of the Triton kernels to compile ahead of time."""

@@ -1,0 +1,176 @@
+"""The validator on miniature data sets, each with one defect: what it says and how grave that is."""
+
+import re
+
+import pytest
+from PIL import Image
+
+from tests.support.dataset_variants import ALLOW, TEST, TRAIN, VAL, copy, edit, levels, make
+from training.data.validation.validate import validate
+
+
+def damage(path, content):
+    return lambda root: (root / "imgs" / path).write_bytes(content((root / "imgs" / path).read_bytes()))
+
+
+def captions(*changes):
+    def change(records):
+        for number, caption in changes:
+            records[number]["captions"][0] = caption
+
+    return lambda root: edit(root, change)
+
+
+def values(number, **fields):
+    return lambda root: edit(root, lambda records: records[number].update(fields))
+
+
+def person(who, **fields):
+    return lambda root: edit(root, lambda records: [r.update(fields) for r in records if r["id"] == who])
+
+
+def picture(path, mode, form="JPEG"):
+    def write(root):
+        with Image.open(root / "imgs" / path) as image:
+            image.convert(mode).save(root / "imgs" / path, form)
+
+    return write
+
+
+# What is done to a sound CUHK-PEDES, and the check that tells: its level and how its text goes on.
+DEFECTS = {
+    "malformed": (values(3, id="x"), "form of the records", "error", "malformed records: record 3: 'id' must be of"),
+    "unknown split": (person(1, split="training"), "names of the splits", "error", "unknown splits, .*: 'training'"),
+    "empty caption": (captions((0, " ")), "empty captions", "error", f"images with an empty caption: {TRAIN}"),
+    "same path": (values(1, file_path=TRAIN), "repeated images", "error", f"images named more than once: {TRAIN}"),
+    "leak": (
+        values(0, id=9, captions=["a man in the wrong split"]),
+        "identities across splits",
+        "error",
+        "identities in more than one split: 9 in test and tr",
+    ),
+    "no val": (
+        lambda root: edit(root, lambda records: [r.update(split="test") for r in records if r["split"] == "val"]),
+        "empty splits",
+        "error",
+        r"no record in the splits: val \(1 in all\)",
+    ),
+    "ids from 0": (
+        person(10, id=0),
+        "person ids",
+        "warning",
+        "the smallest person id is 0, in the file of the authors",
+    ),
+    "missing": (
+        lambda root: (root / "imgs" / VAL).unlink(),
+        "missing images",
+        "error",
+        f"1 image is missing, by sub-folder: val 1 of 6; e.g. {VAL}$",
+    ),
+    "converted": (
+        lambda root: (root / "imgs" / VAL).rename(root / "imgs" / VAL.replace("jpg", "png")),
+        "missing images",
+        "error",
+        "1 image is missing, .*; 1 of them is there with another suffix",
+    ),
+    "no images": (
+        lambda root: (root / "imgs").rename(root / "images"),
+        "missing images",
+        "error",
+        "there is no folder .*imgs: 30 images",
+    ),
+    "truncated": (
+        damage(TRAIN, lambda b: b[:-9]),
+        "unreadable images",
+        "error",
+        r"1 image cannot .* \(truncated: train 1\)",
+    ),
+    "zero bytes": (damage(VAL, lambda b: b""), "unreadable images", "error", r"1 image cannot .*\(zero bytes: val 1\)"),
+    "no image": (
+        damage(VAL, lambda b: b"<html>"),
+        "unreadable images",
+        "error",
+        r"1 image cannot .*\(no image: val 1\)",
+    ),
+    "copy in test": (copy(TRAIN, TEST), "duplicates across splits", "warning", r"1 content is in more than one split"),
+    "copy of another": (
+        copy(TRAIN, "train/0002_1.jpg"),
+        "duplicates across people",
+        "warning",
+        "1 content is of several",
+    ),
+    "shared words": (
+        captions((0, "A man in red."), (4, "a MAN  in red"), (-1, "a man in red!")),
+        "captions shared by people",
+        "warning",
+        "1 text describes several people, 3 of 60 captions .5.0%.; 0 test queries have more .* .3 people.: 'a man in red'",
+    ),
+    "shared queries": (
+        captions((-1, "A man in red."), (-4, "a man in red"), (-5, "a man in red")),
+        "captions shared by people",
+        "warning",
+        "1 text describes several people, 3 of 60 captions .*; 3 test queries have more than one right answer; .*2 people",
+    ),
+    "line break": (
+        captions((0, "a man\nin red")),
+        "stray text",
+        "warning",
+        f"1 caption with control .*, e.g. of {TRAIN}",
+    ),
+    "mojibake": (
+        captions((0, "a man\u00e2\u20ac\u2122s coat")),
+        "stray text",
+        "warning",
+        "1 caption with wrongly decoded",
+    ),
+    "script": (
+        captions((0, "a man\uff0cin red"), (1, "\u4e00 man")),
+        "stray text",
+        "warning",
+        "2 captions with another scr",
+    ),
+    "HTML": (captions((0, "a <b>man</b> in red")), "stray text", "warning", "1 caption with HTML"),
+    "entity": (captions((0, "a man &amp; a bag")), "stray text", "warning", "1 caption with HTML"),
+    "address": (captions((0, "a man, see www.example.org")), "stray text", "warning", "1 caption with a web address"),
+    "label": (captions((0, "Caption 2: a man")), "stray text", "warning", "1 caption with a label in front"),
+    "code": (captions((0, "self.captions.append(man)")), "stray text", "warning", "1 caption with program code"),
+    "one word": (captions((0, "man")), "stray text", "warning", "1 caption with a single word"),
+    "very long": (captions((0, "a man " * 61)), "stray text", "warning", "1 caption with more than 120 words"),
+    "format": (
+        picture(TRAIN, "RGB", "PNG"),
+        "formats",
+        "note",
+        "1 image is of another format .*: PNG in a .jpg file 1; ",
+    ),
+    "grey": (
+        picture(TRAIN, "L"),
+        "colour modes",
+        "note",
+        f"1 image is not RGB, converted when read: L 1; e.g. {TRAIN}",
+    ),
+    "copy of the person": (
+        copy(TRAIN, "train/0001_2.jpg"),
+        "duplicates within a person",
+        "note",
+        "1 content is of one per",
+    ),
+    "extra file": (
+        lambda root: (root / "imgs" / "new.jpg").write_bytes(b""),
+        "files without a record",
+        "note",
+        "1 image that no record names, by sub-folder: imgs/ 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_every_defect_is_told(tmp_path, name):
+    change, check, level, text = DEFECTS[name]
+    root = make(tmp_path / "set")
+    change(root)
+    result = validate("cuhk-pedes", root, ALLOW)
+    grave = {check: level} if level in ("error", "warning") else {}
+    assert levels(result) == grave
+    told = [finding for finding in result.findings if finding.check == check and finding.level == level]
+    assert any(re.match(text, finding.text) for finding in told), [finding.text for finding in told]
+    assert result.verdict == ("no" if level == "error" else "yes")

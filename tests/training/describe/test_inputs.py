@@ -1,0 +1,86 @@
+"""Styles that generation reads, what it says the rest will take, and what it shows meanwhile."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from tests.support.pedes_dataset import make_pedes
+from tests.support.style_folder import LONG, TERSE, write_styles
+from training.describe.generation import Tally
+from training.describe.inputs import read_styles
+from training.describe.llm.client import Service
+from training.describe.llm.limits import Budget, Meter
+from training.describe.progress import Reporter
+from training.describe.session import estimate
+
+
+@pytest.fixture
+def pedes(tmp_path):
+    return make_pedes(tmp_path / "pedes", {"train": 4, "val": 1, "test": 1}, 3)
+
+
+def test_estimates():
+    meter = Meter(Budget(), 10, 10, 8000, 400, 20.0)
+    assert estimate(meter, Service(concurrency=4), 1000, 2.2).endswith("no price given (price_in, price_out), 18 min.")
+    assert estimate(meter, Service(concurrency=64), 1000, 2.0).endswith(", 62 s.")
+    assert estimate(meter, Service(requests_per_minute=10), 1000, 2.0).endswith(", 3.3 h.")
+    assert estimate(meter, Service(tokens_per_minute=8400, concurrency=64), 1000, 2.0).endswith(", 3.3 h.")
+    unknown = estimate(Meter(Budget(), 10, 0, 0, 0, 20.0), Service(), 10, 2.0)
+    assert unknown == "10 images in about 20 calls, of unknown size, since the server counts no tokens, 5 s."
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("styles.json", None, "styles.json does not exist"),
+        ("styles.json", "[]", "must hold `styles`, a list of objects with style, size"),
+        (
+            "styles.json",
+            '{"styles": [{"style": 0, "size": 0, "examples": []}]}',
+            "must hold `styles`, a list of objects",
+        ),
+        (
+            "styles.json",
+            '{"styles": [{"style": 0, "size": 1, "examples": 3}]}',
+            "must hold `styles`, a list of objects",
+        ),
+        ("styles.jsonl", None, "styles.jsonl does not exist; `python -m training.describe styles` writes it"),
+        ("styles.jsonl", "[]\n", "line 1 must be an object with file_path, caption and style"),
+        ("styles.jsonl", '{"file_path": "a", "caption": 0, "style": 7}\n', "line 1 names style 7, which .*styles.json"),
+    ],
+)
+def test_styles_that_cannot_be_read(tmp_path, pedes, name, content, text):
+    folder = write_styles(tmp_path / "styles", pedes)
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=text):
+        read_styles(folder, 5)
+
+
+def test_images_without_clustered_captions_get_a_style_by_size(tmp_path, pedes):
+    styles = read_styles(write_styles(tmp_path / "styles", pedes), 1)
+    assert styles.examples == {0: (TERSE[0],), 1: (LONG[0],)}
+    drawn = [styles.style_of(f"unknown/{number}.jpg") for number in range(400)]
+    assert drawn == [styles.style_of(f"unknown/{number}.jpg") for number in range(400)]
+    assert 150 < sum(drawn) < 250
+
+
+def test_progress_on_a_terminal_and_in_a_log(monkeypatch):
+    meter = Meter(Budget(price_in=1000.0), 2, 2, 3000, 80, 1.0)
+    row = {"file_path": "a", "status": "rejected", "reason": "identity.leak"}
+    for terminal in (True, False):
+        monkeypatch.setattr("training.describe.progress.LOG_EVERY", 0.0)
+        shown = io.StringIO()
+        console = Console(file=shown, force_terminal=terminal, width=150)
+        with Reporter(3, meter, Tally(), console) as reporter:
+            reporter.recorded(row)
+            with reporter.paused():
+                console.print("question")
+            reporter.recorded(row)
+        text = shown.getvalue()
+        assert "question" in text and "cost 3.00, 2 identity.leak" in text
+        assert ("2 of 3 images, " in text) is not terminal

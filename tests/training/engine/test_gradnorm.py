@@ -1,0 +1,248 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests.support.models import batch, build, gradnorm_config, recommended
+from training.config import GradNormConfig
+from training.engine.gradnorm import GradNorm, backward_tasks
+from training.engine.losses import fixed_losses, task_losses
+
+TASKS = ["a", "b", "c"]
+
+
+def toy(seed=0):
+    """Three losses of one shared tensor, two parameters behind it."""
+    g = torch.Generator().manual_seed(seed)
+    theta = torch.randn(4, 3, generator=g, dtype=torch.float64).requires_grad_()
+    head = torch.randn(3, 2, generator=g, dtype=torch.float64).requires_grad_()
+    hidden = torch.tanh(theta @ head)
+    return theta, head, {"a": hidden.square().sum(), "b": hidden.exp().mean(), "c": 0.1 * theta.sin().square().sum()}
+
+
+def printed_update(config, first, s, theta, losses):
+    """One update by double backward: eq. (5) with its penalty as a graph over s, targets as constants."""
+    s = torch.tensor(s, dtype=torch.float64, requires_grad=True)
+    norms = []
+    for k, loss in enumerate(losses.values()):
+        weighted = torch.autograd.grad(s[k].exp() * loss, theta, create_graph=True)[0]
+        norms.append(weighted.norm())
+    norms = torch.stack(norms)
+    ratio = torch.stack(list(losses.values())).detach() / torch.tensor(first, dtype=torch.float64)
+    ratio = ratio / ratio.mean()
+    if config.form == "paper":
+        objective = config.alpha * (norms - ratio * norms[0].detach()).abs().sum()
+    else:
+        objective = (norms - norms.detach().mean() * ratio**config.alpha).abs().sum()
+    (objective + config.log_penalty * s.square().sum()).backward()
+    w = (s - config.lr * s.grad).detach().exp().clamp(*config.clip)
+    return w * len(w) / w.sum()
+
+
+@pytest.mark.parametrize("form", ["recommended", "paper"])
+def test_closed_form_equals_double_backward(form):
+    config = gradnorm_config(form=form, lr=0.3, log_penalty=0.1)
+    balance = GradNorm(TASKS, config)
+    first = [1.5, 0.7, 0.2]
+    balance.update(dict(zip(TASKS, first, strict=True)), dict.fromkeys(TASKS, 1.0))
+    for seed in range(6):
+        theta, head, losses = toy(seed)
+        s = [math.log(w) for w in balance.weights().values()]
+        expected = printed_update(config, first, s, theta, losses)
+        theta, head, losses = toy(seed)
+        norms = backward_tasks(losses, balance.weights(), {}, [theta], [head])
+        balance.update({t: float(v.detach()) for t, v in losses.items()}, norms)
+        assert_close(torch.tensor([*balance.weights().values()], dtype=torch.float64), expected)
+    assert max(abs(w - 1) for w in balance.weights().values()) > 0.1
+
+
+@pytest.mark.parametrize("form", ["recommended", "paper"])
+def test_weights_sum_to_the_number_of_tasks_and_balance_the_norms(form):
+    balance = GradNorm(TASKS, gradnorm_config(form=form))
+    losses, norms = dict.fromkeys(TASKS, 1.0), {"a": 1.0, "b": 0.5, "c": 4.0}
+    for _ in range(3000):
+        balance.update(losses, norms)
+        assert sum(balance.weights().values()) == pytest.approx(3)
+    weighted = [balance.weights()[t] * norms[t] for t in TASKS]
+    assert max(weighted) / min(weighted) < 1.2
+
+
+def test_a_task_that_learns_slowly_gains_weight():
+    balance = GradNorm(TASKS, gradnorm_config())
+    balance.update(dict.fromkeys(TASKS, 1.0), dict.fromkeys(TASKS, 1.0))
+    for _ in range(50):
+        balance.update({"a": 0.2, "b": 0.5, "c": 0.9}, dict.fromkeys(TASKS, 1.0))
+    w = balance.weights()
+    assert w["c"] > w["b"] > w["a"]
+
+
+def test_weights_are_clipped_before_they_are_renormalised():
+    balance = GradNorm(TASKS, gradnorm_config(lr=1e3, clip=(0.5, 2.0)))
+    for _ in range(2):
+        balance.update(dict.fromkeys(TASKS, 1.0), {"a": 1e6, "b": 1.0, "c": 1.0})
+    # Task a is pushed below the lower bound, b and c above the upper one.
+    w = balance.weights()
+    assert [w["a"], w["b"], w["c"]] == pytest.approx([0.5 * 3 / 4.5, 2 * 3 / 4.5, 2 * 3 / 4.5])
+
+
+def test_first_losses_are_averaged_while_the_weights_wait():
+    balance = GradNorm(TASKS, gradnorm_config(warm_steps=4))
+    for value in (1.0, 2.0, 3.0, 6.0):
+        balance.update({"a": value, "b": 1.0, "c": 1.0}, {"a": 5.0, "b": 1.0, "c": 1.0})
+        assert balance.weights() == dict.fromkeys(TASKS, 1.0)
+    assert balance.state_dict()["first_losses"] == {"a": 3.0, "b": 1.0, "c": 1.0}
+    balance.update(dict.fromkeys(TASKS, 1.0), {"a": 5.0, "b": 1.0, "c": 1.0})
+    assert balance.weights()["a"] < 1
+
+
+def test_a_loss_that_starts_near_zero_does_not_dominate():
+    """HSIC starts at 1e-9 and rises to 1e-4: 100 000 times its start, a tenth of the floor."""
+    balance = GradNorm(TASKS, gradnorm_config())
+    balance.update({"a": 5.0, "b": 0.8, "c": 1e-9}, dict.fromkeys(TASKS, 1.0))
+    for _ in range(200):
+        balance.update({"a": 4.0, "b": 0.6, "c": 1e-4}, dict.fromkeys(TASKS, 1.0))
+    assert balance.weights()["c"] < balance.weights()["b"]
+    zero = GradNorm(TASKS, gradnorm_config())
+    for _ in range(10):
+        zero.update(dict.fromkeys(TASKS, 0.0), dict.fromkeys(TASKS, 1.0))
+    assert zero.weights() == pytest.approx(dict.fromkeys(TASKS, 1.0))
+    negative = GradNorm(TASKS, gradnorm_config())
+    for _ in range(10):
+        negative.update({"a": 1.0, "b": 1.0, "c": -1e-9}, dict.fromkeys(TASKS, 1.0))
+    assert all(math.isfinite(w) for w in negative.weights().values())
+
+
+@pytest.mark.parametrize("form", ["recommended", "paper"])
+def test_a_dead_task_leaves_the_others_balanced(form):
+    balance, live = GradNorm(["dead", *TASKS], gradnorm_config(form=form)), GradNorm(TASKS, gradnorm_config(form=form))
+    for _ in range(500):
+        balance.update({"dead": 7.0, "a": 1.0, "b": 1.0, "c": 1.0}, {"dead": 0.0, "a": 1.0, "b": 0.6, "c": 1.6})
+        live.update(dict.fromkeys(TASKS, 1.0), {"a": 1.0, "b": 0.6, "c": 1.6})
+    w, alone = balance.weights(), live.weights()
+    assert 0.5 < w["dead"] < 2 and sum(w.values()) == pytest.approx(4)
+    assert w["b"] > w["a"] > w["c"] and alone["b"] > alone["a"] > alone["c"]
+    before = balance.weights()
+    balance.update(dict.fromkeys(before, 1.0), dict.fromkeys(before, 0.0))
+    assert balance.weights() == before
+
+
+def test_a_huge_norm_does_not_overflow():
+    balance = GradNorm(TASKS, gradnorm_config())
+    for _ in range(3):
+        balance.update(dict.fromkeys(TASKS, 1.0), {"a": 1e30, "b": 1e-30, "c": 1.0})
+    assert sum(balance.weights().values()) == pytest.approx(3)
+
+
+def test_switched_off_the_weights_stay_one():
+    balance = GradNorm(TASKS, gradnorm_config(enabled=False))
+    for _ in range(5):
+        balance.update(dict.fromkeys(TASKS, 1.0), {"a": 9.0, "b": 1.0, "c": 0.1})
+    assert balance.weights() == dict.fromkeys(TASKS, 1.0)
+
+
+def test_bad_numbers_and_other_tasks_are_errors_and_change_nothing():
+    balance = GradNorm(TASKS, gradnorm_config())
+    good, before = dict.fromkeys(TASKS, 1.0), balance.state_dict()
+    with pytest.raises(ValueError, match=r"GradNorm: losses must be finite numbers, got {'b': nan}"):
+        balance.update({**good, "b": math.nan}, good)
+    with pytest.raises(ValueError, match=r"GradNorm: norms must be finite numbers, got {'c': inf}"):
+        balance.update(good, {**good, "c": math.inf})
+    with pytest.raises(ValueError, match=r"GradNorm: norms must be of the tasks \['a', 'b', 'c'\], got \['a'\]"):
+        balance.update(good, {"a": 1.0})
+    assert balance.state_dict() == before
+
+
+def test_state_continues_where_it_stopped():
+    one = GradNorm(TASKS, gradnorm_config(warm_steps=2))
+    steps = [({"a": 1.0, "b": 2.0 / i, "c": 1.0}, {"a": 1.0, "b": 2.0, "c": 0.5 * i}) for i in range(1, 8)]
+    for losses, norms in steps[:4]:
+        one.update(losses, norms)
+    # A stored mapping may come back in another order; the reference task of the printed form is still the first.
+    state = one.state_dict()
+    state["log_weights"] = dict(reversed(state["log_weights"].items()))
+    two = GradNorm(TASKS, gradnorm_config(warm_steps=2))
+    two.load_state_dict(state)
+    for losses, norms in steps[4:]:
+        one.update(losses, norms)
+        two.update(losses, norms)
+    assert one.state_dict() == two.state_dict() and list(two.weights()) == TASKS
+    with pytest.raises(
+        ValueError, match=r"GradNorm: the stored state is of the tasks \['c', 'b', 'a'\], expected \['a'\]"
+    ):
+        GradNorm(["a"], GradNormConfig()).load_state_dict(state)
+
+
+def test_the_sum_of_losses_does_not_train_the_weights_nor_eq_5_the_model():
+    balance = GradNorm(TASKS, gradnorm_config())
+    theta, head, losses = toy()
+    norms = backward_tasks(losses, balance.weights(), {}, [theta], [head])
+    assert balance.weights() == dict.fromkeys(TASKS, 1.0)
+    collected = theta.grad.clone(), head.grad.clone()
+    for _ in range(2):
+        balance.update({t: float(v.detach()) for t, v in losses.items()}, norms)
+    assert balance.weights() != dict.fromkeys(TASKS, 1.0)
+    assert torch.equal(theta.grad, collected[0]) and torch.equal(head.grad, collected[1])
+
+
+def heads_of_a_model():
+    loss = recommended()[1]
+    model, data = build(*recommended()), batch()
+    encoded = model.encode(data)
+    leaves = encoded.leaves()
+    features = model.heads(leaves)
+    tasks = task_losses(features, data.ids_B, data.clothing_group_B, loss, "reference")
+    return model, encoded, leaves, tasks, fixed_losses(features, replace(loss, gate_weight=3.0))
+
+
+WEIGHTS = {"info_nce": 0.3, "triplet": 1.7, "adversarial": 2.0, "decoupling": 0.5, "matching": 0.5}
+
+
+@pytest.mark.parametrize("measure", [True, False])
+def test_backward_tasks_is_one_backward_of_the_weighted_sum(measure):
+    model, encoded, leaves, tasks, fixed = heads_of_a_model()
+    heads = model.head_parameters()
+    expected_norms = {
+        k: torch.autograd.grad(v, leaves.image_tokens_BPC, retain_graph=True)[0].norm() for k, v in tasks.items()
+    }
+    norms = backward_tasks(tasks, WEIGHTS, fixed, leaves.tensors(), heads, measure=measure)
+    if measure:
+        assert norms == pytest.approx({k: float(v) for k, v in expected_norms.items()})
+        assert min(norms.values()) > 0
+    else:
+        assert norms == {}
+    assert all(p.grad is None for p in model.encoder_parameters())
+    encoded.backward(leaves)
+
+    plain, _, plain_leaves, tasks, fixed = heads_of_a_model()
+    # The leaves hide the encoders from this graph: heads here, encoders in test_models.
+    (sum(WEIGHTS[k] * v for k, v in tasks.items()) + fixed["gate"]).backward()
+    for leaf, other in zip(leaves.tensors(), plain_leaves.tensors(), strict=True):
+        assert_close(leaf.grad, other.grad)
+    for (name, p), q in zip(plain.named_parameters(), model.parameters(), strict=True):
+        if p.grad is not None:
+            assert_close(q.grad, p.grad, msg=lambda text, name=name: f"{name}: {text}")
+    assert all(p.grad is not None for p in model.encoder_parameters())
+
+
+def test_gradients_add_up_over_calls_and_a_loss_apart_from_the_shared_layer_has_norm_zero():
+    theta, head, losses = toy()
+    apart = {"apart": head.square().sum(), "c": losses["c"]}
+    norms = backward_tasks(apart, {"apart": 2.0, "c": 1.0}, {}, [theta], [head])
+    assert norms["apart"] == 0 and norms["c"] > 0
+    assert_close(head.grad, 4 * head.detach())
+    theta2, head2, losses2 = toy()
+    for _ in range(2):
+        backward_tasks({"a": toy_a(theta2, head2)}, {"a": 1.0}, {}, [theta2], [head2])
+    once = torch.autograd.grad(losses2["a"], theta2)[0]
+    assert_close(theta2.grad, 2 * once)
+
+
+def toy_a(theta, head):
+    return torch.tanh(theta @ head).square().sum()
+
+
+def test_nothing_to_do_without_losses():
+    theta = torch.ones(2, requires_grad=True)
+    assert backward_tasks({}, {}, {}, [theta], []) == {} and theta.grad is None

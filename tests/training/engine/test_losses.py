@@ -1,0 +1,251 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from tests.support.models import batch, build, recommended, unit
+from training.config import LossConfig
+from training.engine import losses
+from training.models.clothing_head import ClothingHead
+
+IDS = torch.tensor([4, 4, 9, 2, 2, 2])
+
+
+def by_hand(logits, positives):
+    """Cross-entropy against a uniform target over each row's positives, in plain loops."""
+    total = 0.0
+    for row, positive in zip(logits.tolist(), positives.tolist(), strict=True):
+        normaliser = math.log(sum(math.exp(x) for x in row))
+        total += sum(normaliser - x for x, p in zip(row, positive, strict=True) if p) / sum(positive)
+    return total / len(logits)
+
+
+def test_info_nce_of_two_pairs():
+    image, text = torch.eye(2), torch.tensor([[0.6, 0.8], [0.0, 1.0]])
+    expected = (math.log(1 + math.exp((0.0 - 0.6) / 0.5)) + math.log(1 + math.exp((0.8 - 1.0) / 0.5))) / 2
+    assert_close(losses.info_nce(image, text, torch.arange(2), 0.5, symmetric=False), torch.tensor(expected))
+
+
+def test_info_nce_takes_every_pair_of_one_person_in_both_directions():
+    image, text = unit(6, 5, dtype=torch.float64), unit(6, 5, seed=1, dtype=torch.float64)
+    logits, positives = (image @ text.T / 0.07).detach(), IDS[:, None] == IDS[None]
+    expected = (by_hand(logits, positives) + by_hand(logits.T, positives)) / 2
+    assert float(losses.info_nce(image, text, IDS, 0.07, symmetric=True).detach()) == pytest.approx(expected)
+    diagonal = losses.info_nce(image, text, IDS, 0.07, symmetric=False)
+    assert float(diagonal.detach()) == pytest.approx(by_hand(logits, torch.eye(6)))
+
+
+def test_info_nce_in_half_precision_is_computed_in_fp32():
+    image, text = unit(6, 32), unit(6, 32, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = losses.info_nce(image, text, IDS, 0.01, symmetric=True)
+    assert value.dtype == torch.float32
+    assert_close(value, losses.info_nce(image, text, IDS, 0.01, symmetric=True), rtol=1e-6, atol=0)
+
+
+def test_triplet_by_hand():
+    """Squared distances: anchor 0 to its positives 1 and 9, to the negatives 4 and 25."""
+    x = torch.tensor([[0.0], [1.0], [3.0], [2.0], [5.0]], requires_grad=True)
+    ids = torch.tensor([1, 1, 1, 2, 3])
+    # Anchors 0, 1, 2 (farthest positive, nearest negative): 9-4, 4-1, 9-1; samples 3 and 4 have no positive.
+    value = losses.triplet(x, ids, 0.3)
+    assert_close(value, torch.tensor((5.3 + 3.3 + 8.3) / 3))
+    value.backward()
+    # From (0,2,3), (1,2,3) and (2,0,3): d/dx of |a-p|^2 is 2(a-p), of -|a-n|^2 is -2(a-n).
+    expected = torch.tensor([(-6 + 4) - 6, -4 + 2, (6 + 4) + (6 - 2), -4 - 2 + 2, 0.0]) / 3
+    assert_close(x.grad[:, 0], expected)
+
+
+def test_triplet_against_plain_loops():
+    x = unit(6, 4, dtype=torch.float64)
+    distance = (x[:, None] - x[None]).square().sum(-1).tolist()
+    terms = []
+    for a in range(6):
+        positive = [distance[a][j] for j in range(6) if IDS[j] == IDS[a] and j != a]
+        negative = [distance[a][j] for j in range(6) if IDS[j] != IDS[a]]
+        if positive:
+            terms.append(max(max(positive) - min(negative) + 0.3, 0.0))
+    assert len(terms) == 5
+    assert float(losses.triplet(x, IDS, 0.3).detach()) == pytest.approx(sum(terms) / 5)
+
+
+@pytest.mark.parametrize("ids", [torch.zeros(6, dtype=torch.int64), torch.arange(6)])
+def test_triplet_without_positives_or_negatives_is_zero(ids):
+    x = unit(6, 4)
+    value = losses.triplet(x, ids, 0.3)
+    value.backward()
+    assert float(value.detach()) == 0 and not x.grad.any()
+
+
+def test_match_probability_sums_over_the_texts_of_the_group():
+    image, text = unit(6, 4, dtype=torch.float64), unit(6, 4, seed=1, dtype=torch.float64)
+    p = (image @ text.T / 0.1).softmax(1)
+    expected = torch.stack([p[i][IDS == IDS[i]].sum() for i in range(6)])
+    log_p, log_not_p = losses.log_match(image, text, IDS, 0.1)
+    assert_close(log_p, expected.log())
+    assert_close(log_not_p, torch.log1p(-expected))
+
+
+def test_log_of_one_minus_p_is_right_where_p_rounds_to_one():
+    """s = 1 for the right text and -1 for 3 others, tau 0.01: 1 - P = 3 exp(-200), which fp32 cannot even hold."""
+    text = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
+    image = torch.tensor([[1.0, 0.0]] * 4, requires_grad=True)
+    log_p, log_not_p = losses.log_match(image, text, torch.arange(4), 0.01)
+    assert float(log_p[0].detach().exp()) == 1
+    assert_close(log_not_p[0], torch.tensor(math.log(3) - 200.0))
+    log_not_p[0].backward()
+    # d log(1-P) / ds: the right text pushes with -1/tau, the others share +1/tau.
+    assert_close(image.grad[0], torch.tensor([-200.0, 0.0]))
+
+
+def test_a_batch_of_one_clothing_group_says_nothing():
+    image = unit(4, 3)
+    log_p, log_not_p = losses.log_match(image, unit(4, 3, seed=1), torch.zeros(4), 0.07)
+    assert not log_p.any() and not log_not_p.any()
+    for mode in ("paper", "intent", "minimax"):
+        image.grad = None
+        value = losses.clothing_adversarial(image, image, unit(4, 3, seed=1), torch.zeros(4), 0.07, mode)
+        value.backward()
+        assert float(value.detach()) == 0 and not image.grad.any()
+
+
+def adversary(mode, seed=0):
+    """One head on random branches: the head, its inputs and the value of the loss, after one backward pass."""
+    torch.manual_seed(seed)
+    head = ClothingHead(5, 4, mode)
+    f_id, f_clo = (torch.randn(6, 5, requires_grad=True) for _ in range(2))
+    text, tau = unit(6, 4, seed=2), torch.tensor(0.2, requires_grad=True)
+    value = losses.clothing_adversarial(*head(f_id, f_clo), text, IDS, tau, mode)
+    value.backward()
+    return head, f_id, f_clo, text, tau, float(value.detach())
+
+
+def reference(weight, f, text):
+    """P of raw features through a projection, by plain softmax; a graph of its own."""
+    w, b, f, t = (x.detach().clone().requires_grad_() for x in (weight.weight, weight.bias, f, text))
+    p = (F.normalize(F.linear(f, w, b), dim=1) @ t.T / 0.2).softmax(1)
+    return (p * (IDS[:, None] == IDS[None])).sum(1), (w, b, f, t)
+
+
+def gradients(loss, inputs):
+    return torch.autograd.grad(loss, inputs)
+
+
+def test_adversary_as_printed_pushes_everything_away_from_the_clothing_text():
+    head, f_id, f_clo, text, tau, value = adversary("paper")
+    p, inputs = reference(head.projection, f_clo, text)
+    loss = -torch.log1p(-p).mean()
+    assert value == pytest.approx(float(loss.detach()), rel=1e-5)
+    w, b, clo, t = gradients(loss, inputs)
+    assert_close([head.projection.weight.grad, head.projection.bias.grad, f_clo.grad, text.grad], [w, b, clo, t])
+    assert f_id.grad is None and tau.grad is None
+
+
+def test_intent_matches_clothing_and_pushes_only_the_identity_feature_away():
+    head, f_id, f_clo, text, tau, value = adversary("intent")
+    p, inputs = reference(head.projection, f_clo, text)
+    match = -p.log().mean()
+    q, id_inputs = reference(head.projection, f_id, text)
+    push = -torch.log1p(-q).mean()
+    assert value == pytest.approx(float((match + push).detach()), rel=1e-5)
+    w, b, clo, t = gradients(match, inputs)
+    # The projection and the text learn from the match alone.
+    assert_close([head.projection.weight.grad, head.projection.bias.grad, f_clo.grad, text.grad], [w, b, clo, t])
+    assert_close(f_id.grad, gradients(push, id_inputs)[2])
+    assert tau.grad is None
+
+
+def test_minimax_probe_seeks_what_the_identity_feature_hides():
+    head, f_id, f_clo, text, tau, value = adversary("minimax")
+    p, inputs = reference(head.projection, f_clo, text)
+    match = -p.log().mean()
+    q, id_inputs = reference(head.probe, f_id, text)
+    seek = -q.log().mean()
+    assert value == pytest.approx(float((match + seek).detach()), rel=1e-5)
+    w, b, clo, t = gradients(match, inputs)
+    assert_close([head.projection.weight.grad, head.projection.bias.grad, f_clo.grad, text.grad], [w, b, clo, t])
+    w, b, hidden, _ = gradients(seek, id_inputs)
+    assert_close([head.probe.weight.grad, head.probe.bias.grad], [w, b])
+    assert_close(f_id.grad, -hidden)
+    assert tau.grad is None
+
+
+def test_gate_regularisation_and_matching_by_hand():
+    assert_close(losses.gate_regularisation(torch.tensor([[0.5, 1.0], [0.2, 0.5]])), torch.tensor((0.25 + 0.09) / 4))
+    logits, labels = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([1.0, 1.0, 0.0])
+    right = (math.log(1 + math.exp(-2)) + math.log(2)) / 2
+    assert_close(losses.matching(logits, labels), torch.tensor((right + math.log(1 + math.exp(-1))) / 2))
+    assert_close(losses.matching(logits[:2], labels[:2]), torch.tensor(right))
+
+
+@pytest.fixture(scope="module")
+def features():
+    with torch.no_grad():
+        return build(*recommended())(batch())
+
+
+DATA = batch()
+
+
+def tasks(features, **changes):
+    config = replace(LossConfig(), **changes)
+    return losses.task_losses(features, DATA.ids_B, DATA.clothing_group_B, config, "reference")
+
+
+ALL = ["info_nce", "triplet", "adversarial", "decoupling", "matching"]
+
+
+@pytest.mark.parametrize("name", ["info_nce", "triplet", "adversarial", "decoupling"])
+def test_a_loss_that_is_off_is_left_out(features, name):
+    rest = tasks(features, **{name: False})
+    assert list(rest) == [n for n in ALL if n != name]
+    assert rest == {n: v for n, v in tasks(features).items() if n != name}
+    assert losses.task_names(replace(LossConfig(), **{name: False}), True) == list(rest)
+
+
+def test_names_of_the_tasks(features):
+    assert list(tasks(features)) == losses.task_names(LossConfig(), True) == ALL
+    assert "matching" not in tasks(features, final_matching=False)
+    assert losses.task_names(LossConfig(), False) == ALL[:-1]
+
+
+def test_info_nce_averages_over_texts_and_adds_the_fused_feature(features):
+    def value(**changes):
+        return tasks(features, **changes)["info_nce"]
+
+    caption, identity = (value(info_nce_texts=t, final_info_nce=False) for t in ("caption", "identity"))
+    plain = losses.info_nce(features.v_id, features.t_caption, DATA.ids_B, 0.07, symmetric=True)
+    assert_close(caption, plain)
+    assert_close(value(final_info_nce=False, info_nce_texts="both"), (caption + identity) / 2)
+    both = features.v_id + features.v_clo
+    scored = losses.info_nce(both, features.t_caption, DATA.ids_B, 0.07, symmetric=True)
+    assert_close(value(final_info_nce=False), (scored + identity) / 2)
+    final = losses.info_nce(features.f_final, features.t_caption, DATA.ids_B, 0.07, symmetric=True)
+    assert_close(value(), (scored + identity) / 2 + final)
+    assert_close(
+        value(info_nce_symmetric=False, info_nce_texts="identity", final_info_nce=False),
+        losses.info_nce(features.v_id, features.t_identity, DATA.ids_B, 0.07, symmetric=False),
+    )
+
+
+def test_triplet_adds_the_fused_feature(features):
+    plain, final = (losses.triplet(x, DATA.ids_B, 0.3) for x in (features.v_id, features.f_final))
+    assert_close(tasks(features, final_triplet=False)["triplet"], plain)
+    assert_close(tasks(features)["triplet"], plain + final)
+
+
+def test_without_fusion_its_losses_are_gone(features):
+    without = replace(features, f_final=None, fusion_weights=None, matching_logits=None, matching_labels=None)
+    expected = tasks(features, final_info_nce=False, final_triplet=False, final_matching=False)
+    assert tasks(without) == expected
+
+
+def test_fixed_losses(features):
+    expected = 0.01 * losses.gate_regularisation(features.gate)
+    assert losses.fixed_losses(features, LossConfig()) == {"gate": expected}
+    assert_close(losses.fixed_losses(features, LossConfig(gate_weight=0.5))["gate"], 50 * expected)
+    assert losses.fixed_losses(features, LossConfig(gate_regularisation=False)) == {}
+    assert losses.fixed_losses(replace(features, gate=None), LossConfig()) == {}

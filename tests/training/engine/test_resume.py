@@ -1,0 +1,197 @@
+"""A run that is interrupted anywhere ends with the bits of one that was not: within an epoch, and killed at random."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support import ROOT
+from tests.support.pedes_dataset import make_pedes
+from tests.support.tiny_run import Interrupting, read_events, read_lines, same_state, tiny_config
+from training.config import Config, to_dict
+from training.data.loader import TrainLoader
+from training.engine import checkpoint
+from training.experiment import jobs
+from training.train import train
+from training.utils.io import read_json
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pedes(tmp_path_factory.mktemp("pedes"))
+
+
+def check_same_run(ours: Path, theirs: Path) -> None:
+    """Same files, same bits in them; TensorBoard shows the same points, each once."""
+    assert sorted(p.name for p in ours.iterdir()) == sorted(p.name for p in theirs.iterdir())
+    for name in ("last.pt", "best.pt"):
+        assert same_state(checkpoint.load(ours / name), checkpoint.load(theirs / name)), name
+    assert read_lines(ours) == read_lines(theirs)
+    assert read_events(ours) == read_events(theirs)
+    assert read_json(ours / "calls.json") == read_json(theirs / "calls.json")
+
+
+def interrupt(config: Config, run_dir: Path, batches: int, monkeypatch: pytest.MonkeyPatch, resume: bool) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("training.train.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), batches))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, run_dir, resume=resume)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "fp16": {"precision": "fp16", "accumulate": 2},
+    "adam": {"optimizer": "adam", "save_every_steps": 1},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_interrupted_within_an_epoch(
+    options: dict[str, Any], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(root)
+    config = replace(config, optim=replace(config.optim, **({"save_every_steps": 3} | options)))
+    config = replace(config, gradnorm=replace(config.gradnorm, warm_steps=2))
+    train(config, tmp_path / "whole")
+    # 4 batches an epoch: stopped in the 2nd epoch, and after going on in the 3rd.
+    interrupt(config, tmp_path / "run", 7, monkeypatch, resume=False)
+    saved = checkpoint.load(tmp_path / "run" / "last.pt")["progress"]
+    assert (saved["epoch"], saved["batch"]) == (1, 3 if "adam" in options.values() else 2)
+    torch.rand(5)
+    interrupt(config, tmp_path / "run", 4, monkeypatch, resume=True)
+    train(config, tmp_path / "run", resume=True)
+    check_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_interrupted_in_the_validation_of_an_epoch(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(root)
+    config = replace(config, optim=replace(config.optim, save_every_steps=2))
+    train(config, tmp_path / "whole")
+
+    def stop(*args: object, **kwargs: object) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.evaluation.dual.validate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["progress"]["batch"] == 2
+    train(config, tmp_path / "run", resume=True)
+    check_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_what_a_kill_left_behind_is_removed(root: Path, tmp_path: Path) -> None:
+    run_dir, config = tmp_path / "run", tiny_config(root)
+    run_dir.mkdir()
+    (run_dir / ".config.json.x1.tmp").write_text("half")
+    train(config, run_dir)
+    (run_dir / ".last.pt.x2.tmp").write_text("half")
+    (run_dir / ".tokenizer.x3").mkdir()
+    train(config, run_dir, resume=True)
+    assert not [p for p in run_dir.iterdir() if p.name.startswith(".")]
+
+
+def test_experiment_starts_a_run_that_was_killed_before_its_first_file(root: Path, tmp_path: Path) -> None:
+    (tmp_path / ".config.json.x.tmp").write_text("half")
+    config = tiny_config(root)
+    jobs.train_run(to_dict(replace(config, optim=replace(config.optim, epochs=2))), tmp_path)
+    assert (tmp_path / "best.pt").exists()
+
+
+# Loads torch once, then forks for every line: a start costs 0.3 s instead of 4, and all of it is training.
+SERVER = """
+import os, signal, sys, time
+from pathlib import Path
+import torch.utils.tensorboard, transformers
+import test_resume
+print("ready", flush=True)
+for line in sys.stdin:
+    root, run_dir, seconds = line.split()
+    process = os.fork()
+    if not process:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        test_resume.train_or_resume(Path(root), Path(run_dir))
+        os._exit(0)
+    if seconds != "inf":
+        time.sleep(float(seconds))
+        # Not waited for yet, so the number is still its own even if it has ended.
+        os.kill(process, signal.SIGKILL)
+    print(os.waitpid(process, 0)[1], flush=True)
+"""
+
+
+def kill_config(root: Path) -> Config:
+    """Saves at every step: a good part of the time is spent writing checkpoints."""
+    config = tiny_config(root)
+    optim = replace(config.optim, epochs=4, save_every_steps=1)
+    return replace(config, optim=optim, gradnorm=replace(config.gradnorm, warm_steps=2))
+
+
+def train_or_resume(root: Path, run_dir: Path) -> None:
+    """What `make demo` does."""
+    torch.set_num_threads(1)
+    train(kill_config(root), run_dir, resume=(run_dir / "config.json").exists())
+
+
+@pytest.fixture
+def server() -> Iterator[subprocess.Popen[str]]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen([sys.executable, "-c", SERVER], env=environment, **pipes) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.stdin.close()
+
+
+def attempt(server: subprocess.Popen[str], root: Path, run_dir: Path, seconds: float = math.inf) -> int:
+    """Starts or continues a run and kills it after so many seconds; how the process ended."""
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write(f"{root} {run_dir} {seconds}\n")
+    return int(server.stdout.readline())
+
+
+def check_whole_files(run_dir: Path) -> dict[str, Any]:
+    """Everything that is there can be read; how far last.pt is."""
+    for path in run_dir.glob("*.json"):
+        read_json(path)
+    states = {path.name: checkpoint.load(path) for path in run_dir.glob("*.pt")}
+    return states.get("last.pt", {"progress": {"step": 0, "batch": 0}})["progress"]
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(kills: int, server: subprocess.Popen[str], root: Path, tmp_path: Path) -> None:
+    moments, whole = random.Random(kills), tmp_path / "whole"
+    started = time.perf_counter()
+    assert attempt(server, root, whole) == 0
+    duration = time.perf_counter() - started
+    number, positions = 0, []
+    while len(positions) < kills:
+        run_dir = tmp_path / f"run{number}"
+        status = attempt(server, root, run_dir, moments.uniform(0, duration / 2))
+        if status == signal.SIGKILL:
+            positions.append(check_whole_files(run_dir))
+        else:
+            # It was done before: compared, and the next one is killed instead.
+            assert status == 0
+            check_same_run(run_dir, whole)
+            number += 1
+    run_dir = tmp_path / f"run{number}"
+    assert attempt(server, root, run_dir) == 0
+    check_same_run(run_dir, whole)
+    if kills == 30:
+        # Not all before the first checkpoint, and not only between epochs.
+        assert len({p["step"] for p in positions}) > 5 and any(p["batch"] for p in positions)

@@ -1,0 +1,237 @@
+"""The metrics against a slow independent implementation that tries every order of tied items."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.pedes_dataset import make_pedes
+from tests.support.tiny_run import tiny_config
+from training.config import EvalConfig
+from training.data.datasets import read_dataset
+from training.data.images import transforms
+from training.data.loader import tokenize
+from training.data.tokenizer import build_tokenizer
+from training.engine.checkpoint import build_model
+from training.evaluation import dual as evaluator
+from training.evaluation.dual import (
+    METRICS,
+    chance_metrics,
+    embed_dual,
+    evaluate_dual,
+    has_ties,
+    query_metrics,
+    retrieval_metrics,
+)
+
+
+def metrics_of_order(right: list[bool]) -> list[Fraction]:
+    """Metrics of one query from the ranked list of right and wrong, straight from the definitions."""
+    ranks = [i + 1 for i, r in enumerate(right) if r]
+    hits = [Fraction(any(r <= k for r in ranks)) for k in (1, 5, 10)]
+    precision = sum((Fraction(n + 1, rank) for n, rank in enumerate(ranks)), Fraction(0)) / len(ranks)
+    return [*hits, precision, Fraction(len(ranks), ranks[-1])]
+
+
+def brute_force(similarity: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> dict[str, float]:
+    """Mean over the queries of the mean over all orders of the gallery that the scores allow."""
+    total = [Fraction(0)] * 5
+    for scores, wanted in zip(similarity, query_ids, strict=True):
+        levels = sorted(set(scores.tolist()), reverse=True)
+        tied = [[j for j, s in enumerate(scores.tolist()) if s == level] for level in levels]
+        orders = list(itertools.product(*(itertools.permutations(group) for group in tied)))
+        values = [metrics_of_order([bool(gallery_ids[j] == wanted) for g in order for j in g]) for order in orders]
+        total = [t + sum(column) / len(orders) for t, column in zip(total, zip(*values, strict=True), strict=True)]
+    return {key: float(100 * t / len(query_ids)) for key, t in zip(METRICS, total, strict=True)}
+
+
+def random_case(seed: int, levels: int, queries: int = 4, gallery: int = 7) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(seed)
+    gallery_ids = np.concatenate([np.arange(3), rng.integers(0, 3, gallery - 3)])
+    similarity = rng.integers(0, levels, (queries, gallery)) / 4.0
+    return similarity, rng.integers(0, 3, queries), rng.permutation(gallery_ids)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_ties_count_with_the_mean_over_all_orders(seed: int, levels: int) -> None:
+    case = random_case(seed, levels)
+    assert retrieval_metrics(*case) == pytest.approx(brute_force(*case), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_without_ties_on_a_longer_gallery(seed: int) -> None:
+    rng = np.random.default_rng(100 + seed)
+    similarity, gallery_ids = rng.standard_normal((20, 60)), np.concatenate([np.arange(9), rng.integers(0, 9, 51)])
+    case = similarity, rng.integers(0, 9, 20), gallery_ids
+    assert retrieval_metrics(*case) == pytest.approx(brute_force(*case), abs=1e-9)
+    assert not has_ties(*case)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_shapes_with_several_positives_and_some_ties(seed: int) -> None:
+    """Galleries of 20 to 120 images, 2 to 30 of them right for each query; a few scores tie in groups of up to four."""
+    rng = np.random.default_rng(500 + seed)
+    persons, gallery, queries = (int(rng.integers(*span)) for span in ((2, 8), (20, 120), (3, 25)))
+    gallery_ids = rng.permutation(np.concatenate([np.repeat(np.arange(persons), 2), rng.integers(0, persons, gallery)]))
+    similarity = rng.standard_normal((queries, len(gallery_ids)))
+    for row in similarity:
+        # Two groups a query: more would make the orders to try too many.
+        for _ in range(2):
+            row[rng.choice(len(row), int(rng.integers(2, 5)), replace=False)] = rng.standard_normal()
+    case = similarity, rng.integers(0, persons, queries), gallery_ids
+    assert retrieval_metrics(*case) == pytest.approx(brute_force(*case), abs=1e-6)
+    assert min((gallery_ids == person).sum() for person in case[1]) >= 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_queries_with_galleries_of_their_own(seed: int) -> None:
+    """An excluded item counts as little as one that is not there; a query's matches need not follow from ids."""
+    rng = np.random.default_rng(900 + seed)
+    similarity = rng.standard_normal((9, 30)).round(1)
+    match, excluded = rng.random((9, 30)) < 0.2, rng.random((9, 30)) < 0.3
+    match[:, 0], match[:, 1] = True, True
+    excluded &= ~match
+    result = query_metrics(*(torch.from_numpy(x) for x in (similarity, match, excluded)))
+    for query in range(9):
+        kept = ~excluded[query]
+        ids = match[query, kept].astype(np.int64)
+        expected = retrieval_metrics(similarity[query : query + 1, kept], np.array([1]), ids)
+        assert result[query].tolist() == pytest.approx(list(expected.values()), abs=1e-9)
+    with pytest.raises(ValueError, match="9 queries exclude a match of theirs"):
+        query_metrics(*(torch.from_numpy(x) for x in (similarity, match, match)))
+    match[3:5] = False
+    with pytest.raises(ValueError, match="2 of 9 queries have no match in the gallery"):
+        query_metrics(*(torch.from_numpy(x) for x in (similarity, match)))
+
+
+def test_hand_computed_ranking() -> None:
+    # Ranks of the matches 2 and 4: AP = (1/2 + 2/4) / 2, mINP = 2 / 4.
+    result = retrieval_metrics(torch.tensor([[0.9, 0.8, 0.7, 0.6]]), torch.tensor([1]), torch.tensor([0, 1, 0, 1]))
+    assert result == pytest.approx({"R1": 0.0, "R5": 100.0, "R10": 100.0, "mAP": 50.0, "mINP": 50.0})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_any_floating_dtype_and_infinite_scores(dtype: torch.dtype) -> None:
+    similarity = torch.tensor([[0.5, -torch.inf, 0.5, torch.inf]], dtype=dtype, requires_grad=True)
+    ids = torch.tensor([1], dtype=torch.int32), torch.tensor([1, 1, 0, 0])
+    expected = brute_force(similarity.detach().double().numpy(), *(x.numpy() for x in ids))
+    assert retrieval_metrics(similarity, *ids) == pytest.approx(expected, abs=1e-9)
+
+
+def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = random_case(seed=3, levels=3, queries=11)
+    whole, tied = retrieval_metrics(*case), has_ties(*case)
+    monkeypatch.setattr(evaluator, "CHUNK", 15)
+    assert retrieval_metrics(*case) == pytest.approx(whole, abs=1e-12)
+    assert has_ties(*case) == tied
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_chance_is_the_mean_over_all_orders(seed: int) -> None:
+    similarity, query_ids, gallery_ids = random_case(seed, levels=3)
+    expected = brute_force(np.zeros_like(similarity), query_ids, gallery_ids)
+    assert chance_metrics(query_ids, gallery_ids) == pytest.approx(expected, abs=1e-9)
+
+
+def test_chance_of_a_gallery_too_large_to_enumerate() -> None:
+    # One match among n: R-k = k / n, AP = mINP = H_n / n.
+    harmonic = sum(1 / r for r in range(1, 3001))
+    result = chance_metrics(np.array([7]), np.arange(3000))
+    expected = {"R1": 100 / 3000, "R5": 500 / 3000, "R10": 1000 / 3000}
+    assert result == pytest.approx(expected | dict.fromkeys(("mAP", "mINP"), 100 * harmonic / 3000), rel=1e-12)
+
+
+def test_ties_are_said_only_where_they_matter() -> None:
+    ids = torch.tensor([1]), torch.tensor([1, 1, 0, 0])
+    assert not has_ties(torch.tensor([[0.9, 0.9, 0.1, 0.1]]), *ids)
+    assert has_ties(torch.tensor([[0.9, 0.5, 0.5, 0.1]]), *ids)
+
+
+GOOD = (np.zeros((2, 3)), np.array([0, 1]), np.array([0, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "error", "match"),
+    [
+        (0, np.zeros((2, 3), dtype=np.int64), TypeError, "similarity must be floating, got torch.int64"),
+        (0, np.zeros((3, 2)), ValueError, r"similarity must have shape \(2, 3\) like .*, got \(3, 2\)"),
+        (0, np.full((2, 3), np.nan), ValueError, "similarity holds 6 NaN"),
+        (1, np.array([0.0, 1.0]), TypeError, "query_ids must be integers, got torch.float64"),
+        (1, np.array([True, False]), TypeError, "query_ids must be integers, got torch.bool"),
+        (1, np.array([0, 5]), ValueError, r"1 of 2 queries have no match in the gallery, ids \[5\]"),
+        (1, np.zeros(0, dtype=np.int64), ValueError, r"query_ids must have shape \(n,\) with n >= 1, got \(0,\)"),
+        (2, np.zeros((1, 3), dtype=np.int64), ValueError, r"gallery_ids must have shape \(n,\).*got \(1, 3\)"),
+    ],
+)
+def test_wrong_input_is_named(position: int, value: np.ndarray, error: type[Exception], match: str) -> None:
+    case = list(GOOD)
+    case[position] = value
+    with pytest.raises(error, match=match):
+        retrieval_metrics(*case)
+    with pytest.raises(error, match=match):
+        has_ties(*case)
+    if position:
+        with pytest.raises(error, match=match):
+            chance_metrics(*case[1:])
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """A random model, the test records, the tokenizer and the configuration."""
+    config = tiny_config(make_pedes(tmp_path_factory.mktemp("pedes")))
+    records = read_dataset(config.data).splits["test"]
+    tokenizer = build_tokenizer(config.model.text, [text for r in records for text in r.captions])
+    torch.manual_seed(0)
+    return build_model(config, tokenizer), records, tokenizer, config
+
+
+def test_dual_scores_every_caption_against_every_image(parts: tuple[Any, ...]) -> None:
+    model, records, tokenizer, config = parts
+    model.train()
+    dual, metrics = evaluate_dual(model, records, tokenizer, config, (0.0, 0.5))
+    assert model.training, "the mode is restored"
+    assert list(dual.captions) == [text for r in records for text in r.captions]
+    assert dual.gallery_ids_G.tolist() == [r.id for r in records]
+    assert dual.query_ids_Q.tolist() == [r.id for r in records for _ in r.captions]
+    model.eval()
+    with torch.no_grad():
+        image = model.embed_images(transforms.normalise(transforms.decode(records[4].path, (32, 16))[None]))
+        text = model.embed_texts(tokenize(tokenizer, [records[1].captions[1]], 16))
+    expected = torch.cosine_similarity(text, image.v_id_BE) + 0.5 * torch.cosine_similarity(text, image.v_clo_BE)
+    assert float(dual.similarity(0.5)[3, 4]) == pytest.approx(float(expected), abs=1e-6)
+    assert dual.query_images_Q[3] == 1
+    torch.testing.assert_close(dual.gate_GC[4:5], image.gate_BC)
+    assert metrics[0.5] == retrieval_metrics(dual.similarity(0.5), dual.query_ids_Q, dual.gallery_ids_G)
+
+
+def test_dual_does_not_depend_on_the_batch_size(parts: tuple[Any, ...]) -> None:
+    model, records, tokenizer, config = parts
+    whole = embed_dual(model, records, tokenizer, config)
+    pieces = embed_dual(model, records, tokenizer, replace(config, eval=EvalConfig(batch_size=5)))
+    torch.testing.assert_close(pieces.similarity(0.7), whole.similarity(0.7), rtol=0, atol=1e-5)
+
+
+def test_validation_takes_the_best_beta_and_the_lowest_of_equals(
+    parts: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {0.0: (20.0, 9.0), 0.5: (30.0, 5.0), 1.0: (30.0, 8.0)}
+    metrics = {beta: dict.fromkeys(METRICS, 0.0) | {"R1": r1, "mAP": ap} for beta, (r1, ap) in values.items()}
+    monkeypatch.setattr(evaluator, "evaluate_dual", lambda *_: (None, metrics))
+    *first, config = parts
+    expected = metrics[0.5] | {"beta": 0.5, "beta0_R1": 20.0, "beta0_mAP": 9.0}
+    assert evaluator.validate(*first, config) == expected
+    assert evaluator.validate(*first, replace(config, eval=EvalConfig(select_by="mAP")))["beta"] == 0.0
+
+
+def test_a_model_without_a_gate_has_none(parts: tuple[Any, ...]) -> None:
+    _, records, tokenizer, config = parts
+    bdam = replace(config.model.bdam, gate=False)
+    model = build_model(replace(config, model=replace(config.model, bdam=bdam)), tokenizer)
+    assert embed_dual(model, records, tokenizer, config).gate_GC is None

@@ -1,0 +1,224 @@
+"""selective_scan in Triton, interpreted: the raw forward and backward against the float64 reference."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bdam_fast.ops.selective_scan import triton_impl
+from tests.support.operators import assert_close, leaves, packed_index, run_scan, same_bits, scan_problem
+
+pytestmark = pytest.mark.usefixtures("poison")
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+
+
+def run_raw(problem, *, delta_softplus=True, reverse=False, seq_idx=None, return_last_state=True) -> dict[str, Tensor]:
+    """What `run_scan` returns, with the same upstream gradients, through the raw functions."""
+    tensors = [problem.get(name) for name in NAMES] + [seq_idx]
+    out, last, saved = triton_impl.forward(*tensors, delta_softplus, reverse, return_last_state, True)
+    assert saved.shape == triton_impl.saved_shape(*out.shape, problem["A"].shape[1])
+    results = {"out": out} | ({"last": last} if return_last_state else {})
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype) for r in results.values()]
+    dlast = upstream[1] if return_last_state else None
+    grads = triton_impl.backward(upstream[0], dlast, *tensors, saved, delta_softplus, reverse)
+    for name, grad in zip(NAMES, grads, strict=True):
+        if name in problem:
+            assert grad.dtype == problem[name].dtype, name
+            assert grad.stride() == torch.empty_like(problem[name]).stride(), name
+            results[f"d{name}"] = grad
+        else:
+            assert (grad.shape, grad.dtype) == ((0,), problem["u"].dtype), name
+    return results
+
+
+def check(problem: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
+    exact = run_scan(leaves(problem, torch.float64), backend="reference", **kwargs)
+    same = run_scan(leaves(problem), backend="reference", **kwargs)
+    got = run_raw(problem, **kwargs)
+    assert set(got) == set(exact)
+    for name, value in got.items():
+        assert value.dtype == same[name].dtype, f"{name}: {value.dtype}, expected {same[name].dtype}"
+        assert_close(name, value, exact[name], same[name])
+    return got
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 7, 8, 9, 31, 32, 33, 65])
+def test_lengths(length):
+    check(scan_problem(1, 5, length, 3, order="bdl" if length % 2 else "bld"), reverse=length % 3 == 0)
+
+
+@pytest.mark.parametrize("order", ["bld", "bdl", "strided"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_dtypes_and_memory_orders(dtype, order, reverse):
+    check(scan_problem(1, 7, 10, 6, dtype=dtype, order=order), reverse=reverse)
+
+
+@pytest.mark.parametrize("states", [1, 3, 8, 16, 17, 256])
+def test_states(states):
+    check(scan_problem(1, 5, 9, states))
+
+
+@pytest.mark.parametrize("shape", [(2, 70, 4, 4), (1, 20, 9, 64), (3, 1, 3, 2), (1, 37, 12, 16)], ids=str)
+@pytest.mark.parametrize("order", ["bld", "bdl"])
+def test_several_programs(shape, order):
+    check(scan_problem(*shape, order=order), reverse=shape[0] == 2)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("groups", [(1, 1), (2, 2), (2, 1), (1, 2), (None, 1), (2, None), (None, None)], ids=str)
+def test_projections_reverse_and_packing(groups, packed, reverse):
+    length = 11 if packed else 5
+    problem = scan_problem(1, 6, length, 5, groups=groups, order="bdl" if packed != reverse else "bld")
+    check(problem, reverse=reverse, seq_idx=packed_index(1, length) if packed else None)
+
+
+def test_several_blocks_of_a_group():
+    check(scan_problem(2, 40, 5, 64, groups=(2, 1)))
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [("D",), ("z",), ("delta_bias",), ("initial_state",), ("D", "z", "delta_bias", "initial_state")],
+    ids=str,
+)
+@pytest.mark.parametrize("softplus", [False, True])
+def test_optional_arguments(absent, softplus):
+    problem = scan_problem(1, 4, 10, 3, absent=absent)
+    if not softplus:  # steps of both signs that do not let the state explode
+        problem["delta"] = 0.05 * problem["delta"]
+        if "delta_bias" in problem:
+            problem["delta_bias"] = 0.02 * problem["delta_bias"]
+    check(problem, delta_softplus=softplus, return_last_state=softplus)
+
+
+def test_every_argument_may_have_its_own_dtype():
+    problem = scan_problem(1, 9, 10, 4, dtype=torch.bfloat16)
+    problem["delta"] = problem["delta"].float()
+    problem["B"] = problem["B"].half()
+    problem["A"] = problem["A"].double()
+    problem["D"] = problem["D"].half()
+    problem["initial_state"] = problem["initial_state"].bfloat16()
+    check(problem)
+    check(scan_problem(1, 3, 4, 4, groups=(None, None)) | {"B": torch.randn(3, 4).half()})
+
+
+def test_expanded_and_misaligned_views():
+    problem = scan_problem(2, 5, 10, 4)
+    problem["u"] = problem["u"][:1].expand(2, -1, -1)
+    problem["B"] = problem["B"][:, :, :1].expand(-1, -1, 10)
+    problem["delta"] = torch.randn(2 * 5 * 10 + 1)[1:].view(2, 10, 5).transpose(1, 2)
+    problem["A"] = problem["A"][:, :1].expand(-1, 4)
+    problem["z"] = torch.randn(10, 5, 2).permute(2, 1, 0)
+    check(problem)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5, 3), (2, 4, 0, 3), (0, 4, 0, 3)], ids=str)
+def test_empty(shape):
+    problem = scan_problem(*shape)
+    got = check(problem)
+    assert got["dA"].abs().sum() == 0
+    if shape[0]:  # no step at all: the state passes through
+        assert torch.equal(got["last"], problem["initial_state"])
+
+
+def test_what_is_not_asked_for_is_empty():
+    problem = scan_problem(1, 4, 20, 3)
+    tensors = [problem.get(name) for name in NAMES] + [None]
+    results = triton_impl.forward(*tensors, True, False, False, False)
+    assert [r.shape for r in results] == [(1, 4, 20), (0,), (0,)]
+    assert [r.dtype for r in results[1:]] == [torch.float32] * 2
+
+
+@pytest.mark.parametrize("order", ["bld", "bdl"])
+def test_upstream_gradient_with_any_strides(order):
+    problem = scan_problem(2, 6, 8, 4, order=order)
+    tensors = [problem.get(name) for name in NAMES] + [None]
+    _, _, saved = triton_impl.forward(*tensors, True, False, False, True)
+    dense = torch.randn(2, 6, 8)
+    views = [dense.contiguous(), dense.transpose(0, 2).contiguous().transpose(0, 2), dense.mT.contiguous().mT]
+    runs = [triton_impl.backward(view, None, *tensors, saved, True, False) for view in views]
+    for other in runs[1:]:
+        assert all(same_bits(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_at_every_call(dtype):
+    problem = scan_problem(1, 10, 3, 64, dtype=dtype)
+    runs = [run_raw(problem, seq_idx=torch.zeros(1, 3, dtype=torch.int32)) for _ in range(2)]
+    assert [name for name in runs[0] if not same_bits(runs[0][name], runs[1][name])] == []
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("order", ["bld", "bdl"])
+def test_what_stands_in_padding_is_not_read(order, reverse):
+    problem = scan_problem(1, 6, 24, 3, order=order)
+    index = torch.tensor([[-1, -1, 0, 0, 0, -1, 0, 1, 1, 1, 1, 1, -1, -1, 1, 1, 7, 7, -1, 3, 3, 3, -1, -1]]).int()
+    for name in ("u", "delta", "z", "B", "C"):
+        problem[name] = problem[name].masked_fill((index < 0)[:, None], float("nan"))
+    got = check(problem, seq_idx=index, reverse=reverse)
+    assert got["out"][:, :, index[0] < 0].abs().sum() == 0
+    for name in ("du", "ddelta", "dz", "dB", "dC"):
+        assert got[name][:, :, index[0] < 0].abs().sum() == 0, name
+
+
+@pytest.mark.parametrize("order", ["bld", "bdl"])
+@pytest.mark.parametrize("groups", [(1, 1), (1, None)], ids=str)
+def test_padding_gives_zero_beside_a_state_that_is_no_number(groups, order):
+    problem = scan_problem(1, 4, 8, 3, order=order, groups=groups, absent=("z",))
+    index = torch.tensor([[-1, 0, 0, -1, -1, 0, 0, -1]]).int()
+    problem["initial_state"][:, 2] = float("nan")
+    got = run_raw(problem, seq_idx=index)
+    assert got["out"][:, 2, index[0] >= 0].isnan().all()
+    for name in ("out", "du", "ddelta", "dB", "dC")[: 5 if groups[1] else 4]:
+        assert got[name][:, :, index[0] < 0].abs().sum() == 0, name
+
+
+def test_everything_is_padding():
+    problem = scan_problem(1, 3, 10, 2)
+    got = check(problem, seq_idx=torch.full((1, 10), -1).int())
+    assert torch.equal(got["last"], problem["initial_state"])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e4, -1e4])
+def test_extreme_values_stay_in_their_channel(bad):
+    """Seven channels are broken, each in another argument; the two last must not notice."""
+    problem = scan_problem(1, 9, 5, 3)
+    broken = {name: value.clone() for name, value in problem.items()}
+    where = ("u", "delta", "z", "A", "D", "delta_bias", "initial_state")
+    for channel, name in enumerate(where):
+        broken[name][(channel,) if name in ("A", "D", "delta_bias") else (slice(None), channel)] = bad
+    clean, got = run_raw(problem), run_raw(broken)
+    for name in ("out", "last", "du", "ddelta", "dz", "dinitial_state"):
+        assert same_bits(got[name][:, 7:], clean[name][:, 7:]), name
+    for name in ("dA", "dD", "ddelta_bias"):
+        assert same_bits(got[name][7:], clean[name][7:]), name
+    if bad != bad:
+        assert got["out"][:, :7].isnan().all()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_decay_of_minus_infinity_forgets_at_once(reverse):
+    problem = scan_problem(1, 3, 5, 2, absent=("initial_state",))
+    problem["A"] = torch.full((3, 2), -float("inf"))
+    out = run_raw(problem, reverse=reverse)["out"]
+    expected = run_scan(leaves(problem), backend="reference", reverse=reverse)["out"]
+    assert out.isfinite().all()
+    torch.testing.assert_close(out, expected)
+
+
+EXTREMES = [(20.0, -0.1), (19.99, -0.1), (20.01, -0.1), (1e4, -1.0), (1.0, 0.0), (1e-3, -1e4), (1.0, -1e4), (0.05, 0.5)]
+
+
+# A negative step without softplus and a negative A grow beyond every dtype, so -1e4 comes with softplus only.
+@pytest.mark.parametrize(
+    ("delta", "A", "softplus"), [(-1e4, -1.0, True), *((d, A, s) for d, A in EXTREMES for s in (False, True))]
+)
+def test_extreme_steps_and_decays(delta, A, softplus):
+    problem = scan_problem(1, 4, 5, 3, absent=("delta_bias",))
+    problem["delta"] = torch.full((1, 4, 5), delta) + 1e-3 * problem["delta"].abs()
+    problem["A"] = torch.full((4, 3), A)
+    check(problem, delta_softplus=softplus)

@@ -1,0 +1,124 @@
+"""selective_state_update in Triton, interpreted: one step against the float64 reference, and what it writes."""
+
+import pytest
+import torch
+
+from bdam_fast.ops.selective_state_update.reference import selective_state_update_reference
+from bdam_fast.ops.selective_state_update.triton_impl import update
+from tests.ops.selective_state_update.test_values import copy_of, step_problem
+from tests.support.operators import assert_close, same_bits
+
+pytestmark = pytest.mark.usefixtures("poison")
+NAMES = ("state", "x", "dt", "A", "B", "C", "D", "z", "dt_bias")
+
+
+def run(problem, softplus=True):
+    """(out, new state) of the kernel."""
+    tensors = {**problem, "state": copy_of(problem["state"])}
+    out = update(*[tensors.get(name) for name in NAMES], softplus)
+    return out, tensors["state"]
+
+
+def reference(problem, softplus=True, dtype=None):
+    tensors = [None if name not in problem else problem[name].to(dtype or problem[name].dtype) for name in NAMES]
+    out, after = selective_state_update_reference(*tensors, softplus)
+    return out, after.to(tensors[0].dtype)
+
+
+def check(problem, softplus=True):
+    got, exact, same = run(problem, softplus), reference(problem, softplus, torch.float64), reference(problem, softplus)
+    for name, a, b, c in zip(("out", "state"), got, exact, same, strict=True):
+        assert a.dtype == c.dtype, name
+        assert_close(name, a, b, c)
+    return got
+
+
+@pytest.mark.parametrize("states", [1, 2, 3, 8, 16, 17, 64, 256])
+@pytest.mark.parametrize("state", ["bdn", "bnd", "strided"])
+def test_states_and_memory_orders(states, state):
+    for channels in (1, 19, 67):
+        check(step_problem(2, channels, states, state=state))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("order", ["rows", "strided"])
+@pytest.mark.parametrize("softplus", [False, True])
+def test_dtypes(dtype, order, softplus):
+    check(step_problem(2, 35, 5, dtype=dtype, order=order), softplus)
+
+
+@pytest.mark.parametrize("state", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("x", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_state_of_another_dtype(x, state):
+    """The output comes from the state before it is rounded."""
+    problem = step_problem(2, 19, 16, dtype=x)
+    problem["state"] = problem["state"].to(state)
+    out, after = check(problem)
+    assert (out.dtype, after.dtype) == (x, state)
+
+
+def test_parameters_of_other_dtypes_and_strides():
+    problem = step_problem(2, 18, 16)
+    problem |= {
+        "A": problem["A"].T.contiguous().T.double(),
+        "D": torch.randn(36).half()[::2],
+        "dt_bias": torch.randn(1).bfloat16().expand(18),
+        "C": torch.randn(1, 16).half().expand(2, -1),
+        "dt": torch.randn(2, 1).expand(-1, 18),
+    }
+    check(problem)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 18])
+def test_groups(groups):
+    problem = step_problem(2, 18, 4, groups=groups)
+    check(problem)
+    check(problem | {"B": problem["B"][:, 0]})
+    check(problem | {"C": problem["C"][:, 0]})
+
+
+@pytest.mark.parametrize("absent", [("D",), ("z",), ("dt_bias",), ("D", "z", "dt_bias")], ids=str)
+def test_optional_arguments(absent):
+    check(step_problem(2, 18, 16, absent=absent))
+
+
+def test_no_batch():
+    out, state = run(step_problem(0, 5, 4))
+    assert (out.shape, state.shape) == ((0, 5), (0, 5, 4))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e4, -1e4])
+@pytest.mark.parametrize("where", ["state", "x", "dt", "z", "A", "D", "dt_bias"])
+def test_extreme_values_stay_in_their_channel(where, bad):
+    problem = step_problem(2, 37, 5)
+    broken = {n: v.clone() for n, v in problem.items()}
+    broken[where][(slice(None),) * (where in ("state", "x", "dt", "z")) + (18,)] = bad
+    others = torch.arange(37) != 18
+    got = run(broken)
+    for clean, value in zip(run(problem), got, strict=True):
+        assert same_bits(clean[:, others], value[:, others])
+    torch.testing.assert_close(got, reference(broken), equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+def test_writes_nothing_but_the_state():
+    whole = torch.randn(4, 2 * 19, 40)
+    view = whole[1:3, 1::2, 3:19]
+    problem = step_problem(2, 19, 16)
+    problem["state"] = view
+    before = whole.clone()
+    expected = run(problem)[1]
+    update(*[problem[name] for name in NAMES], True)
+    assert torch.equal(view, expected)
+    view.copy_(before[1:3, 1::2, 3:19])
+    assert torch.equal(whole, before)
+
+
+def test_out_has_the_memory_order_of_x():
+    problem = step_problem(3, 5, 4)
+    problem["x"] = torch.randn(5, 3).T
+    assert run(problem)[0].stride() == (1, 3)
+
+
+def test_same_bits_at_every_call():
+    problem = step_problem(2, 70, 16)
+    assert all(same_bits(a, b) for a, b in zip(run(problem), run(problem), strict=True))

@@ -1,0 +1,37 @@
+"""The configuration of a run: typed fields, recipes, rows of the paper's tables."""
+
+from training.config.stages import (
+    STYLE_METHODS,
+    Backend,
+    BdamConfig,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    EvalConfig,
+    FusionConfig,
+    GradNormConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    StyleMethod,
+    from_dict,
+    to_dict,
+)
+
+__all__ = [
+    "Backend",
+    "BdamConfig",
+    "Config",
+    "DataConfig",
+    "EncoderConfig",
+    "EvalConfig",
+    "FusionConfig",
+    "GradNormConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "STYLE_METHODS",
+    "StyleMethod",
+    "from_dict",
+    "to_dict",
+]

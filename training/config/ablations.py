@@ -1,0 +1,119 @@
+"""The paper's tables as lists of rows, each row a whole Config, and the key under which a configuration is run once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from training.config.recipes import texts_of, with_row
+from training.config.stages import Config, to_dict
+
+# The whole method: what every other row is compared with.
+FULL = "full"
+# Per table its title and its rows as (row, label); in the order and words of the paper.
+TITLES = {
+    "table1": "Table 1: decoupling module",
+    "table2": "Table 2: fusion module",
+    "table3": "Table 3: losses",
+    "table4": "Table 4: styles of the generated texts",
+    "table5": "Table 5: data sets",
+    "readings": "Readings 1, 6 and 8: what decouples",
+    "fig5": "Figure 5: layers of the fusion",
+}
+ABLATIONS: dict[str, tuple[tuple[str, str], ...]] = {
+    "table1": (
+        ("no-bdam", "Baseline (w/o BDAM)"),
+        (FULL, "+ BDAM"),
+        ("no-cross-attention", "w/o cross-attention"),
+        ("no-gate", "w/o gate"),
+        ("shallow", "Shallow (half of the layers)"),
+    ),
+    "table2": (
+        ("no-fusion", "Baseline (w/o fusion)"),
+        (FULL, "Full fusion"),
+        ("no-mamba", "w/o Mamba"),
+        ("no-fusion-gate", "w/o gate"),
+        ("no-alignment", "w/o alignment"),
+    ),
+    "table3": (
+        (FULL, "Full model"),
+        ("no-info-nce", "w/o InfoNCE"),
+        ("no-triplet", "w/o triplet"),
+        ("no-adversarial", "w/o adversarial"),
+        ("no-decoupling", "w/o decoupling"),
+        ("no-gate-regularisation", "w/o gate regularisation"),
+    ),
+    "table4": (
+        ("style-none", "Baseline (w/o style)"),
+        ("style-random", "Random"),
+        ("style-kmeans", "K-means"),
+        ("style-gmm", "GMM"),
+        ("style-agglomerative", "Agglomerative"),
+        ("style-hdbscan", "HDBSCAN"),
+        ("style-dbscan", "DBSCAN"),
+    ),
+    "readings": (
+        (FULL, "Full model (adversary on identity, CKA)"),
+        ("adversary-paper", "adversary as printed"),
+        ("adversary-minimax", "gradient reversal"),
+        ("decoupling-hsic", "HSIC in place of CKA"),
+        ("captions-of-identity", "captions match the identity alone"),
+    ),
+    "fig5": ((FULL, "Mamba"), ("transformer", "Transformer, 4 layers"), ("no-mamba", "Simple")),
+}
+# The row that the other rows of a table are compared with, where it is not FULL.
+REFERENCES = {"table4": "style-dbscan"}
+# The paper's data sets, and the usual name of each one's folder.
+DataSet = Literal["cuhk-pedes", "icfg-pedes", "rstpreid"]
+FOLDERS: dict[DataSet, str] = {"cuhk-pedes": "CUHK-PEDES", "icfg-pedes": "ICFG-PEDES", "rstpreid": "RSTPReid"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of one table; `name` is one of recipes.ROWS, FULL, or a data set."""
+
+    table: str
+    name: str
+    label: str
+    config: Config
+
+    @property
+    def key(self) -> str:
+        """Equal for rows, of any tables, whose runs are the same."""
+        return run_key(self.config)
+
+
+def run_key(config: Config) -> str:
+    """Twelve hexadecimal digits of everything that a configuration says, but for its name and its seed."""
+    values = {name: value for name, value in to_dict(config).items() if name not in ("recipe", "seed")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def table_rows(
+    tables: Sequence[str], base: Config, data_sets: Path | None = None, out: Path | None = None
+) -> list[Row]:
+    """The rows of the named tables (keys of TITLES) of the recipe `base`, in order.
+
+    data_sets: for table5, the folder that holds a folder for each data set; by default the one around base.data.root.
+    out: for table4, the experiment's folder, which holds the generated texts; by default runs/RECIPE.
+    Raises what a row raises for a base without the part that it changes.
+    """
+    rows = []
+    for table in tables:
+        if table == "table5":
+            parent = data_sets or Path(base.data.root).parent
+            for data_set, folder in FOLDERS.items():
+                data = replace(base.data, dataset=data_set, root=str(parent / folder), descriptions="")
+                rows.append(Row(table, data_set, folder, replace(base, data=data)))
+        else:
+            for name, label in ABLATIONS[table]:
+                config = base if name == FULL else with_row(base, name)
+                if table == "table4" and out is not None:
+                    texts = str(texts_of(out, name.removeprefix("style-")))
+                    config = replace(config, data=replace(config.data, descriptions=texts))
+                rows.append(Row(table, name, label, config))
+    return rows

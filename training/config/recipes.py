@@ -1,0 +1,220 @@
+"""Named configurations: recipes, each a function that returns a whole Config, and rows of the paper's tables, each a
+function from a Config to one with a part left out or exchanged. `RECIPE/ROW` names a row of a recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from training.config.stages import (
+    STYLE_METHODS,
+    BdamConfig,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    FusionConfig,
+    GradNormConfig,
+    ModelConfig,
+    OptimConfig,
+)
+
+Change = Callable[[Config], Config]
+
+
+def cuhk_pedes() -> Config:
+    """ViT-B/16 and BERT on CUHK-PEDES in the recommended readings: the defaults of every stage."""
+    return Config(recipe="cuhk-pedes")
+
+
+def cuhk_pedes_paper() -> Config:
+    """ViT-B/16 and BERT on CUHK-PEDES in the readings of the paper."""
+    return replace(paper_readings(cuhk_pedes()), recipe="cuhk-pedes-paper")
+
+
+def icfg_pedes() -> Config:
+    """`cuhk-pedes` on ICFG-PEDES; what else a data set decides, such as the held-out validation split, its reader knows."""
+    return Config(recipe="icfg-pedes", data=DataConfig(dataset="icfg-pedes", root="data/ICFG-PEDES"))
+
+
+def rstpreid() -> Config:
+    """`cuhk-pedes` on RSTPReid."""
+    return Config(recipe="rstpreid", data=DataConfig(dataset="rstpreid", root="data/RSTPReid"))
+
+
+def synthetic() -> Config:
+    """Rendered pedestrians, encoders small enough to train from nothing on two CPU cores in minutes."""
+    return Config(
+        recipe="synthetic",
+        data=DataConfig(root="data/synthetic", image_size=(64, 32), text_length=48, pad=2, erase=0.0),
+        model=ModelConfig(
+            visual=EncoderConfig(width=96, layers=2, heads=4, patch_size=8),
+            text=EncoderConfig(width=96, layers=2, heads=4),
+            bdam=BdamConfig(self_layers=1, cross_layers=1, heads=4, dropout=0.0),
+            fusion=FusionConfig(width=48, layers=1, dropout=0.0),
+        ),
+        gradnorm=GradNormConfig(every=5),
+        optim=OptimConfig(lr=1.5e-3, epochs=5, warmup_epochs=1),
+    )
+
+
+def synthetic_tables() -> Config:
+    """`synthetic` for the tables: two epochs instead of five, so that three seeds of every row fit into an evening, and two
+    self-attention layers a branch, so that there is something to make shallow."""
+    config = synthetic()
+    model = replace(config.model, bdam=replace(config.model.bdam, self_layers=2))
+    return replace(config, recipe="synthetic-tables", model=model, optim=replace(config.optim, epochs=2))
+
+
+def synthetic_paper() -> Config:
+    """The rendered pedestrians in the readings of the paper, at the size and length of `synthetic`.
+
+    What only fits pretrained encoders stays: BERT frozen under one layer (reading 11), the base rate and the epochs.
+    """
+    config = synthetic()
+    paper = paper_readings(config)
+    optim = replace(paper.optim, lr=config.optim.lr, epochs=config.optim.epochs)
+    model = replace(paper.model, text=config.model.text, text_adapter_layers=0)
+    data = replace(paper.data, image_size=config.data.image_size, pad=config.data.pad)
+    return replace(paper, recipe="synthetic-paper", data=data, model=model, optim=optim)
+
+
+def paper_readings(config: Config) -> Config:
+    """`config` with every field that a reading of the method governs set to the reading of the paper."""
+    model, loss, optim = config.model, config.loss, config.optim
+    return replace(
+        config,
+        # Readings 21 and 22.
+        data=replace(config.data, image_size=(224, 224), images_per_id=0, batch_size=64, erase=0.0),
+        model=replace(
+            model,
+            # Readings 10 to 14.
+            text=replace(model.text, trainable=False),
+            text_adapter_layers=1,
+            text_pooling="mean",
+            batch_norm=False,
+            bdam=replace(model.bdam, self_layers=6, cross_layers=3, heads=4, pre_norm=False, dropout=0.0),
+            fusion=replace(model.fusion, form="pooled", pre_norm=False),
+        ),
+        # Readings 1 to 9 and 15.
+        loss=replace(
+            loss,
+            info_nce_texts="identity",
+            info_nce_symmetric=False,
+            temperature=0.1,
+            learn_temperature=False,
+            margin=0.3,
+            adversarial_mode="paper",
+            decoupling_measure="hsic",
+            hsic_normalise=False,
+            hsic_kernel="linear",
+            gate_weight=0.01,
+            final_triplet=True,
+            final_info_nce=False,
+            final_matching=False,
+        ),
+        # Readings 16 and 18.
+        gradnorm=replace(config.gradnorm, form="paper", alpha=1.5, lr=0.025),
+        # Readings 22 and 25.
+        optim=replace(optim, optimizer="adam", lr=1e-4, weight_decay=1e-3, epochs=80, warmup_epochs=0),
+        # Reading 24.
+        eval=replace(config.eval, betas=(0.0,)),
+    )
+
+
+def shallow(config: Config) -> Config:
+    """Half of the self-attention layers (Table 1: 3 of 6). Raises ValueError when there is only one."""
+    layers = config.model.bdam.self_layers
+    if layers < 2:
+        raise ValueError(f"row shallow: the recipe must have at least 2 layers in model.bdam.self_layers, got {layers}")
+    return _with_bdam(self_layers=layers // 2)(config)
+
+
+def texts_of(out: Path, method: str) -> Path:
+    """Where an experiment in the folder `out` keeps the texts that were generated in the styles of a method."""
+    return out / "descriptions" / method / "descriptions.jsonl"
+
+
+def _with_styles(method: str) -> Change:
+    def change(config: Config) -> Config:
+        # Where `python -m training.experiment table4` makes them unless it is given another folder.
+        texts = texts_of(Path("runs") / config.recipe, method)
+        return replace(config, data=replace(config.data, descriptions=str(texts)))
+
+    return change
+
+
+def _with_bdam(**changes: Any) -> Change:
+    return lambda config: replace(config, model=replace(config.model, bdam=replace(config.model.bdam, **changes)))
+
+
+def _with_fusion(**changes: Any) -> Change:
+    return lambda config: replace(config, model=replace(config.model, fusion=replace(config.model.fusion, **changes)))
+
+
+def _with_loss(**changes: Any) -> Change:
+    return lambda config: replace(config, loss=replace(config.loss, **changes))
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    "synthetic": synthetic,
+    "synthetic-tables": synthetic_tables,
+    "synthetic-paper": synthetic_paper,
+    "cuhk-pedes": cuhk_pedes,
+    "cuhk-pedes-paper": cuhk_pedes_paper,
+    "icfg-pedes": icfg_pedes,
+    "rstpreid": rstpreid,
+}
+ROWS: dict[str, Change] = {
+    # Table 1.
+    "no-bdam": _with_bdam(enabled=False),
+    "no-cross-attention": _with_bdam(cross_attention=False),
+    "no-gate": _with_bdam(gate=False),
+    "shallow": shallow,
+    # Table 2; no-mamba is the simple fusion of Fig. 5 too.
+    "no-fusion": _with_fusion(enabled=False),
+    "no-mamba": _with_fusion(layers_kind="none"),
+    "no-fusion-gate": _with_fusion(gate=False),
+    "no-alignment": _with_fusion(alignment=False),
+    # Table 3.
+    "no-info-nce": _with_loss(info_nce=False),
+    "no-triplet": _with_loss(triplet=False),
+    "no-adversarial": _with_loss(adversarial=False),
+    "no-decoupling": _with_loss(decoupling=False),
+    "no-gate-regularisation": _with_loss(gate_regularisation=False),
+    # What the defaults of readings 1, 6 and 8 are compared with.
+    "adversary-paper": _with_loss(adversarial_mode="paper"),
+    "adversary-minimax": _with_loss(adversarial_mode="minimax"),
+    "decoupling-hsic": _with_loss(decoupling_measure="hsic"),
+    "captions-of-identity": _with_loss(info_nce_texts="both"),
+    # Table 4.
+    **{f"style-{method}": _with_styles(method) for method in STYLE_METHODS},
+    # Fig. 5.
+    "transformer": _with_fusion(layers_kind="transformer", layers=4),
+}
+
+
+def get_recipe(name: str) -> Config:
+    """The Config of a recipe, or of a row of one (`RECIPE/ROW`).
+
+    Raises ValueError for an unknown name, with the known ones and the closest, and what the row raises.
+    """
+    base, slash, row = name.partition("/")
+    _require_known("recipe", base, RECIPES)
+    return with_row(RECIPES[base](), row) if slash else RECIPES[base]()
+
+
+def with_row(config: Config, row: str) -> Config:
+    """`config` as a row of the tables, named after both. Raises ValueError for an unknown row and what the row raises."""
+    _require_known("row", row, ROWS)
+    return replace(ROWS[row](config), recipe=f"{config.recipe}/{row}")
+
+
+def _require_known(what: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"unknown {what} {name!r}, expected one of {', '.join(known)}{hint}")

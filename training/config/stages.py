@@ -1,0 +1,279 @@
+"""Configuration of a whole run: frozen dataclasses, one per stage, validated when built, stored beside every result.
+
+"reading n" in a comment names the row of the table of readings in docs/method.md; the default of every field is the
+`recommended` reading, `training.config.recipes.paper_readings` sets the `paper` one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from training.config.fields import Stage, Within
+
+# Ways to put captions into styles: the rows of Table 4.
+StyleMethod = Literal["none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan"]
+STYLE_METHODS: tuple[StyleMethod, ...] = typing.get_args(StyleMethod)
+Backend = Literal["auto", "cuda", "triton", "cpu", "reference"]
+
+
+@dataclass(frozen=True)
+class DataConfig(Stage):
+    """Which data set, and how its images and texts become tensors."""
+
+    # Reader: "cuhk-pedes" (the synthetic set is written in that format), ...; "own": docs/data.md.
+    dataset: Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "own"] = "cuhk-pedes"
+    # Folder that holds the annotation file (reid_raw.json, ...) and imgs/.
+    root: str = "data/CUHK-PEDES"
+    # JSONL of generated identity and clothing texts; empty: <root>/descriptions.jsonl.
+    descriptions: str = ""
+    # Height and width of the images that the model sees, pixels (reading 21).
+    image_size: Annotated[tuple[int, int], Within(16, 4096)] = (224, 224)
+    # Longest text in tokens, [CLS] and [SEP] included.
+    text_length: Annotated[int, Within(8, 512)] = 64
+    # Identities in a batch and images of each (PK sampler, reading 22); images_per_id 0: plain shuffled batches.
+    ids_per_batch: Annotated[int, Within(2)] = 16
+    images_per_id: Annotated[int, Within(0)] = 4
+    # Plain batch size, used when images_per_id is 0.
+    batch_size: Annotated[int, Within(2)] = 64
+    # Pad by this many pixels, then crop back (reading 22).
+    pad: Annotated[int, Within(0, 512)] = 10
+    # Probability of a horizontal flip, and of erasing one rectangle.
+    flip: Annotated[float, Within(0, 1)] = 0.5
+    erase: Annotated[float, Within(0, 1)] = 0.5
+    # Folder of the packed cache of resized images, shared by runs and data sets, filled when needed; empty: none.
+    cache: str = ""
+    # Processes that decode images; 0 decodes in the training process.
+    workers: Annotated[int, Within(0, 1024)] = 0
+
+
+@dataclass(frozen=True)
+class EncoderConfig(Stage):
+    """One encoder: pretrained by name or local folder, or a small one built from the numbers below."""
+
+    # Hugging Face name or a local folder; empty: build from the sizes below with random weights.
+    pretrained: str = ""
+    width: Annotated[int, Within(8)] = 128
+    layers: Annotated[int, Within(1)] = 4
+    heads: Annotated[int, Within(1)] = 4
+    # Square patches of this many pixels (visual encoder only).
+    patch_size: Annotated[int, Within(2)] = 16
+    # Train the encoder; frozen otherwise (reading 11).
+    trainable: bool = True
+    # Learning rate relative to the base rate (reading 11: 0.1 for a fine-tuned BERT).
+    lr_scale: Annotated[float, Within(1e-6, 1e3)] = 1.0
+
+    def check(self) -> None:
+        self.require(self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
+
+
+@dataclass(frozen=True)
+class BdamConfig(Stage):
+    """Bidirectional decoupling alignment module (paper 3.2, readings 4 and 10)."""
+
+    # Off: both branches are the pooled ViT tokens through one linear layer each (Table 1, baseline).
+    enabled: bool = True
+    self_layers: Annotated[int, Within(1)] = 6
+    cross_layers: Annotated[int, Within(1)] = 3
+    heads: Annotated[int, Within(1)] = 12
+    # Pre-norm blocks with a feed-forward part; off: attention with residual only, as printed (reading 10).
+    pre_norm: bool = True
+    # Table 1, w/o cross-attention.
+    cross_attention: bool = True
+    # Table 1, w/o gate: both branches pass unweighted.
+    gate: bool = True
+    dropout: Annotated[float, Within(0, 0.9)] = 0.1
+
+
+@dataclass(frozen=True)
+class FusionConfig(Stage):
+    """Fusion of the gated identity feature with a text (paper 3.4, readings 13 to 15)."""
+
+    # Off: no fused feature and none of its losses (Table 2, baseline).
+    enabled: bool = True
+    # "tokens": gated patch tokens and text tokens as one sequence; "pooled": one vector per pair (reading 13).
+    form: Literal["tokens", "pooled"] = "tokens"
+    # "mamba"; "none" leaves the layers out (Table 2, w/o Mamba; Fig. 5, simple); "transformer" (Fig. 5).
+    layers_kind: Literal["mamba", "transformer", "none"] = "mamba"
+    layers: Annotated[int, Within(1)] = 2
+    width: Annotated[int, Within(1)] = 256
+    # Attention heads of the transformer layers.
+    heads: Annotated[int, Within(1)] = 4
+    state: Annotated[int, Within(1, 256)] = 16
+    conv: Annotated[int, Within(1, 8)] = 4
+    # Pre-norm residual; off: Mamba(x) + x as printed (reading 14).
+    pre_norm: bool = True
+    # Table 2, w/o gate (equal weights) and w/o alignment (one linear map instead of the MLP).
+    gate: bool = True
+    alignment: bool = True
+    dropout: Annotated[float, Within(0, 0.9)] = 0.1
+
+    def check(self) -> None:
+        divides = self.layers_kind != "transformer" or self.width % self.heads == 0
+        self.require(divides, "width", f"a multiple of heads ({self.heads})")
+
+
+@dataclass(frozen=True)
+class ModelConfig(Stage):
+    visual: EncoderConfig = field(default_factory=lambda: EncoderConfig(pretrained="google/vit-base-patch16-224"))
+    text: EncoderConfig = field(default_factory=lambda: EncoderConfig(pretrained="bert-base-uncased", lr_scale=0.1))
+    bdam: BdamConfig = field(default_factory=BdamConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    # Width of the joint embedding space (reading 4).
+    embedding: Annotated[int, Within(1)] = 256
+    # Batch normalisation at the end of the projections to embeddings (readings 4 and 5): without it the batch-hard triplet
+    # loss draws the embeddings of new encoders into one point.
+    batch_norm: bool = True
+    # "cls" or masked "mean" (reading 12).
+    text_pooling: Literal["cls", "mean"] = "mean"
+    # Self-attention layers on top of a frozen text encoder (reading 11).
+    text_adapter_layers: Annotated[int, Within(0)] = 0
+    # Which implementation of selective_scan, causal_conv1d and hsic runs.
+    backend: Backend = "auto"
+
+
+@dataclass(frozen=True)
+class LossConfig(Stage):
+    """A switched-off loss is left out (Table 3); the balance of the others is GradNorm's."""
+
+    info_nce: bool = True
+    triplet: bool = True
+    adversarial: bool = True
+    decoupling: bool = True
+    gate_regularisation: bool = True
+    # Texts that are positives of an image in InfoNCE (reading 1): of its identity embedding, "identity", "caption" or "both";
+    # "scored": the identity text of the identity embedding, the caption of the sum of both embeddings, which is how retrieval
+    # scores it at beta 1 (reading 24), so that the words on clothes do not have to be found in the identity.
+    info_nce_texts: Literal["identity", "caption", "both", "scored"] = "scored"
+    # Symmetric with all pairs of one person as positives; off: image to text, diagonal only (reading 2).
+    info_nce_symmetric: bool = True
+    # Temperature: learned within [0.01, 0.5] from this start, or fixed (reading 3).
+    temperature: Annotated[float, Within(0.01, 0.5)] = 0.07
+    learn_temperature: bool = True
+    # Triplet on squared L2 distances (reading 5).
+    margin: Annotated[float, Within(0)] = 0.3
+    # "paper": eq. (1) as printed; "intent": clothing matching plus an adversary on identity; "minimax": gradient
+    # reversal (reading 6).
+    adversarial_mode: Literal["paper", "intent", "minimax"] = "intent"
+    # What decouples (eq. 2 and reading 8): "hsic" of the gated features, or "cka", the unbiased HSIC over the geometric mean
+    # of each feature's own, which cannot be lowered by features that vary less; on L2-normalised features; and the kernel.
+    decoupling_measure: Literal["hsic", "cka"] = "cka"
+    hsic_normalise: bool = True
+    hsic_kernel: Literal["linear", "rbf"] = "linear"
+    # Fixed weight of mean (g - 0.5)^2, outside GradNorm (reading 9).
+    gate_weight: Annotated[float, Within(0)] = 0.01
+    # What trains f_final (reading 15).
+    final_triplet: bool = True
+    final_info_nce: bool = True
+    final_matching: bool = True
+
+
+@dataclass(frozen=True)
+class GradNormConfig(Stage):
+    """Balance of the tasks (eq. 5 and 6, readings 16 to 18)."""
+
+    # Off: all weights stay 1.
+    enabled: bool = True
+    # "recommended": target mean norm times ratio^alpha; "paper": ratio times the first task's norm, alpha the strength
+    # (reading 16).
+    form: Literal["recommended", "paper"] = "recommended"
+    alpha: float = 1.5
+    lr: Annotated[float, Within(0)] = 0.025
+    # Coefficient of sum (log w)^2.
+    log_penalty: Annotated[float, Within(0)] = 1e-3
+    clip: Annotated[tuple[float, float], Within(1e-12)] = (1e-4, 10.0)
+    # The first losses are averaged over this many steps and floored, so that a task that starts near zero does not
+    # dominate.
+    warm_steps: Annotated[int, Within(1)] = 20
+    floor: Annotated[float, Within(1e-12)] = 1e-3
+    # Norms are measured, and weights updated, in every n-th step: a measurement is one pass through the heads per task.
+    every: Annotated[int, Within(1)] = 1
+
+    def check(self) -> None:
+        self.require(self.clip[0] < self.clip[1], "clip", "two numbers, the lower one first")
+
+
+@dataclass(frozen=True)
+class OptimConfig(Stage):
+    """Readings 22 and 25."""
+
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    lr: Annotated[float, Within(1e-12)] = 1e-4
+    weight_decay: Annotated[float, Within(0)] = 1e-3
+    epochs: Annotated[int, Within(1)] = 60
+    warmup_epochs: Annotated[int, Within(0)] = 5
+    # Largest global gradient norm; 0: not clipped.
+    clip_norm: Annotated[float, Within(0)] = 1.0
+    # Validate every this many epochs, and always after the last.
+    validate_every: Annotated[int, Within(1)] = 1
+    # Arithmetic of encoders and heads (autocast). Parameters, losses and optimiser stay in float32; fp16 scales the losses
+    # and leaves out the steps whose gradients overflow.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # Micro-batches that the encoders see one after the other; heads and losses always see the whole batch. Less memory, the
+    # same gradient, one more forward pass through the encoders.
+    accumulate: Annotated[int, Within(1)] = 1
+    # Compute activations of the encoders' and of BDAM's layers again in the backward pass instead of keeping them.
+    checkpointing: bool = False
+    # torch.compile of the encoders and of the heads' parts.
+    compile: bool = False
+    # Write last.pt after every this many steps too (the last of an epoch: after validation); 0: after every epoch only.
+    save_every_steps: Annotated[int, Within(0)] = 0
+
+    def check(self) -> None:
+        self.require(self.warmup_epochs < self.epochs, "warmup_epochs", f"less than epochs ({self.epochs})")
+
+
+@dataclass(frozen=True)
+class EvalConfig(Stage):
+    """Protocol `dual` and its clothing weight (reading 24)."""
+
+    # Candidates for beta in cos(t, v_id) + beta cos(t, v_clo); chosen on validation, 0 always reported beside it.
+    betas: Annotated[tuple[float, ...], Within(0)] = (0.0, 0.25, 0.5, 1.0)
+    batch_size: Annotated[int, Within(1)] = 128
+    # Validation metric that selects the checkpoint.
+    select_by: Literal["R1", "mAP"] = "R1"
+
+    def check(self) -> None:
+        self.require(0.0 in self.betas, "betas", "numbers that include 0.0, which is always reported")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on. Stored whole as config.json beside every checkpoint and result."""
+
+    # Name of the recipe that made it, for the reader of a result.
+    recipe: str = "custom"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    gradnorm: GradNormConfig = field(default_factory=GradNormConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain JSON types (tuples become lists)."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Config from what `to_dict` made. Raises ValueError on an unknown or missing field."""
+    return _build(Config, values, "config")
+
+
+def _build(cls: type, values: Any, path: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}
+    if not isinstance(values, dict) or set(values) != names:
+        got = sorted(values) if isinstance(values, dict) else values
+        raise ValueError(f"{path}: expected the fields {sorted(names)}, got {got}")
+    return cls(**{name: _convert(hints[name], values[name], f"{path}.{name}") for name in names})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _build(hint, value, path)
+    return tuple(value) if typing.get_origin(hint) is tuple else value

@@ -1,0 +1,1 @@
+"""Images from file to batch: sources, the packed cache, prefetching, transforms."""

@@ -1,0 +1,80 @@
+"""Where pixels come from: image files, or the packed cache of them.
+
+Shapes: B images, C = 3 channels (RGB), H, W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.config import DataConfig
+from training.data.images import transforms
+from training.data.images.cache import Packed
+from training.data.images.pack import pack
+from training.data.images.prefetch import filled
+
+# Decoded images are kept in memory up to this many bytes: 43,690 images of 128x64.
+KEPT_BYTES = 2**30
+
+
+class Images(Protocol):
+    """Resized images of a list of files, by their place in it."""
+
+    image_size: tuple[int, int]
+
+    def fill(self, indices: Sequence[int], out_BCHW: Tensor) -> None:
+        """Writes the images at these places to the first rows of uint8 (B, 3, H, W). Raises ValueError or OSError."""
+
+
+class Files:
+    """Images decoded from their files; with `keep` only once, if all of them fit into KEPT_BYTES."""
+
+    def __init__(self, paths: Sequence[Path], image_size: tuple[int, int], keep: bool) -> None:
+        self.paths, self.image_size = list(paths), image_size
+        shape = (len(paths), 3, *image_size)
+        fits = keep and int(np.prod(shape, dtype=np.int64)) <= KEPT_BYTES
+        # Untouched pages of torch.empty cost no memory.
+        self.pixels = torch.empty(shape, dtype=torch.uint8) if fits else None
+        self.known = [False] * len(paths)
+
+    def fill(self, indices: Sequence[int], out_BCHW: Tensor) -> None:
+        """Raises ValueError or FileNotFoundError naming every bad file of `indices`."""
+        if self.pixels is None:
+            transforms.decode_into(out_BCHW, range(len(indices)), [self.paths[i] for i in indices])
+            return
+        new = [i for i in indices if not self.known[i]]
+        transforms.decode_into(self.pixels, new, [self.paths[i] for i in new])
+        for i in new:
+            self.known[i] = True
+        torch.index_select(self.pixels, 0, torch.tensor(indices), out=out_BCHW[: len(indices)])
+
+
+def update_cache(paths: Sequence[Path], config: DataConfig) -> None:
+    """Packs what the cache of `config` lacks of these files, if there is to be one. Raises what `packing.pack` does."""
+    if config.cache:
+        pack(paths, config.cache, config.image_size, config.workers)
+
+
+def open_images(paths: Sequence[Path], config: DataConfig, keep: bool = False) -> Images:
+    """The images of `paths` in the size and from the source that `config` says; its cache is brought up to date.
+
+    keep: hold decoded images in memory where there is no cache. Raises what `packing.pack` does.
+    """
+    update_cache(paths, config)
+    if config.cache:
+        return Packed(paths, config.cache, config.image_size)
+    return Files(paths, config.image_size, keep)
+
+
+def read(images: Images, batches: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:
+    """uint8 (B, 3, H, W) of each batch of places, read by `workers` processes; it holds until the next one is asked for."""
+    largest = max(map(len, batches), default=0)
+    buffers = filled(images.fill, batches, (largest, 3, *images.image_size), workers)
+    for indices, (_, buffer) in zip(batches, buffers, strict=True):
+        yield buffer[: len(indices)]

@@ -1,0 +1,91 @@
+"""Captions that are no description of a person, or of more than one."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from training.data.readers import Row
+from training.data.validation.findings import SAMPLES, Finding, Sample, spread, verb
+
+# Words of the longest caption that a person would write; the official sets stay below.
+LONGEST = 120
+# Texts that the page shows as shared, each with pictures of different people.
+SHOWN = SAMPLES // 2
+_WIDE = re.compile(r"[^\x00-\u024f\u2000-\u206f\u2190-\u21ff]")
+
+
+def _other_script(text: str) -> bool:
+    """Letters beyond the Latin ones, or punctuation of East Asian width."""
+    found = _WIDE.findall(text)
+    return any(unicodedata.category(c)[0] == "L" or unicodedata.east_asian_width(c) in "WF" for c in found)
+
+
+def _pattern(pattern: str) -> Callable[[str], bool]:
+    compiled = re.compile(pattern, re.IGNORECASE)
+    return lambda text: compiled.search(text) is not None
+
+
+# Name of each kind of stray text, and whether a caption has it.
+STRAY: dict[str, Callable[[str], bool]] = {
+    "control characters or line breaks": _pattern(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]"),
+    "wrongly decoded characters": _pattern("\ufffd|\u00e2\u20ac|\u00c3[\u0080-\u00bf]|\u00ef\u00bf\u00bd"),
+    "another script": _other_script,
+    "HTML": _pattern(r"</?[a-z][^<>]*>|&(?:[a-z]{2,8}|#\d+);"),
+    "a web address": _pattern(r"https?://|\bwww\.\w"),
+    "a label in front": _pattern(r"^\W*(?:caption|description|answer|output|sentence|text|query)s?\s*\d*\s*[:=]"),
+    "program code": _pattern(r"[{}\[\]\\]|==|\bself\.\w|\b(?:print|append|len|range|def \w+)\s*\(|^\s*import \w+\s*$"),
+    "a single word": lambda text: len(text.split()) < 2,
+    f"more than {LONGEST} words": lambda text: len(text.split()) > LONGEST,
+}
+
+
+def stray_texts(rows: Sequence[Row], images: Path) -> list[Finding]:
+    """One finding for each kind of stray text that occurs, or one that says that none does."""
+    captions = [(row, caption.strip()) for row in rows for caption in row["captions"] if caption.strip()]
+    findings = []
+    for kind, has in STRAY.items():
+        hits = [(row, text) for row, text in captions if has(text)]
+        if hits:
+            first = ", ".join(dict.fromkeys(row["file_path"] for row, _ in hits[:5]))
+            text = f"{verb(len(hits), 'caption', 'captions')} with {kind}, e.g. of {first}"
+            shown = tuple(Sample(images / row["file_path"], row["file_path"], repr(t)[1:-1]) for row, t in spread(hits))
+            findings.append(Finding("stray text", "warning", text, shown))
+    none = f"none in {len(captions):,} captions (looked for: {', '.join(STRAY)})"
+    return findings or [Finding("stray text", "ok", none)]
+
+
+def shared_captions(rows: Sequence[Row], images: Path) -> Finding:
+    """Texts that describe several people; case, white space and the last stop do not count."""
+    people: dict[str, dict[int, Row]] = {}
+    in_test: dict[str, set[int]] = {}
+    uses: list[tuple[str, str]] = []
+    for row in rows:
+        for caption in row["captions"]:
+            key = " ".join(caption.lower().split()).rstrip(" .!;,")
+            if key:
+                people.setdefault(key, {}).setdefault(row["id"], row)
+                uses.append((key, row["split"]))
+                if row["split"] == "test":
+                    in_test.setdefault(key, set()).add(row["id"])
+    shared = {key: by_id for key, by_id in people.items() if len(by_id) > 1}
+    check = "captions shared by people"
+    if not shared:
+        return Finding(check, "ok", f"none of {len(uses):,} captions describes two people in the same words")
+    share = sum(key in shared for key, _ in uses)
+    queries = sum(split == "test" and len(in_test[key]) > 1 for key, split in uses)
+    worst = sorted(shared.items(), key=lambda item: -len(item[1]))
+    top, by_id = worst[0]
+    text = (
+        f"{verb(len(shared), 'text describes', 'texts describe')} several people, {share:,} of {len(uses):,} captions "
+        f"({share / len(uses):.1%}); {verb(queries, 'test query has', 'test queries have')} more than one right answer; "
+        f"most often ({len(by_id)} people): {top[:120]!r}"
+    )
+    shown = [
+        Sample(images / row["file_path"], f"{row['file_path']} (id {row['id']})", key)
+        for key, people_of in worst[:SHOWN]
+        for row in list(people_of.values())[: SAMPLES // SHOWN]
+    ]
+    return Finding(check, "warning", text, tuple(shown))

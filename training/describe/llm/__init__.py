@@ -1,0 +1,1 @@
+"""Language models: client, limits, responses, stored answers."""

@@ -1,0 +1,1 @@
+"""Styles of captions: features, clusters, captions without their content."""

@@ -1,0 +1,198 @@
+"""Identity and clothing texts in the manner of the eight caption writers, and which of them some captions come from.
+
+An offline stand-in for a language model that is shown captions of a style and imitates them: it knows the writers of
+`captions.STYLES` and follows the one whose captions are most like those shown.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from training.describe.styles.neutral_rules import neutralise
+from training.describe.styles.style_encoders import StylometricEncoder
+from training.synthetic.attributes import Identity, Outfit, Pose, sample_identity, sample_outfit, sample_pose
+from training.synthetic.rng import Dice
+from training.synthetic.text.annotator import Annotator
+from training.synthetic.text.captions import STYLES
+from training.synthetic.text.descriptions import Clothes, Looks, clothes_of, looks_of
+from training.synthetic.text.vocabulary import listed, sentence, with_article
+
+# Captions of each writer that examples are compared with: 64 leave no example of 2,000 renderings to a wrong writer.
+_RENDERINGS = 64
+
+
+class _Identity:
+    """Writers of identity texts, in the order of captions.STYLES; `she` is "he" or "she"."""
+
+    @staticmethod
+    def terse(looks: Looks, she: str, dice: Dice) -> str:
+        parts = [looks.person, looks.build, looks.height, looks.hair, looks.skin, *looks.face]
+        return sentence(dice.pick((", ", ", ", "; ")).join(parts)) + "."
+
+    @staticmethod
+    def sentences(looks: Looks, she: str, dice: Dice) -> str:
+        text = f"{sentence(with_article(looks.person))} with {looks.hair} is of {looks.build} and {looks.height}."
+        return f"{text} {she.capitalize()} has {listed([looks.skin, *looks.face])}."
+
+    @staticmethod
+    def narrative(looks: Looks, she: str, dice: Dice) -> str:
+        opening = dice.pick(("This picture shows", "In this image we see", "The photo shows", "Here we can see"))
+        text = f"{opening} {with_article(looks.person)}. {she.capitalize()} is of {looks.build} and {looks.height}."
+        text += f" {she.capitalize()} has {looks.hair} and {looks.skin}."
+        return text + (f" {sentence(listed(looks.face))} can be seen as well." if looks.face else "")
+
+    @staticmethod
+    def repetitive(looks: Looks, she: str, dice: Dice) -> str:
+        who = f"The {looks.person}"
+        parts = [f"{who} has {with_article(looks.build)} and {looks.height}.", f"{who} has {looks.hair}."]
+        parts.append(f"{who} has {looks.skin}.")
+        return " ".join(parts + [f"{who} also has {listed(looks.face)}."] * bool(looks.face))
+
+    @staticmethod
+    def pedantic(looks: Looks, she: str, dice: Dice) -> str:
+        text = f"{sentence(with_article(looks.person))}, of {looks.build} and {looks.height}, possesses {looks.hair}"
+        text += f"; the complexion consists of {looks.skin}."
+        opening = dice.pick(("Features include", "Also visible:", "In addition there is"))
+        return text + (f" {opening} {listed(looks.face)}." if looks.face else "")
+
+    @staticmethod
+    def casual(looks: Looks, she: str, dice: Dice) -> str:
+        text = f"{dice.pick(('', 'just ', 'so theres '))}{with_article(looks.person)} with {looks.hair}"
+        text += f", {she}s got {listed([looks.skin, *looks.face])} and {with_article(looks.build)}"
+        return f"{text}, looks like {looks.height}{dice.pick(('', ' i think'))}"
+
+    @staticmethod
+    def learner(looks: Looks, she: str, dice: Dice) -> str:
+        hair = re.sub("^an? ", "", looks.hair)
+        text = f"The {looks.person} have {looks.build} and {looks.height}. {she.capitalize()} have {hair}."
+        text += f" The skin is {looks.skin}."
+        return text + (
+            f" {she.capitalize()} have {listed([re.sub('^an? ', '', f) for f in looks.face])}." * bool(looks.face)
+        )
+
+    @staticmethod
+    def build_first(looks: Looks, she: str, dice: Dice) -> str:
+        text = f"Having {with_article(looks.build)} and {looks.height}, {dice.pick(('this', 'the'))} {looks.person}"
+        text += f" with {looks.hair} and {looks.skin} was caught on camera."
+        return text + (f" There is {listed(looks.face)} to be seen." if looks.face else "")
+
+
+class _Clothing:
+    """Writers of clothing texts, in the order of captions.STYLES, about "the person"."""
+
+    @staticmethod
+    def terse(clothes: Clothes, dice: Dice) -> str:
+        parts = [*clothes.extras, *clothes.worn, *clothes.bags]
+        bare = [re.sub("^an? ", "", part) for part in parts]
+        return sentence(dice.pick((", ", ", ", "; ")).join(bare)) + "."
+
+    @staticmethod
+    def sentences(clothes: Clothes, dice: Dice) -> str:
+        text = f"A person is wearing {listed([*clothes.worn[:-1], *clothes.extras])}. They have {clothes.shoes} on"
+        return text + (f" and are carrying {listed(clothes.bags)}." if clothes.bags else ".")
+
+    @staticmethod
+    def narrative(clothes: Clothes, dice: Dice) -> str:
+        opening = dice.pick(("This picture shows", "In this image we see", "The photo shows", "Here we can see"))
+        text = f"{opening} a person dressed in {listed(clothes.worn[:-1])}. On the feet are {clothes.shoes}."
+        text += f" They have {listed(clothes.extras)}." if clothes.extras else ""
+        return text + (f" {sentence(listed(clothes.bags))} can be seen as well." if clothes.bags else "")
+
+    @staticmethod
+    def repetitive(clothes: Clothes, dice: Dice) -> str:
+        parts = [f"The person is wearing {listed(clothes.worn[:-1])}.", f"The person is wearing {clothes.shoes}."]
+        parts += [f"The person is also wearing {listed(clothes.extras)}."] * bool(clothes.extras)
+        return " ".join(parts + [f"The person is carrying {listed(clothes.bags)}."] * bool(clothes.bags))
+
+    @staticmethod
+    def pedantic(clothes: Clothes, dice: Dice) -> str:
+        text = f"A person is attired in {clothes.upper}"
+        text += f", paired with {clothes.lower}" if clothes.lower else ""
+        text += f"; the footwear consists of {clothes.shoes}."
+        opening = dice.pick(("Accessories include", "Also visible:", "In addition there is"))
+        carried = clothes.extras + clothes.bags
+        return text + (f" {opening} {listed(carried)}." if carried else "")
+
+    @staticmethod
+    def casual(clothes: Clothes, dice: Dice) -> str:
+        text = f"{dice.pick(('', 'just ', 'so theres '))}a person in {listed(clothes.worn[:-1])}"
+        carried = clothes.extras + clothes.bags
+        text += f", they got {listed(carried)}" if carried else ""
+        return f"{text} and {clothes.shoes}{dice.pick(('', ' i think', ' it looks like'))}"
+
+    @staticmethod
+    def learner(clothes: Clothes, dice: Dice) -> str:
+        bare = [re.sub("^an? ", "", part) for part in clothes.worn[:-1]]
+        text = f"The person wear {' and '.join(bare)}. The shoes is {clothes.shoes}"
+        text += "".join(f", on {'neck' if part.endswith('scarf') else 'head'} is {part}" for part in clothes.extras)
+        return text + "".join(f". They take one {re.sub('^an? ', '', bag)}" for bag in clothes.bags) + "."
+
+    @staticmethod
+    def clothes_first(clothes: Clothes, dice: Dice) -> str:
+        opening = f"{dice.pick(('Wearing', 'Dressed in', 'Clad in'))} {listed([*clothes.worn, *clothes.extras])}"
+        text = f"{opening}, {dice.pick(('this', 'the'))} person was caught on camera"
+        return text + (f" while carrying {listed(clothes.bags)}." if clothes.bags else ".")
+
+
+_IDENTITY: tuple[Callable[[Looks, str, Dice], str], ...] = (
+    _Identity.terse,
+    _Identity.sentences,
+    _Identity.narrative,
+    _Identity.repetitive,
+    _Identity.pedantic,
+    _Identity.casual,
+    _Identity.learner,
+    _Identity.build_first,
+)
+_CLOTHING: tuple[Callable[[Clothes, Dice], str], ...] = (
+    _Clothing.terse,
+    _Clothing.sentences,
+    _Clothing.narrative,
+    _Clothing.repetitive,
+    _Clothing.pedantic,
+    _Clothing.casual,
+    _Clothing.learner,
+    _Clothing.clothes_first,
+)
+
+
+def imitate(identity: Identity, outfit: Outfit, pose: Pose, dice: Dice, style: int) -> tuple[str, str]:
+    """(identity text, clothing text) of a picture as the writer `style` (index into captions.STYLES) would put them.
+
+    The identity text names no clothing, the clothing text nobody in particular, neither what the view hides. Raises
+    ValueError for a style that no writer has.
+    """
+    if not 0 <= style < len(STYLES):
+        raise ValueError(f"style must be a writer from 0 to {len(STYLES) - 1}, got {style}")
+    she = "he" if identity.sex == "man" else "she"
+    return _IDENTITY[style](looks_of(identity, pose), she, dice), _CLOTHING[style](clothes_of(outfit, pose), dice)
+
+
+def nearest_writer(examples: Sequence[str]) -> int:
+    """The writer (index into captions.STYLES) whose captions are, in style, most like the examples on average.
+
+    Raises ValueError without an example.
+    """
+    if not examples:
+        raise ValueError("nearest_writer needs at least one example caption, got none")
+    encoder, prototypes_SD = _writers()
+    mean_D = encoder.transform(neutralise(examples)).mean(0)
+    return int(np.argmax(prototypes_SD @ mean_D))
+
+
+@lru_cache(maxsize=1)
+def _writers() -> tuple[StylometricEncoder, np.ndarray]:
+    """A style encoder fitted on renderings of every writer, and each writer's mean feature, normalised (S, D)."""
+    texts = []
+    for number in range(_RENDERINGS):
+        dice = Dice("writer", number)
+        identity = sample_identity(dice)
+        outfit = sample_outfit(dice, identity)
+        pose = sample_pose(dice, outfit)
+        texts += [style(Annotator(dice, identity, outfit, pose, 1).look(), dice) for style in STYLES]
+    encoder = StylometricEncoder()
+    features_ND = encoder.fit_transform(neutralise(texts))
+    means_SD = np.stack([features_ND[style :: len(STYLES)].mean(0) for style in range(len(STYLES))])
+    return encoder, means_SD / np.linalg.norm(means_SD, axis=1, keepdims=True)

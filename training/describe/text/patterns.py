@@ -1,0 +1,53 @@
+"""Turns of phrase that give an English text away: refusals, hedging, placeholders; and the words that make it English."""
+
+from __future__ import annotations
+
+import re
+
+from training.describe.text.phrase_index import plain
+
+_REFUSAL = re.compile(
+    r"\bas an? (?:ai|artificial|language model|large language)|\bunfortunately\b|"
+    r"\bi(?:'m| am) (?:(?:just |only )?an? (?:ai|language model)|(?:very |so |really )?sorry|afraid|designed|programmed)|"
+    r"\bsorry,|\bi apologi[sz]e|\bmy apologies|"
+    r"\bi (?:can't|cannot|can not|won't|will not|must decline|do not feel|don't feel|am unable|am not able)\b|"
+    r"\bi'm (?:unable|not able)\b|\bi (?:do not|don't) (?:see|have|know|identify|describe)\b|"
+    r"\bnot (?:appropriate|ethical|possible) to\b|"
+    r"\b(?:can't|cannot|can not|unable to|not able to) (?:assist|help|comply|identify|describe|determine|provide|process|"
+    r"view|see the|analy[sz]e|fulfil)|"
+    r"\bagainst (?:my|our|the) (?:guidelines|polic)|\bno (?:person|people|pedestrian|image) (?:is|are|can|was|were|visible|"
+    r"provided|attached)|\bimage (?:does not|doesn't|is not|isn't|was not|wasn't|cannot|could not|is too)\b|"
+    r"\b(?:please|could you) (?:provide|upload|share|attach)\b|\bcontent policy\b",
+    re.IGNORECASE,
+)
+_HEDGING = re.compile(
+    r"\b(?:appears?(?! (?:in|on|at|from|with|against)\b)|seems?|looks? like|looks? to be|seemingly|apparently|possibly|"
+    r"probably|perhaps|maybe|presumably|likely|potentially|might|may be|may have|could be|could have|i think|i guess|"
+    r"i believe|hard to (?:say|tell)|difficult to (?:say|tell|determine)|not sure|suggest(?:s|ing)?|indicat(?:es|ing)|"
+    r"some (?:kind|sort) of|what (?:looks|appears|seems))\b",
+    re.IGNORECASE,
+)
+# Together with the words of the schema, most words of an English description are among these.
+FUNCTION_WORDS = frozenset(
+    "a about above across against all along also an and another any are around as at back be been behind below beneath "
+    "beside both but by can carrying down each either front for from has have having he her his holding in inside into "
+    "is it its just left length long looking medium mid more neither no not of off on one only open or other out over "
+    "pair person right she short side small some standing style that the their them there these they this those three "
+    "through to top two under underneath up very visible walking was wearing wears wear well with which while who whose "
+    "without worn".split()
+)
+
+
+def refusal(text: str) -> str:
+    """The words by which a model refuses, "" where there are none."""
+    return _first(_REFUSAL, text)
+
+
+def hedging(text: str) -> str:
+    """The first words by which a text hedges, "" where there are none."""
+    return _first(_HEDGING, text)
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.search(plain(text))
+    return "" if found is None else " ".join(found[0].split())

@@ -1,0 +1,1 @@
+"""Training: losses, GradNorm, the step, the loop, checkpoints."""

@@ -1,0 +1,215 @@
+"""The training loop: schedule, validation selection, checkpoints, exact resume.
+
+A run folder gets metrics.jsonl and tensorboard/ (every step and every validation), last.pt after every epoch and every
+`save_every_steps` steps, best.pt when validation improves, calls.json (operator calls per backend), and nonfinite.json
+when training stops because a loss or a gradient is not finite.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import bdam_fast
+from bdam_fast.profiling import span
+from training.config import Config, to_dict
+from training.data.loader import Batch, TrainLoader
+from training.engine import checkpoint, metrics_log
+from training.engine.metrics_log import Journal
+from training.engine.train_step import NotFinite, Step, Stepper, learning_rate_factor, random_state, set_random_state
+from training.models.model import Model
+from training.utils.io import write_json
+
+Validate = Callable[[Model], dict[str, float]]
+
+
+@dataclass
+class Progressed:
+    """How far a run is; stored in every checkpoint."""
+
+    # Finished epochs and steps.
+    epoch: int = 0
+    step: int = 0
+    # Finished batches of the epoch under way, and the sum of their losses.
+    batch: int = 0
+    loss_sum: float = 0.0
+    # Largest validation value so far, its epoch, and the clothing weight chosen there.
+    best: float = -math.inf
+    best_epoch: int = 0
+    beta: float = 0.0
+
+
+class Trainer:
+    """Trains `model` on `loader` and writes the files of `run_dir`, which exists.
+
+    validate(model) returns the metrics of the validation split with the chosen "beta"; the value named
+    `config.eval.select_by` selects the checkpoint. fingerprint: that of the data, so that no later stage continues on
+    other data. Files are written whole or not at all: a run that is killed at any moment continues with `resume` to
+    the same numbers as one that was not, on a CPU.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: Model,
+        loader: TrainLoader,
+        run_dir: Path,
+        validate: Validate,
+        *,
+        fingerprint: str,
+        console: Console | None = None,
+    ) -> None:
+        self.config, self.model, self.loader, self.run_dir, self.validate = config, model, loader, run_dir, validate
+        self.fingerprint = fingerprint
+        self.console = console or Console()
+        self.stepper = Stepper(config, model)
+        self.progress = Progressed()
+        self.calls: Counter[str] = Counter()
+        # The operators' calls that `calls` already has.
+        self._counted: Counter[str] = Counter()
+
+    def resume(self) -> None:
+        """Continues from last.pt; from the start where the run was killed before it was first written.
+
+        Raises ValueError when last.pt is of another configuration or of other data, before anything is changed.
+        """
+        path = self.run_dir / "last.pt"
+        if path.exists():
+            state = checkpoint.load(path)
+            for name, ours in (("config", to_dict(self.config)), ("fingerprint", self.fingerprint)):
+                if json.dumps(state[name]) != json.dumps(ours):
+                    raise ValueError(f"cannot resume from {path}: its {name} is not the one of this run")
+            self.model.load_state_dict(state["model"])
+            self.stepper.load_state_dict(state)
+            self.progress = Progressed(**state["progress"])
+            self.calls = Counter(state["calls"])
+            set_random_state(state["rng"], self.stepper.device)
+        checkpoint.remove_leftovers(self.run_dir)
+        (self.run_dir / metrics_log.NONFINITE).unlink(missing_ok=True)
+        metrics_log.keep(self.run_dir, self.progress.step)
+
+    def fit(self) -> Progressed:
+        """Trains what is left. Raises RuntimeError when a loss or a gradient is no longer finite."""
+        epochs = self.config.optim.epochs
+        if self.progress.epoch >= epochs:
+            return self.progress
+        self._counted = Counter(bdam_fast.call_counts())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        bar = Progress(
+            *columns, TimeRemainingColumn(), console=self.console, transient=True, disable=not self.console.is_terminal
+        )
+        with Journal(self.run_dir, self.progress.step) as log, bar:
+            task = bar.add_task("training", total=epochs * len(self.loader), completed=self.progress.step)
+            while self.progress.epoch < epochs:
+                self._epoch(log, lambda text: bar.update(task, completed=self.progress.step, description=text))
+        return self.progress
+
+    def train_step(self, batch: Batch) -> Step:
+        """One optimiser step. Raises RuntimeError, and writes nonfinite.json, when a loss or a gradient is not finite."""
+        balance, progress = self.config.gradnorm, self.progress
+        self.stepper.set_rate(self._rate_factor())
+        try:
+            step = self.stepper.run(batch, measure=balance.enabled and progress.step % balance.every == 0)
+        except NotFinite as error:
+            number, files = progress.step + 1, ", ".join(batch.paths[:4]) + (", ..." if len(batch.paths) > 4 else "")
+            path = metrics_log.write_nonfinite(self.run_dir, number, progress.epoch + 1, error.values, batch.paths)
+            raise RuntimeError(
+                f"training is no longer finite at step {number}: {error}; batch: {files} (all in {path})"
+            ) from error
+        progress.step += 1
+        return step
+
+    def _epoch(self, log: Journal, show: Callable[[str], None]) -> None:
+        """The rest of the epoch under way, its validation and its files."""
+        progress, optim = self.progress, self.config.optim
+        number, started = progress.epoch + 1, time.perf_counter()
+        self.loader.set_epoch(number - 1, progress.batch)
+        self.model.train()
+        step_started = started
+        for batch in _ranged_batches(self.loader):
+            rate = self._rate_factor() * optim.lr
+            with span("training step"):
+                step = self.train_step(batch)
+            progress.batch += 1
+            progress.loss_sum += step.loss
+            seconds, step_started = time.perf_counter() - step_started, time.perf_counter()
+            line = {"step": progress.step, "epoch": number, **step._asdict(), "lr": rate, "images": len(batch.paths)}
+            log.step(line | {"seconds": seconds})
+            show(f"epoch {number}/{optim.epochs} loss {step.loss:.3f}")
+            # After the last batch the epoch's own checkpoint follows; one in between would stand at the step of a validation
+            # that it does not know.
+            due = optim.save_every_steps and progress.step % optim.save_every_steps == 0
+            if due and progress.batch < len(self.loader):
+                self._save(log)
+        text = f"loss {progress.loss_sum / progress.batch:.3f}  {time.perf_counter() - started:.1f} s"
+        improved = self._validate(log, number) if self._validates(number) else None
+        progress.epoch, progress.batch, progress.loss_sum = number, 0, 0.0
+        if improved is not None:
+            text += f"  {improved[1]}"
+            if improved[0]:
+                checkpoint.save(self.run_dir / "best.pt", self._state(whole=False))
+        self._save(log)
+        self.console.print(f"epoch {number:>3}/{optim.epochs}  {text}", highlight=False)
+
+    def _save(self, log: Journal) -> None:
+        """calls.json and last.pt, after everything that they imply is on disk."""
+        counts = Counter(bdam_fast.call_counts())
+        self.calls += counts - self._counted
+        self._counted = counts
+        log.flush()
+        write_json(self.run_dir / "calls.json", dict(self.calls))
+        checkpoint.save(self.run_dir / "last.pt", self._state(whole=True))
+
+    def _validates(self, epoch: int) -> bool:
+        return epoch % self.config.optim.validate_every == 0 or epoch == self.config.optim.epochs
+
+    def _validate(self, log: Journal, epoch: int) -> tuple[bool, str]:
+        """Whether this epoch is the best so far, and what to show."""
+        started = time.perf_counter()
+        metrics = self.validate(self.model)
+        seconds = time.perf_counter() - started
+        log.validation({"epoch": epoch, "step": self.progress.step, **metrics, "seconds": seconds})
+        value = metrics[self.config.eval.select_by]
+        improved = value > self.progress.best
+        if improved:
+            self.progress.best, self.progress.best_epoch, self.progress.beta = value, epoch, metrics["beta"]
+        text = f"R-1 {metrics['R1']:.2f}  mAP {metrics['mAP']:.2f}  beta {metrics['beta']:g}  {seconds:.1f} s"
+        return improved, text + ("  best" if improved else "")
+
+    def _state(self, whole: bool) -> dict[str, Any]:
+        """What best.pt holds; with `whole` also what only resuming needs."""
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "config": to_dict(self.config),
+            "fingerprint": self.fingerprint,
+            "progress": dict(vars(self.progress)),
+        }
+        state |= {name: state["progress"][name] for name in ("epoch", "step", "best", "beta")}
+        if whole:
+            state |= self.stepper.state_dict()
+            state |= {"rng": random_state(self.stepper.device), "calls": dict(self.calls)}
+        return state
+
+    def _rate_factor(self) -> float:
+        steps, optim = len(self.loader), self.config.optim
+        return learning_rate_factor(self.progress.step, optim.warmup_epochs * steps, optim.epochs * steps)
+
+
+def _ranged_batches(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """The loader's batches, with a range round the wait for each."""
+    batches = iter(loader)
+    while True:
+        with span("data"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch

@@ -1,0 +1,1 @@
+"""Exact retrieval metrics, the protocols, and what is compared with what."""

@@ -1,0 +1,1 @@
+"""Finding people: an index of a gallery on disk."""

@@ -1,0 +1,1 @@
+"""Captions and descriptions of synthetic pedestrians."""
