@@ -8,13 +8,19 @@ from collections.abc import Sequence
 from training.utils import cli
 
 COMMANDS = {
-    "prepare": ("training.prepare", "renders the synthetic pedestrians; checks or packs a data set; shows the form of own data"),
+    "prepare": (
+        "training.prepare",
+        "renders the synthetic pedestrians; checks or packs a data set; shows the form of own data",
+    ),
     "describe": ("training.describe.__main__", "generates the texts of training images, in the styles of the captions"),
     "train": ("training.train", "trains a recipe, or the configuration of another run, into a run folder"),
     "evaluate": ("training.evaluate", "evaluates the test split of a run, once"),
     "search": ("training.search", "finds the images that a text describes"),
     "disentangle": ("training.disentangle.__main__", "measures how far identity and clothing are separated in runs"),
-    "experiment": ("training.experiment.__main__", "trains and compares the rows of the paper's tables over several seeds"),
+    "experiment": (
+        "training.experiment.__main__",
+        "trains and compares the rows of the paper's tables over several seeds",
+    ),
     "report": ("training.report.__main__", "writes the page of a run or of an experiment"),
 }
 

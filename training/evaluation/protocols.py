@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +28,9 @@ from training.data.loader import iterate_images, tokenize
 from training.engine.checkpoint import TrainedRun
 from training.evaluation.dual import DualEmbeddings, embed_dual
 from training.evaluation.metrics import METRICS, chance_metrics, has_ties, retrieval_metrics
+from training.evaluation.protocol_names import PROTOCOLS, Protocol
 from training.models.model import Model
 
-Protocol = Literal["dual", "rerank", "gallery-text", "paired-audit"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
-DEFAULT_K = 128
 # Pairs fused at once, and queries ranked at once.
 PAIRS, QUERIES = 256, 512
 

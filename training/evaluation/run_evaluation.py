@@ -26,6 +26,7 @@ from training.engine.checkpoint import TrainedRun
 from training.evaluation import efficiency, protocols
 from training.evaluation.dual import DualEmbeddings, evaluate_dual
 from training.evaluation.metrics import METRICS, chance_metrics, has_ties, query_metrics
+from training.evaluation.protocol_names import DEFAULT_K, Protocol
 from training.utils.io import atomic, read_json
 
 EXAMPLES, RESULTS, BINS = 10, 10, 50
@@ -46,7 +47,7 @@ def evaluate(run_dir: Path) -> tuple[dict[str, Any], bool]:
     return checkpoint.computed_once(run_dir, "eval.json", lambda run, dataset: _evaluate(run, dataset, run_dir))
 
 
-def result_name(protocol: protocols.Protocol, k: int, texts: TextFile | None = None) -> str:
+def result_name(protocol: Protocol, k: int, texts: TextFile | None = None) -> str:
     """The file of a protocol's results in the run folder: one for each set of parameters, and for each content of `texts`.
 
     Raises ValueError for texts with another protocol than gallery-text.
@@ -55,12 +56,12 @@ def result_name(protocol: protocols.Protocol, k: int, texts: TextFile | None = N
         raise ValueError(f"--texts is for the protocol gallery-text, got {texts.path} with {protocol}")
     if protocol == "dual":
         return "eval.json"
-    parameter = f"-k{k}" if protocol == "rerank" and k != protocols.DEFAULT_K else ""
+    parameter = f"-k{k}" if protocol == "rerank" and k != DEFAULT_K else ""
     return f"eval-{protocol}{parameter}{f'-{texts.sha256[:DIGITS]}' if texts else ''}.json"
 
 
 def evaluate_protocol(
-    run_dir: Path, protocol: protocols.Protocol, k: int, texts: TextFile | None = None
+    run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None = None
 ) -> tuple[dict[str, Any], bool]:
     """(contents of RUN/`result_name`, whether they are new). Raises what `evaluate`, `result_name`, `measure` raise."""
 

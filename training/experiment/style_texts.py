@@ -32,11 +32,11 @@ TABLE = "table4"
 
 
 def with_texts(rows: Sequence[Row], console: Console) -> list[Row]:
-    """The rows, those of Table 4 with the adjusted Rand index of their styles in the label, their texts made where they are
-    not there yet: what is there is kept, what was interrupted is continued.
+    """The rows, those of Table 4 with the adjusted Rand index of their styles in the label. Generates the texts of Table 4
+    that do not exist yet, and continues an interrupted generation.
 
-    Only a synthetic set has its texts made here, by the provider `template`. Raises FileNotFoundError for other data
-    without them, and what clustering and generating raise.
+    Only the texts of a synthetic set are generated here, by the provider `template`. Raises FileNotFoundError for other
+    data without them, and what clustering and generating raise.
     """
     data_sets: dict[tuple[str, str], _DataSet] = {}
     found = []
@@ -73,7 +73,7 @@ def _with_texts(row: Row, data_set: _DataSet, console: Console) -> Row:
     elif not texts.is_file():
         command = "python -m training.describe"
         raise FileNotFoundError(
-            f"{row.name}: there are no texts {texts}; make them with `{command} styles {data.dataset} {data.root} --method "
+            f"{row.name}: there are no texts {texts}; generate them with `{command} styles {data.dataset} {data.root} --method "
             f"{method} --out {texts.parent}` and `{command} generate {data.dataset} {data.root} --out {texts.parent} "
             f"--styles {texts.parent} ...`"
         )

@@ -29,7 +29,7 @@ from training.evaluation.dual import embed_dual
 from training.evaluation.metrics import METRICS, retrieval_metrics
 from training.evaluation.protocols import candidates, in_front, matching_logits, measure
 from training.experiment.summary import run_folder, summarise
-from training.report import read_run
+from training.report.run_files import read_run
 from training.train import train
 from training.utils import cli
 from training.utils.io import read_json, write_json

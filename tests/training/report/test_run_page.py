@@ -19,8 +19,10 @@ from tests.support.html import Page
 from tests.support.pedes_dataset import make_pedes
 from training.config import to_dict
 from training.config.recipes import get_recipe
-from training.report import build_page, config_rows, plots, read_run, write_page
+from training.report import config_rows, plots
 from training.report.__main__ import main
+from training.report.run_files import read_run
+from training.report.run_page import build_page, write_page
 from training.utils import cli
 
 
