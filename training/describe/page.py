@@ -26,9 +26,9 @@ from training.describe.text.schema import KINDS, Kind, Schema
 from training.describe.text.tally import TextTally, get_checks
 from training.describe.text.text_checks import Limits
 from training.report import plots
-from training.report.run_page import write_whole
 from training.report.thumbnails import thumbnail
 from training.utils import cli
+from training.utils.io import write_bytes
 
 # Number of reasons listed, the most frequent first.
 MAX_REASONS = 20
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     schema, limits = checks_of(known)
     records = read_data(*known.data)
     html = build_page(known.descriptions, records, schema, limits, known.sample, known.seed, known.status)
-    print(write_whole(out, html.encode()))
+    print(write_bytes(out, html.encode()))
 
 
 def build_page(
