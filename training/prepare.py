@@ -94,22 +94,6 @@ class Template:
     form: Literal["csv", "jsonl"] = "csv"
 
 
-# Nothing heavy is imported at the top: --help, and each process of `synthetic`, need not wait for it.
-Arguments = Synthetic | Pack | Validate | Template
-
-
-def main(argv: Sequence[str]) -> None:
-    """Runs a sub-command; raises what its functions raise."""
-    arguments: Any = cli.parse(Arguments, argv, "training.prepare", __doc__)  # type: ignore[arg-type]
-    commands: dict[type, Callable[[Any], None]] = {
-        Synthetic: synthetic,
-        Pack: pack,
-        Validate: validate,
-        Template: template,
-    }
-    commands[type(arguments)](arguments)
-
-
 def synthetic(arguments: Synthetic) -> None:
     """Renders a data set and prints its counts."""
     from rich.console import Console
@@ -212,6 +196,21 @@ def template(arguments: Template) -> None:
 
     write_template(arguments.out, arguments.form)
     print(f"{arguments.out / 'README.txt'} says what is what")
+
+
+COMMANDS: dict[type, Callable[[Any], None]] = {
+    Synthetic: synthetic,
+    Pack: pack,
+    Validate: validate,
+    Template: template,
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs a sub-command; raises what its function raises."""
+    # Nothing heavy is imported at the top: --help, and each process of `synthetic`, need not wait for it.
+    arguments: Any = cli.parse(Synthetic | Pack | Validate | Template, argv, "training.prepare", __doc__)  # type: ignore
+    COMMANDS[type(arguments)](arguments)
 
 
 if __name__ == "__main__":

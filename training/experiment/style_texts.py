@@ -13,9 +13,8 @@ from rich.console import Console
 
 from training.config.ablations import Row
 from training.data.ground_truth import FACTORS
-from training.describe.generate import Options, Source, Texts, generate
-from training.describe.styles.clustering import StyleOptions
-from training.describe.styles.command import (
+from training.describe.generate import Arguments, Source, Texts
+from training.describe.styles.caption_styles import (
     Captions,
     EncodedCaptions,
     encode_captions,
@@ -25,7 +24,8 @@ from training.describe.styles.command import (
 )
 from training.describe.styles.neutral import LEXICON, NeutralCaptions
 from training.describe.styles.neutral_rules import neutralise
-from training.describe.styles.style_encoders import STYLOMETRIC
+from training.describe.styles.style_options import STYLOMETRIC, StyleOptions
+from training.describe.text_generation import generate
 from training.utils.io import read_json
 
 TABLE = "table4"
@@ -94,5 +94,5 @@ def _make(data_set: _DataSet, method: str, folder: Path, console: Console) -> No
     source: Any = Source(data_set.name, data_set.root)  # type: ignore[arg-type]
     texts = Texts(styles=folder)
     generate(
-        Options(source, folder, provider="template", yes=True, texts=texts), os.environ, console, lambda told: True
+        Arguments(source, folder, provider="template", yes=True, texts=texts), os.environ, console, lambda told: True
     )

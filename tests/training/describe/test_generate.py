@@ -24,8 +24,10 @@ from training.config import DataConfig
 from training.data.datasets import read_dataset
 from training.describe import __main__ as entry
 from training.describe import generate as command
+from training.describe import text_generation
 from training.describe.llm.client import Service
 from training.describe.llm.limits import Budget
+from training.describe.options import confirm
 from training.describe.session import PILOT_SIZE
 from training.synthetic.dataset import generate as render
 from training.utils import cli
@@ -79,21 +81,21 @@ def test_gallery_texts_go_to_a_file_of_their_own(tmp_path, server, pedes):
     [
         ({"split": "test"}, "no text is generated from images of the test split, which holds queries; --for-gallery"),
         ({"split": "val"}, "no text is generated from images of the val split"),
-        ({"for_gallery": True}, "Options.for_gallery must be off for the train split, got True"),
-        ({"model": ""}, "Options.model must be given for the provider openai, got ''"),
-        ({"limit": -1}, "Options.limit must be within"),
+        ({"for_gallery": True}, "Arguments.for_gallery must be off for the train split, got True"),
+        ({"model": ""}, "Arguments.model must be given for the provider openai, got ''"),
+        ({"limit": -1}, "Arguments.limit must be within"),
     ],
 )
 def test_options_that_are_refused(tmp_path, options, text):
     source = command.Source("cuhk-pedes", tmp_path)
     with pytest.raises(ValueError, match=text):
-        command.Options(**{"source": source, "out": tmp_path / "out", "model": "m"} | options)
+        command.Arguments(**{"source": source, "out": tmp_path / "out", "model": "m"} | options)
 
 
 def generate(server: BackgroundServer, root: Path, out: Path, confirm_spending: Any, **options: Any) -> Any:
     service = Service(f"http://127.0.0.1:{server.port}/v1", first_wait=0.01, longest_wait=0.02)
-    made = command.Options(command.Source("cuhk-pedes", root), out, model="fake", **{"service": service} | options)
-    return command.generate(made, {}, Console(file=io.StringIO()), confirm_spending)
+    made = command.Arguments(command.Source("cuhk-pedes", root), out, model="fake", **{"service": service} | options)
+    return text_generation.generate(made, {}, Console(file=io.StringIO()), confirm_spending)
 
 
 def test_the_rest_is_paid_for_with_leave_only(tmp_path, server, pedes):
@@ -122,7 +124,7 @@ def test_without_a_terminal_nobody_is_asked(tmp_path, server, pedes, capsys):
 def test_on_a_terminal_the_user_is_asked(monkeypatch, said, goes_on):
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: said)
-    assert command.confirm("It costs 3.") is goes_on
+    assert confirm("It costs 3.") is goes_on
 
 
 def test_a_budget_of_requests_and_going_on(tmp_path, server, pedes, capsys):
@@ -236,7 +238,6 @@ def test_factors_that_cannot_be_read(tmp_path, pedes, capsys, content, text):
 def test_commands_of_the_package(capsys):
     assert cli.run(entry.main, ["nothing"]) == 2
     assert "unknown command 'nothing', expected one of styles, generate, check, page" in capsys.readouterr().err
-    for argv, status in ((["--help"], 0), ([], 2)):
-        with pytest.raises(SystemExit) as exit_:
-            entry.main(argv)
-        assert exit_.value.code == status and "generates two texts" in capsys.readouterr().out
+    for argv in (["--help"], []):
+        entry.main(argv)
+        assert "generates two texts" in capsys.readouterr().out

@@ -14,14 +14,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any, Protocol
 
 from training.describe.llm.answer_store import Answer
-from training.describe.llm.client import Client
 from training.describe.llm.responses import token_usage
 from training.describe.text.prompts import Prompt
+
+if TYPE_CHECKING:
+    from training.describe.llm.client import Client
 
 # Formats that every provider accepts unconverted, by the file's first bytes.
 _MEDIA_TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
@@ -75,6 +75,9 @@ def load_image(path: Path) -> EncodedImage:
 
     Raises OSError for a file that cannot be read, is no image, or is truncated.
     """
+    # Not at the top: --help need not wait for Pillow.
+    from PIL import Image
+
     data = Path(path).read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     media_type = next((name for magic, name in _MEDIA_TYPES.items() if data.startswith(magic)), "")
@@ -205,6 +208,8 @@ class TransformersProvider:
                     future.set_result(answer)
 
     def _generate(self, requests: list[Request]) -> list[Answer]:
+        from PIL import Image
+
         started = time.monotonic()
         conversations = [
             [

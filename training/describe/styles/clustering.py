@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans
@@ -17,9 +17,9 @@ from sklearn.metrics import silhouette_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
-from training.config.fields import Stage, Within
 from training.describe.styles.dbscan import dbscan, k_distances, knee, merge_small
 from training.describe.styles.style_encoders import TOKEN
+from training.describe.styles.style_options import StyleOptions
 
 # Captions used by methods of quadratic memory and by the choice of the number of styles; the others get the style of the
 # nearest mean (agglomerative) or caption (hdbscan). 6,000^2 distances are 290 MB.
@@ -30,23 +30,6 @@ CLUSTER_COUNTS = range(2, 21)
 GAUSSIAN_DIMENSIONS = 32
 MAX_EXAMPLES = 10
 MAX_MARKERS = 8
-
-
-@dataclass(frozen=True)
-class StyleOptions(Stage):
-    """Options of the clustering (readings 19 and 20)."""
-
-    # Neighbours, itself included, that make a caption a core point (dbscan, hdbscan).
-    min_samples: Annotated[int, Within(2)] = 20
-    # Radius (dbscan), a distance between features of norm 1; 0: the knee of the k-distance curve, k = min_samples.
-    eps: Annotated[float, Within(0, 2)] = 0.0
-    # Clusters with a smaller share of the captions are merged into the nearest (dbscan, hdbscan).
-    min_share: Annotated[float, Within(0, 0.5)] = 0.05
-    # Number of styles (random, kmeans, gmm, agglomerative); 0: the one from 2 to 20 with the largest mean
-    # silhouette of K-means.
-    clusters: Annotated[int, Within(0)] = 0
-    # Seed of random, of the initialisations of kmeans and gmm, and of the samples.
-    seed: Annotated[int, Within(0)] = 0
 
 
 @dataclass(frozen=True)

@@ -4,64 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from rich.console import Console
 
-from training.config.fields import Stage, Within
 from training.describe.generation import StatusCounts
 from training.describe.llm.answer_store import AnswerStore
-from training.describe.llm.client import Service, read_api_key
-from training.describe.llm.executor import CachedProvider, Sampling
-from training.describe.llm.limits import Budget, StoppedError, StopSignal, UsageMeter
+from training.describe.llm.client import read_api_key
+from training.describe.llm.executor import CachedProvider
+from training.describe.llm.limits import StoppedError, StopSignal, UsageMeter
 from training.describe.llm.providers import Provider, TransformersProvider
 from training.describe.progress import ProgressReporter
 from training.describe.session import PILOT_SIZE, ServerModel, run_with_pilot
 from training.describe.styles.neutral_llm import NeutralResult, build_prompt, call_key, neutralise_by_model
 from training.describe.styles.neutral_rules import neutralise
+from training.describe.styles.style_options import NeutraliserOptions
 
 # `NeutralCaptions.by` of the word lists.
 LEXICON = {"by": "lexicon"}
-
-
-@dataclass(frozen=True)
-class NeutraliserOptions(Stage):
-    """Options of the neutralisation, which takes the content out of captions."""
-
-    # Word lists (offline); an OpenAI-compatible server; or a local vision-language model of transformers.
-    neutraliser: Literal["lexicon", "openai", "transformers"] = "lexicon"
-    # Model name on the server, or name or folder for transformers.
-    model: str = ""
-    # Requests for a caption until an answer passes the checks; after that the word lists are used.
-    attempts: Annotated[int, Within(1, 20)] = 2
-    # Longest answer in tokens.
-    max_tokens: Annotated[int, Within(16)] = 300
-    # Spend without asking for confirmation.
-    yes: bool = False
-    # Batch size of transformers.
-    batch: Annotated[int, Within(1, 1024)] = 1
-    # Torch device of transformers.
-    device: str = "cpu"
-    # Server, rate limits, timeouts and retries.
-    service: Service = field(default_factory=Service)
-    # Prices and spending limits.
-    budget: Budget = field(default_factory=Budget)
-
-    def check(self) -> None:
-        given = self.neutraliser != "lexicon"
-        self.require(bool(self.model) == given, "model", f"{'given' if given else 'empty'} for {self.neutraliser}")
-
-    @property
-    def sampling(self) -> Sampling:
-        """Greedy decoding first, sampling for further attempts."""
-        return Sampling(0.0, 0.3, 0, self.max_tokens, self.attempts)
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """Everything that the answers depend on beside the model and the caption."""
-        return {"provider": self.neutraliser} | asdict(self.sampling)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
+from training.describe.styles.style_options import STYLOMETRIC
+
 # Called with (captions done, captions in total).
 ProgressCallback = Callable[[int, int], None]
-STYLOMETRIC = "stylometric"
 # Words with their apostrophes, and every punctuation mark.
 TOKEN = r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]"
 # Principal components that features are projected on.

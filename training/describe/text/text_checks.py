@@ -10,11 +10,11 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 
+from training.describe.text.check_limits import Limits
 from training.describe.text.patterns import find_hedging, find_refusal
 from training.describe.text.phrase_index import normalise_text, tokenize
 from training.describe.text.schema import KINDS, Kind, Schema
@@ -54,24 +54,6 @@ _NON_TEXT_CATEGORIES = ("Cc", "Cn", "Co", "Cs", "So", "Sk")
 _INNER_END = re.compile(r"[a-z]{2}[.!?] [A-Z]")
 # Endings that no complete English text has.
 _OPEN_END = re.compile(r"(?:[,:;(\-\u2013\u2014/&]|\b(?:a|an|the|and|or|of|with|his|her|their|is|are|wearing))$", re.I)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Thresholds of the checks."""
-
-    # Smallest and largest number of words.
-    words: tuple[int, int] = (4, 80)
-    # Smallest number of attributes that a text must cover, required ones included.
-    attributes: int = 2
-    # Reject words such as "appears to be" and "possibly".
-    hedging: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.words[0] <= self.words[1]:
-            raise ValueError(f"limits.words must be a range, the lower number first, got {self.words}")
-        if self.attributes < 1:
-            raise ValueError(f"limits.attributes must be at least 1, got {self.attributes}")
 
 
 def check_texts(identity: str, clothing: str, schema: Schema, limits: Limits) -> dict[str, str]:
