@@ -20,12 +20,12 @@ from training.config import FusionConfig
 from training.data.datasets import read_dataset
 from training.data.ground_truth import CLOTHING, IDENTITY, read_factors
 from training.data.images import transforms
-from training.disentangle import disentangle
 from training.disentangle.__main__ import main
 from training.disentangle.compare import compare
 from training.disentangle.dependence import MEASURES
+from training.disentangle.run import disentangle
 from training.engine import checkpoint
-from training.evaluate import evaluate
+from training.evaluation.run_evaluation import evaluate
 from training.synthetic.dataset import generate
 from training.train import train
 from training.utils import cli

@@ -11,21 +11,27 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from tests.support import ROOT
+from tests.support.commands import run_here
 from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import Interrupting, read_events, read_lines, same_state, tiny_config
 from training.config import Config, to_dict
+from training.config.ablations import FULL, Row
 from training.data.loader import TrainLoader
 from training.engine import checkpoint
-from training.experiment import jobs
+from training.experiment.jobs import Job, config_file
+from training.experiment.scheduler import run_jobs
+from training.experiment.summary import run_folder
 from training.train import train
-from training.utils.io import read_json
+from training.utils.io import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +51,7 @@ def check_same_run(ours: Path, theirs: Path) -> None:
 
 def interrupt(config: Config, run_dir: Path, batches: int, monkeypatch: pytest.MonkeyPatch, resume: bool) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("training.train.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), batches))
+        patch.setattr("training.engine.train_run.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), batches))
         with pytest.raises(KeyboardInterrupt):
             train(config, run_dir, resume=resume)
 
@@ -104,10 +110,14 @@ def test_what_a_kill_left_behind_is_removed(root: Path, tmp_path: Path) -> None:
 
 
 def test_experiment_starts_a_run_that_was_killed_before_its_first_file(root: Path, tmp_path: Path) -> None:
-    (tmp_path / ".config.json.x.tmp").write_text("half")
     config = tiny_config(root)
-    jobs.train_run(to_dict(replace(config, optim=replace(config.optim, epochs=2))), tmp_path)
-    assert (tmp_path / "best.pt").exists()
+    row = Row("recipe", FULL, "mine", replace(config, optim=replace(config.optim, epochs=2)))
+    folder = run_folder(tmp_path, row.key, 0)
+    folder.mkdir(parents=True)
+    (folder / ".config.json.x.tmp").write_text("half")
+    write_json(config_file(folder.parent), to_dict(row.config))
+    run_jobs([Job(row, 0, folder)], Console(file=StringIO()), run_here)
+    assert (folder / "best.pt").exists()
 
 
 # Loads torch once, then forks for every line: a start costs 0.3 s instead of 4, and all of it is training.
