@@ -1,4 +1,4 @@
-"""Tables and plots of the newest rows: `python -m bench.harness.report [--folder DIR] [--page FILE] [--picture FILE]`.
+"""Tables and plots of the newest rows: `python -m bench.harness.report [--folder DIR] [--page FILE] [--figure FILE]`.
 
 Writes DIR/MACHINE.md and DIR/MACHINE.png for every DIR/MACHINE.csv, replaces the section between the markers of the page by a
 summary of the machine measured last, and draws six of its cases for the README.
@@ -46,7 +46,7 @@ class Arguments:
     # Page with the markers.
     page: Path = results.ROOT / "docs" / "benchmarks.md"
     # Plot of six cases.
-    picture: Path = results.ROOT / "docs" / "speed.png"
+    figure: Path = results.ROOT / "docs" / "speed.png"
     # Report rows measured under this malloc setting; by default that of the newest full run of an operator.
     malloc: str = ""
 
@@ -140,7 +140,7 @@ def omitted_rows(rows: Sequence[Row], cases: Sequence[Case]) -> str:
     return f"Not shown: rows under other malloc settings ({'; '.join(others)}); `--malloc` chooses." if others else ""
 
 
-def make_page(cases: Sequence[Case], picture: str, remark: str = "") -> str:
+def make_page(cases: Sequence[Case], figure: str, remark: str = "") -> str:
     """Page of one machine."""
     head = [
         "case",
@@ -156,7 +156,7 @@ def make_page(cases: Sequence[Case], picture: str, remark: str = "") -> str:
         provenance(cases),
         *([remark] if remark else []),
     ]
-    parts.append(f"![bars]({picture})")
+    parts.append(f"![bars]({figure})")
     for op in dict.fromkeys(case[0]["op"] for case in cases):
         chosen = [case for case in cases if case[0]["op"] == op]
         parts.append(f"## {op}")
@@ -186,8 +186,8 @@ def headline(cases: Sequence[Case]) -> list[Case]:
     return [c for c in cases if tuple(c[0][key] for key in CASE) in wanted and results.ours(c) is not None]
 
 
-def summary(cases: Sequence[Case], page: str, picture: str) -> str:
-    """The section between the markers; page, picture: relative links."""
+def summary(cases: Sequence[Case], page: str, figure: str) -> str:
+    """The section between the markers; page, figure: relative links."""
     head = ["operator", "case", "direction", "ours", "fastest eager peer", "it takes", "compiled takes"]
     lines = []
     for case in headline(cases):
@@ -198,7 +198,7 @@ def summary(cases: Sequence[Case], page: str, picture: str) -> str:
         lines.append([case[0]["op"], name(case), case[0]["direction"], milliseconds(own["median_ms"]), said, *ratios])
     table = markdown(head, lines)
     link = f"Every case, every peer, and the share of the machine's limit: [{Path(page).name}]({page})."
-    return "\n\n".join([f"![ours and the peers, log scale]({picture})", table, provenance(cases), link])
+    return "\n\n".join([f"![ours and the peers, log scale]({figure})", table, provenance(cases), link])
 
 
 def update_page(page: Path, text: str) -> None:
@@ -210,7 +210,7 @@ def update_page(page: Path, text: str) -> None:
     page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
 
 
-def draw_speed(cases: Sequence[Case], picture: Path) -> bool:
+def draw_speed(cases: Sequence[Case], figure: Path) -> bool:
     """Draws SPEED_CASES, ours against the fastest peer; False where one of them was not measured."""
     by_key = {tuple(case[0][key] for key in CASE): case for case in cases}
     pairs = []
@@ -220,7 +220,7 @@ def draw_speed(cases: Sequence[Case], picture: Path) -> bool:
         if own is None or peer is None:
             return False
         pairs.append((title, own, peer))
-    plot.ratios(pairs, picture)
+    plot.ratios(pairs, figure)
     return True
 
 
@@ -230,11 +230,11 @@ def write_page(csv: Path, malloc: str = "") -> list[Case]:
     cases = results.newest(rows, malloc)
     if not cases:
         return []
-    picture = csv.with_suffix(".png")
+    figure = csv.with_suffix(".png")
     shown = headline(cases)
     if shown:
-        plot.bars([(f"{c[0]['op']}, {name(c)}", c[0]["direction"], c) for c in shown], picture)
-    csv.with_suffix(".md").write_text(make_page(cases, picture.name, omitted_rows(rows, cases)))
+        plot.bars([(f"{c[0]['op']}, {name(c)}", c[0]["direction"], c) for c in shown], figure)
+    csv.with_suffix(".md").write_text(make_page(cases, figure.name, omitted_rows(rows, cases)))
     return cases
 
 
@@ -247,13 +247,13 @@ def main() -> None:
     if not written:
         sys.exit(f"bench: no rows in {arguments.folder}; measure first: python -m bench.run")
     newest = max(written, key=lambda path: max(case[0]["date"] for case in written[path]))
-    page, picture = (
+    page, figure = (
         Path(os.path.relpath(newest.with_suffix(suffix), arguments.page.parent)).as_posix()
         for suffix in (".md", ".png")
     )
-    update_page(arguments.page, summary(written[newest], page, picture))
+    update_page(arguments.page, summary(written[newest], page, figure))
     files = [*(path.with_suffix(".md") for path in written), arguments.page]
-    files += [arguments.picture] if draw_speed(written[newest], arguments.picture) else []
+    files += [arguments.figure] if draw_speed(written[newest], arguments.figure) else []
     print(f"wrote {', '.join(map(str, files))}")
 
 

@@ -55,8 +55,8 @@ def commit() -> str:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip()
 
-    written = [":!bench/results", ":!docs/benchmarks.md", ":!docs/speed.png"]
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
+    excluded = [":!bench/results", ":!docs/benchmarks.md", ":!docs/speed.png"]
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *excluded)
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 

@@ -287,9 +287,9 @@ def test_committed_pages_and_plot_are_those_of_the_committed_rows(tmp_path, monk
     rows = sorted(results.RESULTS.glob("*.csv"))
     for path in rows:
         shutil.copy(path, tmp_path)
-    page, picture = tmp_path / "benchmarks.md", tmp_path / "speed.png"
+    page, figure = tmp_path / "benchmarks.md", tmp_path / "speed.png"
     page.write_text(f"{report.BEGIN}\n{report.END}\n")
-    words = ["--folder", str(tmp_path), "--page", str(page), "--picture", str(picture)]
+    words = ["--folder", str(tmp_path), "--page", str(page), "--figure", str(figure)]
     monkeypatch.setattr(sys, "argv", ["report", *words])
     report.main()
     for path in rows:
@@ -298,7 +298,7 @@ def test_committed_pages_and_plot_are_those_of_the_committed_rows(tmp_path, monk
     assert (
         section.replace("../bench/results/", "") == page.read_text().partition(report.BEGIN)[2].partition(report.END)[0]
     )
-    with Image.open(picture) as drawn:
+    with Image.open(figure) as drawn:
         assert drawn.width == 1400
 
 
