@@ -19,7 +19,7 @@ from training.data.validation.decode_cache import default_workers
 from training.data.validation.validate import Options, Validation
 from training.data.validation.validate import validate as check_data_set
 from training.synthetic.dataset import SPLITS, generate
-from training.synthetic.own_data_example import write_template
+from training.synthetic.own_data_example import write_example
 from training.utils import cli
 
 COLOURS = {"ok": "green", "note": "", "warning": "yellow", "error": "red"}
@@ -178,7 +178,7 @@ def template(out: Annotated[Path, tyro.conf.Positional], form: Literal["csv", "j
         out: New or empty folder to write to.
         form: Annotations as a table (records.csv) or as JSON lines (records.jsonl).
     """
-    write_template(out, form)
+    write_example(out, form)
     print(f"{out / 'README.txt'} says what is what")
 
 

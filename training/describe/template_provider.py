@@ -15,7 +15,7 @@ from training.describe.llm.providers import Ask
 from training.describe.template_writer import imitate, nearest_writer
 from training.describe.text.schema import KINDS
 from training.synthetic.attributes import Identity, Outfit, Pose
-from training.synthetic.rng import Dice
+from training.synthetic.rng import KeyedRng
 from training.synthetic.text.captions import STYLES
 
 Scene = tuple[Identity, Outfit, Pose]
@@ -65,8 +65,8 @@ class TemplateProvider:
     async def answer(self, ask: Ask) -> Answer:
         """The text of one kind."""
         identity, outfit, pose = self._scenes[ask.file_path]
-        dice = Dice("template", ask.seed, ask.file_path)
+        rng = KeyedRng("template", ask.seed, ask.file_path)
         texts: dict[str, str] = dict(
-            zip(KINDS, imitate(identity, outfit, pose, dice, self._writers[ask.style]), strict=True)
+            zip(KINDS, imitate(identity, outfit, pose, rng, self._writers[ask.style]), strict=True)
         )
         return Answer(json.dumps({ask.kind: texts[ask.kind]}))
