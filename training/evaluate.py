@@ -273,7 +273,7 @@ def _data(dataset: Dataset) -> dict[str, Any]:
         for name, records in dataset.splits.items()
     }
     root = str(dataset.root)
-    about = {"name": dataset.name, "root": root, "split": dataset.split, "left_out": dataset.left_out}
+    about = {"name": dataset.name, "root": root, "split": dataset.split, "left_out": dataset.skipped_images}
     return about | {"fingerprint": dataset.fingerprint, "counts": counts}
 
 
