@@ -17,7 +17,7 @@ from training.data.datasets import Dataset, read_dataset
 from training.data.loader import TrainLoader
 from training.data.tokenizer import build_tokenizer, save_tokenizer
 from training.engine import checkpoint
-from training.engine.trainer import Progressed, Trainer
+from training.engine.trainer import RunProgress, Trainer
 from training.evaluation import dual, efficiency
 from training.utils import cli
 from training.utils.io import read_json, write_json
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"next: python -m training.evaluate {known.out}")
 
 
-def train(config: Config, run_dir: Path, *, resume: bool = False) -> Progressed:
+def train(config: Config, run_dir: Path, *, resume: bool = False) -> RunProgress:
     """Trains `config` into `run_dir`: config.json, tokenizer/, what `Trainer` writes, and resources.json (peak memory).
 
     Raises FileExistsError for a run folder that is in use, ValueError for one to resume of another configuration,

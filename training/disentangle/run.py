@@ -47,7 +47,7 @@ def disentangle(
     and measure is, config, seconds. With `dependence_only`, or from an earlier call with it, probes, summary,
     retrieval and tsne are null; a call without it then measures everything.
 
-    Raises what `checkpoint.computed_once` and the measures raise: FileNotFoundError for data without factors.jsonl.
+    Raises what `checkpoint.cached_result` and the measures raise: FileNotFoundError for data without factors.jsonl.
     """
 
     def compute(run: TrainedRun, dataset: Dataset) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def disentangle(
     def suffices(stored: dict[str, Any]) -> bool:
         return dependence_only or stored.get("probes") is not None
 
-    return checkpoint.computed_once(Path(run_dir), RESULT, compute, suffices)
+    return checkpoint.cached_result(Path(run_dir), RESULT, compute, suffices)
 
 
 def _measure(
