@@ -220,10 +220,10 @@ def test_a_local_model_goes_the_same_way(tmp_path, pedes):
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (None, "factors.jsonl does not exist: the provider template describes synthetic sets only"),
-        ("", "lacks the factors of these images: train/0001_0.jpg, .* .12 in total."),
-        ('{"file_path": "train/0001_0.jpg"}\n', "factors.jsonl, line 1 lacks the factors of an image: 'identity'"),
-        ("{\n", "factors.jsonl, line 1 lacks the factors of an image: "),
+        (None, "factors.jsonl: the provider template describes synthetic sets only"),
+        ("", "factors.jsonl has no factors of train/0001_0.jpg, .* .12 in all."),
+        ('{"file_path": "train/0001_0.jpg"}\n', "factors.jsonl, line 1 must be an object with the fields file_path"),
+        ("{\n", "factors.jsonl, line 1 is not valid JSON: "),
     ],
 )
 def test_factors_that_cannot_be_read(tmp_path, pedes, capsys, content, text):
