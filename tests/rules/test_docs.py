@@ -11,12 +11,11 @@ import bdam_fast
 from tests.support import ROOT
 from tests.support.house import pages
 
-INDEX = "# Pages\n\n* [a.md](a.md): a page\n"
 # A small checkout in which every rule holds, and the files by which each rule is broken.
 SOUND = {
-    "README.md": "[pages](docs/index.md), [one part](docs/a.md#two-words)\n\n```\nmake test\npython -m training.train.main\n```\n",
-    "docs/index.md": INDEX,
-    "docs/a.md": "# A\n\n## Two words\n\n`training.train` in `csrc/<op>/<op>.h`, [the README](../README.md)\n",
+    "README.md": "[pages](docs/index.md), [a part](docs/a.md#two-words)\n\n```\nmake test\npython -m training.train\n```\n",
+    "docs/index.md": "# Pages\n\n* [a.md](a.md): a page\n",
+    "docs/a.md": "# A\n\n## Two words\n\n`training.train.main` in `csrc/<op>/<op>.h`, [the README](../README.md)\n",
     "training/train.py": "def main():\n    pass\n",
     "training/__init__.py": "",
     "csrc/scan/scan.h": "",
@@ -26,7 +25,9 @@ BROKEN = {
     pages.long_readme: {"README.md": "[pages](docs/index.md)" + "\n" * 151},
     pages.unlisted_pages: {"docs/b.md": ""},
     pages.unlinked_index: {"README.md": ""},
-    pages.broken_links: {"docs/a.md": "## Two words\n[no file](b.md) [no heading](a.md#three) [a heading](#two-words)\n"},
+    pages.broken_links: {
+        "docs/a.md": "## Two words\n[no file](b.md) [no heading](a.md#three) [a heading](#two-words)\n"
+    },
     pages.unknown_paths: {"docs/a.md": "## Two words\n`training/evaluator.py`, csrc/<op>/<op>.cu\n"},
     pages.unknown_modules: {"docs/a.md": "## Two words\n`training.evaluator`, python -m training.train.other\n"},
     pages.unknown_targets: {"docs/a.md": "## Two words\n`make demo`\n\n```\nmake gpu\n```\n"},

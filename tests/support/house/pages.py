@@ -42,7 +42,9 @@ def unlisted_pages(root: Path) -> list[str]:
     """Pages of docs/ that the index does not link to, on a line of their own."""
     lines = (root / INDEX).read_text().splitlines()
     listed = [link[1] for line in lines if line.startswith("* ") and (link := LINK.search(line))]
-    return [f"{p}: not in {INDEX}" for p in pages(root) if p.parent == INDEX.parent and p != INDEX and p.name not in listed]
+    return [
+        f"{p}: not in {INDEX}" for p in pages(root) if p.parent == INDEX.parent and p != INDEX and p.name not in listed
+    ]
 
 
 def unlinked_index(root: Path) -> list[str]:
@@ -85,7 +87,9 @@ def unknown_modules(root: Path) -> list[str]:
 def unknown_targets(root: Path) -> list[str]:
     """`make TARGET` of a target that the Makefile does not have."""
     targets = set(re.findall(r"^([\w-]+):", (root / "Makefile").read_text(), re.M))
-    return [f"{page}: make {name}" for page, text in _texts(root) for name in TARGET.findall(text) if name not in targets]
+    return [
+        f"{page}: make {name}" for page, text in _texts(root) for name in TARGET.findall(text) if name not in targets
+    ]
 
 
 def _texts(root: Path) -> Iterator[tuple[Path, str]]:
@@ -103,7 +107,7 @@ def _anchors(file: Path) -> set[str]:
 
 
 def _named(root: Path, name: str) -> bool:
-    """Whether a module exists, or a module in which its last part is defined or imported."""
+    """Existence of a module, or of a module that defines or imports the last part of the name."""
     module, _, last = name.rpartition(".")
     if _source(root, name):
         return True
