@@ -77,7 +77,7 @@ def evaluate(run_dir: Path) -> tuple[dict[str, Any], bool]:
     the data is not what the run was trained on, and what the data stage raises.
     """
     run_dir = Path(run_dir)
-    return checkpoint.computed_once(run_dir, "eval.json", lambda run, dataset: _evaluate(run, dataset, run_dir))
+    return checkpoint.cached_result(run_dir, "eval.json", lambda run, dataset: _evaluate(run, dataset, run_dir))
 
 
 def result_name(protocol: protocols.Protocol, k: int, texts: TextFile | None = None) -> str:
@@ -107,7 +107,7 @@ def evaluate_protocol(
         about = {"data": _data(dataset), "versions": _versions(), "config": to_dict(run.config)}
         return result | about | {"seconds": {"evaluation": time.perf_counter() - started}}
 
-    return checkpoint.computed_once(Path(run_dir), result_name(protocol, k, texts), compute)
+    return checkpoint.cached_result(Path(run_dir), result_name(protocol, k, texts), compute)
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
@@ -273,7 +273,7 @@ def _data(dataset: Dataset) -> dict[str, Any]:
         for name, records in dataset.splits.items()
     }
     root = str(dataset.root)
-    about = {"name": dataset.name, "root": root, "split": dataset.split, "left_out": dataset.left_out}
+    about = {"name": dataset.name, "root": root, "split": dataset.split, "left_out": dataset.skipped_images}
     return about | {"fingerprint": dataset.fingerprint, "counts": counts}
 
 

@@ -13,13 +13,12 @@ from rich.text import Text
 
 from training.config import DataConfig
 from training.data.datasets import read_records
-from training.data.images.pack import pack as pack_images
+from training.data.images.pack import pack_images
 from training.data.readers import LAYOUTS
 from training.data.validation.decode_cache import default_workers
-from training.data.validation.validate import Options, Validation
-from training.data.validation.validate import validate as check_data_set
+from training.data.validation.validate import Validation, ValidationOptions, validate_dataset
 from training.synthetic.dataset import SPLITS, generate
-from training.synthetic.own_data_example import write_template
+from training.synthetic.own_data_example import write_example
 from training.utils import cli
 
 COLOURS = {"ok": "green", "note": "", "warning": "yellow", "error": "red"}
@@ -131,7 +130,7 @@ def validate(
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     others = tuple(map(_data_set, against))
-    options = Options(allow_counts, hash, others, cache, workers or default_workers())
+    options = ValidationOptions(allow_counts, hash, others, cache, workers or default_workers())
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, TaskID] = {}
@@ -141,7 +140,7 @@ def validate(
                 tasks[title] = bar.add_task(f"images of {title}", total=total)
             bar.update(tasks[title], completed=done)
 
-        result = check_data_set(name, root, options, advance)
+        result = validate_dataset(name, root, options, advance)
     page = write_validation(result, html or Path("runs") / f"validate-{name}.html")
     _print_validation(result, verdict(result))
     print(page)
@@ -178,7 +177,7 @@ def template(out: Annotated[Path, tyro.conf.Positional], form: Literal["csv", "j
         out: New or empty folder to write to.
         form: Annotations as a table (records.csv) or as JSON lines (records.jsonl).
     """
-    write_template(out, form)
+    write_example(out, form)
     print(f"{out / 'README.txt'} says what is what")
 
 

@@ -17,7 +17,7 @@ from training.data.datasets import Dataset, read_dataset
 from training.data.loader import TrainLoader
 from training.data.tokenizer import build_tokenizer, save_tokenizer
 from training.engine import checkpoint
-from training.engine.trainer import Progressed, Trainer
+from training.engine.trainer import RunProgress, Trainer
 from training.evaluation import dual, efficiency
 from training.utils import cli
 from training.utils.io import read_json, write_json
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"next: python -m training.evaluate {known.out}")
 
 
-def train(config: Config, run_dir: Path, *, resume: bool = False) -> Progressed:
+def train(config: Config, run_dir: Path, *, resume: bool = False) -> RunProgress:
     """Trains `config` into `run_dir`: config.json, tokenizer/, what `Trainer` writes, and resources.json (peak memory).
 
     Raises FileExistsError for a run folder that is in use, ValueError for one to resume of another configuration,
@@ -45,8 +45,7 @@ def train(config: Config, run_dir: Path, *, resume: bool = False) -> Progressed:
     _check_folder(config, run_dir, resume)
     dataset = read_dataset(config.data)
     torch.manual_seed(config.seed)
-    texts = [text for r in dataset.splits["train"] for text in (*r.captions, r.identity, r.clothing)]
-    tokenizer = build_tokenizer(config.model.text, texts)
+    tokenizer = build_tokenizer(config.model.text, dataset.train_texts())
     model = checkpoint.build_model(config, tokenizer)
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     validate = partial(dual.validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
@@ -76,7 +75,10 @@ def describe(dataset: Dataset) -> str:
     """One line about a data set."""
     splits = dataset.splits.items()
     text = ", ".join(f"{name} {len({r.id for r in records})} ids / {len(records)} images" for name, records in splits)
-    return text + (f"; {dataset.left_out} train images left out, their texts were rejected" if dataset.left_out else "")
+    if not (skipped := dataset.skipped_images):
+        return text
+    images, whose = ("image", "its") if skipped == 1 else ("images", "their")
+    return f"{text}; {skipped} training {images} skipped: {whose} generated texts were rejected"
 
 
 def _write_resources(path: Path, device: torch.device) -> None:

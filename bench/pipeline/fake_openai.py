@@ -23,7 +23,7 @@ from typing import Any
 from training.describe.styles.neutral_llm import KIND as CAPTION
 from training.describe.styles.neutral_rules import neutralise
 from training.synthetic.attributes import sample_identity, sample_outfit, sample_pose
-from training.synthetic.rng import Dice
+from training.synthetic.rng import KeyedRng
 from training.synthetic.text.descriptions import STYLES, clothing_text, identity_text
 
 # Answers that arrive whole, though not all are any good.
@@ -96,10 +96,10 @@ def good_text(call: Call) -> str:
     """A text about the person whom the server makes up for an image; a caption without its content."""
     if call.kind == CAPTION:
         return neutralise([call.about])[0]
-    dice = Dice("answering", call.about)
-    identity = sample_identity(dice)
-    outfit = sample_outfit(dice, identity)
-    pose, style = sample_pose(dice, outfit), dice.integer(0, STYLES - 1)
+    rng = KeyedRng("answering", call.about)
+    identity = sample_identity(rng)
+    outfit = sample_outfit(rng, identity)
+    pose, style = sample_pose(rng, outfit), rng.integer(0, STYLES - 1)
     return identity_text(identity, pose, style) if call.kind == "identity" else clothing_text(outfit, pose, style)
 
 

@@ -27,8 +27,8 @@ from bench.harness import results
 from training.config import DataConfig
 from training.data.datasets import read_records
 from training.data.images import transforms
-from training.data.images.pack import pack
-from training.data.images.source import Images, open_images, read
+from training.data.images.pack import pack_images
+from training.data.images.source import ImageSource, open_images, read_batches
 
 BATCH = 64
 PILLOW = "Pillow alone"
@@ -113,12 +113,12 @@ def pillow_alone(paths: Sequence[Path], image_size: tuple[int, int], workers: in
         process.join()
 
 
-def load(images: Images, order: Sequence[int], config: DataConfig, step: str) -> None:
+def load(images: ImageSource, order: Sequence[int], config: DataConfig, step: str) -> None:
     """Reads the images in this order in batches; `step` says what the training process does with each."""
     batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
     draws = np.random.default_rng(0).random((len(batches), BATCH, transforms.DRAWS))
     # Closed here: the workers' end is part of the time, as that of Pillow's processes is.
-    with closing(read(images, batches, config.workers)) as pixels:  # type: ignore[type-var]
+    with closing(read_batches(images, batches, config.workers)) as pixels:  # type: ignore[type-var]
         for draws_BD, images_BCHW in zip(draws, pixels, strict=True):
             if step == "normalised":
                 transforms.normalise(images_BCHW)
@@ -131,7 +131,7 @@ def calls(arguments: Arguments, image_size: tuple[int, int], cache: Path) -> tup
     plain = DataConfig(root=str(arguments.data), image_size=image_size, workers=arguments.workers)
     paths = [record.path for record in read_records(plain)["train"]]
     packed = DataConfig(root=plain.root, image_size=image_size, workers=arguments.workers, cache=str(cache))
-    pack(paths, cache, image_size)
+    pack_images(paths, cache, image_size)
     sources = {"files": open_images(paths, plain), "cache": open_images(paths, packed)}
     order = np.random.default_rng(0).integers(len(paths), size=arguments.images).tolist()
     made: dict[str, Callable[[], None]] = {}

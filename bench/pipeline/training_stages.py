@@ -112,8 +112,7 @@ def measure(config: Config, steps: int, show: bool = True) -> dict[Backend, Budg
 def _trainer(config: Config, backend: Backend, dataset: Dataset, folder: Path) -> Trainer:
     config = replace(config, model=replace(config.model, backend=backend))
     torch.manual_seed(config.seed)
-    texts = [text for r in dataset.splits["train"] for text in (*r.captions, r.identity, r.clothing)]
-    tokenizer = build_tokenizer(config.model.text, texts)
+    tokenizer = build_tokenizer(config.model.text, dataset.train_texts())
     model = checkpoint.build_model(config, tokenizer).train()
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     # More epochs than any measurement takes: the schedule never ends.

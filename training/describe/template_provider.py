@@ -8,46 +8,33 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
+from training.data.ground_truth import FACTORS, read_factor_rows
 from training.describe.llm.answer_store import Answer
 from training.describe.llm.providers import Ask
 from training.describe.template_writer import imitate, nearest_writer
 from training.describe.text.schema import KINDS
 from training.synthetic.attributes import Identity, Outfit, Pose
-from training.synthetic.rng import Dice
+from training.synthetic.rng import KeyedRng
 from training.synthetic.text.captions import STYLES
 
 Scene = tuple[Identity, Outfit, Pose]
 
 
 def read_scenes(root: Path, wanted: Collection[str]) -> dict[str, Scene]:
-    """What the wanted images show.
+    """The true attributes of the wanted images.
 
-    Raises FileNotFoundError for data that is not synthetic, ValueError for a broken line or an image that has none.
+    Raises what `read_factor_rows` does, and ValueError for an image whose attributes are not those of the renderer.
     """
-    path, names = Path(root) / "factors.jsonl", set(wanted)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: the provider template describes synthetic sets only")
     scenes: dict[str, Scene] = {}
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                if row["file_path"] in names:
-                    scenes[row["file_path"]] = _scene(row)
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{path}, line {number} does not say what an image shows: {error}") from error
-    without = sorted(names - set(scenes))
-    if without:
-        raise ValueError(
-            f"{path} does not say what these images show: {', '.join(without[:5])} ({len(without)} in all)"
-        )
+    for row in read_factor_rows(root, wanted, "the provider template describes synthetic sets only"):
+        try:
+            scenes[row["file_path"]] = Identity(**row["identity"]), Outfit(**row["outfit"]), Pose(**row["pose"])
+        except (TypeError, KeyError) as error:
+            raise ValueError(
+                f"{Path(root) / FACTORS} does not have the attributes of the renderer for {row['file_path']}: {error}"
+            ) from error
     return scenes
-
-
-def _scene(row: dict[str, Any]) -> Scene:
-    return Identity(**row["identity"]), Outfit(**row["outfit"]), Pose(**row["pose"])
 
 
 class TemplateProvider:
@@ -65,8 +52,8 @@ class TemplateProvider:
     async def answer(self, ask: Ask) -> Answer:
         """The text of one kind."""
         identity, outfit, pose = self._scenes[ask.file_path]
-        dice = Dice("template", ask.seed, ask.file_path)
+        rng = KeyedRng("template", ask.seed, ask.file_path)
         texts: dict[str, str] = dict(
-            zip(KINDS, imitate(identity, outfit, pose, dice, self._writers[ask.style]), strict=True)
+            zip(KINDS, imitate(identity, outfit, pose, rng, self._writers[ask.style]), strict=True)
         )
         return Answer(json.dumps({ask.kind: texts[ask.kind]}))

@@ -57,8 +57,7 @@ def time_configurations(configurations: Sequence[dict[str, Any]]) -> list[dict[s
 def _time(config: Config, dataset: Dataset, read: float) -> dict[str, float]:
     started = time.perf_counter()
     torch.manual_seed(config.seed)
-    texts = [text for r in dataset.splits["train"] for text in (*r.captions, r.identity, r.clothing)]
-    tokenizer = build_tokenizer(config.model.text, texts)
+    tokenizer = build_tokenizer(config.model.text, dataset.train_texts())
     model = checkpoint.build_model(config, tokenizer)
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     loader.set_epoch(0)

@@ -216,9 +216,9 @@ def test_a_local_model_goes_the_same_way(tmp_path, pedes):
     ("content", "text"),
     [
         (None, "factors.jsonl: the provider template describes synthetic sets only"),
-        ("", "does not say what these images show: train/0001_0.jpg, .* .12 in all."),
-        ('{"file_path": "train/0001_0.jpg"}\n', "factors.jsonl, line 1 does not say what an image shows: 'identity'"),
-        ("{\n", "factors.jsonl, line 1 does not say what an image shows: "),
+        ("", "factors.jsonl has no factors of train/0001_0.jpg, .* .12 in all."),
+        ('{"file_path": "train/0001_0.jpg"}\n', "factors.jsonl, line 1 must be an object with the fields file_path"),
+        ("{\n", "factors.jsonl, line 1 is not valid JSON: "),
     ],
 )
 def test_factors_that_cannot_be_read(tmp_path, pedes, capsys, content, text):

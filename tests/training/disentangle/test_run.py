@@ -116,7 +116,7 @@ def test_real_data_has_dependence_only(tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert cli.run(main, [str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
-    assert "factors.jsonl: which factors an image shows is known of synthetic sets only" in error
+    assert "factors.jsonl: the true attributes are known for synthetic data only" in error
     assert "--dependence-only measures HSIC and CKA" in error and error.count("\n") == 1
     assert not (tmp_path / "run" / "disentangle.json").exists()
     assert cli.run(main, [str(tmp_path / "run"), "--dependence-only"]) == 0

@@ -245,7 +245,7 @@ def test_last_checkpoint_of_another_run_is_refused(name: str, root: Path, tmp_pa
     before = contents(tmp_path)
     other = build(replace(config, seed=9) if name == "config" else config, tmp_path)
     other.fingerprint += "x" if name == "fingerprint" else ""
-    with pytest.raises(ValueError, match=rf"cannot resume from .*last\.pt: its {name} is not the one of this run"):
+    with pytest.raises(ValueError, match=rf"cannot resume from .*last\.pt: its {name} differs from that of this run"):
         other.resume()
     assert other.progress.epoch == 0 and contents(tmp_path) == before
 

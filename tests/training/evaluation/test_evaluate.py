@@ -161,7 +161,9 @@ def test_evaluation_of_another_checkpoint_is_not_overwritten(run_dir: Path) -> N
     evaluate(run_dir)
     shutil.copy(run_dir / "last.pt", run_dir / "best.pt")
     before = contents(run_dir)
-    with pytest.raises(ValueError, match=r"eval\.json is of another checkpoint than best\.pt; move it away"):
+    with pytest.raises(
+        ValueError, match=r"eval\.json was computed from a different checkpoint than best\.pt; delete or"
+    ):
         evaluate(run_dir)
     assert contents(run_dir) == before
 
