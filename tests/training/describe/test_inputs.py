@@ -7,19 +7,13 @@ import io
 import pytest
 from rich.console import Console
 
-from tests.support.pedes_dataset import make_pedes
-from tests.support.style_folder import LONG, TERSE, write_styles
+from tests.support.generated_texts import LONG, TERSE, write_styles
 from training.describe.generation import Tally
 from training.describe.inputs import read_styles
 from training.describe.llm.client import Service
 from training.describe.llm.limits import Budget, Meter
 from training.describe.progress import Reporter
 from training.describe.session import estimate
-
-
-@pytest.fixture
-def pedes(tmp_path):
-    return make_pedes(tmp_path / "pedes", {"train": 4, "val": 1, "test": 1}, 3)
 
 
 def test_estimates():
