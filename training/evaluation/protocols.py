@@ -26,7 +26,8 @@ from training.config import Config
 from training.data.datasets import Record, TextFile, descriptions_path, identity_texts, read_gallery_texts
 from training.data.loader import iterate_images, tokenize
 from training.engine.checkpoint import TrainedRun
-from training.evaluation.dual import METRICS, DualEmbeddings, chance_metrics, embed_dual, has_ties, retrieval_metrics
+from training.evaluation.dual import DualEmbeddings, embed_dual
+from training.evaluation.metrics import METRICS, chance_metrics, has_ties, retrieval_metrics
 from training.models.model import Model
 
 Protocol = Literal["dual", "rerank", "gallery-text", "paired-audit"]

@@ -24,7 +24,7 @@ from training.config import Config, to_dict
 from training.config.ablations import ABLATIONS, FULL, TITLES, Row, table_rows
 from training.config.recipes import RECIPES
 from training.data.datasets import read_dataset
-from training.evaluation.dual import METRICS
+from training.evaluation.metrics import METRICS
 from training.experiment import isolated
 from training.experiment import jobs as runner
 from training.experiment.scheduler import Launch, Run, minutes, run_all

@@ -17,8 +17,8 @@ from training.data.loader import TrainLoader
 from training.data.tokenizer import build_tokenizer
 from training.engine import checkpoint
 from training.engine.trainer import Trainer
-from training.evaluate import evaluate
 from training.evaluation import dual
+from training.evaluation.run_evaluation import evaluate
 from training.train import train
 
 # Steps that are timed after one that is not, and images of the pass through the evaluation that is timed.

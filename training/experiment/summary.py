@@ -13,7 +13,7 @@ from training.config import Config, to_dict
 from training.config.ablations import FULL, REFERENCES, Row
 from training.evaluation import significance
 from training.evaluation.audit_guard import refuse_audit
-from training.evaluation.dual import METRICS
+from training.evaluation.metrics import METRICS
 from training.utils.io import read_json
 
 # Metrics that each query has a value of, and the array that holds it.

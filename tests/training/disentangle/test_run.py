@@ -25,7 +25,7 @@ from training.disentangle.__main__ import main
 from training.disentangle.compare import compare
 from training.disentangle.dependence import MEASURES
 from training.engine import checkpoint
-from training.evaluate import evaluate
+from training.evaluation.run_evaluation import evaluate
 from training.synthetic.dataset import generate
 from training.train import train
 from training.utils import cli

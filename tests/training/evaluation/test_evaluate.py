@@ -19,8 +19,10 @@ from tests.support.tiny_run import contents, tiny_config
 from training.config import from_dict
 from training.data.datasets import read_dataset
 from training.engine import checkpoint
-from training.evaluate import evaluate, print_table
-from training.evaluation.dual import METRICS, chance_metrics, evaluate_dual
+from training.evaluation.dual import evaluate_dual
+from training.evaluation.metric_tables import print_table
+from training.evaluation.metrics import METRICS, chance_metrics
+from training.evaluation.run_evaluation import evaluate
 from training.train import train
 from training.utils.io import read_json, write_json
 

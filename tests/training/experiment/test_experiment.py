@@ -20,7 +20,7 @@ from training.config import Config
 from training.config.ablations import FULL, Row
 from training.config.recipes import with_row
 from training.evaluation import significance
-from training.evaluation.dual import METRICS
+from training.evaluation.metrics import METRICS
 from training.experiment import __main__ as experiment
 from training.experiment import jobs
 from training.experiment.__main__ import ALL, missing_runs, plan, print_summary, run_experiment
