@@ -27,7 +27,7 @@ from training.data.datasets import Record, TextFile, descriptions_path, identity
 from training.data.loader import iterate_images, tokenize
 from training.engine.checkpoint import TrainedRun
 from training.evaluation.dual import DualEmbeddings, embed_dual
-from training.evaluation.metrics import METRICS, chance_metrics, has_ties, retrieval_metrics
+from training.evaluation.metrics import METRICS, chance_metrics, embedding_metrics, has_ties, retrieval_metrics
 from training.models.model import Model
 
 Protocol = Literal["dual", "rerank", "gallery-text", "paired-audit"]
@@ -90,19 +90,18 @@ def measure(
         return result | {"parameters": {"beta": run.beta, "k": k}} | _rerank(run, records, dual, k, progress)
     if protocol == "gallery-text":
         gallery_GE = _fused(run, records, identities, torch.arange(len(records)), progress)
-        scores = dual.t_QE @ gallery_GE.T
+        metrics = embedding_metrics(dual.t_QE, gallery_GE, *ids)[0.0]
         trained = run.config.loss.final_info_nce
         return result | {
-            "metrics": retrieval_metrics(scores, *ids),
-            "metrics_dual": retrieval_metrics(dual.similarity(run.beta), *ids),
-            "ties": has_ties(scores, *ids),
+            "metrics": metrics.mean(),
+            "metrics_dual": dual.metrics([run.beta])[run.beta].mean(),
+            "ties": metrics.has_ties(),
             "note": "" if trained else "f_final was not trained against captions (loss.final_info_nce is off)",
         }
     fused_QE = _fused(run, records, dual.captions, dual.query_images_Q, progress)
     first_G = torch.searchsorted(dual.query_images_Q, torch.arange(len(records)))
-    scores = fused_QE @ fused_QE[first_G].T
-    audit = {"audit": True, "metrics_audit": retrieval_metrics(scores, *ids), "ties": has_ties(scores, *ids)}
-    return result | audit
+    metrics = embedding_metrics(fused_QE, fused_QE[first_G], *ids)[0.0]
+    return result | {"audit": True, "metrics_audit": metrics.mean(), "ties": metrics.has_ties()}
 
 
 def _rerank(

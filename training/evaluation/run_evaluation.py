@@ -25,7 +25,7 @@ from training.engine import checkpoint
 from training.engine.checkpoint import TrainedRun
 from training.evaluation import efficiency, protocols
 from training.evaluation.dual import DualEmbeddings, evaluate_dual
-from training.evaluation.metrics import METRICS, chance_metrics, has_ties, query_metrics
+from training.evaluation.metrics import METRICS, QueryMetrics, chance_metrics
 from training.utils.io import atomic, read_json
 
 EXAMPLES, RESULTS, BINS = 10, 10, 50
@@ -85,20 +85,19 @@ def _evaluate(run: TrainedRun, dataset: Dataset, run_dir: Path) -> dict[str, Any
     before = Counter(bdam_fast.call_counts())
     records = dataset.splits["test"]
     dual, metrics = evaluate_dual(run.model, records, run.tokenizer, run.config, sorted({0.0, run.beta}))
-    similarity = dual.similarity(run.beta)
     histograms = _histograms(run, dual, records)
-    _write_queries(run_dir / "eval-queries.npz", similarity, dual)
-    memory_mb = efficiency.peak_memory_mb(similarity.device)
+    _write_queries(run_dir / "eval-queries.npz", metrics[run.beta], dual)
+    memory_mb = efficiency.peak_memory_mb(dual.t_QE.device)
     trained = Counter(read_json(run_dir / "calls.json"))
     seconds = time.perf_counter() - started
     evaluation = {
-        "metrics": metrics[run.beta],
-        "metrics_beta0": metrics[0.0],
+        "metrics": metrics[run.beta].mean(),
+        "metrics_beta0": metrics[0.0].mean(),
         "beta": run.beta,
         "chance": chance_metrics(dual.query_ids_Q, dual.gallery_ids_G),
-        "ties": has_ties(similarity, dual.query_ids_Q, dual.gallery_ids_G),
+        "ties": metrics[run.beta].has_ties(),
         "counts": {"queries": len(dual.captions), "gallery": len(records), "ids": len({r.id for r in records})},
-        "examples": _examples(similarity, dual, records),
+        "examples": _examples(run.beta, dual, records),
         "histograms": histograms,
         "calls": dict(sorted((trained + (Counter(bdam_fast.call_counts()) - before)).items())),
         "data": _data(dataset),
@@ -111,10 +110,9 @@ def _evaluate(run: TrainedRun, dataset: Dataset, run_dir: Path) -> dict[str, Any
     return evaluation | {"seconds": _trained_seconds(run_dir) | {"evaluation": seconds}}
 
 
-def _write_queries(path: Path, similarity_QG: torch.Tensor, dual: DualEmbeddings) -> None:
+def _write_queries(path: Path, metrics: QueryMetrics, dual: DualEmbeddings) -> None:
     """Arrays ap and r1 (Q,) float32 in [0, 1] at the chosen beta, and ids (Q,) int64 of the person, in the split's order."""
-    match_QG = dual.query_ids_Q[:, None] == dual.gallery_ids_G[None]
-    values_Q5 = query_metrics(similarity_QG, match_QG).float() / 100
+    values_Q5 = metrics.values_Q5.float() / 100
     ap_Q, r1_Q = (values_Q5[:, METRICS.index(name)].numpy() for name in ("mAP", "R1"))
     with atomic(path) as file:
         np.savez_compressed(file, ap=ap_Q, r1=r1_Q, ids=dual.query_ids_Q.numpy())
@@ -128,13 +126,13 @@ def _efficiency(run: TrainedRun, records: Sequence[Record]) -> dict[str, Any]:
     return efficiency.measure(run.model, images, texts)
 
 
-def _examples(similarity_QG: torch.Tensor, dual: DualEmbeddings, records: Sequence[Record]) -> list[dict[str, Any]]:
+def _examples(beta: float, dual: DualEmbeddings, records: Sequence[Record]) -> list[dict[str, Any]]:
     """Queries evenly spread over the split, each with its top images."""
     total = len(dual.captions)
     chosen = sorted({round(i * (total - 1) / max(EXAMPLES - 1, 1)) for i in range(min(EXAMPLES, total))})
     examples = []
-    for query in chosen:
-        own, scores = records[int(dual.query_images_Q[query])], similarity_QG[query]
+    for query, scores in zip(chosen, dual.similarity(beta, chosen), strict=True):
+        own = records[int(dual.query_images_Q[query])]
         top = scores.argsort(descending=True, stable=True)[:RESULTS].tolist()
         results = [
             {"file_path": records[i].file_path, "id": records[i].id, "score": float(scores[i])}
