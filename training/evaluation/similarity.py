@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Scores at once: 20 bytes each, 84 MB. Matrix products of blocks of a quarter of it take longer (1.1 times).
+# Scores at once: 20 bytes each, 84 MB. In blocks of a quarter of it the matrix products take 1.07 times as long.
 BLOCK = 1 << 22
 # Of an embedding's length; two of them and the sum over E fit the 53 of float64.
 GRID_BITS = 26
@@ -31,7 +31,7 @@ class Similarity:
     A score is float32 and depends on its query, its gallery and beta alone, not on the block or the number of threads:
     embeddings are rounded to 26 bits (of unit length: to multiples of 2^-26), so that every product and every partial
     sum is exact in float64 in whatever order the library adds; each product is rounded to float32 once, then added.
-    Equal embeddings always tie. In a float32 product 44 % of the bits differ between blocks of 2 and of 8 queries.
+    Equal embeddings always tie. Of a float32 product 87 % of the scores differ between blocks of 2 and of 8 queries (MKL).
     """
 
     def __init__(self, query_QE: Any, gallery_GE: Any, clothing_GE: Any = None) -> None:

@@ -53,10 +53,10 @@ def small_cases(draw: st.DrawFn) -> tuple[np.ndarray, ...]:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(small_cases(), st.sampled_from([1, 7, ALL]), st.sampled_from([1, 2]))
-def test_any_case_against_every_order_of_the_ties(case: tuple[np.ndarray, ...], block: int, threads: int) -> None:
+@given(small_cases(), st.sampled_from([1, 7, ALL]))
+def test_any_case_against_every_order_of_the_ties(case: tuple[np.ndarray, ...], block: int) -> None:
     query, gallery, query_ids, gallery_ids, clothing = case
-    with blocks_of(block, len(gallery), threads):
+    with blocks_of(block, len(gallery)):
         result = embedding_metrics(*case, BETAS)
     for beta in BETAS:
         scores = query @ clothing.T if math.isinf(beta) else query @ gallery.T + beta * (query @ clothing.T)
@@ -83,16 +83,15 @@ def split(queries: int = 97, gallery: int = 203, width: int = 32) -> tuple[torch
 
 
 def test_values_do_not_depend_on_blocks_or_threads() -> None:
-    case = split()
+    case = split(queries=45)
     reference = embedding_metrics(*case, BETAS)
     assert reference[0.0].has_ties() and not bool(reference[0.0].tied_Q.all())
-    for block in (1, 2, 3, 7, 8, 50, ALL):
-        for threads in (1, 2, 3):
-            with blocks_of(block, 203, threads):
-                result = embedding_metrics(*case, BETAS)
-            for beta in BETAS:
-                assert torch.equal(result[beta].values_Q5, reference[beta].values_Q5)
-                assert torch.equal(result[beta].tied_Q, reference[beta].tied_Q)
+    for block, threads in ((1, 1), (2, 2), (7, 1), (7, 2), (8, 2), (20, 2), (ALL, 1), (ALL, 2)):
+        with blocks_of(block, 203, threads):
+            result = embedding_metrics(*case, BETAS)
+        for beta in BETAS:
+            assert torch.equal(result[beta].values_Q5, reference[beta].values_Q5)
+            assert torch.equal(result[beta].tied_Q, reference[beta].tied_Q)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -136,15 +135,14 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_no_tensor_is_as_large_as_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = split(queries=600, gallery=900)
-    embedding_metrics(*case, BETAS)
-    with blocks_of(20, 900), LargestTensor() as largest:
+def test_no_tensor_is_as_large_as_the_matrix() -> None:
+    case = split(queries=300, gallery=400)
+    with blocks_of(20, 400), LargestTensor() as largest:
         embedding_metrics(*case, BETAS)
-    assert largest.numel == max(20 * 900, 900 * 32)
+    assert largest.numel == max(20 * 400, 400 * 32)
     with LargestTensor() as largest:
         Similarity(*case[:2]).matrix(0.0)
-    assert largest.numel == 600 * 900, "the measurement sees a whole matrix"
+    assert largest.numel == 300 * 400, "the measurement sees a whole matrix"
 
 
 def test_every_item_in_one_group() -> None:
