@@ -41,7 +41,7 @@ class DualEmbeddings:
         return self._similarity.matrix(beta, queries)
 
     def metrics(self, betas: Sequence[float]) -> dict[float, QueryMetrics]:
-        """Of every query for each clothing weight, without the whole matrix."""
+        """Metrics of every query for each clothing weight, without the whole matrix."""
         ids = self.query_ids_Q, self.gallery_ids_G
         return embedding_metrics(self.t_QE, self.v_id_GE, *ids, self.v_clo_GE, betas)
 

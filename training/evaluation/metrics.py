@@ -41,7 +41,7 @@ class QueryMetrics:
         return {key: math.fsum(column) / len(column) for key, column in columns}
 
     def has_ties(self) -> bool:
-        """Whether any value is an expectation."""
+        """True where any value is an expectation."""
         return bool(self.tied_Q.any())
 
 
@@ -74,7 +74,7 @@ def retrieval_metrics(similarity: Any, query_ids: Any, gallery_ids: Any) -> dict
 
 
 def has_ties(similarity: Any, query_ids: Any, gallery_ids: Any) -> bool:
-    """Whether any query gives one score to a match and to a wrong item, so that the metrics are expectations."""
+    """True where any query gives one score to a match and to a wrong item, so that the metrics are expectations."""
     return _of_similarity(similarity, query_ids, gallery_ids).has_ties()
 
 

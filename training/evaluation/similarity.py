@@ -36,7 +36,7 @@ class Similarity:
 
     def __init__(self, query_QE: Any, gallery_GE: Any, clothing_GE: Any = None) -> None:
         """Tensors or arrays, floating, (Q, E) and (G, E). Raises TypeError for another dtype, ValueError for shapes that
-        do not fit, NaN and infinite values, and scores beyond float32."""
+        do not fit, NaN and infinite values."""
         self.query_QE = _embeddings("query_QE", query_QE)
         named = {"gallery_GE": gallery_GE} | ({} if clothing_GE is None else {"clothing_GE": clothing_GE})
         galleries = [_embeddings(name, values) for name, values in named.items()]
