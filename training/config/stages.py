@@ -240,7 +240,7 @@ class EvalConfig(Stage):
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Stage):
     """Everything a run depends on. Stored whole as config.json beside every checkpoint and result."""
 
     # Name of the recipe that made it, for the reader of a result.
@@ -260,20 +260,33 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Config from what `to_dict` made. Raises ValueError on an unknown or missing field."""
+    """Config from what `to_dict` made. Raises ValueError naming a field that is unknown, missing or of a wrong value."""
     return _build(Config, values, "config")
 
 
 def _build(cls: type, values: Any, path: str) -> Any:
     hints = typing.get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}
-    if not isinstance(values, dict) or set(values) != names:
-        got = sorted(values) if isinstance(values, dict) else values
-        raise ValueError(f"{path}: expected the fields {sorted(names)}, got {got}")
-    return cls(**{name: _convert(hints[name], values[name], f"{path}.{name}") for name in names})
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must be an object with the fields of {cls.__name__}, got {values!r}")
+    for what, names in (("unknown", values.keys() - hints.keys()), ("missing", hints.keys() - values.keys())):
+        if names:
+            raise ValueError(f"{path}: {what} fields: {', '.join(sorted(names))}")
+    converted = {name: _convert(hints[name], values[name], f"{path}.{name}") for name in hints}
+    try:
+        return cls(**converted)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _build(hint, value, path)
-    return tuple(value) if typing.get_origin(hint) is tuple else value
+    if typing.get_origin(hint) is not tuple:
+        return value
+    kinds = typing.get_args(hint)
+    accepted = (int, float) if float in kinds else (int,)
+    numbers = isinstance(value, (list, tuple)) and all(type(v) in accepted for v in value)
+    if not numbers or (Ellipsis not in kinds and len(value) != len(kinds)):
+        count = "any number of" if Ellipsis in kinds else len(kinds)
+        raise ValueError(f"{path} must be a list of {count} {accepted[-1].__name__}s, got {value!r}")
+    return tuple(value)

@@ -1,4 +1,4 @@
-"""`python -m training.describe COMMAND ...`: styles of captions, descriptions from a model, checks and a page to read them by."""
+"""`python -m training.describe COMMAND ...`: styles of captions, generated descriptions, their checks, and a page about them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from training.utils import cli
 
 COMMANDS = {
     "styles": "clusters the captions of a data set by their style",
-    "generate": "has two texts written for every training image",
+    "generate": "generates two texts for every training image",
     "check": "checks the texts of a file of descriptions",
-    "page": "writes a page with images and their texts, to check by eye",
+    "page": "writes a page with images and their texts, for inspection",
 }
 
 
 def main(argv: Sequence[str]) -> None:
-    """Hands over to the command that the first word names. Raises ValueError for another word."""
+    """Runs the command named by the first word. Raises ValueError for an unknown one."""
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__.replace("COMMAND", "{" + ",".join(COMMANDS) + "}"))
         for name, does in COMMANDS.items():
@@ -25,7 +25,8 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit(0 if argv else 2)
     if argv[0] not in COMMANDS:
         raise ValueError(f"unknown command {argv[0]!r}, expected one of {', '.join(COMMANDS)}")
-    importlib.import_module(f"training.describe.{argv[0]}").main(argv[1:])
+    module = "styles.command" if argv[0] == "styles" else argv[0]
+    importlib.import_module(f"training.describe.{module}").main(argv[1:])
 
 
 if __name__ == "__main__":

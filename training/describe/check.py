@@ -1,7 +1,7 @@
 """Checks a file of generated texts: `python -m training.describe check DESCRIPTIONS [--data NAME ROOT]`.
 
-Prints per check how many texts of status "ok" fail it, and one of them, and ends with status 1 if any does. With --data, it
-also counts texts that say almost the same of different people; since a few people do look alike, that is no failure.
+Prints for each check how many records of status "ok" fail it, with an example, and exits with status 1 if any does. With
+--data, it also counts near-duplicate texts of different people; since a few people do look alike, these are no failure.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from training.describe.options import add_checks, checks_of, read_data, shown
-from training.describe.text.records import read_texts
+from training.describe.options import add_checks, checks_of, read_data, show_progress
+from training.describe.text.records import read_text_records
 from training.describe.text.text_checks import NearDuplicates, check_texts
 from training.utils import cli
 
@@ -30,28 +30,28 @@ def main(argv: Sequence[str]) -> None:
     known = parser.parse_args(argv)
     schema, limits = checks_of(known)
     records = read_data(*known.data) if known.data else {}
-    near, twins = NearDuplicates(), list[tuple[str, str]]()
+    index, duplicates = NearDuplicates(), list[tuple[str, str]]()
     status: Counter[str] = Counter()
     failures: dict[str, list[tuple[str, str]]] = {}
     failing = 0
-    for text in shown(read_texts(known.descriptions), "texts"):
+    for text in show_progress(read_text_records(known.descriptions), "texts"):
         status[text.status] += 1
         if text.status != "ok":
             continue
         checks = check_texts(text.identity, text.clothing, schema, limits)
         failing += any(checks.values())
-        for name, why in checks.items():
-            failures.setdefault(name, []).extend([(text.file_path, why)] if why else [])
+        for name, reason in checks.items():
+            failures.setdefault(name, []).extend([(text.file_path, reason)] if reason else [])
         if text.file_path in records:
             person = records[text.file_path].id
-            earlier = near.add(text.file_path, f"{text.identity} {text.clothing}", person)
-            twins += [(text.file_path, earlier)] if earlier else []
+            earlier = index.add(text.file_path, f"{text.identity} {text.clothing}", person)
+            duplicates += [(text.file_path, earlier)] if earlier else []
     if not status["ok"]:
         raise ValueError(f"{known.descriptions} holds no record of status ok to check")
     _print(status, failures, failing)
     if known.data:
-        example = f", for instance {twins[0][0]} and {twins[0][1]}" if twins else ""
-        print(f"{len(twins)} of {status['ok']} say almost the same of another person{example}")
+        example = f", for instance {duplicates[0][0]} and {duplicates[0][1]}" if duplicates else ""
+        print(f"{len(duplicates)} of {status['ok']} are near-duplicates of a text of another person{example}")
     if failing:
         raise SystemExit(1)
 

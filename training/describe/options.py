@@ -1,4 +1,4 @@
-"""Options that the commands share: the data set, and what the checks ask of a text."""
+"""Options that the commands share: the data set and the thresholds of the checks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ def add_checks(target: argparse.ArgumentParser) -> None:
     limits = Limits()
     target.add_argument("--schema", type=Path, metavar="FILE", help="attribute schema, in place of the package's own")
     target.add_argument(
-        "--leave-out", nargs="+", default=[], metavar="NAME", help="sensitive attributes that no text may mention"
+        "--leave-out",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="sensitive attributes that no text may mention",
     )
     target.add_argument(
         "--words",
@@ -53,20 +57,20 @@ def checks_of(known: argparse.Namespace) -> tuple[Schema, Limits]:
 
 
 def read_data(name: str, root: str) -> dict[str, Record]:
-    """The records of a data set of all splits by their file path. Raises what `read_records` raises."""
+    """Reads the records of all splits of a data set, by file path. Raises what `read_records` raises."""
     fields: dict[str, Any] = {"dataset": name, "root": root}
     splits = read_records(DataConfig(**fields))
     return {record.file_path: record for record in itertools.chain.from_iterable(splits.values())}
 
 
-def shown(items: Iterable[Item], what: str) -> Iterator[Item]:
-    """The items, counted on a terminal while they pass."""
+def show_progress(items: Iterable[Item], noun: str) -> Iterator[Item]:
+    """Passes the items through and counts them on a terminal."""
     console = Console(stderr=True)
     with Progress(
         *Progress.get_default_columns()[:1], console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(noun, total=None)
         for count, item in enumerate(items, 1):
             yield item
             if count % 500 == 0:
-                bar.update(task, description=f"{what}: {count:,}")
+                bar.update(task, description=f"{noun}: {count:,}")

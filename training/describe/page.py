@@ -1,4 +1,4 @@
-"""Writes a page to read generated texts by eye: `python -m training.describe page DESCRIPTIONS --data NAME ROOT`.
+"""Writes a page for the inspection of generated texts: `python -m training.describe page DESCRIPTIONS --data NAME ROOT`.
 
 One self-contained HTML file: counts by status, reason, check and style, lengths, agreement with the captions, and a sample
 of images with their captions, both texts and the checks.
@@ -20,18 +20,18 @@ from markupsafe import Markup
 
 from training import report
 from training.data.datasets import Record
-from training.describe.options import add_checks, checks_of, read_data, shown
-from training.describe.text.records import STATUSES, Text, read_texts
+from training.describe.options import add_checks, checks_of, read_data, show_progress
+from training.describe.text.records import STATUSES, TextRecord, read_text_records
 from training.describe.text.schema import KINDS, Kind, Schema
-from training.describe.text.tally import Counts, checks_of_text
+from training.describe.text.tally import TextTally, get_checks
 from training.describe.text.text_checks import Limits
 from training.report import plots
-from training.report.run_page import write_whole
 from training.report.thumbnails import thumbnail
 from training.utils import cli
+from training.utils.io import write_bytes
 
-# Reasons listed, the most frequent first.
-REASONS = 20
+# Number of reasons listed, the most frequent first.
+MAX_REASONS = 20
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     schema, limits = checks_of(known)
     records = read_data(*known.data)
     html = build_page(known.descriptions, records, schema, limits, known.sample, known.seed, known.status)
-    print(write_whole(out, html.encode()))
+    print(write_bytes(out, html.encode()))
 
 
 def build_page(
@@ -67,19 +67,22 @@ def build_page(
     seed: int,
     status: str | None,
 ) -> str:
-    """The page as one HTML text without any outside reference. The same files and arguments always give the same text.
+    """Renders the page as one HTML document without external references; equal files and arguments give equal documents.
 
-    Raises what `read_texts` raises, and ValueError where there is nothing of that status.
+    sample: number of images shown, drawn with `seed`; status: show images of this status only. Raises what `read_text_records`
+    raises, and ValueError where no record has that status.
     """
-    counts, candidates = Counts(schema, limits), list[str]()
-    for text in shown(read_texts(descriptions), "texts"):
+    counts, candidates = TextTally(schema, limits), list[str]()
+    for text in show_progress(read_text_records(descriptions), "texts"):
         counts.add(text, records.get(text.file_path))
         if status in (None, text.status):
             candidates.append(text.file_path)
     if not candidates:
         raise ValueError(f"{descriptions} has no record{f' of status {status}' if status else ''}")
     chosen = set(random.Random(seed).sample(candidates, min(sample, len(candidates))))
-    cards = [_card(text, records, schema, limits) for text in read_texts(descriptions) if text.file_path in chosen]
+    cards = [
+        _card(text, records, schema, limits) for text in read_text_records(descriptions) if text.file_path in chosen
+    ]
     folder = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -90,7 +93,7 @@ def build_page(
         name=descriptions.name,
         counts=counts,
         statuses=STATUSES,
-        reasons=counts.reasons.most_common(REASONS),
+        reasons=counts.reasons.most_common(MAX_REASONS),
         styles=sorted(counts.styles.items(), key=lambda item: (item[0] is None, item[0])),
         lengths={kind: _lengths(kind, counts.lengths[kind]) for kind in KINDS},
         agreement={name: values for name, values in counts.agreement.items() if values[0]},
@@ -101,7 +104,7 @@ def build_page(
 
 
 def _lengths(kind: Kind, counted: Counter[int]) -> dict[str, Any] | None:
-    """A histogram of numbers of words with its mean, one bar a number or, beyond 60, a range of them."""
+    """Histogram of the number of words, with its mean, extremes and plot (at most 60 bars); None without a text."""
     if not counted:
         return None
     least, most = min(counted), max(counted)
@@ -120,14 +123,14 @@ def _lengths(kind: Kind, counted: Counter[int]) -> dict[str, Any] | None:
     return {"mean": mean, "least": least, "most": most, "plot": plot}
 
 
-def _card(text: Text, records: Mapping[str, Record], schema: Schema, limits: Limits) -> dict[str, Any]:
-    record, checks = records.get(text.file_path), checks_of_text(text, schema, limits)
+def _card(text: TextRecord, records: Mapping[str, Record], schema: Schema, limits: Limits) -> dict[str, Any]:
+    record, checks = records.get(text.file_path), get_checks(text, schema, limits)
     return {
         "text": text,
         "record": record,
         "image": None if record is None else thumbnail(record.path),
-        "passed": [name for name, why in checks.items() if not why],
-        "failed": {name: why for name, why in checks.items() if why},
+        "passed": [name for name, reason in checks.items() if not reason],
+        "failed": {name: reason for name, reason in checks.items() if reason},
         "recorded": text.checks is not None,
     }
 

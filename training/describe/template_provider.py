@@ -1,6 +1,6 @@
-"""Offline stand-in for a multimodal model on a synthetic set: it reads what an image shows from factors.jsonl.
+"""Offline substitute for a multimodal model on a synthetic set: reads the contents of an image from factors.jsonl.
 
-The texts of a style are written by the caption writer whose captions are most like the style's examples.
+The texts of a style are written by the caption writer whose captions are most similar to the style's examples.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from training.describe.llm.answer_store import Answer
-from training.describe.llm.providers import Ask
-from training.describe.template_writer import imitate, nearest_writer
+from training.describe.llm.providers import Request
+from training.describe.template_writer import nearest_writer, write_texts
 from training.describe.text.schema import KINDS
 from training.synthetic.attributes import Identity, Outfit, Pose
 from training.synthetic.rng import Dice
@@ -21,14 +21,14 @@ from training.synthetic.text.captions import STYLES
 Scene = tuple[Identity, Outfit, Pose]
 
 
-def read_scenes(root: Path, wanted: Collection[str]) -> dict[str, Scene]:
-    """What the wanted images show.
+def read_scenes(root: Path, file_paths: Collection[str]) -> dict[str, Scene]:
+    """Reads the contents (identity, outfit, pose) of these images.
 
-    Raises FileNotFoundError for data that is not synthetic, ValueError for a broken line or an image that has none.
+    Raises FileNotFoundError for data that is not synthetic, ValueError for a malformed line or a missing image.
     """
-    path, names = Path(root) / "factors.jsonl", set(wanted)
+    path, names = Path(root) / "factors.jsonl", set(file_paths)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: the provider template describes synthetic sets only")
+        raise FileNotFoundError(f"{path} does not exist: the provider template describes synthetic sets only")
     scenes: dict[str, Scene] = {}
     with open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -37,11 +37,11 @@ def read_scenes(root: Path, wanted: Collection[str]) -> dict[str, Scene]:
                 if row["file_path"] in names:
                     scenes[row["file_path"]] = _scene(row)
             except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{path}, line {number} does not say what an image shows: {error}") from error
-    without = sorted(names - set(scenes))
-    if without:
+                raise ValueError(f"{path}, line {number} lacks the factors of an image: {error}") from error
+    missing = sorted(names - set(scenes))
+    if missing:
         raise ValueError(
-            f"{path} does not say what these images show: {', '.join(without[:5])} ({len(without)} in all)"
+            f"{path} lacks the factors of these images: {', '.join(missing[:5])} ({len(missing)} in total)"
         )
     return scenes
 
@@ -51,22 +51,22 @@ def _scene(row: dict[str, Any]) -> Scene:
 
 
 class TemplateProvider:
-    """Answers in JSON, as a model would; the same ask gets the same answer."""
+    """Answers in JSON, as a model would; equal requests get equal answers."""
 
-    window = 4
+    items_in_flight = 4
 
     def __init__(self, scenes: Mapping[str, Scene], examples: Mapping[int, tuple[str, ...]]) -> None:
-        """examples: captions that show each style; a style without any has the writer of its number."""
+        """examples: style -> example captions; a style without any is written by the writer of its number."""
         self._scenes = scenes
         self._writers = {
-            style: nearest_writer(shown) if shown else style % len(STYLES) for style, shown in examples.items()
+            style: nearest_writer(captions) if captions else style % len(STYLES) for style, captions in examples.items()
         }
 
-    async def answer(self, ask: Ask) -> Answer:
-        """The text of one kind."""
-        identity, outfit, pose = self._scenes[ask.file_path]
-        dice = Dice("template", ask.seed, ask.file_path)
+    async def answer(self, request: Request) -> Answer:
+        """Writes the text of the requested kind."""
+        identity, outfit, pose = self._scenes[request.file_path]
+        dice = Dice("template", request.seed, request.file_path)
         texts: dict[str, str] = dict(
-            zip(KINDS, imitate(identity, outfit, pose, dice, self._writers[ask.style]), strict=True)
+            zip(KINDS, write_texts(identity, outfit, pose, dice, self._writers[request.style]), strict=True)
         )
-        return Answer(json.dumps({ask.kind: texts[ask.kind]}))
+        return Answer(json.dumps({request.kind: texts[request.kind]}))

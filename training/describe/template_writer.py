@@ -1,7 +1,7 @@
-"""Identity and clothing texts in the manner of the eight caption writers, and which of them some captions come from.
+"""Identity and clothing texts by templates in the styles of the eight caption writers, and attribution of captions to a writer.
 
-An offline stand-in for a language model that is shown captions of a style and imitates them: it knows the writers of
-`captions.STYLES` and follows the one whose captions are most like those shown.
+An offline substitute for a language model that imitates example captions: the texts follow the writer of `captions.STYLES`
+whose captions are most similar to the examples.
 """
 
 import re
@@ -19,68 +19,68 @@ from training.synthetic.text.captions import STYLES
 from training.synthetic.text.descriptions import Clothes, Looks, clothes_of, looks_of
 from training.synthetic.text.vocabulary import listed, sentence, with_article
 
-# Captions of each writer that examples are compared with: 64 leave no example of 2,000 renderings to a wrong writer.
+# Captions of each writer to compare examples with: with 64, all examples of 2,000 renderings get the right writer.
 _RENDERINGS = 64
 
 
-class _Identity:
-    """Writers of identity texts, in the order of captions.STYLES; `she` is "he" or "she"."""
+class _IdentityTemplates:
+    """Templates of identity texts, in the order of captions.STYLES; pronoun: "he" or "she"."""
 
     @staticmethod
-    def terse(looks: Looks, she: str, dice: Dice) -> str:
+    def terse(looks: Looks, pronoun: str, dice: Dice) -> str:
         parts = [looks.person, looks.build, looks.height, looks.hair, looks.skin, *looks.face]
         return sentence(dice.pick((", ", ", ", "; ")).join(parts)) + "."
 
     @staticmethod
-    def sentences(looks: Looks, she: str, dice: Dice) -> str:
+    def sentences(looks: Looks, pronoun: str, dice: Dice) -> str:
         text = f"{sentence(with_article(looks.person))} with {looks.hair} is of {looks.build} and {looks.height}."
-        return f"{text} {she.capitalize()} has {listed([looks.skin, *looks.face])}."
+        return f"{text} {pronoun.capitalize()} has {listed([looks.skin, *looks.face])}."
 
     @staticmethod
-    def narrative(looks: Looks, she: str, dice: Dice) -> str:
+    def narrative(looks: Looks, pronoun: str, dice: Dice) -> str:
         opening = dice.pick(("This picture shows", "In this image we see", "The photo shows", "Here we can see"))
-        text = f"{opening} {with_article(looks.person)}. {she.capitalize()} is of {looks.build} and {looks.height}."
-        text += f" {she.capitalize()} has {looks.hair} and {looks.skin}."
+        text = f"{opening} {with_article(looks.person)}. {pronoun.capitalize()} is of {looks.build} and {looks.height}."
+        text += f" {pronoun.capitalize()} has {looks.hair} and {looks.skin}."
         return text + (f" {sentence(listed(looks.face))} can be seen as well." if looks.face else "")
 
     @staticmethod
-    def repetitive(looks: Looks, she: str, dice: Dice) -> str:
+    def repetitive(looks: Looks, pronoun: str, dice: Dice) -> str:
         who = f"The {looks.person}"
         parts = [f"{who} has {with_article(looks.build)} and {looks.height}.", f"{who} has {looks.hair}."]
         parts.append(f"{who} has {looks.skin}.")
         return " ".join(parts + [f"{who} also has {listed(looks.face)}."] * bool(looks.face))
 
     @staticmethod
-    def pedantic(looks: Looks, she: str, dice: Dice) -> str:
+    def pedantic(looks: Looks, pronoun: str, dice: Dice) -> str:
         text = f"{sentence(with_article(looks.person))}, of {looks.build} and {looks.height}, possesses {looks.hair}"
         text += f"; the complexion consists of {looks.skin}."
         opening = dice.pick(("Features include", "Also visible:", "In addition there is"))
         return text + (f" {opening} {listed(looks.face)}." if looks.face else "")
 
     @staticmethod
-    def casual(looks: Looks, she: str, dice: Dice) -> str:
+    def casual(looks: Looks, pronoun: str, dice: Dice) -> str:
         text = f"{dice.pick(('', 'just ', 'so theres '))}{with_article(looks.person)} with {looks.hair}"
-        text += f", {she}s got {listed([looks.skin, *looks.face])} and {with_article(looks.build)}"
+        text += f", {pronoun}s got {listed([looks.skin, *looks.face])} and {with_article(looks.build)}"
         return f"{text}, looks like {looks.height}{dice.pick(('', ' i think'))}"
 
     @staticmethod
-    def learner(looks: Looks, she: str, dice: Dice) -> str:
+    def learner(looks: Looks, pronoun: str, dice: Dice) -> str:
         hair = re.sub("^an? ", "", looks.hair)
-        text = f"The {looks.person} have {looks.build} and {looks.height}. {she.capitalize()} have {hair}."
+        text = f"The {looks.person} have {looks.build} and {looks.height}. {pronoun.capitalize()} have {hair}."
         text += f" The skin is {looks.skin}."
         return text + (
-            f" {she.capitalize()} have {listed([re.sub('^an? ', '', f) for f in looks.face])}." * bool(looks.face)
+            f" {pronoun.capitalize()} have {listed([re.sub('^an? ', '', f) for f in looks.face])}." * bool(looks.face)
         )
 
     @staticmethod
-    def build_first(looks: Looks, she: str, dice: Dice) -> str:
+    def build_first(looks: Looks, pronoun: str, dice: Dice) -> str:
         text = f"Having {with_article(looks.build)} and {looks.height}, {dice.pick(('this', 'the'))} {looks.person}"
         text += f" with {looks.hair} and {looks.skin} was caught on camera."
         return text + (f" There is {listed(looks.face)} to be seen." if looks.face else "")
 
 
-class _Clothing:
-    """Writers of clothing texts, in the order of captions.STYLES, about "the person"."""
+class _ClothingTemplates:
+    """Templates of clothing texts, in the order of captions.STYLES, about "the person"."""
 
     @staticmethod
     def terse(clothes: Clothes, dice: Dice) -> str:
@@ -136,55 +136,57 @@ class _Clothing:
         return text + (f" while carrying {listed(clothes.bags)}." if clothes.bags else ".")
 
 
-_IDENTITY: tuple[Callable[[Looks, str, Dice], str], ...] = (
-    _Identity.terse,
-    _Identity.sentences,
-    _Identity.narrative,
-    _Identity.repetitive,
-    _Identity.pedantic,
-    _Identity.casual,
-    _Identity.learner,
-    _Identity.build_first,
+_IDENTITY_TEMPLATES: tuple[Callable[[Looks, str, Dice], str], ...] = (
+    _IdentityTemplates.terse,
+    _IdentityTemplates.sentences,
+    _IdentityTemplates.narrative,
+    _IdentityTemplates.repetitive,
+    _IdentityTemplates.pedantic,
+    _IdentityTemplates.casual,
+    _IdentityTemplates.learner,
+    _IdentityTemplates.build_first,
 )
-_CLOTHING: tuple[Callable[[Clothes, Dice], str], ...] = (
-    _Clothing.terse,
-    _Clothing.sentences,
-    _Clothing.narrative,
-    _Clothing.repetitive,
-    _Clothing.pedantic,
-    _Clothing.casual,
-    _Clothing.learner,
-    _Clothing.clothes_first,
+_CLOTHING_TEMPLATES: tuple[Callable[[Clothes, Dice], str], ...] = (
+    _ClothingTemplates.terse,
+    _ClothingTemplates.sentences,
+    _ClothingTemplates.narrative,
+    _ClothingTemplates.repetitive,
+    _ClothingTemplates.pedantic,
+    _ClothingTemplates.casual,
+    _ClothingTemplates.learner,
+    _ClothingTemplates.clothes_first,
 )
 
 
-def imitate(identity: Identity, outfit: Outfit, pose: Pose, dice: Dice, style: int) -> tuple[str, str]:
-    """(identity text, clothing text) of a picture as the writer `style` (index into captions.STYLES) would put them.
+def write_texts(identity: Identity, outfit: Outfit, pose: Pose, dice: Dice, style: int) -> tuple[str, str]:
+    """Returns (identity text, clothing text) of an image in the style of a writer (index into captions.STYLES).
 
-    The identity text names no clothing, the clothing text nobody in particular, neither what the view hides. Raises
-    ValueError for a style that no writer has.
+    The identity text mentions no clothing, the clothing text no identity, and neither anything that the view hides. Raises
+    ValueError for an index without a writer.
     """
     if not 0 <= style < len(STYLES):
         raise ValueError(f"style must be a writer from 0 to {len(STYLES) - 1}, got {style}")
-    she = "he" if identity.sex == "man" else "she"
-    return _IDENTITY[style](looks_of(identity, pose), she, dice), _CLOTHING[style](clothes_of(outfit, pose), dice)
+    pronoun = "he" if identity.sex == "man" else "she"
+    return _IDENTITY_TEMPLATES[style](looks_of(identity, pose), pronoun, dice), _CLOTHING_TEMPLATES[style](
+        clothes_of(outfit, pose), dice
+    )
 
 
 def nearest_writer(examples: Sequence[str]) -> int:
-    """The writer (index into captions.STYLES) whose captions are, in style, most like the examples on average.
+    """Returns the writer (index into captions.STYLES) whose style is most similar to that of the examples on average.
 
     Raises ValueError without an example.
     """
     if not examples:
         raise ValueError("nearest_writer needs at least one example caption, got none")
-    encoder, prototypes_SD = _writers()
+    encoder, prototypes_SD = _writer_prototypes()
     mean_D = encoder.transform(neutralise(examples)).mean(0)
     return int(np.argmax(prototypes_SD @ mean_D))
 
 
 @lru_cache(maxsize=1)
-def _writers() -> tuple[StylometricEncoder, np.ndarray]:
-    """A style encoder fitted on renderings of every writer, and each writer's mean feature, normalised (S, D)."""
+def _writer_prototypes() -> tuple[StylometricEncoder, np.ndarray]:
+    """Returns a style encoder fitted on captions of every writer, and each writer's normalised mean feature (S, D)."""
     texts = []
     for number in range(_RENDERINGS):
         dice = Dice("writer", number)

@@ -3,12 +3,9 @@ results of its best checkpoint that are computed once."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,9 @@ from typing import Any
 import torch
 
 from training.config import Config, from_dict
-from training.data.datasets import Dataset, read_dataset
 from training.data.tokenizer import load_tokenizer
 from training.models.model import Model
-from training.utils.io import atomic, read_json, write_json
+from training.utils.io import atomic
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -60,7 +56,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class TrainedRun:
+class TrainedModel:
     """What the best checkpoint of a run folder holds."""
 
     config: Config
@@ -80,7 +76,7 @@ def build_model(config: Config, tokenizer: Any) -> Model:
     return Model(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id, length)
 
 
-def load_run(run_dir: Path) -> TrainedRun:
+def load_run(run_dir: Path) -> TrainedModel:
     """The run in `run_dir`. Raises FileNotFoundError when it is not trained, ValueError when a file is damaged."""
     path = Path(run_dir) / "best.pt"
     if not path.is_file():
@@ -96,39 +92,7 @@ def load_run(run_dir: Path) -> TrainedRun:
     tokenizer = load_tokenizer(path.parent / "tokenizer")
     model = build_model(config, tokenizer)
     model.load_state_dict(weights)
-    return TrainedRun(config, tokenizer, model.eval(), **numbers)
-
-
-def computed_once(
-    run_dir: Path,
-    name: str,
-    compute: Callable[[TrainedRun, Dataset], dict[str, Any]],
-    suffices: Callable[[dict[str, Any]], bool] = lambda stored: True,
-) -> tuple[dict[str, Any], bool]:
-    """(contents of RUN/name, whether they are new): what `compute` says of the best checkpoint on its data, and
-    "checkpoint" {epoch, step, sha256}; computed at the first call only, or again when what is there does not suffice.
-
-    Raises FileNotFoundError for a run that is not trained, ValueError when the file belongs to another checkpoint or
-    the data is not what the run was trained on, and what the data stage and `compute` raise.
-    """
-    run_dir = Path(run_dir)
-    run = load_run(run_dir)
-    digest, path = hashlib.sha256((run_dir / "best.pt").read_bytes()).hexdigest(), run_dir / name
-    if path.exists():
-        stored = read_json(path)
-        if not isinstance(stored, dict) or stored.get("checkpoint", {}).get("sha256") != digest:
-            raise ValueError(f"{path} is of another checkpoint than best.pt; move it away to evaluate this one")
-        if suffices(stored):
-            return stored, False
-    dataset = read_dataset(run.config.data)
-    if dataset.fingerprint != run.fingerprint:
-        raise ValueError(
-            f"{dataset.root} is not the data that {run_dir} was trained on: fingerprint {dataset.fingerprint[:12]}, "
-            f"expected {run.fingerprint[:12]}"
-        )
-    result = compute(run, dataset) | {"checkpoint": {"epoch": run.epoch, "step": run.step, "sha256": digest}}
-    write_json(path, result)
-    return json.loads(json.dumps(result)), True
+    return TrainedModel(config, tokenizer, model.eval(), **numbers)
 
 
 def _require_plain(name: str, value: Any) -> None:

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.evaluation.result import METRICS
 from training.evaluation.similarity import Similarity, blocks
 
-METRICS = ("R1", "R5", "R10", "mAP", "mINP")
 RANKS = (1, 5, 10)
 
 
@@ -74,7 +74,7 @@ def retrieval_metrics(similarity: Any, query_ids: Any, gallery_ids: Any) -> dict
 
 
 def has_ties(similarity: Any, query_ids: Any, gallery_ids: Any) -> bool:
-    """True where any query gives one score to a match and to a wrong item, so that the metrics are expectations."""
+    """True if a query gives the same score to a match and to a wrong item, so that the metrics are expectations."""
     return _of_similarity(similarity, query_ids, gallery_ids).has_ties()
 
 
@@ -103,10 +103,10 @@ def embedding_metrics(
 
 
 def chance_metrics(query_ids: Any, gallery_ids: Any) -> dict[str, float]:
-    """The same keys: exact expectation in percent under a uniformly random order of the gallery.
+    """Exact expectation of `retrieval_metrics` under a uniformly random order of the gallery, percent, keys `METRICS`.
 
     A random order is one group of equal scores, so this is `retrieval_metrics` of a constant similarity, evaluated
-    once for each number of matches that occurs. Errors as there.
+    once for each number of matches that occurs. Raises as `retrieval_metrics`.
     """
     query_Q, gallery_G = _ids("query_ids", query_ids), _ids("gallery_ids", gallery_ids)
     found_Q = _matches_by_id(query_Q, gallery_G)(slice(None)).found_B
@@ -118,15 +118,15 @@ def chance_metrics(query_ids: Any, gallery_ids: Any) -> dict[str, float]:
 
 
 def query_metrics(similarity_QG: Tensor, match_QG: Tensor, excluded_QG: Tensor | None = None) -> Tensor:
-    """(Q, 5) float64 in percent, columns as `METRICS`: each query by itself, with its own matches.
+    """Metrics of each query, (Q, 5) float64 in percent, columns as `METRICS`.
 
     similarity_QG: (Q, G) floating, finite; match_QG and excluded_QG: (Q, G) bool. An excluded item is not in the gallery
     of its query. Raises ValueError for a query without a match, or whose match is excluded.
     """
     if excluded_QG is not None:
         if bool((match_QG & excluded_QG).any()):
-            raise ValueError(f"{int((match_QG & excluded_QG).any(1).sum())} queries exclude a match of theirs")
-        # Behind every other item they change no metric: the last match stands before them.
+            raise ValueError(f"{int((match_QG & excluded_QG).any(1).sum())} queries exclude one of their matches")
+        # Ranked last they change no metric: the last match ranks before them.
         similarity_QG = similarity_QG.masked_fill(excluded_QG, -torch.inf)
     if not bool(match_QG.any(1).all()):
         raise ValueError(f"{int((~match_QG.any(1)).sum())} of {len(match_QG)} queries have no match in the gallery")

@@ -10,7 +10,7 @@ import pytest
 from tests.support.pedes_dataset import make_pedes
 from training.config import DataConfig
 from training.data.datasets import Dataset, read_dataset
-from training.train import describe
+from training.engine.train_run import describe
 
 
 @pytest.fixture

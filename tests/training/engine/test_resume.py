@@ -45,7 +45,7 @@ def check_same_run(ours: Path, theirs: Path) -> None:
 
 def interrupt(config: Config, run_dir: Path, batches: int, monkeypatch: pytest.MonkeyPatch, resume: bool) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("training.train.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), batches))
+        patch.setattr("training.engine.train_run.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), batches))
         with pytest.raises(KeyboardInterrupt):
             train(config, run_dir, resume=resume)
 

@@ -184,7 +184,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     run_dir, config = tmp_path / "run", tiny_config(root)
     steps = max(line["step"] for line in read_lines(whole)) // 3
     with monkeypatch.context() as patch:
-        patch.setattr("training.train.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), int(steps * epochs_done)))
+        patch.setattr(
+            "training.engine.train_run.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), int(steps * epochs_done))
+        )
         with pytest.raises(KeyboardInterrupt):
             train(config, run_dir)
     assert (run_dir / "last.pt").exists() == (epochs_done > 1)

@@ -17,7 +17,7 @@ from training import evaluate
 from training.data.datasets import read_dataset, read_gallery_texts
 from training.describe import __main__ as describe
 from training.evaluation import run_evaluation
-from training.evaluation.protocols import PROTOCOLS
+from training.evaluation.protocol_names import PROTOCOLS
 from training.synthetic.dataset import generate as render
 from training.train import train
 from training.utils import cli

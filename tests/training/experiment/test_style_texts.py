@@ -20,7 +20,7 @@ from training.config.ablations import ABLATIONS, REFERENCES, Row
 from training.data.datasets import read_dataset
 from training.experiment.__main__ import ALL, missing_runs, plan, print_summary, run_experiment
 from training.experiment.style_texts import with_texts
-from training.report import build_experiment
+from training.report.experiment_page import build_experiment
 
 NAMES = ("style-none", "style-dbscan")
 

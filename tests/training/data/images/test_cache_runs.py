@@ -27,7 +27,7 @@ from training.data.images.cache import Packed, Store
 from training.data.images.pack import Counts, pack
 from training.data.loader import Batch, TrainLoader, iterate_images
 from training.data.tokenizer import build_tokenizer
-from training.search import find
+from training.retrieval.gallery_search import search_gallery
 from training.train import train
 
 SIZE = (32, 16)
@@ -107,16 +107,16 @@ def test_a_run_ends_with_the_same_numbers_with_a_cache_and_workers_though_interr
     train(config, tmp_path / "plain")
     config = replace(config, data=replace(config.data, cache=str(tmp_path / "cache"), workers=2))
     with monkeypatch.context() as patch:
-        patch.setattr("training.train.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), 6))
+        patch.setattr("training.engine.train_run.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), 6))
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "run")
     train(config, tmp_path / "run", resume=True)
     assert read_lines(tmp_path / "run") == read_lines(tmp_path / "plain")
     # The train and val images; a search adds those of a split and not those of a folder.
     assert files_in(tmp_path / "cache") == 24
-    find(tmp_path / "run", "red shirt", 3, "test")
+    search_gallery(tmp_path / "run", "red shirt", 3, "test")
     make_pedes(tmp_path / "others")
-    find(tmp_path / "run", "red shirt", 3, str(tmp_path / "others" / "imgs" / "train"))
+    search_gallery(tmp_path / "run", "red shirt", 3, str(tmp_path / "others" / "imgs" / "train"))
     assert files_in(tmp_path / "cache") == 30
 
 

@@ -26,7 +26,7 @@ from training.utils import cli
 def small_map() -> Iterator[None]:
     """t-SNE of few captions, which takes no time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style_page, "SHOWN", 60)
+        patch.setattr(style_page, "MAP_CAPTIONS", 60)
         yield
 
 
