@@ -116,7 +116,7 @@ VARIANTS: dict[str, Callable[[Split], Sample]] = {
 
 
 def peak_mib(variant: str, argv: Sequence[str]) -> float:
-    """Of a new process that makes the embeddings and does this alone. Raises RuntimeError when it fails."""
+    """Peak of a new process that makes the embeddings and does this alone. Raises RuntimeError when it fails."""
     command = [sys.executable, "-m", "bench.pipeline.retrieval_metrics", *argv, "--peak", variant]
     child = subprocess.run(command, cwd=results.ROOT, capture_output=True, text=True)
     if child.returncode != 0:

@@ -72,7 +72,7 @@ class Similarity:
                 yield rows, beta, _weighted(products, beta)
 
     def _products(self, query_BE: Tensor, betas: Sequence[float]) -> dict[int, Tensor]:
-        """Of the branches that any beta needs."""
+        """Products with the galleries that any beta needs."""
         query_BE = _on_grid(query_BE, _length(query_BE)[:, None])
         needed = [any(math.isfinite(beta) for beta in betas), any(beta > 0 for beta in betas)]
         size = len(query_BE), self.shape[1]
