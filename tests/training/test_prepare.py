@@ -28,7 +28,7 @@ def run(tmp_path, monkeypatch, capsys):
 def test_exit_status_table_and_page(tmp_path, run):
     root = make_valid(tmp_path / "set")
     status, out, _ = run("validate", "cuhk-pedes", "set", "--allow-counts", "--workers", "2")
-    assert status == 0 and "The protocol can be run, on a set of another size than the official one." in out
+    assert status == 0 and "The protocol can be run, on a set whose size differs from the official one." in out
     assert out.splitlines()[-1] == "runs/validate-cuhk-pedes.html"
     page = (tmp_path / "runs" / "validate-cuhk-pedes.html").read_text()
     assert page.count("data:image/jpeg") == 8 + 6 + 6 and "A slim person" in page
