@@ -118,7 +118,7 @@ def pack(arguments: Pack) -> None:
 
     from training.config import DataConfig
     from training.data.datasets import read_records
-    from training.data.images.pack import pack as pack_images
+    from training.data.images.pack import pack_images
 
     root, size, cache = str(arguments.root), arguments.image_size, arguments.cache
     config = DataConfig(arguments.name, root, image_size=size, cache=str(cache), workers=arguments.workers)
@@ -137,15 +137,15 @@ def validate(arguments: Validate) -> None:
     from rich.progress import Progress, TaskID
 
     from training.data.validation.decode_cache import default_workers
-    from training.data.validation.validate import Options
-    from training.data.validation.validate import validate as check_data_set
+    from training.data.validation.validate import ValidationOptions, validate_dataset
     from training.report.validation_page import verdict, write_validation
 
     name, workers = arguments.name, arguments.workers
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     others = tuple(map(_data_set, arguments.against))
-    options = Options(arguments.allow_counts, arguments.hash, others, arguments.cache, workers or default_workers())
+    kept = arguments.allow_counts, arguments.hash, others, arguments.cache
+    options = ValidationOptions(*kept, workers or default_workers())
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, TaskID] = {}
@@ -155,7 +155,7 @@ def validate(arguments: Validate) -> None:
                 tasks[title] = bar.add_task(f"images of {title}", total=total)
             bar.update(tasks[title], completed=done)
 
-        result = check_data_set(name, arguments.root, options, advance)
+        result = validate_dataset(name, arguments.root, options, advance)
     page = write_validation(result, arguments.html or Path("runs") / f"validate-{name}.html")
     _print_validation(result, verdict(result))
     print(page)
@@ -192,9 +192,9 @@ def _print_validation(result: Validation, verdict: str) -> None:
 
 def template(arguments: Template) -> None:
     """Writes the example of own data."""
-    from training.synthetic.own_data_example import write_template
+    from training.synthetic.own_data_example import write_example
 
-    write_template(arguments.out, arguments.form)
+    write_example(arguments.out, arguments.form)
     print(f"{arguments.out / 'README.txt'} says what is what")
 
 

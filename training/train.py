@@ -18,7 +18,7 @@ from training.config.command_line import RECIPE_HELP, ConfigFile
 from training.utils import cli
 
 if TYPE_CHECKING:
-    from training.engine.trainer import Progressed
+    from training.engine.trainer import RunProgress
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"next: python -m training.evaluate {arguments.out}")
 
 
-def train(config: Config, run_dir: Path, *, resume: bool = False) -> Progressed:
+def train(config: Config, run_dir: Path, *, resume: bool = False) -> RunProgress:
     """`engine.train_run.train_run`, the checkpoint selected by the protocol `dual`; raises what it raises."""
     # Not at the top: --help and errors of the command line need not wait for torch.
     from training.engine.train_run import train_run

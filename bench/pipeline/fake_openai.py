@@ -24,7 +24,7 @@ import tyro
 from training.describe.styles.neutral_llm import KIND as CAPTION
 from training.describe.styles.neutral_rules import neutralise
 from training.synthetic.attributes import sample_identity, sample_outfit, sample_pose
-from training.synthetic.rng import Dice
+from training.synthetic.rng import KeyedRng
 from training.synthetic.text.descriptions import STYLES, clothing_text, identity_text
 
 # Kinds of answers that arrive whole, usable or not.
@@ -98,10 +98,10 @@ def good_text(call: Call) -> str:
     """Text about the person invented for an image; for a caption its neutral form."""
     if call.kind == CAPTION:
         return neutralise([call.subject])[0]
-    dice = Dice("answering", call.subject)
-    identity = sample_identity(dice)
-    outfit = sample_outfit(dice, identity)
-    pose, style = sample_pose(dice, outfit), dice.integer(0, STYLES - 1)
+    rng = KeyedRng("answering", call.subject)
+    identity = sample_identity(rng)
+    outfit = sample_outfit(rng, identity)
+    pose, style = sample_pose(rng, outfit), rng.integer(0, STYLES - 1)
     return identity_text(identity, pose, style) if call.kind == "identity" else clothing_text(outfit, pose, style)
 
 

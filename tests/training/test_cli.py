@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, contents
 from tests.support.commands import run_here
 from tests.support.pedes_dataset import make_pedes
-from tests.support.tiny_run import contents, read_lines, same_state, tiny_config, tiny_options
+from tests.support.tiny_run import read_lines, same_state, tiny_config, tiny_options
 from training import evaluate, train
 from training.config import Config, command_line, to_dict
 from training.engine import checkpoint

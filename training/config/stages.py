@@ -1,4 +1,4 @@
-"""Configuration of a whole run: frozen dataclasses, one per stage, validated when built, stored beside every result.
+"""Configuration of a whole run: frozen dataclasses, one per stage, validated when built, stored with every result.
 
 "reading n" in a comment names the row of the table of readings in docs/method.md; the default of every field is the
 `recommended` reading, `training.config.recipes.paper_readings` sets the `paper` one.
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from training.config.fields import Stage, Within
 
-# Ways to put captions into styles: the rows of Table 4.
+# Methods of assigning captions to styles: the rows of Table 4.
 StyleMethod = Literal["none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan"]
 STYLE_METHODS: tuple[StyleMethod, ...] = typing.get_args(StyleMethod)
 Backend = Literal["auto", "cuda", "triton", "cpu", "reference"]
@@ -21,7 +21,7 @@ Backend = Literal["auto", "cuda", "triton", "cpu", "reference"]
 
 @dataclass(frozen=True)
 class DataConfig(Stage):
-    """Which data set, and how its images and texts become tensors."""
+    """Data set, and conversion of its images and texts to tensors."""
 
     # Reader: "cuhk-pedes" (the synthetic set is written in that format), ...; "own": docs/data.md.
     dataset: Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "own"] = "cuhk-pedes"
@@ -43,7 +43,7 @@ class DataConfig(Stage):
     # Probability of a horizontal flip, and of erasing one rectangle.
     flip: Annotated[float, Within(0, 1)] = 0.5
     erase: Annotated[float, Within(0, 1)] = 0.5
-    # Folder of the packed cache of resized images, shared by runs and data sets, filled when needed; empty: none.
+    # Folder of the packed cache of resized images, shared by runs and data sets, updated on demand; empty: none.
     cache: str = ""
     # Processes that decode images; 0 decodes in the training process.
     workers: Annotated[int, Within(0, 1024)] = 0
@@ -51,9 +51,9 @@ class DataConfig(Stage):
 
 @dataclass(frozen=True)
 class EncoderConfig(Stage):
-    """One encoder: pretrained by name or local folder, or a small one built from the numbers below."""
+    """One encoder: pretrained by name or local folder, or a small one of the sizes below."""
 
-    # Hugging Face name or a local folder; empty: build from the sizes below with random weights.
+    # Hugging Face name or local folder; empty: the sizes below with random weights.
     pretrained: str = ""
     width: Annotated[int, Within(8)] = 128
     layers: Annotated[int, Within(1)] = 4
@@ -95,7 +95,7 @@ class FusionConfig(Stage):
     enabled: bool = True
     # "tokens": gated patch tokens and text tokens as one sequence; "pooled": one vector per pair (reading 13).
     form: Literal["tokens", "pooled"] = "tokens"
-    # "mamba"; "none" leaves the layers out (Table 2, w/o Mamba; Fig. 5, simple); "transformer" (Fig. 5).
+    # "mamba"; "none": no layers (Table 2, w/o Mamba; Fig. 5, simple); "transformer" (Fig. 5).
     layers_kind: Literal["mamba", "transformer", "none"] = "mamba"
     layers: Annotated[int, Within(1)] = 2
     width: Annotated[int, Within(1)] = 256
@@ -117,6 +117,8 @@ class FusionConfig(Stage):
 
 @dataclass(frozen=True)
 class ModelConfig(Stage):
+    """Encoders, modules and joint embedding of the model."""
+
     visual: EncoderConfig = field(default_factory=lambda: EncoderConfig(pretrained="google/vit-base-patch16-224"))
     text: EncoderConfig = field(default_factory=lambda: EncoderConfig(pretrained="bert-base-uncased", lr_scale=0.1))
     bdam: BdamConfig = field(default_factory=BdamConfig)
@@ -124,28 +126,28 @@ class ModelConfig(Stage):
     # Width of the joint embedding space (reading 4).
     embedding: Annotated[int, Within(1)] = 256
     # Batch normalisation at the end of the projections to embeddings (readings 4 and 5): without it the batch-hard triplet
-    # loss draws the embeddings of new encoders into one point.
+    # loss collapses the embeddings of new encoders to one point.
     batch_norm: bool = True
     # "cls" or masked "mean" (reading 12).
     text_pooling: Literal["cls", "mean"] = "mean"
     # Self-attention layers on top of a frozen text encoder (reading 11).
     text_adapter_layers: Annotated[int, Within(0)] = 0
-    # Which implementation of selective_scan, causal_conv1d and hsic runs.
+    # Implementation of selective_scan, causal_conv1d and hsic.
     backend: Backend = "auto"
 
 
 @dataclass(frozen=True)
 class LossConfig(Stage):
-    """A switched-off loss is left out (Table 3); the balance of the others is GradNorm's."""
+    """Losses: False removes a loss (Table 3); GradNorm balances the others."""
 
     info_nce: bool = True
     triplet: bool = True
     adversarial: bool = True
     decoupling: bool = True
     gate_regularisation: bool = True
-    # Texts that are positives of an image in InfoNCE (reading 1): of its identity embedding, "identity", "caption" or "both";
-    # "scored": the identity text of the identity embedding, the caption of the sum of both embeddings, which is how retrieval
-    # scores it at beta 1 (reading 24), so that the words on clothes do not have to be found in the identity.
+    # Positive texts of an image in InfoNCE (reading 1): "identity", "caption" or "both" for its identity embedding;
+    # "scored": the identity text for the identity embedding, and the caption for the sum of both embeddings, as retrieval
+    # scores it at beta 1 (reading 24), so that the identity embedding need not encode clothing words.
     info_nce_texts: Literal["identity", "caption", "both", "scored"] = "scored"
     # Symmetric with all pairs of one person as positives; off: image to text, diagonal only (reading 2).
     info_nce_symmetric: bool = True
@@ -157,14 +159,15 @@ class LossConfig(Stage):
     # "paper": eq. (1) as printed; "intent": clothing matching plus an adversary on identity; "minimax": gradient
     # reversal (reading 6).
     adversarial_mode: Literal["paper", "intent", "minimax"] = "intent"
-    # What decouples (eq. 2 and reading 8): "hsic" of the gated features, or "cka", the unbiased HSIC over the geometric mean
-    # of each feature's own, which cannot be lowered by features that vary less; on L2-normalised features; and the kernel.
+    # Decoupling measure (eq. 2 and reading 8): "hsic" of the gated features, or "cka", the unbiased HSIC over the geometric
+    # mean of the HSIC of each feature with itself, which features of less variance do not lower; L2 normalisation of the
+    # features; and the kernel.
     decoupling_measure: Literal["hsic", "cka"] = "cka"
     hsic_normalise: bool = True
     hsic_kernel: Literal["linear", "rbf"] = "linear"
     # Fixed weight of mean (g - 0.5)^2, outside GradNorm (reading 9).
     gate_weight: Annotated[float, Within(0)] = 0.01
-    # What trains f_final (reading 15).
+    # Losses on f_final (reading 15).
     final_triplet: bool = True
     final_info_nce: bool = True
     final_matching: bool = True
@@ -197,28 +200,28 @@ class GradNormConfig(Stage):
 
 @dataclass(frozen=True)
 class OptimConfig(Stage):
-    """Readings 22 and 25."""
+    """Optimisation, precision and memory (readings 22 and 25)."""
 
     optimizer: Literal["adamw", "adam"] = "adamw"
     lr: Annotated[float, Within(1e-12)] = 1e-4
     weight_decay: Annotated[float, Within(0)] = 1e-3
     epochs: Annotated[int, Within(1)] = 60
     warmup_epochs: Annotated[int, Within(0)] = 5
-    # Largest global gradient norm; 0: not clipped.
+    # Largest global gradient norm; 0: no clipping.
     clip_norm: Annotated[float, Within(0)] = 1.0
     # Validate every this many epochs, and always after the last.
     validate_every: Annotated[int, Within(1)] = 1
-    # Arithmetic of encoders and heads (autocast). Parameters, losses and optimiser stay in float32; fp16 scales the losses
-    # and leaves out the steps whose gradients overflow.
+    # Precision of encoders and heads (autocast). Parameters, losses and optimiser stay in float32; fp16 scales the losses
+    # and skips steps whose gradients overflow.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    # Micro-batches that the encoders see one after the other; heads and losses always see the whole batch. Less memory, the
-    # same gradient, one more forward pass through the encoders.
+    # Number of micro-batches for the encoders; heads and losses always process the whole batch. Less memory, the same
+    # gradient, one more forward pass through the encoders.
     accumulate: Annotated[int, Within(1)] = 1
-    # Compute activations of the encoders' and of BDAM's layers again in the backward pass instead of keeping them.
+    # Recompute activations of the layers of encoders and BDAM in the backward pass instead of keeping them.
     checkpointing: bool = False
-    # torch.compile of the encoders and of the heads' parts.
+    # torch.compile of the encoders and of the modules of the heads.
     compile: bool = False
-    # Write last.pt after every this many steps too (the last of an epoch: after validation); 0: after every epoch only.
+    # Also write last.pt every this many steps (at the end of an epoch: after validation); 0: after every epoch only.
     save_every_steps: Annotated[int, Within(0)] = 0
 
     def check(self) -> None:
@@ -241,9 +244,9 @@ class EvalConfig(Stage):
 
 @dataclass(frozen=True)
 class Config(Stage):
-    """Everything a run depends on. Stored whole as config.json beside every checkpoint and result."""
+    """Complete configuration of a run, stored as config.json with every checkpoint and result."""
 
-    # Name of the recipe that made it, for the reader of a result.
+    # Name of its recipe, for the reader of a result.
     recipe: str = "custom"
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
@@ -260,7 +263,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Config from what `to_dict` made. Raises ValueError naming a field that is unknown, missing or of a wrong value."""
+    """Config from the result of `to_dict`. Raises ValueError naming a field that is unknown, missing or of a wrong value."""
     return _build(Config, values, "config")
 
 

@@ -13,7 +13,7 @@ from sklearn.manifold import TSNE
 
 from training.config import to_dict
 from training.data.datasets import Dataset
-from training.data.ground_truth import Truth, read_factors
+from training.data.ground_truth import GroundTruth, read_factors
 from training.disentangle import linear_probes
 from training.disentangle.cloth_changing import search_clothes
 from training.disentangle.dependence import dependence
@@ -97,7 +97,7 @@ def _measure(
 
 
 def _measure_factors(
-    features: dict[str, np.ndarray], truth: Truth, persons: Sequence[int], progress: Progress
+    features: dict[str, np.ndarray], truth: GroundTruth, persons: Sequence[int], progress: Progress
 ) -> dict[str, Any]:
     """The fields of Disentanglement that need the true factors."""
     probed = {name: features[name] for name in PROBED if name in features}
@@ -125,7 +125,7 @@ def _identity_factor(results: Probes) -> str:
 
 
 def _layout(
-    features: dict[str, np.ndarray], truth: Truth, persons: Sequence[int], shown: Layout, progress: Progress
+    features: dict[str, np.ndarray], truth: GroundTruth, persons: Sequence[int], shown: Layout, progress: Progress
 ) -> dict[str, np.ndarray]:
     """t-SNE coordinates "tsne_<feature>" (n, 2) float32 of n images, "tsne_images" (n,) their positions in the split, and
     "tsne_identity", "tsne_clothing" (n,) their factor values. People are drawn whole, at most POINTS images."""

@@ -1,5 +1,5 @@
-"""Files of a run, each written whole or not at all, checkpoints of tensors and plain values, a run loaded again, and
-results of its best checkpoint that are computed once."""
+"""Checkpoints of tensors and plain values, written atomically; loading of a trained run; cached results of its best
+checkpoint."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from training.utils.io import atomic
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What a killed process has left of files that it was writing into a run folder."""
+    """Temporary files of a killed process in a run folder."""
     return sorted(p for p in Path(folder).iterdir() if re.fullmatch(r"\..+\.tmp|\.tokenizer\..+", p.name))
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes `leftovers`."""
+    """Removes the files listed by `leftovers`."""
     for path in leftovers(folder):
         if path.is_dir():
             shutil.rmtree(path)
@@ -33,23 +33,25 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes a checkpoint atomically. Raises TypeError naming the entry that is neither tensor nor plain value."""
+    """Writes a checkpoint atomically. Raises TypeError naming an entry that is neither a tensor nor a plain value."""
     _require_plain("state", state)
     with atomic(path) as file:
         torch.save(state, file)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote, on the CPU, read with weights_only=True.
+    """Reads a checkpoint written by `save` to the CPU, with weights_only=True.
 
-    Raises FileNotFoundError, or ValueError naming a file that is not such a checkpoint.
+    Raises FileNotFoundError, or ValueError naming a file that is not a checkpoint.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise ValueError(f"{path} is not a checkpoint of this project: it is damaged or of another kind") from error
+        raise ValueError(
+            f"{path} is not a checkpoint of this project: it is damaged or a different kind of file"
+        ) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} is not a checkpoint of this project: it holds a {type(state).__name__}")
     return state
@@ -57,13 +59,13 @@ def load(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What the best checkpoint of a run folder holds."""
+    """Contents of the best checkpoint of a run folder."""
 
     config: Config
     tokenizer: Any
-    # With the weights of best.pt, in evaluation mode.
+    # Weights of best.pt, in evaluation mode.
     model: Model
-    # Finished epochs and steps, the clothing weight chosen on validation, and the fingerprint of the data.
+    # Finished epochs and steps, the clothing weight beta chosen on validation, and the fingerprint of the data.
     epoch: int
     step: int
     beta: float
@@ -71,17 +73,17 @@ class TrainedModel:
 
 
 def build_model(config: Config, tokenizer: Any) -> Model:
-    """A new model for `config` and the vocabulary of `tokenizer`; its random weights come from torch's global state."""
+    """A new model for `config` and the vocabulary of `tokenizer`, with random weights from torch's global generator."""
     size, length = config.data.image_size, config.data.text_length
     return Model(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id, length)
 
 
 def load_run(run_dir: Path) -> TrainedModel:
-    """The run in `run_dir`. Raises FileNotFoundError when it is not trained, ValueError when a file is damaged."""
+    """Loads the best checkpoint of `run_dir`. Raises FileNotFoundError when there is none, ValueError for a damaged file."""
     path = Path(run_dir) / "best.pt"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{run_dir} holds no trained model: there is no {path}; `python -m training.train` makes it"
+            f"{run_dir} holds no trained model: there is no {path}; `python -m training.train` creates it"
         )
     state = load(path)
     try:

@@ -18,14 +18,14 @@ from training.data.loader import TrainLoader
 from training.data.tokenizer import build_tokenizer, save_tokenizer
 from training.engine import checkpoint
 from training.engine.memory import Resources, peak_memory_mb
-from training.engine.trainer import Progressed, Trainer
+from training.engine.trainer import RunProgress, Trainer
 from training.utils.io import read_json, read_record, write_json, write_record
 
 # Called with (model, records=, tokenizer=, config=): the metrics that select a checkpoint, such as dual.validate.
 ValidateSplit = Callable[..., dict[str, float]]
 
 
-def train_run(config: Config, run_dir: Path, validate: ValidateSplit, *, resume: bool = False) -> Progressed:
+def train_run(config: Config, run_dir: Path, validate: ValidateSplit, *, resume: bool = False) -> RunProgress:
     """Trains `config` into `run_dir`: config.json, tokenizer/, what `Trainer` writes, and resources.json (peak memory).
 
     Raises FileExistsError for a run folder that is in use, ValueError for one to resume of another configuration,
@@ -62,8 +62,7 @@ def build_trainer(
 ) -> tuple[Trainer, Any]:
     """(trainer of a new model, tokenizer) for a configuration and its data, seeded by the configuration."""
     torch.manual_seed(config.seed)
-    texts = [text for r in dataset.splits["train"] for text in (*r.captions, r.identity, r.clothing)]
-    tokenizer = build_tokenizer(config.model.text, texts)
+    tokenizer = build_tokenizer(config.model.text, dataset.train_texts())
     model = checkpoint.build_model(config, tokenizer)
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     validation = partial(validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
@@ -75,7 +74,10 @@ def describe(dataset: Dataset) -> str:
     """One line about a data set."""
     splits = dataset.splits.items()
     text = ", ".join(f"{name} {len({r.id for r in records})} ids / {len(records)} images" for name, records in splits)
-    return text + (f"; {dataset.left_out} train images left out, their texts were rejected" if dataset.left_out else "")
+    if not (skipped := dataset.skipped_images):
+        return text
+    images, whose = ("image", "its") if skipped == 1 else ("images", "their")
+    return f"{text}; {skipped} training {images} skipped: {whose} generated texts were rejected"
 
 
 def _write_resources(path: Path, device: torch.device) -> None:

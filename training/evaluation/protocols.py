@@ -26,7 +26,7 @@ from training.data.datasets import Record, TextFile, descriptions_path, identity
 from training.data.loader import iterate_images, tokenize
 from training.engine.checkpoint import TrainedModel
 from training.evaluation.dual import DualEmbeddings, embed_dual
-from training.evaluation.metrics import METRICS, chance_metrics, has_ties, retrieval_metrics
+from training.evaluation.metrics import METRICS, chance_metrics, embedding_metrics, has_ties, retrieval_metrics
 from training.evaluation.protocol_names import PROTOCOLS, Protocol
 from training.evaluation.result import Counts, ProtocolEvaluation, TextSource
 from training.models.model import Model
@@ -89,18 +89,17 @@ def measure(
         return ProtocolEvaluation(**about, **_gallery_text(trained, dual, gallery_GE))
     fused_QE = _fused(trained, records, dual.captions, dual.query_images_Q, progress)
     first_G = torch.searchsorted(dual.query_images_Q, torch.arange(len(records)))
-    scores = fused_QE @ fused_QE[first_G].T
-    audit = retrieval_metrics(scores, *ids)
-    return ProtocolEvaluation(**about, audit=True, metrics_audit=audit, ties=has_ties(scores, *ids))
+    audit = embedding_metrics(fused_QE, fused_QE[first_G], *ids)[0.0]
+    return ProtocolEvaluation(**about, audit=True, metrics_audit=audit.mean(), ties=audit.has_ties())
 
 
 def _gallery_text(trained: TrainedModel, dual: DualEmbeddings, gallery_GE: Tensor) -> dict[str, Any]:
-    ids, scores = (dual.query_ids_Q, dual.gallery_ids_G), dual.t_QE @ gallery_GE.T
+    metrics = embedding_metrics(dual.t_QE, gallery_GE, dual.query_ids_Q, dual.gallery_ids_G)[0.0]
     aligned = trained.config.loss.final_info_nce
     return {
-        "metrics": retrieval_metrics(scores, *ids),
-        "metrics_dual": retrieval_metrics(dual.similarity(trained.beta), *ids),
-        "ties": has_ties(scores, *ids),
+        "metrics": metrics.mean(),
+        "metrics_dual": dual.metrics([trained.beta])[trained.beta].mean(),
+        "ties": metrics.has_ties(),
         "note": "" if aligned else "f_final was not trained against captions (loss.final_info_nce is off)",
     }
 

@@ -25,7 +25,7 @@ from training.engine.memory import peak_memory_mb
 from training.evaluation import efficiency, protocols
 from training.evaluation.cached_result import cached_result
 from training.evaluation.dual import DualEmbeddings, evaluate_dual
-from training.evaluation.metrics import chance_metrics, has_ties, query_metrics
+from training.evaluation.metrics import QueryMetrics, chance_metrics
 from training.evaluation.protocol_names import DEFAULT_K, Protocol
 from training.evaluation.result import (
     METRICS,
@@ -107,20 +107,19 @@ def _evaluate(run: Run, trained: TrainedModel, dataset: Dataset) -> Evaluation:
     dual, metrics = evaluate_dual(
         trained.model, records, trained.tokenizer, trained.config, sorted({0.0, trained.beta})
     )
-    similarity = dual.similarity(trained.beta)
     histograms = _histograms(trained, dual, records)
-    _write_queries(run.folder / QUERIES, similarity, dual)
-    memory_mb = peak_memory_mb(similarity.device)
+    _write_queries(run.folder / QUERIES, metrics[trained.beta], dual)
+    memory_mb = peak_memory_mb(dual.t_QE.device)
     calls = Counter(run.calls) + (Counter(bdam_fast.call_counts()) - before)
     seconds = time.perf_counter() - started
     return Evaluation(
-        metrics=metrics[trained.beta],
-        metrics_beta0=metrics[0.0],
+        metrics=metrics[trained.beta].mean(),
+        metrics_beta0=metrics[0.0].mean(),
         beta=trained.beta,
         chance=chance_metrics(dual.query_ids_Q, dual.gallery_ids_G),
-        ties=has_ties(similarity, dual.query_ids_Q, dual.gallery_ids_G),
+        ties=metrics[trained.beta].has_ties(),
         counts=Counts(queries=len(dual.captions), gallery=len(records), ids=len({r.id for r in records})),
-        examples=_examples(similarity, dual, records),
+        examples=_examples(trained.beta, dual, records),
         histograms=histograms,
         calls=dict(sorted(calls.items())),
         data=_data(dataset),
@@ -137,10 +136,9 @@ def _evaluate(run: Run, trained: TrainedModel, dataset: Dataset) -> Evaluation:
     )
 
 
-def _write_queries(path: Path, similarity_QG: torch.Tensor, dual: DualEmbeddings) -> None:
+def _write_queries(path: Path, metrics: QueryMetrics, dual: DualEmbeddings) -> None:
     """Arrays ap and r1 (Q,) float32 in [0, 1] at the chosen beta, and ids (Q,) int64 of the person, in the split's order."""
-    match_QG = dual.query_ids_Q[:, None] == dual.gallery_ids_G[None]
-    values_Q5 = query_metrics(similarity_QG, match_QG).float() / 100
+    values_Q5 = metrics.values_Q5.float() / 100
     ap_Q, r1_Q = (values_Q5[:, METRICS.index(name)].numpy() for name in ("mAP", "R1"))
     with atomic(path) as file:
         np.savez_compressed(file, ap=ap_Q, r1=r1_Q, ids=dual.query_ids_Q.numpy())
@@ -154,13 +152,13 @@ def _efficiency(trained: TrainedModel, records: Sequence[Record]) -> Efficiency:
     return efficiency.measure(trained.model, images, texts)
 
 
-def _examples(similarity_QG: torch.Tensor, dual: DualEmbeddings, records: Sequence[Record]) -> list[Example]:
+def _examples(beta: float, dual: DualEmbeddings, records: Sequence[Record]) -> list[Example]:
     """Queries evenly spread over the split, each with its best images."""
     total = len(dual.captions)
     chosen = sorted({round(i * (total - 1) / max(EXAMPLES - 1, 1)) for i in range(min(EXAMPLES, total))})
     examples = []
-    for query in chosen:
-        own, scores = records[int(dual.query_images_Q[query])], similarity_QG[query]
+    for query, scores in zip(chosen, dual.similarity(beta, chosen), strict=True):
+        own = records[int(dual.query_images_Q[query])]
         top = [(records[i], float(scores[i])) for i in scores.argsort(descending=True, stable=True)[:RANKED].tolist()]
         ranked = [
             RankedImage(file_path=record.file_path, id=record.id, score=score, correct=record.id == own.id)
@@ -212,7 +210,7 @@ def _data(dataset: Dataset) -> DataSummary:
         name=dataset.name,
         root=str(dataset.root),
         split=dataset.split,
-        left_out=dataset.left_out,
+        left_out=dataset.skipped_images,
         fingerprint=dataset.fingerprint,
         counts=counts,
     )

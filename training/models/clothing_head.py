@@ -1,4 +1,4 @@
-"""Projections into the space of clothing texts: of the clothing branch, and of the identity branch (its adversary)."""
+"""Projections into the space of clothing texts: of the clothing branch, and of the identity branch (adversary)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class _ReverseGradient(torch.autograd.Function):
+class _GradientReversal(torch.autograd.Function):
     """Identity whose gradient changes sign (gradient reversal layer)."""
 
     @staticmethod
@@ -24,10 +24,9 @@ class _ReverseGradient(torch.autograd.Function):
 class ClothingHead(nn.Module):
     """Linear projection to the text dimension and L2 normalisation (paper 3.2), for f^_clo and for f^_id.
 
-    What reads clothing out of f^_id depends on the mode (reading 6). "intent" and "paper": the projection of the
-    clothing branch, its weights as constants, so that only f^_id can answer the adversary (the paper's loss does not
-    look at it). "minimax": a probe of its own behind a gradient reversal, which learns to find clothing in f^_id while
-    f^_id learns to hide it.
+    The adversary on f^_id depends on the mode (reading 6). "intent" and "paper": the projection of the clothing branch with
+    constant weights, so that its loss trains f^_id only (the loss of "paper" does not use it). "minimax": a separate probe
+    behind a gradient reversal, which learns to predict clothing from f^_id while f^_id learns to hide it.
     """
 
     def __init__(self, width: int, out: int, mode: Literal["paper", "intent", "minimax"]) -> None:
@@ -36,9 +35,9 @@ class ClothingHead(nn.Module):
         self.probe = nn.Linear(width, out) if mode == "minimax" else None
 
     def forward(self, f_id_hat_BC: Tensor, f_clo_hat_BC: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C) twice -> v_clo (B, E) and v_id_hat_clo (B, E)."""
+        """f^_id and f^_clo, (B, C) each -> v_clo and v_id_hat_clo, (B, E) each, L2-normalised."""
         if self.probe is not None:
-            hidden_BE = self.probe(_ReverseGradient.apply(f_id_hat_BC))
+            hidden_BE = self.probe(_GradientReversal.apply(f_id_hat_BC))
         else:
             hidden_BE = F.linear(f_id_hat_BC, self.projection.weight.detach(), self.projection.bias.detach())
         return F.normalize(self.projection(f_clo_hat_BC), dim=-1), F.normalize(hidden_BE, dim=-1)

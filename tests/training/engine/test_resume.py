@@ -21,7 +21,6 @@ from rich.console import Console
 
 from tests.support import ROOT
 from tests.support.commands import run_here
-from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import Interrupting, read_events, read_lines, same_state, tiny_config
 from training.config import Config, to_dict
 from training.config.ablations import FULL, Row
@@ -32,11 +31,6 @@ from training.experiment.scheduler import run_jobs
 from training.experiment.summary import run_folder
 from training.train import train
 from training.utils.io import read_json, write_json
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("pedes"))
 
 
 def check_same_run(ours: Path, theirs: Path) -> None:
@@ -125,39 +119,39 @@ SERVER = """
 import os, signal, sys, time
 from pathlib import Path
 import torch.utils.tensorboard, transformers
-import test_resume
+from tests.training.engine.test_resume import train_or_resume
 print("ready", flush=True)
 for line in sys.stdin:
     root, run_dir, seconds = line.split()
     process = os.fork()
     if not process:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        test_resume.train_or_resume(Path(root), Path(run_dir))
+        train_or_resume(Path(root), Path(run_dir))
         os._exit(0)
     if seconds != "inf":
         time.sleep(float(seconds))
-        # Not waited for yet, so the number is still its own even if it has ended.
+        # Before waitpid, so that the process id is still its own even if it has ended.
         os.kill(process, signal.SIGKILL)
     print(os.waitpid(process, 0)[1], flush=True)
 """
 
 
 def kill_config(root: Path) -> Config:
-    """Saves at every step: a good part of the time is spent writing checkpoints."""
+    """Saves at every step, so that many kills hit the writing of a checkpoint."""
     config = tiny_config(root)
     optim = replace(config.optim, epochs=4, save_every_steps=1)
     return replace(config, optim=optim, gradnorm=replace(config.gradnorm, warm_steps=2))
 
 
 def train_or_resume(root: Path, run_dir: Path) -> None:
-    """What `make demo` does."""
+    """Trains or resumes, as `make demo` does."""
     torch.set_num_threads(1)
     train(kill_config(root), run_dir, resume=(run_dir / "config.json").exists())
 
 
 @pytest.fixture
 def server() -> Iterator[subprocess.Popen[str]]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     with subprocess.Popen([sys.executable, "-c", SERVER], env=environment, **pipes) as process:
@@ -168,14 +162,14 @@ def server() -> Iterator[subprocess.Popen[str]]:
 
 
 def attempt(server: subprocess.Popen[str], root: Path, run_dir: Path, seconds: float = math.inf) -> int:
-    """Starts or continues a run and kills it after so many seconds; how the process ended."""
+    """Starts or continues a run and kills it after so many seconds; returns the wait status of the process."""
     assert server.stdin is not None and server.stdout is not None
     server.stdin.write(f"{root} {run_dir} {seconds}\n")
     return int(server.stdout.readline())
 
 
 def check_whole_files(run_dir: Path) -> dict[str, Any]:
-    """Everything that is there can be read; how far last.pt is."""
+    """Checks that every file can be read; returns the progress of last.pt."""
     for path in run_dir.glob("*.json"):
         read_json(path)
     states = {path.name: checkpoint.load(path) for path in run_dir.glob("*.pt")}

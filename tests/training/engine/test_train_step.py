@@ -12,19 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import tiny_config
 from tests.training.engine.test_trainer import build, first_batch
 from training.config import Config
 from training.data.loader import Batch
 from training.engine.losses import fixed_losses, task_losses
-from training.engine.train_step import COMPILED, NotFinite, Stepper, prepare, random_state
+from training.engine.train_step import COMPILED, NonFiniteError, Stepper, configure_model, random_state
 from training.engine.trainer import Trainer
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("pedes"))
 
 
 @pytest.fixture
@@ -46,7 +40,7 @@ def gradients(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """Of two gradients, relative to the length of the second."""
+    """Distance of two gradients, relative to the norm of the second."""
     assert ours.keys() == theirs.keys()
     a, b = (torch.cat([x[name].flatten().double() for name in theirs]) for x in (ours, theirs))
     return float((a - b).norm() / b.norm())
@@ -114,7 +108,7 @@ def test_micro_batches_of_frozen_encoders_are_encoded_once(config: Config, tmp_p
 
 
 def saved_bytes(trainer: Trainer) -> dict[str, int]:
-    """What the graphs of the encoders and of the decoupling module keep for the backward pass of a batch."""
+    """Bytes that the graphs of encoders and decoupling module keep for the backward pass of a batch."""
     kept: dict[str, dict[int, int]] = {"encoders": {}, "bdam": {}}
 
     def hooks(name: str) -> torch.autograd.graph.saved_tensors_hooks:
@@ -210,7 +204,7 @@ def test_a_norm_of_one_task_that_is_not_finite_is_named(config: Config, tmp_path
     batch = first_batch(build(config, tmp_path))
     projection = stepper.model.bdam.identity.projection
     projection.register_full_backward_hook(lambda module, grads, outs: (grads[0] * math.inf,))
-    with pytest.raises(NotFinite, match="gradient norm of info_nce (nan|inf)"):
+    with pytest.raises(NonFiniteError, match="gradient norm of info_nce (nan|inf)"):
         stepper.run(batch, measure=True)
 
 
@@ -232,7 +226,7 @@ def check_compiled(config: Config, tmp_path: Path, compiler: str) -> None:
     if compiler == "inductor":
         compiled.stepper = Stepper(using(config, compile=True), compiled.model)
     else:
-        prepare(compiled.model, using(config, compile=True).optim, compiler)
+        configure_model(compiled.model, using(config, compile=True).optim, compiler)
     batch = first_batch(plain)
     for _ in range(2):
         expected, step = plain.train_step(batch), compiled.train_step(batch)

@@ -18,7 +18,7 @@ from training.data.tokenizer import build_tokenizer
 from training.engine.checkpoint import build_model
 from training.evaluation import dual
 from training.evaluation.dual import embed_dual, evaluate_dual
-from training.evaluation.metrics import METRICS, retrieval_metrics
+from training.evaluation.metrics import METRICS, QueryMetrics, retrieval_metrics
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_dual_scores_every_caption_against_every_image(parts: tuple[Any, ...]) -
     assert float(embeddings.similarity(0.5)[3, 4]) == pytest.approx(float(expected), abs=1e-6)
     assert embeddings.query_images_Q[3] == 1
     torch.testing.assert_close(embeddings.gate_GC[4:5], image.gate_BC)
-    assert metrics[0.5] == retrieval_metrics(
+    assert metrics[0.5].mean() == retrieval_metrics(
         embeddings.similarity(0.5), embeddings.query_ids_Q, embeddings.gallery_ids_G
     )
 
@@ -64,7 +64,11 @@ def test_validation_takes_the_best_beta_and_the_lowest_of_equals(
 ) -> None:
     values = {0.0: (20.0, 9.0), 0.5: (30.0, 5.0), 1.0: (30.0, 8.0)}
     metrics = {beta: dict.fromkeys(METRICS, 0.0) | {"R1": r1, "mAP": ap} for beta, (r1, ap) in values.items()}
-    monkeypatch.setattr(dual, "evaluate_dual", lambda *_: (None, metrics))
+    queries = {
+        beta: QueryMetrics(torch.tensor([list(row.values())], dtype=torch.float64), torch.tensor([False]))
+        for beta, row in metrics.items()
+    }
+    monkeypatch.setattr(dual, "evaluate_dual", lambda *_: (None, queries))
     *first, config = parts
     expected = metrics[0.5] | {"beta": 0.5, "beta0_R1": 20.0, "beta0_mAP": 9.0}
     assert dual.validate(*first, config) == expected

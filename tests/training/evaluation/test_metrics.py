@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.evaluation import metrics
+from training.evaluation import similarity
 from training.evaluation.metrics import METRICS, chance_metrics, has_ties, query_metrics, retrieval_metrics
 
 
@@ -107,11 +107,11 @@ def test_any_floating_dtype_and_infinite_scores(dtype: torch.dtype) -> None:
     assert retrieval_metrics(similarity, *ids) == pytest.approx(expected, abs=1e-9)
 
 
-def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     case = random_case(seed=3, levels=3, queries=11)
     whole, tied = retrieval_metrics(*case), has_ties(*case)
-    monkeypatch.setattr(metrics, "CHUNK", 15)
-    assert retrieval_metrics(*case) == pytest.approx(whole, abs=1e-12)
+    monkeypatch.setattr(similarity, "BLOCK", 15)
+    assert retrieval_metrics(*case) == whole
     assert has_ties(*case) == tied
 
 

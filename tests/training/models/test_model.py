@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from tests.support.models import PRESETS, batch, build, paper, recommended
 from training.engine.losses import fixed_losses, task_losses
-from training.models.model import VIEWS, Encoded, other_identity
+from training.models.model import VIEWS, EncoderOutput, negative_indices
 
 DATA = batch()
 # Parameters behind a softmax or a normalisation that removes what they add, up to rounding.
@@ -173,12 +173,12 @@ def test_which_text_is_fused(preset, view):
 
 def test_wrong_pairs_are_of_another_identity():
     ids = torch.tensor([7, 7, 7, 3, 3, 5])
-    others = other_identity(ids)
+    others = negative_indices(ids)
     assert (ids != ids[others]).all()
     # From half a batch further on: 0 -> 3, 1 -> 4, 2 -> 5, 3 -> 0, 4 -> 1, 5 -> 2.
     assert others.tolist() == [3, 4, 5, 0, 1, 2]
-    assert other_identity(torch.tensor([1, 1, 2, 1])).tolist() == [2, 2, 0, 2]
-    assert other_identity(torch.tensor([4, 4, 4])) is None
+    assert negative_indices(torch.tensor([1, 1, 2, 1])).tolist() == [2, 2, 0, 2]
+    assert negative_indices(torch.tensor([4, 4, 4])) is None
 
 
 def test_batch_of_one_identity_has_only_right_pairs():
@@ -190,7 +190,7 @@ def test_matching_logits_are_those_of_the_pairs():
     """Row B + i is image i with the caption of its wrong partner: what a separate fusion of that pair gives."""
     model = build(*recommended())
     encoded = model.encode(DATA)
-    columns = other_identity(DATA.ids_B)
+    columns = negative_indices(DATA.ids_B)
     swapped = replace(
         encoded, text_tokens_VBTC=encoded.text_tokens_VBTC[:, columns], text_mask_VBT=encoded.text_mask_VBT[:, columns]
     )
@@ -278,7 +278,7 @@ def test_gradients_through_leaves_equal_those_of_one_graph():
 
 def test_backward_of_frozen_encoders_does_nothing():
     x = torch.zeros(2, 3, 4)
-    encoded = Encoded(x, x, x, torch.arange(2))
+    encoded = EncoderOutput(x, x, x, torch.arange(2))
     leaves = encoded.leaves()
     (leaves.image_tokens_BPC * 2).sum().backward()
     encoded.backward(leaves)

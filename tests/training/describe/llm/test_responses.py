@@ -1,4 +1,4 @@
-"""What the client reads in a server's replies, and where requests and their key come from."""
+"""Parsing of a server's responses, the bodies of requests, and the source of the API key."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from training.describe.text.prompts import load_schema
 from training.describe.text.text_checks import Limits, NearDuplicates, check_text, check_texts
 from training.synthetic.attributes import sample_identity, sample_outfit, sample_pose
 from training.synthetic.dataset import generate
-from training.synthetic.rng import Dice
-from training.synthetic.text.descriptions import describe
+from training.synthetic.rng import KeyedRng
+from training.synthetic.text.descriptions import write_descriptions
 
 NAMES = ("syntax", "length", "language", "refusal", "repetition", "coverage", "leak")
 STRICT = Limits(hedging=True)
@@ -35,10 +35,10 @@ def failures(checks: dict[str, str]) -> dict[str, str]:
 
 def drawn(number: int) -> dict:
     """The texts of a person as the renderer writes them, without the picture."""
-    dice = Dice("texts", number)
-    identity = sample_identity(dice)
-    outfit = sample_outfit(dice, identity)
-    return describe(dice, identity, outfit, sample_pose(dice, outfit))
+    rng = KeyedRng("texts", number)
+    identity = sample_identity(rng)
+    outfit = sample_outfit(rng, identity)
+    return write_descriptions(rng, identity, outfit, sample_pose(rng, outfit))
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,12 @@
-"""`python -m tests.support.house [CHECKOUT ...]`: how a checkout is laid out, in numbers; the rules test reads them too."""
+"""Folders, files, names and imports of a checkout."""
 
 from __future__ import annotations
 
 import ast
-import statistics
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-
-from tests.support import ROOT
 
 FOLDERS = ("bdam_fast", "training", "bench", "tests")
 # Names that Python prescribes.
@@ -40,18 +36,31 @@ def repeated_names(root: Path, folder: str) -> dict[str, list[Path]]:
     return {name: paths for name, paths in homes.items() if len(paths) > 1}
 
 
-def imports(root: Path, path: Path) -> Iterator[str]:
-    """The modules that a file imports, wherever in the file, as far as they are files of the checkout."""
-    for node in ast.walk(ast.parse((root / path).read_text())):
+@cache
+def tree(path: Path) -> ast.Module:
+    """The parsed file."""
+    return ast.parse(path.read_text())
+
+
+def operators(root: Path) -> list[str]:
+    """Folders of bdam_fast/ops that hold an operator."""
+    return sorted(p.name for p in (root / "bdam_fast/ops").iterdir() if (p / "op.py").exists())
+
+
+def imported_names(root: Path, path: Path) -> Iterator[str]:
+    """Absolute names of all that a file imports, wherever in the file."""
+    for node in ast.walk(tree(root / path)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            if (found := _module(root, name)) is not None:
-                yield found
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports(root: Path, path: Path) -> Iterator[str]:
+    """The modules of the checkout that a file imports."""
+    for name in imported_names(root, path):
+        if (found := _module(root, name)) is not None:
+            yield found
 
 
 @cache
@@ -87,7 +96,7 @@ def plumbing(root: Path) -> int:
     """Lines of the functions in PLUMBING below bdam_fast/ops."""
     lines = 0
     for path in files(root, "bdam_fast/ops"):
-        for node in ast.parse((root / path).read_text()).body:
+        for node in tree(root / path).body:
             if isinstance(node, ast.FunctionDef) and node.name in PLUMBING and node.end_lineno is not None:
                 lines += node.end_lineno - node.lineno + 1 + len(node.decorator_list)
     return lines
@@ -96,30 +105,3 @@ def plumbing(root: Path) -> int:
 def lines(root: Path, folder: str, *suffixes: str) -> int:
     """Lines of all files of a folder that end in one of `suffixes`."""
     return sum((root / p).read_text().count("\n") for p in files(root, folder, suffixes))
-
-
-def numbers(root: Path) -> dict[str, str | int]:
-    """What is printed, by name."""
-    folders = files_per_folder(root)
-    fullest, most = folders.most_common(1)[0]
-    found: dict[str, str | int] = {
-        "Python files a folder, median": f"{statistics.median(folders.values()):g}",
-        "Python files in the fullest folder": f"{most} ({fullest})",
-    }
-    for folder in ("training", "tests", "bench"):
-        found[f"loose files on top of {folder}"] = sum(p.parent == Path(folder) for p in files(root, folder))
-    found["file names used twice in training"] = len(repeated_names(root, "training"))
-    count: Callable[[str], int] = lambda folder: len({r for pair in arrows(root, folder) for r in pair})  # noqa: E731
-    for folder in ("training", "bench"):
-        found[f"rooms and arrows of {folder}"] = f"{count(folder)} and {len(arrows(root, folder))}"
-    found["lines of operator plumbing"] = plumbing(root)
-    parts = {name: lines(root, name, ".py") for name in FOLDERS}
-    parts["csrc"] = lines(root, "csrc", ".cpp", ".h", ".inl", ".cu", ".cuh")
-    found["lines in all"] = sum(parts.values())
-    return found | {f"lines of {name}": number for name, number in parts.items()}
-
-
-if __name__ == "__main__":
-    columns = [numbers(Path(argument).resolve()) for argument in sys.argv[1:] or [str(ROOT)]]
-    for name in columns[0]:
-        print(f"{name:<38}", *(f"{column[name]!s:<36}" for column in columns))
