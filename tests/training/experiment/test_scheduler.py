@@ -17,14 +17,15 @@ from rich.console import Console
 from tests.support import ROOT
 from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import tiny_config
-from training.config import Config
+from training.config import Config, to_dict
 from training.config.ablations import FULL, Row
+from training.evaluation.result import METRICS, Counts, Evaluation
 from training.experiment import jobs, scheduler
 from training.experiment.child_process import run_command
 from training.experiment.jobs import Job, missing_jobs
 from training.experiment.plan import plan
 from training.experiment.summary import run_folder
-from training.utils.io import write_json
+from training.utils.io import write_json, write_record
 
 CHILD = "tests.support.child_processes"
 Tick = Callable[[], None]
@@ -54,7 +55,16 @@ def test_runs_go_on_side_by_side(base: Config, tmp_path: Path) -> None:
             together.append(int(value_of(words, "--seed")))
         else:
             Path(words[1]).mkdir()
-            write_json(Path(words[1]) / "eval.json", {"metrics": {"R1": 1.0, "mAP": 2.0}, "training_memory_mb": 3.0})
+            values = dict.fromkeys(METRICS, 1.0)
+            evaluation = Evaluation(
+                metrics=values,
+                metrics_beta0=values,
+                beta=0.0,
+                chance=values,
+                counts=Counts(queries=1, gallery=1, ids=1),
+                config=to_dict(base),
+            )
+            write_record(Path(words[1]) / "eval.json", evaluation)
 
     console = Console(file=StringIO(), width=150, soft_wrap=True)
     missing = missing_jobs(plan("synthetic", base)[1], (0, 1, 2, 3), tmp_path, console, launch, 2)

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -103,12 +102,12 @@ def test_runs_are_compared_although_their_texts_differ(made: tuple[Path, list[Ro
     console = Console(file=StringIO(), width=150)
     titles: dict[str, str] = {"table4": "Table 4"}
     jobs = missing_jobs(rows, [0], out, console, run_here)
-    summary: dict[str, Any] = run_experiment(jobs, rows, titles, [0], out, base, console, launch=run_here)
-    none, dbscan = (summary["runs"][row["run"]] for row in summary["tables"]["table4"]["rows"])
-    assert none["data"] != dbscan["data"] and dbscan["comparison"] is None
-    delta = none["mean"]["mAP"] - dbscan["mean"]["mAP"]
-    assert none["comparison"]["mAP"]["delta"] == pytest.approx(delta, abs=1e-4)
-    assert set(none["changes"]) == {"data.descriptions"}
+    summary = run_experiment(jobs, rows, titles, [0], out, base, console, launch=run_here)
+    none, dbscan = (summary.runs[row.run or ""] for row in summary.tables["table4"].rows)
+    assert none.data != dbscan.data and dbscan.comparison is None and none.comparison is not None
+    delta = none.mean["mAP"] - dbscan.mean["mAP"]
+    assert none.comparison["mAP"].delta == pytest.approx(delta, abs=1e-4)
+    assert set(none.changes) == {"data.descriptions"}
     printed = StringIO()
     print_summary(summary, Console(file=printed, width=150))
     # Texts make no other chance, and the label says how good the styles are.
