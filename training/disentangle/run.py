@@ -107,7 +107,11 @@ def _identity_factor(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _layout(
-    features: dict[str, np.ndarray], truth: GroundTruth, persons: Sequence[int], shown: dict[str, Any], progress: Progress
+    features: dict[str, np.ndarray],
+    truth: GroundTruth,
+    persons: Sequence[int],
+    shown: dict[str, Any],
+    progress: Progress,
 ) -> dict[str, np.ndarray]:
     """Places (n, 2) float32 "tsne_<feature>" of n images "tsne_images" (positions in the split), and their values
     "tsne_identity" and "tsne_clothing". Whole people are drawn until POINTS are reached."""
