@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, contents
 from tests.support.pedes_dataset import make_pedes
-from tests.support.tiny_run import contents, read_lines, tiny_config, tiny_options
+from tests.support.tiny_run import read_lines, tiny_config, tiny_options
 from training import evaluate, train
 from training.experiment import __main__ as experiment
 from training.experiment import isolated as process

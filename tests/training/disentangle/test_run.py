@@ -33,28 +33,30 @@ from training.utils.io import read_json, write_json
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rendered") / "data"
     generate(folder, ids=30, images_per_id=4, val_ids=2, test_ids=20, height=160, width=64)
     return folder
 
 
 @pytest.fixture(scope="module")
-def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def synthetic_run(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "trained"
-    train(tiny_config(root), run_dir)
+    train(tiny_config(synthetic_root), run_dir)
     return run_dir
 
 
 @pytest.fixture
-def run_dir(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+def run_dir(synthetic_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(synthetic_run, tmp_path / "run"))
 
 
-def test_truth_is_that_of_the_renderer(root: Path) -> None:
-    records = read_dataset(tiny_config(root).data).splits["test"]
-    truth = read_factors(root, records[::-1])
-    rows = {row["file_path"]: row for row in map(json.loads, (root / "factors.jsonl").read_text().splitlines())}
+def test_truth_is_that_of_the_renderer(synthetic_root: Path) -> None:
+    records = read_dataset(tiny_config(synthetic_root).data).splits["test"]
+    truth = read_factors(synthetic_root, records[::-1])
+    rows = {
+        row["file_path"]: row for row in map(json.loads, (synthetic_root / "factors.jsonl").read_text().splitlines())
+    }
     for i, record in enumerate(records[::-1]):
         row = rows[record.file_path]
         assert truth.outfits[i] == row["outfit_number"]
@@ -78,20 +80,22 @@ def test_truth_is_that_of_the_renderer(root: Path) -> None:
         (lambda text: "", r"factors\.jsonl has no factors of cam_"),
     ],
 )
-def test_a_broken_truth_is_named(root: Path, tmp_path: Path, change: Callable[[str], str], match: str) -> None:
-    records = read_dataset(tiny_config(root).data).splits["test"]
-    (tmp_path / "factors.jsonl").write_text(change((root / "factors.jsonl").read_text()))
+def test_a_broken_truth_is_named(
+    synthetic_root: Path, tmp_path: Path, change: Callable[[str], str], match: str
+) -> None:
+    records = read_dataset(tiny_config(synthetic_root).data).splits["test"]
+    (tmp_path / "factors.jsonl").write_text(change((synthetic_root / "factors.jsonl").read_text()))
     with pytest.raises(ValueError, match=match):
         read_factors(tmp_path, records)
 
 
-def test_a_whole_run(run_dir: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_whole_run(run_dir: Path, synthetic_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(main, [str(run_dir)]) == 0
     result = read_json(run_dir / "disentangle.json")
     assert set(result["probes"]) == {*IDENTITY, *CLOTHING}
     assert set(result["summary"]) == {"entangled", "f_id", "f_clo", "f_final", "f_final_other", "other_kind"}
     assert list(result["retrieval"]["other"]["features"]) == ["entangled", "f_id", "v_id", "f_clo", "v_clo"]
-    records = read_dataset(tiny_config(root).data).splits["test"]
+    records = read_dataset(tiny_config(synthetic_root).data).splits["test"]
     assert result["counts"] == {"images": len(records), "ids": 20} and set(result["dependence"]) >= set(MEASURES)
     run, arrays = checkpoint.load_run(run_dir), np.load(run_dir / "disentangle.npz")
 
@@ -102,7 +106,7 @@ def test_a_whole_run(run_dir: Path, root: Path, capsys: pytest.CaptureFixture[st
         np.testing.assert_allclose(arrays[name][3], value[0].numpy(), atol=1e-5)
     assert arrays["id"].tolist() == [r.id for r in records]
     assert arrays["tsne_f_id"].shape == (len(arrays["tsne_images"]), 2) and len(arrays["tsne_images"]) == len(records)
-    assert set(arrays["tsne_clothing"]) <= set(read_factors(root, records).clothing["upper_colour"])
+    assert set(arrays["tsne_clothing"]) <= set(read_factors(synthetic_root, records).clothing["upper_colour"])
     assert not np.allclose(arrays["f_final"], arrays["f_final_other"])
     stamp = (run_dir / "disentangle.json").stat().st_mtime_ns
     assert disentangle(run_dir) == (result, False) and (run_dir / "disentangle.json").stat().st_mtime_ns == stamp

@@ -18,7 +18,6 @@ import pytest
 import torch
 
 from tests.support import ROOT
-from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import Interrupting, read_events, read_lines, same_state, tiny_config
 from training.config import Config, to_dict
 from training.data.loader import TrainLoader
@@ -26,11 +25,6 @@ from training.engine import checkpoint
 from training.experiment import jobs
 from training.train import train
 from training.utils.io import read_json
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("pedes"))
 
 
 def check_same_run(ours: Path, theirs: Path) -> None:

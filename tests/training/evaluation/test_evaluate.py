@@ -14,8 +14,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.support.pedes_dataset import make_pedes
-from tests.support.tiny_run import contents, tiny_config
+from tests.support import contents
+from tests.support.tiny_run import tiny_config
 from training.config import from_dict
 from training.data.datasets import read_dataset
 from training.engine import checkpoint
@@ -23,23 +23,6 @@ from training.evaluate import evaluate, print_table
 from training.evaluation.dual import METRICS, chance_metrics, evaluate_dual
 from training.train import train
 from training.utils.io import read_json, write_json
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("pedes"), ids={"train": 6, "val": 2, "test": 5})
-
-
-@pytest.fixture(scope="module")
-def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("runs") / "trained"
-    train(tiny_config(root), run_dir)
-    return run_dir
-
-
-@pytest.fixture
-def run_dir(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def test_a_loaded_run_is_the_best_checkpoint(trained: Path, root: Path) -> None:
@@ -66,9 +49,9 @@ def test_contents_of_the_evaluation(run_dir: Path, root: Path) -> None:
     dual, metrics = evaluate_dual(run.model, records, run.tokenizer, run.config, (0.0, run.beta))
     assert evaluation["metrics"] == metrics[run.beta] and evaluation["metrics_beta0"] == metrics[0.0]
     assert evaluation["chance"] == chance_metrics(dual.query_ids_Q, dual.gallery_ids_G)
-    assert evaluation["counts"] == {"queries": 30, "gallery": 15, "ids": 5}
+    assert evaluation["counts"] == {"queries": 48, "gallery": 24, "ids": 8}
     assert from_dict(evaluation["config"]) == run.config and evaluation["beta"] == run.beta
-    assert evaluation["data"]["counts"]["test"] == {"ids": 5, "images": 15, "captions": 30}
+    assert evaluation["data"]["counts"]["test"] == {"ids": 8, "images": 24, "captions": 48}
     assert evaluation["data"]["split"] == "train, val and test as the file has them"
     assert evaluation["memory_mb"] > 50 and all(value > 0 for value in evaluation["seconds"].values())
     assert evaluation["ties"] is False and "torch" in evaluation["versions"]
@@ -77,11 +60,11 @@ def test_contents_of_the_evaluation(run_dir: Path, root: Path) -> None:
 def test_values_of_each_query_average_to_the_metrics(run_dir: Path) -> None:
     evaluation = evaluate(run_dir)[0]
     with np.load(run_dir / "eval-queries.npz") as stored:
-        assert sorted(stored) == ["ap", "ids", "r1"] and {stored[name].shape for name in stored} == {(30,)}
+        assert sorted(stored) == ["ap", "ids", "r1"] and {stored[name].shape for name in stored} == {(48,)}
         assert 100 * stored["ap"].mean() == pytest.approx(evaluation["metrics"]["mAP"], abs=1e-4)
         assert 100 * stored["r1"].mean() == pytest.approx(evaluation["metrics"]["R1"], abs=1e-4)
-        # 3 images with 2 captions of each of 5 people, in the order of the split.
-        assert len(set(stored["ids"])) == 5 and all(len(set(part)) == 1 for part in np.split(stored["ids"], 5))
+        # 3 images with 2 captions of each of 8 people, in the order of the split.
+        assert len(set(stored["ids"])) == 8 and all(len(set(part)) == 1 for part in np.split(stored["ids"], 8))
 
 
 def test_cost_of_a_run(run_dir: Path) -> None:
@@ -89,7 +72,7 @@ def test_cost_of_a_run(run_dir: Path) -> None:
     model = checkpoint.load_run(run_dir).model
     cost = evaluation["efficiency"]
     assert cost["parameters"]["total"] == sum(p.numel() for p in model.parameters())
-    assert cost["speed"]["images"]["batch"] == 15 and cost["speed"]["pairs"]["median"] > 0
+    assert cost["speed"]["images"]["batch"] == 24 and cost["speed"]["pairs"]["median"] > 0
     assert evaluation["training_memory_mb"] == read_json(run_dir / "resources.json")["memory_mb"] > 50
     (run_dir / "resources.json").unlink()
     (run_dir / "eval.json").unlink()
@@ -121,7 +104,7 @@ def test_examples_are_the_top_ten_of_ten_queries(run_dir: Path) -> None:
 def test_histograms_count_every_value(run_dir: Path) -> None:
     run, histograms = checkpoint.load_run(run_dir), evaluate(run_dir)[0]["histograms"]
     totals = {name: sum(histogram["counts"]) for name, histogram in histograms.items()}
-    assert totals == {"gate_id": 15 * 16, "gate_clo": 15 * 16, "fusion_image": 15, "fusion_text": 15}
+    assert totals == {"gate_id": 24 * 16, "gate_clo": 24 * 16, "fusion_image": 24, "fusion_text": 24}
     assert run.model.fusion is not None
     assert histograms["gate_id"]["mean"] + histograms["gate_clo"]["mean"] == pytest.approx(1.0)
     assert histograms["fusion_image"]["mean"] + histograms["fusion_text"]["mean"] == pytest.approx(1.0)
@@ -190,4 +173,4 @@ def test_table_shows_the_numbers(run_dir: Path) -> None:
         for values in (evaluation["metrics"], evaluation["metrics_beta0"], evaluation["chance"]):
             assert f"{values[name]:.2f}" in text
         assert f"{evaluation['metrics'][name] / evaluation['chance'][name]:.1f}" in text
-    assert "Tied scores occur" in text and "30 queries, 15 images, 5 identities" in text
+    assert "Tied scores occur" in text and "48 queries, 24 images, 8 identities" in text

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import tiny_config
 from training import evaluate as entry
 from training.config.ablations import table_rows
@@ -29,7 +28,6 @@ from training.evaluation.dual import METRICS, embed_dual, retrieval_metrics
 from training.evaluation.protocols import candidates, in_front, matching_logits, measure
 from training.experiment.summary import run_folder, summarise
 from training.report import read_run
-from training.train import train
 from training.utils import cli
 from training.utils.io import read_json, write_json
 
@@ -42,11 +40,6 @@ def untrained(root: Path, batch_size: int = 128, **model: Any) -> TrainedRun:
     tokenizer = build_tokenizer(config.model.text, [text for r in records for text in r.captions])
     torch.manual_seed(0)
     return TrainedRun(config, tokenizer, build_model(config, tokenizer).eval(), 0, 0, 0.5, "")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("pedes"), ids={"train": 6, "val": 2, "test": 8}, images_per_id=3)
 
 
 @pytest.fixture(scope="module")
@@ -198,18 +191,6 @@ def test_models_that_cannot_take_part_are_named(root: Path, records: list[Record
         measure(untrained(root), records, "rerank", 0)
     with pytest.raises(ValueError, match="protocol must be one of rerank, gallery-text, paired-audit, got 'dual'"):
         measure(run, records, "dual", 128)
-
-
-@pytest.fixture(scope="module")
-def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("runs") / "trained"
-    train(tiny_config(root), run_dir)
-    return run_dir
-
-
-@pytest.fixture
-def run_dir(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def test_command_line_writes_one_file_per_protocol_and_parameters(

@@ -39,11 +39,6 @@ def here(function: Callable[..., Any], *arguments: Any, log: Path, tick: Callabl
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("pedes"), ids={"train": 6, "val": 2, "test": 5})
-
-
-@pytest.fixture(scope="module")
 def base(root: Path) -> Config:
     config = tiny_config(root)
     model = replace(config.model, bdam=replace(config.model.bdam, self_layers=2))
@@ -104,7 +99,7 @@ def test_numbers_of_a_row_are_those_of_its_runs(done: tuple, base: Config) -> No
         "synthetic/no-fusion": {"model.fusion.enabled": False},
     }
     assert summary["command"] == "the command" and summary["test"] == significance.TEST
-    assert [*summary["data"].values()][0]["counts"]["test"]["images"] == 15 and "torch" in summary["versions"]
+    assert [*summary["data"].values()][0]["counts"]["test"]["images"] == 24 and "torch" in summary["versions"]
 
 
 def test_rows_are_compared_with_the_full_model_query_by_query(done: tuple) -> None:

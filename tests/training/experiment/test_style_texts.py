@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.support.caption_dataset import write_people
-from tests.support.pedes_dataset import make_pedes
+from tests.support.pedes_dataset import make_pedes, write_people
 from tests.support.tiny_run import tiny_config
 from tests.training.experiment.test_experiment import SEEDS, here
 from training.config import STYLE_METHODS, Config
