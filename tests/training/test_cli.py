@@ -182,9 +182,7 @@ def test_experiment_command_with_processes(tmp_path: Path, capsys: pytest.Captur
 
 
 def parse_train(words: list[str]) -> tuple[train.Arguments, Config]:
-    return command_line.parse(
-        train.Arguments, words, "training.train", "", lambda known: command_line.get_config(known.recipe, known.config)
-    )
+    return command_line.parse(train.Arguments, words, "training.train", "", train.base_config)
 
 
 def test_overrides_reach_every_stage(tmp_path: Path) -> None:

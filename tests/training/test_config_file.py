@@ -21,8 +21,7 @@ def test_the_configuration_of_a_run_gives_the_same_run_again(tmp_path: Path) -> 
     assert cli.run(train.main, ["synthetic", "--out", str(first), "--seed", "3", *tiny_options(root)]) == 0
     words = ["--config", str(first / "config.json"), "--out"]
     assert cli.run(train.main, [*words, str(tmp_path / "again")]) == 0
-    # A recipe beside it does not count; fields do.
-    assert cli.run(train.main, ["rstpreid", *words, str(tmp_path / "other"), "--seed", "4"]) == 0
+    assert cli.run(train.main, [*words, str(tmp_path / "other"), "--seed", "4"]) == 0
     again, other = (checkpoint.load(tmp_path / name / "best.pt") for name in ("again", "other"))
     assert same_state(again, checkpoint.load(first / "best.pt"))
     assert read_lines(tmp_path / "again") == read_lines(first) != read_lines(tmp_path / "other")
@@ -61,6 +60,8 @@ def test_a_wrong_configuration_is_one_line_that_names_file_and_field(
 def test_a_recipe_or_a_configuration_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(train.main, ["--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err == "error: expected RECIPE or --config FILE\n"
+    assert cli.run(train.main, ["synthetic", "--config", "config.json", "--out", str(tmp_path / "run")]) == 2
+    assert "expected RECIPE or --config FILE, got both: synthetic and config.json" in capsys.readouterr().err
     words = ["--config", str(tmp_path / "none.json"), "--rows", "full", "--out", str(tmp_path / "out")]
     assert cli.run(experiment.main, ["table1", *words]) == 2
     assert "none.json does not exist" in capsys.readouterr().err and not (tmp_path / "out").exists()
