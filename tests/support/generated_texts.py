@@ -1,4 +1,4 @@
-"""Hand-written texts in the style of vision-language models: valid ones, invalid ones, and a file of both; a folder of styles."""
+"""Hand-written texts in the style of vision-language models: valid ones, invalid ones, a file of both, and a folder of styles."""
 
 import json
 from pathlib import Path
