@@ -357,6 +357,10 @@ struct ScanForward : ScanTask<V, PerLane> {
   void save(int64_t tile, int block) const {
     E* dst = this->unit_rows(p.checkpoint, b * (p.tiles() - 1) + tile - 1, N, block);
     for (int k = 0; k < N; ++k) store<V>(dst + k * kScanUnit, load<V>(h + block * this->state_size() + k * W));
+    if (block + 1 < blocks) return;
+    // A unit that the channels do not fill: the saved states are a result, of which no lane is left as memory was.
+    for (int64_t lane = (block + 1) * W; lane % kScanUnit != 0; lane += W)
+      for (int k = 0; k < N; ++k) store<V>(dst + lane - block * W + k * kScanUnit, V{});
   }
   void prelude(int block) {
     const int64_t d0 = this->channel(block);
