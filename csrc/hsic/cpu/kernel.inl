@@ -314,9 +314,15 @@ static void hsic_gaussian_group(const HsicParams& p, int64_t task) {
         for (int r = 0; i != j && r < ni; ++r)
           for (int c = 0; c < nj; ++c) sums[k][j * T + c] += tile[k][r * T + c];
       }
-      V both = {};
-      for (int64_t c = 0; c < ni * T; c += W) both += load<V>(tile[0] + c) * load<V>(tile[1] + c);
-      total += (i == j ? 1.0 : 2.0) * hsum<V>(both);
+      // Row by row: rounding errors of equal products (labels) add up, 1e-6 of the largest in a sum over the whole
+      // tile.
+      double both = 0;
+      for (int r = 0; r < ni; ++r) {
+        V across = {};
+        for (int64_t c = r * T; c < (r + 1) * T; c += W) across += load<V>(tile[0] + c) * load<V>(tile[1] + c);
+        both += hsum<V>(across);
+      }
+      total += (i == j ? 1.0 : 2.0) * both;
     }
   }
   p.partial[task] = total;
