@@ -58,13 +58,13 @@ def _require_gpu_kernel(op: str, backend: str, device: torch.device, dtype: torc
 
 
 def runs_on(backend: str, device: torch.device) -> bool:
-    """Whether the kernels of `cuda` or `triton` can read tensors on `device`. Triton's interpreter reads the CPU's."""
+    """True if the kernels of `cuda` or `triton` can read tensors on `device`. Triton's interpreter reads the CPU's."""
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     return device.type == ("cpu" if interpreted else "cuda")
 
 
 def automatic(op: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
-    """What `auto` takes for tensors on `device`."""
+    """The backend that `auto` takes for tensors on `device`."""
     if device.type == "cpu":
         return "cpu" if _native.available() else "reference"
     if device.type != "cuda" or dtype == torch.float64:
@@ -75,7 +75,7 @@ def automatic(op: str, device: torch.device, dtype: torch.dtype | None = None) -
 
 
 def refusal(op: str, backend: str, device: torch.device) -> str:
-    """Why `backend` cannot run `op` on `device`; an empty string if it can."""
+    """The reason why `backend` cannot run `op` on `device`; an empty string if it can."""
     try:
         resolve(op, backend, device)
     except (RuntimeError, ValueError) as error:

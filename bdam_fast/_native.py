@@ -53,7 +53,7 @@ def _attempt() -> tuple[ModuleType | None, str]:
 
 
 def available() -> bool:
-    """Whether the extension is built and loads in this process."""
+    """True if the extension is built and loads in this process."""
     return _attempt()[0] is not None
 
 
@@ -86,7 +86,7 @@ def _attempt_cuda() -> tuple[ModuleType | None, str]:
 
 
 def cuda_available() -> bool:
-    """Whether the CUDA C++ kernels are built and load in this process."""
+    """True if the CUDA C++ kernels are built and load in this process."""
     return _attempt_cuda()[0] is not None
 
 
@@ -104,7 +104,7 @@ def cuda_extension() -> ModuleType:
 
 @lru_cache(maxsize=1)
 def triton_available() -> bool:
-    """Whether the package triton is installed. It is imported when one of its kernels is first needed."""
+    """True if the package triton is installed. It is imported when one of its kernels is first needed."""
     return importlib.util.find_spec("triton") is not None
 
 

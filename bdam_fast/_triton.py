@@ -1,4 +1,4 @@
-"""What the Triton kernels share. Imported only when a Triton kernel is first needed.
+"""Parts that the Triton kernels share. Imported only when a Triton kernel is first needed.
 
 Under Triton's interpreter (TRITON_INTERPRET=1 before the first import of triton) kernels run on the CPU, on CPU tensors.
 """

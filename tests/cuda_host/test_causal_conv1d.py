@@ -241,7 +241,7 @@ def test_small_thread_orders_give_the_same_bits(order, dtype, monkeypatch):
 
 @pytest.mark.parametrize("order", [*ORDERS, "strided"])
 def test_small_cases(order):
-    """What the sanitized process runs: every kernel, and every edge of it."""
+    """Cases that the sanitized process runs: every kernel, and every edge of it."""
     for width in (1, 2, 3, 4, 6):
         for channels, length in ((4, 0), (5, 1), (8, 2), (3, 9), (8, 33)):
             for reverse in (False, True):

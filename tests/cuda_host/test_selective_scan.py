@@ -30,7 +30,7 @@ def run_emulated(
     reverse: bool = False,
     seq_idx: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """What `run_scan` gives, from the emulated raw operators."""
+    """Results of `run_scan` from the emulated raw operators."""
     ops = torch.ops.bdam_fast_emulated
     # Detached: in a process that has registered the autograd formulas the raw operators would follow them.
     tensors = [None if t is None else t.detach() for t in (*(problem.get(name) for name in NAMES), seq_idx)]
@@ -191,7 +191,7 @@ def test_extreme_steps(value):
 @pytest.mark.parametrize("order", ["bld", "bdl", "strided"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_small_cases(dtype, order):
-    """What the sanitized process runs: every access, every number of states and every edge of a tile."""
+    """Cases that the sanitized process runs: every access, every number of states and every edge of a tile."""
     for states in (3, 16, 20, 40, 70, 130):
         for channels, length in ((8, 16), (9, 5), (16, 1), (24, 24)):
             problem = scan_problem(1, channels, length, states, order=order, dtype=dtype)

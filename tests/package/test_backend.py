@@ -132,7 +132,7 @@ def test_auto_on_a_gpu_takes_the_best_that_is_there(monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(SCHEMAS))
 def test_one_schema_for_all_backends(name):
-    """What defines the Triton operators, the annotations of the fakes, says what the extension's schema says."""
+    """The annotations of the fakes, which define the Triton operators, give the schemas of the extension."""
     op.OPERATOR.raw(), update.OPERATOR.raw(), conv.OPERATOR.raw(), conv_update.OPERATOR.raw(), hsic.OPERATOR.raw()
     ours = torch._C.parse_schema(name + torch.library.infer_schema(SCHEMAS[name], mutates_args=WRITES.get(name, ())))
     theirs = _operators.raw("bdam_fast", name)._schema
@@ -167,7 +167,7 @@ def test_call_counts_are_counted_in_the_extension(kernels):
 
 
 def report_lines(text: str, device: str) -> dict[str, list[str]]:
-    """What the report says of each backend on a device."""
+    """Lines of the report about each backend on a device."""
     lines: dict[str, list[str]] = {}
     for line in text.split(f"tensors on {device}\n")[1].split("\n\n")[0].splitlines():
         backend, _, words = line.strip().partition(" ")

@@ -123,7 +123,7 @@ def test_tokens_one_by_one_are_the_whole(kernels, kind):
 
 
 def attributes():
-    """What patching may touch: every attribute of the two modules and of their mixers."""
+    """Everything that patching may touch: every attribute of the two modules and of their mixers."""
     found = {}
     for family, name in patching.MIXERS.items():
         module = patching._modeling(family)

@@ -1,4 +1,4 @@
-"""What the tests of the GPU kernels share: where they run, the references on the same device, and what each op must survive.
+"""Helpers of the tests of the GPU kernels: where they run, the references on the same device, and what each op must survive.
 
 With a GPU every test runs the CUDA C++ and the Triton kernels on it. Without one the same tests run the CPU kernels at
 fewer lengths, so that the tests themselves are tested.

@@ -55,7 +55,7 @@ class _Cache(NamedTuple):
     store_ssm: Callable[[Tensor], Any] | None = None
 
     def fits(self, mixer: Any, length: int) -> bool:
-        """Whether this is what the operators do: a first call, or one step with a window of the filter's own width."""
+        """True for calls that the operators cover: a first call, or one step with a window of the filter's own width."""
         width = mixer.conv_kernel_size
         return not self.decoding or (length == 1 and self.conv_state is not None and self.conv_state.shape[2] == width)
 

@@ -72,7 +72,7 @@ def causal_conv1d(
 
 
 def wants_silu(op: str, activation: object) -> bool:
-    """Whether `activation` is SiLU.
+    """True if `activation` is SiLU.
 
     Raises:
         TypeError, ValueError: it is neither None nor one of SiLU's two names.

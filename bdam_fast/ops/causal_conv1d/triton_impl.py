@@ -14,7 +14,7 @@ PROGRAMS = 1024  # wanted: a few for each multiprocessor of a large GPU
 
 
 def _tiling(x: Tensor, tile: int) -> dict[str, int]:
-    """How (B, D, L) is cut into programs, by shape and memory order alone: long tiles along the adjacent axis.
+    """Division of (B, D, L) into programs, by shape and memory order alone: long tiles along the adjacent axis.
 
     More tiles a program read the weights, and write the partial sums of their gradients, less often; eight are enough.
     """

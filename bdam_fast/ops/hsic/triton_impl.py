@@ -32,7 +32,7 @@ def _is_small(samples: int) -> bool:
 
 
 def _by_samples(samples: int, width_x: int, width_y: int) -> bool:
-    """Whether the N x N matrices take fewer multiplications than Xc^T Yc; the rule of form_of in csrc/hsic/hsic.cpp."""
+    """True if the N x N matrices take fewer multiplications than Xc^T Yc; the rule of form_of in csrc/hsic/hsic.cpp."""
     return samples * (width_x + width_y) <= 2 * width_x * width_y
 
 
@@ -156,7 +156,7 @@ def _linear_value(rows: tuple[Tensor, Tensor], saved: Tensor, unbiased: bool) ->
 
 
 def _linear_gradients(rows: tuple[Tensor, Tensor], saved: Tensor, unbiased: bool) -> Iterator[Tensor]:
-    """Of the value by x and y: 2 scale S x, with S = L - cross / 2 (l_i + l_j) + product s_L and no diagonal."""
+    """Gradients of the value by x and y: 2 scale S x, with S = L - cross / 2 (l_i + l_j) + product s_L and no diagonal."""
     scale, cross, product = _constants(rows[0].shape[1], unbiased)
     for k in range(2):
         own, sums = rows[k], _linear_sums(rows[1 - k], unbiased)
@@ -242,7 +242,7 @@ def _gaussian_value(
 
 
 def _gaussian_gradients(rows: tuple[Tensor, Tensor], saved: Tensor, unbiased: bool) -> Iterator[Tensor]:
-    """Of the value by x and y: -2 scale / sigma^2 (w x - W x), with W = S * K and its row sums w."""
+    """Gradients of the value by x and y: -2 scale / sigma^2 (w x - W x), with W = S * K and its row sums w."""
     batch, samples, _ = rows[0].shape
     scale, cross, product = _constants(samples, unbiased)
     splits = _splits(rows[0])

@@ -139,9 +139,9 @@ def _check_projection(name: str, value: Tensor, shape: torch.Size, states: int) 
     return groups
 
 
-def _check_backward(dout: Tensor, dlast_state: Tensor | None, *others: Tensor | bool | None) -> None:
+def _check_backward(dout: Tensor, dlast_state: Tensor | None, *others: Any) -> None:
     *tensors, checkpoint, _, _ = others
-    _check(*tensors)  # type: ignore[arg-type]
+    _check(*tensors)
     u, _, A, B, C = tensors[:5]
     _checks.check_tensor(OP, "dout", dout, u.device)
     _checks.check_shape(OP, "dout", dout, u.shape, "u")

@@ -76,7 +76,7 @@ def projection(value: Tensor) -> tuple[Any, ...]:
 
 
 def tiled(u: Tensor) -> tuple[bool, bool]:
-    """Whether the tiles of (B, D, L) tensors are loaded at once, and whether they are stored at once.
+    """Two flags: the tiles of (B, D, L) tensors are loaded at once; they are stored at once.
 
     Both where the steps of a channel and not the channels lie together; but a load only where a channel's steps are one
     aligned access: else the steps would come to lie over the lanes, and a row would cost shuffles (3344 bytes

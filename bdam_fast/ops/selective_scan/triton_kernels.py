@@ -18,7 +18,7 @@ LOWEST = tl.constexpr(-3.4e38)
 
 @triton.constexpr_function
 def place_of(i, reverse, T):
-    """Where in memory the i-th processed step of a tile lies."""
+    """Position in memory of the i-th processed step of a tile."""
     return T - 1 - i if reverse else i
 
 
@@ -104,7 +104,7 @@ def tile_start(tile, length, REVERSE: tl.constexpr, T: tl.constexpr):
 
 @triton.jit
 def exists(t, length):
-    """Whether there is a step t."""
+    """True where step t exists."""
     return (t >= 0) & (t < length)
 
 

@@ -30,7 +30,7 @@ USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel needs: per thread registers and bytes of spilled registers, per block bytes of static memory."""
+    """Needs of one kernel: per thread registers and bytes of spilled registers, per block bytes of static memory."""
 
     registers: int
     spill: int

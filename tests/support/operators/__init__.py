@@ -1,4 +1,4 @@
-"""What the operator tests share: one tolerance table, problems, and comparisons with the float64 reference."""
+"""Helpers of the operator tests: one tolerance table, problems, and comparisons with the float64 reference."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What every further backend must keep when it is called through the public functions; run for each on its own."""
+"""Promises that every further backend keeps when called through the public functions; run for each on its own."""
 
 import torch
 

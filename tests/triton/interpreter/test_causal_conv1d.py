@@ -167,7 +167,7 @@ def test_strided_and_empty_seq_idx():
 
 
 def test_nan_stays_in_its_window_and_channel():
-    """Of the gradients of the taps only those that multiply it, at either end of the sequence."""
+    """A broken value reaches only the gradients of the taps that multiply it, at either end of the sequence."""
     for at in (0, 8):
         problem = conv_problem(1, 3, 9, 4)
         problem["x"][0, 1, at] = float("nan")

@@ -14,7 +14,7 @@ NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
 def run_raw(problem, *, delta_softplus=True, reverse=False, seq_idx=None, return_last_state=True) -> dict[str, Tensor]:
-    """What `run_scan` returns, with the same upstream gradients, through the raw functions."""
+    """Results of `run_scan`, with the same upstream gradients, through the raw functions."""
     tensors = [problem.get(name) for name in NAMES] + [seq_idx]
     out, last, saved = triton_impl.forward(*tensors, delta_softplus, reverse, return_last_state, True)
     assert saved.shape == triton_impl.saved_shape(*out.shape, problem["A"].shape[1])
