@@ -100,7 +100,7 @@ def disassembler() -> Path | None:
 
 
 def kernels(cubin: Path) -> dict[str, Kernel]:
-    """The kernels of a compiled file by their short names (`conv::forward_rows<float, 4>`).
+    """The kernels of a compiled file by their short names (`causal_conv1d::forward_rows<float, 4>`).
 
     Raises:
         RuntimeError: there is no disassembler, or it does not read the file.

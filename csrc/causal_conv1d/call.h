@@ -1,9 +1,9 @@
-// What the bindings of the CPU and of the CUDA kernels share: the checks of one call, and its tensors as streams.
+// Shared by the bindings of the CPU and the CUDA kernels: the checks of one call, and its tensors as streams.
 #pragma once
 #include "causal_conv1d/causal_conv1d.h"
 #include "common/checks.h"
 
-namespace bdam_fast::conv {
+namespace bdam_fast::causal_conv1d {
 
 inline constexpr const char* kOp = "causal_conv1d";
 
@@ -80,4 +80,4 @@ inline Gradients allocate_gradients(const Arguments& a, ConvParams& p) {
   return g;
 }
 
-}  // namespace bdam_fast::conv
+}  // namespace bdam_fast::causal_conv1d

@@ -11,12 +11,12 @@
 namespace bdam_fast {
 
 namespace {
-using namespace conv;
+using namespace causal_conv1d;
 
 CallCounter forward_calls("causal_conv1d.cpu.forward");
 CallCounter backward_calls("causal_conv1d.cpu.backward");
 
-// What a call keeps alive besides its arguments.
+// Memory that a call keeps alive besides its arguments.
 struct Workspace {
   Tensor taps;
   std::vector<int64_t> last_step;

@@ -1,10 +1,10 @@
-// What the bindings of the CPU and of the CUDA kernel of causal_conv1d_update share: the checks of one call, and its
+// Shared by the bindings of causal_conv1d_update's CPU and CUDA kernels: the checks of one call, and its
 // tensors as streams.
 #pragma once
 #include "causal_conv1d_update/causal_conv1d_update.h"
 #include "common/checks.h"
 
-namespace bdam_fast::conv_update {
+namespace bdam_fast::causal_conv1d_update {
 
 inline constexpr const char* kOp = "causal_conv1d_update";
 
@@ -40,4 +40,4 @@ inline ConvUpdateParams inputs(const Tensor& x, const Tensor& conv_state, const 
   return p;
 }
 
-}  // namespace bdam_fast::conv_update
+}  // namespace bdam_fast::causal_conv1d_update

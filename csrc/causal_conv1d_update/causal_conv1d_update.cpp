@@ -13,9 +13,9 @@ CallCounter calls("causal_conv1d_update.cpu.forward");
 
 Tensor update(const Tensor& x, Tensor conv_state, const Tensor& weight, const OptionalTensor& bias, bool silu) {
   calls.increment();
-  ConvUpdateParams p = conv_update::inputs(x, conv_state, weight, bias, silu);
+  ConvUpdateParams p = causal_conv1d_update::inputs(x, conv_state, weight, bias, silu);
   Tensor out = allocate_like(x);
-  p.out = conv_update::steps("out", out);
+  p.out = causal_conv1d_update::steps("out", out);
   causal_conv1d_update_cpu(p);
   return out;
 }

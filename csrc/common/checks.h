@@ -101,7 +101,7 @@ inline Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType dtype, c
   for (size_t i = sizes.size(); i-- > 0; step *= std::max<int64_t>(sizes.begin()[i], 1)) strides[i] = step;
   return empty_strided(sizes.begin(), strides, sizes.size(), dtype, device);
 }
-// Whether the elements fill their memory without gaps or overlaps, in any order of dimensions.
+// True if the elements fill their memory without gaps or overlaps, in any order of dimensions.
 inline bool is_dense(const Tensor& t) {
   const auto sizes = t.sizes(), strides = t.strides();
   int64_t expected = 1;

@@ -1,4 +1,4 @@
-// What the bindings of the CUDA kernels (*_cuda.cpp) share. They register `STABLE_TORCH_LIBRARY_IMPL(BDAM_OPS,
+// Shared by the bindings of the CUDA kernels (cuda/binding.cpp). They register `STABLE_TORCH_LIBRARY_IMPL(BDAM_OPS,
 // BDAM_KEY, m)`: the operators that the CPU's file has defined, or, in the tests' build that runs the kernels on the
 // CPU, those of another namespace.
 #pragma once
@@ -48,12 +48,14 @@ inline void check_device(const char* op, const char* name, const OptionalTensor&
   if (t) check_device(op, name, *t, first);
 }
 
-// The tensor itself where it has the type already, else a copy.
-inline Tensor converted(const Tensor& t, ScalarType dtype) {
-  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+// The tensor itself where it has the type already, else a copy. Integers are refused as everywhere else.
+inline Tensor converted(const char* op, const char* name, const Tensor& t, ScalarType dtype) {
+  if (t.scalar_type() == dtype) return t;
+  dtype_of(op, name, t);
+  return torch::stable::to(t, dtype);
 }
-inline OptionalTensor converted(const OptionalTensor& t, ScalarType dtype) {
-  return t ? OptionalTensor(converted(*t, dtype)) : t;
+inline OptionalTensor converted(const char* op, const char* name, const OptionalTensor& t, ScalarType dtype) {
+  return t ? OptionalTensor(converted(op, name, *t, dtype)) : t;
 }
 
 }  // namespace bdam_fast

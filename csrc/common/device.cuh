@@ -1,4 +1,4 @@
-// What the device code of all operators shares. No torch in here. The same source runs on the CPU, where BDAM_CUDA_HOST
+// Shared by the device code of all operators. No torch in here. The same source runs on the CPU, where BDAM_CUDA_HOST
 // is defined and tests/cuda_host/include stands in for the CUDA toolkit.
 //
 // Offsets between batch items, steps and channels are formed in int64_t (View): a tensor may pass 2^31 elements. Within

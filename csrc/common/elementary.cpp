@@ -1,4 +1,4 @@
-// What the kernels' elementary functions return and how fast they are: tests bound their error, benchmarks state a
+// Values and speed of the kernels' elementary functions: tests bound their error, benchmarks state a
 // kernel's time as a share of the time that its exponentials alone need.
 #include "common/elementary.h"
 
@@ -39,7 +39,7 @@ double elementary_rate(int function) {
   float *in = memory.data(), *out = in + kBlock + kBlock / 4;
   for (int64_t i = 0; i < kBlock; ++i) in[i] = -8.f * static_cast<float>(i) / kBlock;
   double best = 0;
-  // 30 windows of about 1 ms; the fastest, since what disturbs a window only makes it slower.
+  // 30 windows of about 1 ms; the fastest, since any disturbance only makes a window slower.
   for (int window = 0; window < 30; ++window) {
     const int64_t rounds = 2000;
     const auto start = std::chrono::steady_clock::now();

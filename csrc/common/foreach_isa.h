@@ -1,4 +1,4 @@
-// Compiles one source once per instruction set. Usage, in the operator's _cpu.cpp, after every other include:
+// Compiles one source once per instruction set. Usage, in the operator's cpu/dispatch.cpp, after every other include:
 //
 //   #define BDAM_ISA_SOURCE "selective_scan/cpu/kernel.inl"
 //   #include "common/foreach_isa.h"

@@ -1,4 +1,4 @@
-// What the extension knows about itself at run time: the instruction set in use and how often each kernel was called.
+// The state of the extension at run time: the instruction set in use and the calls of each kernel.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -12,8 +12,8 @@ Isa best_isa();         // the widest that this CPU runs and this build holds
 Isa current_isa();      // best_isa(), or less where set_isa() says so
 void set_isa(Isa isa);  // at most best_isa()
 
-// While on, results and working memory are filled with NaN bytes before a kernel runs: tests find what it fails to
-// write.
+// While on, results and working memory are filled with NaN bytes before a kernel runs: tests find the
+// elements that it fails to write.
 bool poison();
 void set_poison(bool on);
 

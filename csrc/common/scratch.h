@@ -22,7 +22,7 @@ inline thread_local ThreadBuffer thread_buffer;
 // One live Scratch per thread: a second one would hand out the same memory.
 class Scratch {
  public:
-  // `bytes` bounds the sum of what is taken, `pieces` the number of calls of take() (each is rounded up to a cache
+  // `bytes` bounds the sum of all pieces, `pieces` the number of calls of take() (each is rounded up to a cache
   // line).
   explicit Scratch(size_t bytes, size_t pieces = 64) {
     bytes += 64 * pieces;

@@ -72,7 +72,7 @@ struct Workspace {
   }
 };
 
-// Where the parts of one item's saved values lie.
+// Points the parameters to the parts of one item's saved values.
 void place_saved(HsicParams& p, const Tensor& saved) {
   const int64_t size = p.is_double ? 8 : 4, N = p.samples;
   char* data = static_cast<char*>(saved.data_ptr());

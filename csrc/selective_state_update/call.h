@@ -6,7 +6,7 @@
 #include "common/checks.h"
 #include "selective_state_update/selective_state_update.h"
 
-namespace bdam_fast::state_update {
+namespace bdam_fast::selective_state_update {
 
 constexpr const char* kOp = "selective_state_update";
 
@@ -60,4 +60,4 @@ inline StateUpdateParams parameters(const Tensor& state, const Tensor& x, const 
   return p;
 }
 
-}  // namespace bdam_fast::state_update
+}  // namespace bdam_fast::selective_state_update

@@ -10,7 +10,7 @@
 namespace bdam_fast {
 
 namespace {
-using namespace state_update;
+using namespace selective_state_update;
 CallCounter calls("selective_state_update.cpu.forward");
 
 Tensor update(Tensor state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,

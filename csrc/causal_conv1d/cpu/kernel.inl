@@ -1,9 +1,9 @@
 // Causal depthwise convolution, s_t = bias + sum_j w_j x_(t-K+1+j), out = s or s sigmoid(s), K = 1..8 taps.
 //
-// Lanes are channels here (causal_conv1d_rows.inl has them along time). A task owns a range of channel blocks and of
+// Lanes are channels here (rows.inl has them along time). A task owns a range of channel blocks and of
 // steps; it walks over tiles of a few steps and, inside a tile, over its blocks, so that rows are read nearly in memory
-// order. What passes from tile to tile stands in a state, one a block: the window of the last K - 1 inputs (forward),
-// or what is still owed to the K - 1 steps before (backward, which walks from the last tile to the first: the
+// order. A state, one a block, passes from tile to tile: the window of the last K - 1 inputs (forward), or the sums
+// still owed to the K - 1 steps before (backward, which walks from the last tile to the first: the
 // transposed form of the filter). So a padded step leaves the state alone, a new sequence zeroes it, and the gradients
 // of the initial state and from the final one are its two ends.
 
@@ -15,7 +15,7 @@ struct Stretch {
 struct TilePlan {
   Stretch stretches[kConvTile];
   int count = 0;
-  // Where the window before the tile comes from: a step, -1 - i for entry i of the initial state, or kNoStep.
+  // The sources of the window before the tile: a step, -1 - i for entry i of the initial state, or kNoStep.
   int64_t halo[kConvMaxWidth];
 };
 constexpr int64_t kNoStep = std::numeric_limits<int64_t>::min();
@@ -218,8 +218,8 @@ BDAM_INLINE void gradient_steps(const Block<V, K>& c, bool silu, const Stretch& 
     for (int j = 0; j < K - 1; ++j) r[j] = r[j + 1];
   }
 }
-// From the last step of a stretch to the first: owed[k] is what later steps have added for the step k before the next
-// one.
+// From the last step of a stretch to the first: owed[k] is the sum that later steps have added for the step k before
+// the next one.
 template <class V, int K>
 BDAM_INLINE void input_gradient_steps(const Block<V, K>& c, const Stretch& s, const elem_t<V>* ds_rows, Rows<V> dx,
                                       V* owed) {

@@ -56,7 +56,7 @@ BDAM_INLINE Channel<V, K> channel_at(const ConvParams& p, int64_t b, int64_t d) 
   return channel;
 }
 
-// Where a channel starts in memory, for native streams.
+// A channel's start in memory, for native streams.
 template <class V, int K>
 BDAM_INLINE elem_t<V>* row_at(const ConvParams& p, const Stream& s, const Channel<V, K>& c) {
   return reinterpret_cast<elem_t<V>*>(line_at<V>(p, s, c.b, c.d, 0).data);
@@ -159,7 +159,7 @@ BDAM_INLINE void row_gradients(const ConvParams& p, const Channel<V, K>& c, cons
   }
 }
 
-// What the final state adds to dx, and the gradients of the initial state's entries.
+// The final state's part of dx, and the gradients of the initial state's entries.
 template <class V, int K>
 BDAM_INLINE void row_states(const ConvParams& p, const Channel<V, K>& c, RowTile tile, const RowScratch<V>& s) {
   for (int j = 0; p.dfinal && j < K - 1; ++j) {
@@ -219,7 +219,7 @@ BDAM_INLINE void edge_window(const ConvParams& p, const Channel<V, K>& c, const 
   }
 }
 
-// Where a channel lies, in memory order.
+// A channel that is read and written in place, in memory order.
 template <class V>
 struct DirectRow {
   const elem_t<V>*x, *g;

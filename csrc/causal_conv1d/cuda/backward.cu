@@ -2,7 +2,7 @@
 #include "causal_conv1d/cuda/backward.cuh"
 #include "causal_conv1d/cuda/launch.cuh"
 
-namespace bdam_fast::conv {
+namespace bdam_fast::causal_conv1d {
 
 namespace {
 void sum_gradients(const ConvParams& p, const ConvPlan& plan, cudaStream_t queue) {
@@ -29,4 +29,4 @@ void causal_conv1d_backward_cuda(const ConvParams& p, const ConvPlan& plan, void
   sum_gradients(p, plan, queue);
 }
 
-}  // namespace bdam_fast::conv
+}  // namespace bdam_fast::causal_conv1d

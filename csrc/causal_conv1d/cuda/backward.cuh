@@ -5,7 +5,7 @@
 #pragma once
 #include "causal_conv1d/cuda/forward.cuh"
 
-namespace bdam_fast::conv {
+namespace bdam_fast::causal_conv1d {
 
 // The gradient before the activation, whose argument is s.
 BDAM_DEVICE float before_silu(bool silu, float s, float dout) {
@@ -323,7 +323,7 @@ struct RowBackward {
   }
 };
 
-// From the last vectors of a run to the first: what follows is known then.
+// From the last vectors of a run to the first: the steps that follow are known then.
 template <class T, int W>
 __global__ void __launch_bounds__(kThreads) backward_rows(const ConvParams p, const ConvPlan plan) {
   const RowPlace<T> at(p, plan);
@@ -358,4 +358,4 @@ __global__ void __launch_bounds__(32 * kSumRows) sum_partials(const ConvParams p
   if (to.data) BDAM_SWITCH_PARAMETER_DTYPE(to.dtype, T, *view_of<T>(to).at(0, j < p.width ? j : 0, d) = from_f<T>(sum));
 }
 
-}  // namespace bdam_fast::conv
+}  // namespace bdam_fast::causal_conv1d

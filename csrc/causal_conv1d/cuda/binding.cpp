@@ -9,7 +9,7 @@
 namespace bdam_fast {
 
 namespace {
-using namespace conv;
+using namespace causal_conv1d;
 
 CallCounter forward_calls("causal_conv1d.cuda.forward");
 CallCounter backward_calls("causal_conv1d.cuda.backward");

@@ -2,7 +2,7 @@
 #include "causal_conv1d/cuda/forward.cuh"
 #include "causal_conv1d/cuda/launch.cuh"
 
-namespace bdam_fast::conv {
+namespace bdam_fast::causal_conv1d {
 
 void causal_conv1d_forward_cuda(const ConvParams& p, const ConvPlan& plan, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
@@ -20,4 +20,4 @@ void causal_conv1d_forward_cuda(const ConvParams& p, const ConvPlan& plan, void*
   })
 }
 
-}  // namespace bdam_fast::conv
+}  // namespace bdam_fast::causal_conv1d

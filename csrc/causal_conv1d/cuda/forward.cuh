@@ -1,4 +1,4 @@
-// The causal depthwise convolution forward on a GPU, and what the backward shares with it. Two kernels:
+// The causal depthwise convolution forward on a GPU, with the parts that the backward shares. Two kernels:
 // `channels`: a thread owns V adjacent channels (or one, with any strides) and walks along a run of steps, the last
 // W - 1 inputs in registers. For the (B, L, D) memory order, packed sequences, and everything unusual.
 // `rows`: a group of threads owns one channel and walks along a run of its steps, a 16-byte vector a thread. For the
@@ -8,7 +8,7 @@
 #include "causal_conv1d/cuda/launch.h"
 #include "common/device.cuh"
 
-namespace bdam_fast::conv {
+namespace bdam_fast::causal_conv1d {
 
 using namespace device;
 
@@ -27,7 +27,7 @@ struct Taps {
   float w[W][V], bias[V];
   int skip;
 
-  // Of channels d .. d + V - 1; zero where they are not live.
+  // Taps and bias of channels d .. d + V - 1; zero where they are not live.
   BDAM_DEVICE Taps(const Stream& weight, const Stream& offset, int width, int d, bool live)
       : skip(skipped_taps<W>(width)) {
 #pragma unroll
@@ -94,7 +94,7 @@ BDAM_DEVICE void read_state(const Stream& s, int b, int entry, int d, float (&r)
   for (int v = 0; v < V; ++v) r[v] = s.data ? *view_of<const float>(s).at(b, entry, d + v) : 0.f;
 }
 
-// The last W - 1 inputs before step t0, the oldest first. What lies before step 0 are the initial states.
+// The last W - 1 inputs before step t0, the oldest first. Before step 0 lie the initial states.
 template <class T, int V, int W>
 BDAM_DEVICE void read_window(const ConvParams& p, const View<const T>& x, int b, int d, int t0, float (*q)[V]) {
   const int skip = skipped_taps<W>(p.width);
@@ -111,7 +111,7 @@ BDAM_DEVICE void read_window(const ConvParams& p, const View<const T>& x, int b,
   }
 }
 
-// Where an entry of a window stands: a step, or one of these.
+// The place of an entry of a window: a step, or one of these.
 constexpr int kNowhere = -1000;
 BDAM_DEVICE int initial_entry(int entry) { return -1 - entry; }
 
@@ -263,7 +263,7 @@ struct RowPlace {
     end = first + plan.run < vectors ? first + plan.run : vectors;
   }
   BDAM_DEVICE int step(int k) const { return k * V - empty; }
-  // Whether the vector at step t of `row` is complete and aligned there; `low` is its lowest address.
+  // True if the vector at step t of `row` is complete and aligned there; `low` is its lowest address.
   BDAM_DEVICE bool whole(const T* row, int t, const T*& low) const {
     low = reverse ? row - (t + V - 1) : row + t;
     return t >= 0 && t + V <= L && reinterpret_cast<uintptr_t>(low) % 16 == 0;
@@ -366,4 +366,4 @@ __global__ void __launch_bounds__(kThreads) forward_rows(const ConvParams p, con
       *view_of<float>(p.final_state).at(at.b, i, at.d) = input_at<T, W>(p, at, x, at.L - (W - 1) + i);
 }
 
-}  // namespace bdam_fast::conv
+}  // namespace bdam_fast::causal_conv1d

@@ -2,7 +2,7 @@
 #pragma once
 #include "causal_conv1d/cuda/forward.cuh"
 
-namespace bdam_fast::conv {
+namespace bdam_fast::causal_conv1d {
 
 template <int N>
 using Int = std::integral_constant<int, N>;
@@ -14,7 +14,7 @@ void for_row_width(int width, const F& f) {
   f(Int<4>{});
 }
 
-// f(channels a thread, width, whether packed). Vectors have every width of their own but for packed sequences, which
+// f(channels a thread, width, packed). Vectors have every width of their own but for packed sequences, which
 // have 4 and any; single channels take the kernel for any width.
 template <class F>
 void for_channels_kernel(const ConvParams& p, const ConvPlan& plan, const F& f) {
@@ -47,4 +47,4 @@ inline unsigned row_blocks(const ConvParams& p, const ConvPlan& plan) {
   return grid_of(p.B * plan.runs * ceil_div(p.D, kThreads / plan.lanes));
 }
 
-}  // namespace bdam_fast::conv
+}  // namespace bdam_fast::causal_conv1d

@@ -1,4 +1,4 @@
-// How the CUDA kernels cut the work of a causal convolution, by shapes and addresses alone: every sum has one order on
+// The division of a causal convolution into CUDA blocks, by shapes and addresses alone: every sum has one order on
 // every GPU. No torch and no CUDA in here.
 #pragma once
 #include <algorithm>
@@ -6,14 +6,14 @@
 
 #include "causal_conv1d/causal_conv1d.h"
 
-namespace bdam_fast::conv {
+namespace bdam_fast::causal_conv1d {
 
 constexpr int kVector = 4;            // channels of a thread, where channels are adjacent
 constexpr int kThreads = 128;         // of a block
 constexpr int kRunsPerBlock = 4;      // channels kernels: 32 threads side by side, this many runs
 constexpr int kMostLanes = 8;         // rows kernels: 8 x 16 bytes are one cache line
 constexpr int kRowMaxTaps = 4;        // rows kernels
-constexpr int64_t kWanted = 1 << 17;  // threads: half of what an H100 holds, more than an A100 needs
+constexpr int64_t kWanted = 1 << 17;  // threads: half of those an H100 holds, more than an A100 needs
 
 struct ConvPlan {
   bool rows = false;     // groups of threads along the steps of one channel; else threads along channels
@@ -84,4 +84,4 @@ inline ConvPlan plan_of(const ConvParams& p) {
 void causal_conv1d_forward_cuda(const ConvParams& p, const ConvPlan& plan, void* stream);
 void causal_conv1d_backward_cuda(const ConvParams& p, const ConvPlan& plan, void* stream);
 
-}  // namespace bdam_fast::conv
+}  // namespace bdam_fast::causal_conv1d

@@ -112,7 +112,7 @@ struct ConvUpdate {
     }
     shift_state(state, d, n);
   }
-  // Entry j is what stood `length` entries later, in the state or in x.
+  // Entry j is the one that stood `length` entries later, in the state or in x.
   void shift_state(const Stream& state, int64_t d, int n) const {
     const int kept = static_cast<int>(std::max<int64_t>(S - p.length, 0));
     if (kept > 0) write_few(state, kept, n, old + (S - kept) * W);

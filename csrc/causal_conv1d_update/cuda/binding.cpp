@@ -8,7 +8,7 @@
 namespace bdam_fast {
 
 namespace {
-using namespace conv_update;
+using namespace causal_conv1d_update;
 
 CallCounter calls("causal_conv1d_update.cuda.forward");
 

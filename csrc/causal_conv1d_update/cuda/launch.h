@@ -2,9 +2,9 @@
 #pragma once
 #include "causal_conv1d_update/causal_conv1d_update.h"
 
-namespace bdam_fast::conv_update {
+namespace bdam_fast::causal_conv1d_update {
 
 // `stream` is a cudaStream_t.
 void causal_conv1d_update_cuda(const ConvUpdateParams& p, void* stream);
 
-}  // namespace bdam_fast::conv_update
+}  // namespace bdam_fast::causal_conv1d_update

@@ -1,5 +1,5 @@
-// Runs the tasks of HSIC on PyTorch's own threads. What a task is, and the order of every sum, depends on shapes only,
-// so that the bits do not depend on the number of threads.
+// Runs the tasks of HSIC on PyTorch's own threads. The division into tasks, and the order of every sum, depend on
+// shapes only, so that the bits do not depend on the number of threads.
 #include "hsic/hsic.h"
 
 #include <torch/csrc/stable/ops.h>

@@ -34,7 +34,7 @@ BDAM_INLINE V sum_each(V* v) {
 // rows are equal.
 template <class V>
 struct DotShape {
-  static constexpr int W = lanes<V>, rows = 4, columns = W >= 16 ? 4 : 2;  // what the registers hold
+  static constexpr int W = lanes<V>, rows = 4, columns = W >= 16 ? 4 : 2;  // as many as the registers hold
 };
 template <class V>
 BDAM_INLINE void dot_block(const elem_t<V>* const* a, const elem_t<V>* const* b, int64_t depth, elem_t<V>* sums) {

@@ -206,7 +206,7 @@ struct ScanBackward : ScanTask<V, PerLane> {
       }
     }
   }
-  // What is summed over the batch: dA, dD, dbias and the gradients of constant B and C
+  // The sums over the batch: dA, dD, dbias and the gradients of constant B and C
   void store_channels() const {
     for (int i = 0; i < blocks; ++i) {
       const int64_t at = i * this->state_size();

@@ -75,7 +75,8 @@ struct Sweep {
     store_chunk(state, h);
   }
 
-  // The same, keeping what the reverse sweep needs: taking exp again there instead costs 14.2 against 12.0 ms.
+  // The same, keeping the exponentials for the reverse sweep: computing exp again there instead costs 14.2 against 12.0
+  // ms.
   template <bool Upper>
   void record_sweep(int begin, int end, E* state) const {
     const Sweep m = *this;
@@ -183,7 +184,7 @@ BDAM_INLINE V finish_fold(const elem_t<V>* p, int64_t chunk) {
     return load<V>(p);
 }
 
-// --- what the forward and the backward task share: which channels, the tile's B and C, its segments ---
+// Shared by the forward and the backward task: their channels, the tile's B and C, its segments.
 
 template <class V, bool PerLane>
 struct ScanTask {
@@ -196,8 +197,8 @@ struct ScanTask {
   int blocks, N, chunks, pitch;  // vectors of channels; states, chunks of states, row length of a tile of B or C
   int64_t t0 = 0;                // the current tile
   int n_t = 0, segments = 0, starts[T + 1];
-  bool resets[T];                 // whether a segment starts from a zero state
-  bool upper = true;              // whether dt A may be positive: without softplus, or with a positive A
+  bool resets[T];                 // true if a segment starts from a zero state
+  bool upper = true;              // true if dt A may be positive: without softplus, or with a positive A
   const int8_t* steps = nullptr;  // the tile's steps
   E *B_tile, *C_tile, *row_tile;
   static constexpr int kFetches = 9;  // the last one fetches nothing
@@ -301,7 +302,7 @@ struct ScanTask {
       s.B_stride = s.C_stride = pitch;
     }
   }
-  // What the sweeps of a block fetch while they compute, two rows a step, so that the memory is busy all the time:
+  // Rows that the sweeps of a block fetch while they compute, two a step, so that the memory is busy all the time:
   // fetched in the loop before the sweeps, the same rows cost 10 % of the backward.
   void plan_fetches(std::initializer_list<Fetch> wanted, const E* elsewhere) {
     std::fill(fetches, fetches + kFetches, Fetch(Stream{}, 0, elsewhere));
@@ -316,7 +317,7 @@ struct ScanTask {
   void point_fetches(Sweep<V, PerLane>& s, int chunk) const {
     for (int i = 0; i < 2; ++i) s.fetch[i] = fetches[std::min(2 * chunk + i, kFetches - 1)];
   }
-  // How far ahead of a block the next one to be read lies; `step` = 1 walks the tiles forwards, -1 backwards.
+  // Offset from a block to the next one to be read; `step` = 1 walks the tiles forwards, -1 backwards.
   int64_t next_block(const Stream& s, int block, int step) const {
     const int64_t on = s.channel * W;
     return block + 1 < blocks ? on : step * T * s.time - (blocks - 1) * on;

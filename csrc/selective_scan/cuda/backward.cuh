@@ -80,7 +80,7 @@ struct Backward {
   BDAM_DEVICE int64_t row(int chunk, int channel) const {
     return (static_cast<int64_t>(chunk) * p.batch + at.batch) * p.channels + channel;
   }
-  // Where things of this block's first step and channel are noted: to form such an address takes ten instructions, and
+  // Addresses of this block's first step and channel, noted: to form such an address takes ten instructions, and
   // there are no registers to keep it.
   enum Tensor { kU, kDelta, kZ, kDout, kDu, kDdelta, kDz, kSaved, kSumB, kSumC };
   BDAM_DEVICE const void*& base(int which) const {
@@ -131,7 +131,7 @@ struct Backward {
   BDAM_DEVICE bool padded(int l) const {
     return Packed && p.steps && l < at.steps && p.steps[at.batch * p.length + at.begin + l] == kPadding;
   }
-  // Step of element v of a vector, and what D or the bias is to it
+  // Step of element v of a vector, and its D or bias
   BDAM_DEVICE static int step_in(int v) { return A == Access::time_vectors ? v : 0; }
   BDAM_DEVICE void of_channels(int which, int c, float (&x)[V]) const {
     const float* const source = shared + Layout::vectors + which * Layout::kChannels + c;
@@ -324,7 +324,7 @@ struct Backward {
         dxu[c] = fmaf(gh[c][i], b, dxu[c]);
         carry[c][i] = E[c][i] * gh[c][i];
         float q = carry[c][i] * before;
-        if (fresh) carry[c][i] = q = 0.f;  // and no product with what stands before the reset
+        if (fresh) carry[c][i] = q = 0.f;  // and no product with the values before the reset
         ddt[c] = fmaf(q, a[c][i], ddt[c]);
         dA[c][i] = fmaf(q, dt[c], dA[c][i]);
         h[c][i] = before;
@@ -338,7 +338,7 @@ struct Backward {
   // <C, h>, to shared memory: a sum of this thread's states or, by tensor cores, of the channel's 16. Row l / 4 of the
   // first factor has the states 0 and 2 of four threads, row l / 4 + 8 the states 1 and 3; so has C in even and odd
   // columns, which come from even and odd l / 4. That way h takes the registers in the order in which it is loaded,
-  // else moves eat up what the tensor core saves.
+  // else moves eat up the tensor core's gain.
   BDAM_DEVICE void read_out(int t, int half_t, const float (&vc)[NS]) const {
     float y[NC];
     if constexpr (Layout::kTensorCore) {

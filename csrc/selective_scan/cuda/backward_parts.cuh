@@ -49,7 +49,7 @@ struct BackwardLayout {
   static constexpr int bases = kinds + kTile;                            // [10] pointers
   // Vectors: each thread's own pointers, [thread][2] of u, delta; of z, d out; of du, ddelta; [thread] of dz
   static constexpr int pointers = bases + 20;
-  // Of T, for each input: [2 * kEach][thread], or [step][channel], or [channel][step]
+  // Elements of T, for each input: [2 * kEach][thread], or [step][channel], or [channel][step]
   static constexpr int raw = pointers + (A == Access::scalar ? 0 : 7 * kThreads * 2);
   static constexpr size_t bytes = raw * sizeof(float) + kInputs * kRaw * sizeof(T);
 };
@@ -130,7 +130,7 @@ BDAM_DEVICE void add_groups(const float* dbc, const void* const* targets, int fi
         for (int i = 0; i < 4; ++i) sum[i] += v[i];
       }
     }
-    // Of two sharers each goes on with half of the states, while there are states to halve.
+    // Each of two sharers goes on with half of the states, while there are states to halve.
     int kept = 4, state = quad * 4;
 #pragma unroll
     for (int o = kQuads; o < kQuads * kShare; o *= 2) {

@@ -21,15 +21,15 @@ struct Converted {
 
   explicit Converted(const Arguments& x, const OptionalTensor& dout = std::nullopt)
       : dtype(common_type(x, dout)),
-        u(converted(x.u, dtype)),
-        delta(converted(x.delta, dtype)),
-        A(converted(x.A, ScalarType::Float)),
-        B(converted(x.B, x.B.dim() == 2 ? ScalarType::Float : dtype)),
-        C(converted(x.C, x.C.dim() == 2 ? ScalarType::Float : dtype)),
-        D(converted(x.D, ScalarType::Float)),
-        z(converted(x.z, dtype)),
-        delta_bias(converted(x.delta_bias, ScalarType::Float)),
-        initial_state(converted(x.initial_state, ScalarType::Float)),
+        u(converted(kOp, "u", x.u, dtype)),
+        delta(converted(kOp, "delta", x.delta, dtype)),
+        A(converted(kOp, "A", x.A, ScalarType::Float)),
+        B(converted(kOp, "B", x.B, x.B.dim() == 2 ? ScalarType::Float : dtype)),
+        C(converted(kOp, "C", x.C, x.C.dim() == 2 ? ScalarType::Float : dtype)),
+        D(converted(kOp, "D", x.D, ScalarType::Float)),
+        z(converted(kOp, "z", x.z, dtype)),
+        delta_bias(converted(kOp, "delta_bias", x.delta_bias, ScalarType::Float)),
+        initial_state(converted(kOp, "initial_state", x.initial_state, ScalarType::Float)),
         seq_idx(x.seq_idx) {}
   Arguments arguments() const { return {u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx}; }
 
@@ -145,8 +145,8 @@ NineTensors backward(const Tensor& dout, const OptionalTensor& dlast, const Tens
   STD_TORCH_CHECK(checkpoint.scalar_type() == ScalarType::Float && checkpoint.is_contiguous(), kOp,
                   ": checkpoint must come from the forward of the same call");
   call.p.checkpoint = static_cast<float*>(checkpoint.data_ptr());
-  const Tensor own_dout = converted(dout, x.dtype);
-  const OptionalTensor own_dlast = converted(dlast, ScalarType::Float);
+  const Tensor own_dout = converted(kOp, "dout", dout, x.dtype);
+  const OptionalTensor own_dlast = converted(kOp, "dlast_state", dlast, ScalarType::Float);
   c.dout = sequence("dout", own_dout, c, reverse);
   if (own_dlast) c.dlast = state("dlast_state", *own_dlast, c);
 

@@ -23,9 +23,9 @@ static __global__ void scan_steps(const int32_t* index, int64_t batch_stride, in
   }
 }
 
-// From what leaves each chunk that a zero state entered, to what really enters each: with exp(A sum dt) for the decay
-// over a chunk, or 0 where a sequence ends in it. Forward from the first chunk with `first`, or, for the gradient of
-// the state, from the last chunk with `first` = d last_state. In place.
+// From the state that leaves each chunk entered by a zero state, to the state that really enters each: with exp(A sum
+// dt) for the decay over a chunk, or 0 where a sequence ends in it. Forward from the first chunk with `first`, or, for
+// the gradient of the state, from the last chunk with `first` = d last_state. In place.
 struct ChunkViews {
   View<const float> A, first;  // first.data may be null
   float *state, *decay;

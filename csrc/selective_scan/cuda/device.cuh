@@ -1,4 +1,4 @@
-// What the kernels of the selective scan share: their parameters, the place of a block, the states of a thread and the
+// Shared by the kernels of the selective scan: their parameters, the place of a block, the states of a thread and the
 // projections B and C of a tile of steps. B batch, L length, D channels, N states, G groups.
 //
 // A thread owns NS states of a channel (forward) or of NC channels (backward) and walks the steps in order; LN threads
@@ -12,8 +12,8 @@ namespace bdam_fast::device {
 
 constexpr int kScanThreads = 128;
 
-// What a kernel is compiled for. `usual`: with softplus and z, without seq_idx. `general`: these looked up at run time.
-// `constant`: also B or C the same in all steps, whose sums over the steps take registers.
+// The variant that a kernel is compiled for. `usual`: with softplus and z, without seq_idx. `general`: these looked up
+// at run time. `constant`: also B or C the same in all steps, whose sums over the steps take registers.
 enum class Case { usual, general, constant };
 
 // B or C: per step (B, G, N, L) as (batch, time, state), or constant (D, N) in float32.
@@ -27,16 +27,16 @@ struct ProjectionView {
 
 template <class T>
 struct ScanViews {
-  View<const T> u, delta, z;  // without z (gated is false) its place is taken by u, to save branches
+  View<const T> u, delta, z;  // without z (gated is false) u stands in its place, to save branches
   ProjectionView<T> B, C;
   View<const float> A;           // (D, N): time = state
   View<const float> skip, bias;  // (D,); data may be null
   View<const float> first;       // (B, D, N): the state before the first step; data may be null
   const int8_t* steps;           // [B][L] ScanStep in processed order; null without seq_idx
   float* checkpoint;             // [B][tiles][NP / 4][D][4]: the states before the tiles; null if nothing is saved
-  float* chunk_state;            // [chunks][B][D][NP]: what enters a chunk, or (pass state or carry) leaves it
-  float* chunk_decay;            // [chunks][B][D][2]: sum of dt, and 0 if a reset stands in the chunk, else 1
-  int64_t length, chunk;         // chunk: steps of a block, a multiple of kCudaChunkUnit
+  float* chunk_state;     // [chunks][B][D][NP]: the state that enters a chunk, or (pass state or carry) leaves it
+  float* chunk_decay;     // [chunks][B][D][2]: sum of dt, and 0 if a reset stands in the chunk, else 1
+  int64_t length, chunk;  // chunk: steps of a block, a multiple of kCudaChunkUnit
   int batch, channels, states, groups, group_channels, blocks;  // blocks: of a batch item and group
   bool softplus, gated;
   bool time_first;  // scalar access: lanes go along the steps, which are closer in memory than the channels
@@ -68,8 +68,8 @@ BDAM_DEVICE Place place_of(const ScanViews<T>& p, int block_channels) {
   return q;
 }
 
-// State i of a thread that is the s-th of a channel's LN: quads of states go round the threads, so that a warp reads B,
-// C and writes saved states in runs of 16 bytes.
+// State i of a thread that is the s-th of a channel's LN: quads of states go around the threads, so that a warp reads
+// B, C and writes saved states in runs of 16 bytes.
 template <int LN>
 BDAM_DEVICE int state_index(int s, int i) {
   return (i / 4 * LN + s) * 4 + i % 4;
@@ -133,8 +133,8 @@ struct Projections {
   }
 };
 
-// How a block reads and writes (B, D, L) tensors: vectors of adjacent channels, vectors of adjacent steps, or elements
-// one by one with any strides.
+// A block's way to read and write (B, D, L) tensors: vectors of adjacent channels, vectors of adjacent steps, or
+// elements one by one with any strides.
 enum class Access { channel_vectors, time_vectors, scalar };
 
 }  // namespace bdam_fast::device

@@ -104,7 +104,7 @@ struct Lane {
   }
 };
 
-// What a channel's thread knows besides its states, and the elementwise part of a step.
+// A channel's parameters besides its states, and the elementwise part of a step.
 template <class T, Pass P, Case K>
 struct Channel {
   float skip, bias;
@@ -118,7 +118,7 @@ struct Channel {
     softplus(delta + bias, dt, unused);
     return K == Case::usual || p.softplus ? dt : delta + bias;
   }
-  // What goes into the states at a step: dt u, or d y in the pass `carry`, whose u is d out.
+  // The input of the states at a step: dt u, or d y in the pass `carry`, whose u is d out.
   BDAM_DEVICE float input(const ForwardViews<T>& p, float dt, float u, float z) const {
     if (P == Pass::carry) return u * gate(p, z);
     return dt * u;

@@ -51,7 +51,7 @@ void forward(const CudaScanParams& p) {
   fill(v, p, channels);
   v.out = view_of<T>(c.out);
   v.last = view_of<float>(c.last);
-  // 16 bytes, or what the channels of a warp make
+  // 16 bytes, or as many as the channels of a warp make
   const int64_t vector = 16 / static_cast<int64_t>(sizeof(T)), warp = std::min(vector, channels / 4);
   const Access access = access_of({&c.u, &c.delta, &c.z, &c.out}, p, warp, vector);
   if (chunks > 1) {
@@ -61,7 +61,7 @@ void forward(const CudaScanParams& p) {
   start_pass<T, Pass::scan>(p, v, access, blocks, chunks, stream);
 }
 
-// What enters the chunks from behind: the gradient of the state. Part of the backward, here because it walks forward
+// The gradient of the state that enters the chunks from behind. Part of the backward, here because it walks forward
 // (from the last step to the first).
 template <class T>
 void carry(const CudaScanParams& p) {

@@ -18,7 +18,7 @@ ProjectionView<T> projection_view(const Stream& s, int64_t group, int64_t groups
   return q;
 }
 
-// What both directions need; `block_channels` channels of a block.
+// Views that both directions need; `block_channels` channels of a block.
 template <class T>
 void fill(ScanViews<T>& v, const CudaScanParams& p, int64_t block_channels) {
   const ScanParams& c = p.call;
@@ -53,7 +53,7 @@ inline Case case_of(const CudaScanParams& p) {
   return p.call.z && p.call.softplus && !p.steps ? Case::usual : Case::general;
 }
 
-// Whether vectors of `elements` adjacent channels, or steps, can be read: they are adjacent, each begins at a multiple
+// True if vectors of `elements` adjacent channels, or steps, can be read: they are adjacent, each begins at a multiple
 // of its size, and a group of channels, or the length, holds whole ones.
 inline bool vectors_of_channels(const Stream& s, const ScanParams& p, int64_t elements) {
   return s.channel == 1 && p.group_channels() % elements == 0 && (p.batch < 2 || s.batch % elements == 0) &&

@@ -1,4 +1,5 @@
-// Selective scan on a GPU: what its binding and its launchers agree on, without torch and without CUDA.
+// Selective scan on a GPU: parameters and cuts that its binding and its launchers share, without torch and without
+// CUDA.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -19,7 +20,7 @@ inline int64_t padded_states(int64_t states) {
 // Channels of a block of 128 threads, of which padded / 16 share a channel in the forward.
 inline int64_t forward_channels(int64_t padded) { return padded <= 16 ? 128 : 128 * 16 / padded; }
 
-// How one length is split for small batches. A block walks its steps one after another, so that fewer blocks than
+// The split of one length for small batches. A block walks its steps one after another, so that fewer blocks than
 // multiprocessors (132 on an H100) leave the others idle. Below 128 blocks and from 512 steps on, the length is cut in
 // chunks of at least 128 steps until 512 blocks come together; they cost one more pass over u, delta and B (about 0.6
 // of a forward), so that a split in two would gain nothing and three chunks are the least. Shapes alone decide: the

@@ -5,7 +5,7 @@
 namespace bdam_fast {
 
 namespace {
-using namespace state_update;
+using namespace selective_state_update;
 CallCounter calls("selective_state_update.cuda.forward");
 
 Tensor update(Tensor state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
@@ -22,10 +22,11 @@ Tensor update(Tensor state, const Tensor& x, const Tensor& dt, const Tensor& A, 
     if (t->scalar_type() != type) type = ScalarType::Float;
   if (z && z->scalar_type() != type) type = ScalarType::Float;
   const CudaScope scope(state);
-  const Tensor own_x = converted(x, type), own_dt = converted(dt, type), own_B = converted(B, type);
-  const Tensor own_C = converted(C, type), own_A = converted(A, ScalarType::Float);
-  const OptionalTensor own_z = converted(z, type), own_D = converted(D, ScalarType::Float);
-  const OptionalTensor own_bias = converted(dt_bias, ScalarType::Float);
+  const Tensor own_x = converted(kOp, "x", x, type), own_dt = converted(kOp, "dt", dt, type),
+               own_B = converted(kOp, "B", B, type);
+  const Tensor own_C = converted(kOp, "C", C, type), own_A = converted(kOp, "A", A, ScalarType::Float);
+  const OptionalTensor own_z = converted(kOp, "z", z, type), own_D = converted(kOp, "D", D, ScalarType::Float);
+  const OptionalTensor own_bias = converted(kOp, "dt_bias", dt_bias, ScalarType::Float);
   StateUpdateParams p = parameters(state, own_x, own_dt, own_A, own_B, own_C, own_D, own_z, own_bias, dt_softplus);
   Tensor out = allocate_like(x), own_out = type == x.scalar_type() ? out : allocate_like(own_x);
   p.out = step("out", own_out, p);

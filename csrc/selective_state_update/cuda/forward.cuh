@@ -1,5 +1,5 @@
 // One step of the selective scan on a GPU, the state updated in place: kUpdateLanes threads share a channel, whose
-// states go round them, so that a warp reads the states of four channels in runs. Memory-bound: the state is read and
+// states go around them, so that a warp reads the states of four channels in runs. Memory-bound: the state is read and
 // written once.
 #pragma once
 #include "common/device.cuh"
