@@ -15,12 +15,13 @@ if importlib.util.find_spec("triton") is None:
 import triton
 from triton.compiler import ASTSource
 
-from tests.support.triton import causal_conv1d, hsic, selective_scan
+from tests.support.triton import causal_conv1d, causal_conv1d_update, hsic, selective_scan, selective_state_update
 from tests.support.triton.launches import TARGETS, Case, compile_call, read
 
 # What a kernel uses is the compiler's choice: budgets are of this version, others have to compile the kernels only.
 BUDGETED = triton.__version__.startswith("3.7.")
-CASES = [*causal_conv1d.CASES, *hsic.CASES, *selective_scan.CASES]
+OPERATORS = (selective_scan, selective_state_update, causal_conv1d, causal_conv1d_update, hsic)
+CASES = [case for operator in OPERATORS for case in operator.CASES]
 
 
 def parameters():

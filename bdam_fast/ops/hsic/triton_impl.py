@@ -1,7 +1,7 @@
 """The raw operators of hsic by Triton kernels and, for the linear kernel of many samples, matrix products of PyTorch.
 
 Up to 128 samples one launch does the whole batch. Beyond, the Gaussian kernel goes by tiles that are never kept
-(triton_tiles.py), in memory that grows with N, and the linear one by its smaller form: N x N, or Dx x Dy.
+(triton_kernels_tiles.py), in memory that grows with N, and the linear one by its smaller form: N x N, or Dx x Dy.
 
 N samples, Dx and Dy features.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from bdam_fast import _autograd
 from bdam_fast._triton import on_device
 from bdam_fast.ops.hsic.triton_kernels import small_backward_kernel, small_forward_kernel
-from bdam_fast.ops.hsic.triton_tiles import count_kernel, gradient_kernel, norms_kernel, sums_kernel
+from bdam_fast.ops.hsic.triton_kernels_tiles import count_kernel, gradient_kernel, norms_kernel, sums_kernel
 
 SMALL = 128  # samples: two kernel matrices fit the registers of a multiprocessor
 BLOCK = 64  # samples on a side of a tile

@@ -1,77 +1,15 @@
-"""selective_state_update in Triton: one step of the scan, the state updated in place.
+"""The raw operator selective_state_update by a Triton kernel: one step of the scan, the state updated in place.
 
-B batch, D channels, N states, G groups of channels that share B and C. A program takes the channels of one batch item
-that come to about 512 states, one warp; everything is read and written once, so memory sets the speed.
+B batch, D channels, N states, G groups of channels that share B and C. A program computes about 512 states, the channels
+of one batch item, in one warp; everything is read and written once, so that memory sets the speed.
 """
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from bdam_fast._triton import LOG2E, on_device, parameter, rounded, sigmoid, softplus
-
-
-@triton.jit
-def _row(stream, b, channel, inside):
-    """A (B, D) tensor's channels as float32; a stream is (pointer, batch stride, channel stride)."""
-    return tl.load(stream[0] + b * stream[1] + channel * stream[2], mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _projection(stream, b, group, n, states):
-    """B or C, (1, N); a stream is (pointer, batch stride, group stride, state stride)."""
-    at = stream[0] + b * stream[1] + group * stream[2] + n * stream[3]
-    return tl.load(at, mask=n < states, other=0.0).to(tl.float32)[None, :]
-
-
-@triton.jit
-def state_update(
-    state,
-    x,
-    dt,
-    A,
-    B,
-    C,
-    D,
-    z,
-    bias,
-    out,
-    states,
-    group_channels,
-    blocks,
-    units,
-    SOFTPLUS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    N: tl.constexpr,
-):
-    """The new state, stored, and the output, formed before the state is rounded."""
-    b = (tl.program_id(0) // units).to(tl.int64)
-    unit = tl.program_id(0) % units
-    group = unit // blocks
-    local = (unit % blocks) * BLOCK + tl.arange(0, BLOCK)
-    inside = local < group_channels
-    channel = (group * group_channels + local).to(tl.int64)
-    n = tl.arange(0, N)
-    mask = inside[:, None] & (n < states)[None, :]
-    step = _row(dt, b, channel, inside)
-    if bias is not None:
-        step += tl.load(bias + channel, mask=inside, other=0.0)
-    if SOFTPLUS:
-        step = softplus(step)
-    xs = _row(x, b, channel, inside)
-    rate = tl.load(A + channel[:, None] * states + n[None, :], mask=mask, other=0.0) * LOG2E
-    at = state[0] + b * state[1] + channel[:, None] * state[2] + n[None, :] * state[3]
-    h = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    h = tl.exp2(step[:, None] * rate) * h + (step * xs)[:, None] * _projection(B, b, group, n, states)
-    tl.store(at, rounded(h, state[0].dtype.element_ty), mask=mask)
-    y = tl.sum(tl.where(mask, h * _projection(C, b, group, n, states), 0.0), 1)
-    if D is not None:
-        y += tl.load(D + channel, mask=inside, other=0.0) * xs
-    if z is not None:
-        gate = _row(z, b, channel, inside)
-        y *= gate * sigmoid(gate)
-    tl.store(out[0] + b * out[1] + channel * out[2], rounded(y, out[0].dtype.element_ty), mask=inside)
+from bdam_fast._triton import on_device, parameter
+from bdam_fast.ops.selective_state_update.triton_kernels import update_kernel
 
 
 def update(
@@ -95,7 +33,7 @@ def update(
     out = torch.empty_like(x)
     if batch > 0:
         with on_device(x):
-            state_update[(batch * groups * blocks,)](
+            update_kernel[(batch * groups * blocks,)](
                 *((t, *t.stride()) for t in (state, x, dt)),
                 *(parameter(A), _strided(B), _strided(C), parameter(D)),
                 *(None if z is None else (z, *z.stride()), parameter(dt_bias), (out, *out.stride())),

@@ -3,7 +3,6 @@
 from typing import Any
 
 from bdam_fast.ops.causal_conv1d.triton_kernels import backward_kernel, forward_kernel
-from bdam_fast.ops.causal_conv1d_update.triton_impl import update_kernel
 
 PARAMETERS = {
     "weight_ptr": "*fp32",
@@ -59,36 +58,4 @@ CASES = [
         ("packed", "fp32", (), "bdl", 3, {"SILU": False}),
         ("states", "bf16", (*ALL, "bias_ptr"), "bdl", 1, {"REVERSE": True}),
     )
-]
-
-
-def update_case(dtype: str, order: str, width: int, bias: bool) -> tuple[Any, ...]:
-    """One step; the state's entries are adjacent, or its channels."""
-    name = f"update-{dtype}-{order}-{width}"
-    constexprs: dict[str, Any] = {
-        "WIDTH": width,
-        "SILU": True,
-        "BLOCK_S": 4,
-        "BLOCK_D": 128,
-        "L": 1,
-        "x_d": 1,
-        "out_d": 1,
-    }
-    constexprs |= {"state_d" if order == "bld" else "state_s": 1} | ({} if bias else {"bias_ptr": None})
-    types = {
-        "x_ptr": f"*{dtype}",
-        "out_ptr": f"*{dtype}",
-        "state_ptr": "*fp32",
-        "weight_ptr": "*fp32",
-        "bias_ptr": "*fp32",
-    }
-    signature = {n: "constexpr" if n in constexprs else types.get(n, "i32") for n in update_kernel.arg_names}
-    aligned = [i for i, (n, kind) in enumerate(signature.items()) if kind != "constexpr" and n not in ("S", "state_s")]
-    return name, update_kernel, signature, constexprs, {(i,): [["tt.divisibility", 16]] for i in aligned}
-
-
-CASES += [
-    update_case("bf16", "bdl", 4, True),
-    update_case("fp32", "bld", 4, False),
-    update_case("fp16", "bdl", 8, True),
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from bdam_fast.ops.hsic.triton_impl import BLOCK, BLOCK_K, RADIX
 from bdam_fast.ops.hsic.triton_kernels import small_backward_kernel, small_forward_kernel
-from bdam_fast.ops.hsic.triton_tiles import count_kernel, gradient_kernel, norms_kernel, sums_kernel
+from bdam_fast.ops.hsic.triton_kernels_tiles import count_kernel, gradient_kernel, norms_kernel, sums_kernel
 
 INPUTS = ("x_ptr", "y_ptr", "dx_ptr", "dy_ptr")
 FLOATS = ("scale", "cross", "product", "half_cross")

@@ -1,17 +1,14 @@
-"""What tests/triton/test_compile.py compiles of selective_scan and selective_state_update: calls, and budgets of sm_90."""
+"""Ahead-of-time compile cases of selective_scan's Triton kernels: calls, and their budgets on sm_90."""
 
 from typing import Any
 
 import torch
 
 from bdam_fast.ops.selective_scan import triton_impl
-from bdam_fast.ops.selective_state_update import triton_impl as selective_state_update_triton
-from tests.ops.selective_state_update.test_values import step_problem
 from tests.support.operators import packed_index, scan_problem
 from tests.support.triton.launches import Case
 
 SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
-UPDATE = ("state", "x", "dt", "A", "B", "C", "D", "z", "dt_bias")
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 
 
@@ -29,11 +26,6 @@ def scan(
     tensors = [problem.get(name) for name in SCAN] + [packed_index(1, length) if packed else None]
     out, state, saved = triton_impl.forward(*tensors, True, reverse, last, True)
     triton_impl.backward(torch.empty_like(out), state if last else None, *tensors, saved, True, reverse)
-
-
-def update(**kwargs: Any) -> None:
-    problem = step_problem(2, 128, 16, **kwargs)
-    selective_state_update_triton.update(*[problem.get(name) for name in UPDATE], True)
 
 
 def case(name: str, forward: int, spilled: int, main: bool = False, slow: bool = False, **kwargs: Any) -> Case:
@@ -59,6 +51,4 @@ CASES = [
     case("bf16-8-states", 255, 2300, slow=True, dtype=BF16, states=8),
     case("bf16-64-states", 224, 2550, slow=True, dtype=BF16, states=64),
     case("bf16-256-states", 255, 3000, slow=True, dtype=BF16, states=256),
-    Case("update-bf16", lambda: update(dtype=BF16), {"state_update": (72, 0)}, True),
-    Case("update-fp32-strided", lambda: update(state="strided", order="strided", groups=2), {"state_update": (72, 0)}),
 ]

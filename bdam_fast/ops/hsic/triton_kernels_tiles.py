@@ -1,0 +1,168 @@
+"""Triton kernels of hsic's Gaussian kernel for many samples: tiles of both matrices, computed again whenever they are needed.
+
+They work on centred rows x, y (batch, N, D) in float32, contiguous, and on their squared lengths `norms`. A program owns
+a tile of BLOCK rows and every `splits`-th tile of columns; what it adds up is one slice of a result that is summed
+afterwards. N samples, D features, T tiles.
+"""
+
+import triton
+import triton.language as tl
+
+from bdam_fast.ops.hsic.triton_kernels import constant_of, diagonal, distances, gaussian, sensitivity
+
+
+@triton.jit
+def _program(N, splits, BLOCK: tl.constexpr):
+    """(batch item, tile of rows, split, tiles) of this program."""
+    tiles = tl.cdiv(N, BLOCK)
+    pid = tl.program_id(0)
+    return (pid // splits // tiles).to(tl.int64), pid // splits % tiles, pid % splits, tiles
+
+
+@triton.jit
+def _products(rows, i, j, N, D, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Inner products of the rows of tiles i and j."""
+    at_i, at_j = i * BLOCK + tl.arange(0, BLOCK), j * BLOCK + tl.arange(0, BLOCK)
+    products = tl.zeros([BLOCK, BLOCK], tl.float32)
+    for k0 in range(0, D, BLOCK_K):
+        d = k0 + tl.arange(0, BLOCK_K)
+        own = rows + at_i.to(tl.int64)[:, None] * D + d[None, :]
+        other = rows + at_j.to(tl.int64)[None, :] * D + d[:, None]
+        a = tl.load(own, mask=(at_i < N)[:, None] & (d < D)[None, :], other=0.0)
+        products = tl.dot(
+            a, tl.load(other, mask=(at_j < N)[None, :] & (d < D)[:, None], other=0.0), products, input_precision="ieee"
+        )
+    return products
+
+
+@triton.jit
+def norms_kernel(rows_ptr, norms_ptr, N, D, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+    """norms (batch, N), as the diagonals of tiles: added up in the order of all products."""
+    b, i, _, _ = _program(N, 1, BLOCK)
+    products = _products(rows_ptr + b * N * D, i, i, N, D, BLOCK, BLOCK_K)
+    at = i * BLOCK + tl.arange(0, BLOCK)
+    tl.store(norms_ptr + b * N + at, diagonal(products, BLOCK), mask=at < N)
+
+
+@triton.jit
+def _distances(rows_ptr, norms_ptr, b, i, j, N, D, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+    at_i, at_j = i * BLOCK + tl.arange(0, BLOCK), j * BLOCK + tl.arange(0, BLOCK)
+    norms = norms_ptr + b * N
+    norms_i = tl.load(norms + at_i, mask=at_i < N, other=0.0)
+    norms_j = tl.load(norms + at_j, mask=at_j < N, other=0.0)
+    return distances(_products(rows_ptr + b * N * D, i, j, N, D, BLOCK, BLOCK_K), norms_i, norms_j)
+
+
+@triton.jit
+def count_kernel(
+    rows_ptr, norms_ptr, prefix_ptr, counts_ptr, N, D, splits,
+    LOW: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """counts (batch, T splits, BINS): distances i < j by the bits above the LOW lowest, given all bits above those."""
+    b, i, split, tiles = _program(N, splits, BLOCK)
+    at_i = i * BLOCK + tl.arange(0, BLOCK)
+    prefix = tl.load(prefix_ptr + b)
+    counts = tl.zeros([BINS], tl.int32)
+    for j in range(i + split, tiles, splits):
+        at_j = j * BLOCK + tl.arange(0, BLOCK)
+        distance = _distances(rows_ptr, norms_ptr, b, i, j, N, D, BLOCK, BLOCK_K)
+        bits = (distance.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >> LOW
+        counted = (at_i[:, None] < at_j[None, :]) & (at_j < N)[None, :] & (bits // BINS == prefix)
+        counts += tl.histogram(tl.ravel(bits % BINS), BINS, mask=tl.ravel(counted))
+    tl.store(counts_ptr + tl.program_id(0).to(tl.int64) * BINS + tl.arange(0, BINS), counts)
+
+
+@triton.jit
+def _tile(
+    rows_ptr, norms_ptr, saved, b, i, j, N, D, UNBIASED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """A tile of the kernel matrix; `saved` points to sigma and t."""
+    at_i, at_j = i * BLOCK + tl.arange(0, BLOCK), j * BLOCK + tl.arange(0, BLOCK)
+    keep = (at_i < N)[:, None] & (at_j < N)[None, :]
+    if UNBIASED:
+        keep = keep & (at_i[:, None] != at_j[None, :])
+    distance = _distances(rows_ptr, norms_ptr, b, i, j, N, D, BLOCK, BLOCK_K)
+    return gaussian(distance, tl.load(saved), tl.load(saved + 1), keep)
+
+
+@triton.jit
+def sums_kernel(
+    x_ptr, y_ptr, norms_x_ptr, norms_y_ptr, saved_ptr, sums_ptr, N, DX, DY, splits, batch,
+    UNBIASED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """sums (splits, 3, batch, N): by rows, those of K, of L and of their product, over the columns of a split."""
+    b, i, split, tiles = _program(N, splits, BLOCK)
+    saved = saved_ptr + b * (4 + 2 * N)
+    sums_x, sums_y = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    both = tl.zeros([BLOCK], tl.float32)
+    for j in range(split, tiles, splits):
+        K = _tile(x_ptr, norms_x_ptr, saved, b, i, j, N, DX, UNBIASED, BLOCK, BLOCK_K)
+        L = _tile(y_ptr, norms_y_ptr, saved + 2, b, i, j, N, DY, UNBIASED, BLOCK, BLOCK_K)
+        sums_x += tl.sum(K, 1)
+        sums_y += tl.sum(L, 1)
+        both += tl.sum(K * L, 1)
+    at = i * BLOCK + tl.arange(0, BLOCK)
+    to = sums_ptr + (split * 3 * batch + b) * N + at
+    tl.store(to, sums_x, mask=at < N)
+    tl.store(to + tl.cast(batch, tl.int64) * N, sums_y, mask=at < N)
+    tl.store(to + tl.cast(batch, tl.int64) * N * 2, both, mask=at < N)
+
+
+@triton.jit
+def _add_rows(to, weights, rows, i, j, N, D, first, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Adds weights times the rows of tile j to the rows of tile i of `to`, which it fills where j is the first.
+
+    A thread reads what it has written itself; the barrier holds where the compiler lays the two accesses out differently.
+    """
+    at_i, at_j = i * BLOCK + tl.arange(0, BLOCK), j * BLOCK + tl.arange(0, BLOCK)
+    for k0 in range(0, D, BLOCK_K):
+        d = k0 + tl.arange(0, BLOCK_K)
+        ok = (at_i < N)[:, None] & (d < D)[None, :]
+        at = to + at_i.to(tl.int64)[:, None] * D + d[None, :]
+        from_ = rows + at_j.to(tl.int64)[:, None] * D + d[None, :]
+        sums = tl.load(at, mask=ok & (j != first), other=0.0)
+        own = tl.load(from_, mask=(at_j < N)[:, None] & (d < D)[None, :], other=0.0)
+        tl.store(at, tl.dot(weights, own, sums, input_precision="ieee"), mask=ok)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _weights(own, other, saved_own, sums, constant, i, j, N, half_cross, BLOCK: tl.constexpr):
+    """W = S * K of a tile, without its diagonal, where a distance has no gradient."""
+    at_i, at_j = i * BLOCK + tl.arange(0, BLOCK), j * BLOCK + tl.arange(0, BLOCK)
+    sums_i = tl.load(sums + at_i, mask=at_i < N, other=0.0)
+    sums_j = tl.load(sums + at_j, mask=at_j < N, other=0.0)
+    weights = sensitivity(other, sums_i, sums_j, half_cross, constant) * (own + constant_of(tl.load(saved_own + 1)))
+    keep = (at_i < N)[:, None] & (at_j < N)[None, :] & (at_i[:, None] != at_j[None, :])
+    return tl.where(keep, weights, 0.0)
+
+
+@triton.jit
+def gradient_kernel(
+    x_ptr, y_ptr, norms_x_ptr, norms_y_ptr, saved_ptr, constants_ptr, wx_ptr, wy_ptr, totals_ptr,
+    N, DX, DY, splits, batch, half_cross,
+    UNBIASED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Over the columns of a split: wx, wy (splits, batch, N, D) = W x and W y, and totals (splits, 2, batch, N), W's sums.
+
+    constants (batch, 2) are product s_K and product s_L.
+    """
+    b, i, split, tiles = _program(N, splits, BLOCK)
+    saved = saved_ptr + b * (4 + 2 * N)
+    constant_x, constant_y = tl.load(constants_ptr + 2 * b), tl.load(constants_ptr + 2 * b + 1)
+    total_x, total_y = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    for j in range(split, tiles, splits):
+        K = _tile(x_ptr, norms_x_ptr, saved, b, i, j, N, DX, UNBIASED, BLOCK, BLOCK_K)
+        L = _tile(y_ptr, norms_y_ptr, saved + 2, b, i, j, N, DY, UNBIASED, BLOCK, BLOCK_K)
+        weights = _weights(K, L, saved, saved + 4 + N, constant_y, i, j, N, half_cross, BLOCK)
+        total_x += tl.sum(weights, 1)
+        to, rows = wx_ptr + (split * batch + b) * N * DX, x_ptr + b * N * DX
+        _add_rows(to, weights, rows, i, j, N, DX, split, BLOCK, BLOCK_K)
+        weights = _weights(L, K, saved + 2, saved + 4, constant_x, i, j, N, half_cross, BLOCK)
+        total_y += tl.sum(weights, 1)
+        to, rows = wy_ptr + (split * batch + b) * N * DY, y_ptr + b * N * DY
+        _add_rows(to, weights, rows, i, j, N, DY, split, BLOCK, BLOCK_K)
+    at = i * BLOCK + tl.arange(0, BLOCK)
+    to = totals_ptr + (split * 2 * batch + b) * N + at
+    tl.store(to, total_x, mask=at < N)
+    tl.store(to + tl.cast(batch, tl.int64) * N, total_y, mask=at < N)
