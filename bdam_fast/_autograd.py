@@ -18,8 +18,10 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 _libraries: list[torch.library.Library] = []  # a registration lives as long as its Library object
 
 
-def refuse_forward_mode(op: str, args: Sequence[Any]) -> None:
-    """Raises when an argument carries a forward-mode tangent, which a kernel would drop."""
+def refuse_transforms(op: str, args: Sequence[Any]) -> None:
+    """Raises under `torch.func` transforms (vmap, grad, jvp, …) and for a forward-mode tangent: a kernel sees neither."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(f'{op}: torch.func transforms need backend="reference"')
     if forward_ad._current_level < 0:
         return
     for value in args:
@@ -27,17 +29,13 @@ def refuse_forward_mode(op: str, args: Sequence[Any]) -> None:
             raise RuntimeError(f'{op}: forward-mode differentiation needs backend="reference"')
 
 
-def refuse_functorch(op: str) -> None:
-    """Raises under `torch.func` transforms (vmap, grad, jvp, …), which a kernel cannot see."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError(f'{op}: torch.func transforms need backend="reference"')
-
-
 def needs_grad(args: Sequence[Any]) -> bool:
-    """Whether autograd would record a call with these arguments."""
-    if not torch.is_grad_enabled():
-        return False
-    return any([getattr(value, "requires_grad", False) for value in args])
+    """True where autograd would record a call with these arguments."""
+    if torch.is_grad_enabled():
+        for value in args:  # any() and a generator take 1 us more
+            if value is not None and getattr(value, "requires_grad", False):
+                return True
+    return False
 
 
 def below_autograd(raw: Callable[..., Any], args: Sequence[Any]) -> Any:
@@ -85,8 +83,7 @@ def register_once_differentiable(op: str, namespace: str, name: str) -> None:
             raise RuntimeError(f'{op}: double backward is not implemented by the kernels; use backend="reference"')
 
     def kernel(*args: Any) -> Any:
-        refuse_functorch(op)
-        refuse_forward_mode(op, args)
+        refuse_transforms(op, args)
         return Once.apply(*args) if needs_grad(args) else below_autograd(raw, args)
 
     register(namespace, name, kernel)

@@ -45,6 +45,28 @@ def check_optional(
         check_shape(op, name, value, shape, like)  # type: ignore[arg-type]
 
 
+def sums_dtype(first: Tensor) -> torch.dtype:
+    """The dtype of sums and states: float64 for a float64 argument, else float32."""
+    return torch.float64 if first.dtype == torch.float64 else torch.float32
+
+
+def check_sums(op: str, name: str, value: object, shape: Sequence[int], first: Tensor) -> None:
+    """A tensor of exactly `shape` in the dtype of the sums over `first`, on its device."""
+    check_tensor(op, name, value, first.device)
+    assert isinstance(value, Tensor)
+    if value.dtype != sums_dtype(first):
+        raise TypeError(f"{op}: {name} must be {sums_dtype(first)} for these arguments, got {value.dtype}")
+    check_shape(op, name, value, shape)
+
+
+def check_saved(op: str, name: str, value: object, shape: Sequence[int], first: Tensor) -> None:
+    """A tensor that the forward saved for the backward: contiguous, of exactly `shape`, in the dtype of the sums."""
+    check_sums(op, name, value, shape, first)
+    if isinstance(value, Tensor) and not value.is_contiguous():
+        strides = shape_text(value.stride())
+        raise ValueError(f"{op}: {name} must be contiguous, as the forward saved it, got strides {strides}")
+
+
 def check_seq_idx(op: str, value: object, shape: Sequence[int], device: torch.device) -> None:
     """An int32 tensor (B, L)."""
     if not isinstance(value, Tensor):

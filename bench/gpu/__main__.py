@@ -27,12 +27,12 @@ from bench.gpu.steps import RESERVE, TAIL, Clock, Outcome, Step, execute, say, s
 BUILD, TESTS, SANITIZER, BENCH = 240.0, 200.0, 90.0, 210.0
 FILES = {
     "selective_scan": "tests/gpu/test_selective_scan.py",
+    "selective_state_update": "tests/gpu/test_selective_state_update.py",
     "causal_conv1d": "tests/gpu/test_causal_conv1d.py",
-    "updates": "tests/gpu/test_updates.py",
+    "causal_conv1d_update": "tests/gpu/test_causal_conv1d_update.py",
     "hsic": "tests/gpu/test_hsic.py",
 }
-BACKENDS = {"selective_scan": ("cuda", "triton"), "causal_conv1d": ("cuda", "triton"), "updates": ("cuda", "triton")}
-BACKENDS["hsic"] = ("triton",)
+BACKENDS = {op: ("triton",) if op == "hsic" else ("cuda", "triton") for op in FILES}
 # Processes for the tests of an operator and backend, where one would take too long: Triton compiles some hundred variants.
 SHARES = {("selective_scan", "triton"): 4, ("causal_conv1d", "triton"): 2, ("hsic", "triton"): 2}
 SHARES[("selective_scan", "cuda")] = 2
@@ -114,7 +114,7 @@ def tested(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
     def whole(op: str, backend: str) -> bool:
         return {f"test-{op}-{backend}-{n}" for n in range(1, SHARES.get((op, backend), 1) + 1)} <= passed
 
-    return {op: [b for b in BACKENDS[op] if whole(op, b)] for op in FILES if op != "updates"}
+    return {op: [b for b in BACKENDS[op] if whole(op, b)] for op in FILES if not op.endswith("_update")}
 
 
 def bench_step(chosen: dict[str, list[str]], seconds: float, with_peers: bool) -> Step:

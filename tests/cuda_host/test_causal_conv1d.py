@@ -5,9 +5,9 @@ import torch
 
 import bdam_fast
 from bdam_fast.ops.causal_conv1d.reference import causal_conv1d_reference
-from tests.ops.causal_conv1d.test_values import NAMES, conv_problem
 from tests.support.cuda_host import build, emulated
 from tests.support.operators import assert_close, leaves, packed_index, same_bits, stream
+from tests.support.operators.causal_conv1d import NAMES, conv_problem
 
 ORDERS = ["bld", "bdl"]
 

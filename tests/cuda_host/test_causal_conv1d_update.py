@@ -1,38 +1,16 @@
 """causal_conv1d_update's CUDA C++ kernel on the CPU emulation against the float64 reference."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from bdam_fast.ops.causal_conv1d_update.reference import causal_conv1d_update_reference
-from tests.ops.causal_conv1d_update.test_values import NAMES, update_problem
-from tests.ops.selective_state_update.test_values import copy_of
-from tests.support.cuda_host import build, emulated
-from tests.support.operators import assert_close, same_bits
+from tests.support.cuda_host import build
+from tests.support.operators import same_bits
+from tests.support.operators.updates import CAUSAL_CONV1D_UPDATE, update_problem
 
-
-@pytest.fixture(scope="module", autouse=True)
-def kernels():
-    """The emulated operators, with every result NaN before a kernel runs."""
-    module = emulated.module()
-    module.set_poison(True)
-    yield module
-    module.set_poison(False)
-
-
-def run(problem, silu=True):
-    """(out, new state), leaving the problem's own state alone but for its memory order."""
-    tensors = {**{n: problem.get(n) for n in NAMES}, "conv_state": copy_of(problem["conv_state"])}
-    out = torch.ops.bdam_fast_emulated.causal_conv1d_update(*tensors.values(), silu)
-    return out, tensors["conv_state"]
-
-
-def check(problem, silu=True):
-    tensors = [problem.get(n) for n in NAMES]
-    exact, _ = causal_conv1d_update_reference(*(t if t is None else t.double() for t in tensors), silu)
-    same, after = causal_conv1d_update_reference(*tensors, silu)
-    out, state = run(problem, silu)
-    assert out.dtype == problem["x"].dtype and same_bits(state, after)
-    assert_close("out", out, exact, same)
+pytestmark = pytest.mark.usefixtures("emulated_backend")
+check, run = (partial(f, backend="cuda") for f in (CAUSAL_CONV1D_UPDATE.check, CAUSAL_CONV1D_UPDATE.run))
 
 
 @pytest.mark.parametrize("width", range(1, 9))
@@ -45,8 +23,8 @@ def test_small_widths_entries_and_memory_orders(width, order):
 
 @pytest.mark.parametrize("channels", [1, 3, 127, 128, 129, 300])
 def test_channels(channels):
-    for silu in (False, True):
-        check(update_problem(2, channels), silu)
+    for activation in (None, "silu"):
+        check(update_problem(2, channels), activation=activation)
     check(update_problem(2, channels, absent=("bias",)))
 
 
@@ -72,7 +50,7 @@ def test_empty():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e4])
-@pytest.mark.parametrize("where", NAMES)
+@pytest.mark.parametrize("where", CAUSAL_CONV1D_UPDATE.names)
 def test_extreme_values_stay_in_their_channel(where, bad):
     problem = update_problem(2, 37)
     broken = {n: v.clone() for n, v in problem.items()}
@@ -85,9 +63,9 @@ def test_extreme_values_stay_in_their_channel(where, bad):
 def test_writes_nothing_but_the_state():
     whole = torch.randn(4, 2 * 19, 40)
     for view in (whole[1:3, 1::2, 3:7], whole[1:3, :19, 36:]):
-        problem = update_problem(2, 19)
+        problem = update_problem(2, 19, absent=("bias",)) | {"conv_state": view}
         before, copy = whole.clone(), view.clone()
-        torch.ops.bdam_fast_emulated.causal_conv1d_update(problem["x"], view, problem["weight"], None, True)
+        CAUSAL_CONV1D_UPDATE.public(**problem, backend="cuda")
         assert torch.equal(view, torch.cat([copy, problem["x"][:, :, None]], 2)[:, :, 1:])
         view.copy_(copy)
         assert torch.equal(whole, before)
@@ -97,9 +75,9 @@ def test_a_refused_call_leaves_the_state_as_it_was():
     problem = update_problem(2, 6)
     state = problem["conv_state"].clone()
     for changes in ({"x": torch.ones(2, 6).double()}, {"bias": torch.ones(5)}, {"weight": torch.ones(6, 9)}):
-        tensors = {**problem, **changes, "conv_state": state}
+        arguments = CAUSAL_CONV1D_UPDATE.raw_arguments({**problem, **changes, "conv_state": state})
         with pytest.raises(RuntimeError, match="causal_conv1d_update: "):
-            torch.ops.bdam_fast_emulated.causal_conv1d_update(*(tensors[n] for n in NAMES), True)
+            CAUSAL_CONV1D_UPDATE.operator.raw("cuda")(*arguments)
         assert torch.equal(state, problem["conv_state"])
 
 
@@ -111,7 +89,7 @@ def test_no_access_out_of_bounds():
     assert done.returncode == 0 and done.stdout.count(".") >= 24, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def test_calls_are_counted(kernels):
-    kernels.reset_call_counts()
+def test_calls_are_counted(emulated_backend):
+    emulated_backend.reset_call_counts()
     run(update_problem())
-    assert {n: c for n, c in kernels.call_counts().items() if c} == {"causal_conv1d_update.cuda.forward": 1}
+    assert {n: c for n, c in emulated_backend.call_counts().items() if c} == {"causal_conv1d_update.cuda.forward": 1}

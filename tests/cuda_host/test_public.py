@@ -2,29 +2,12 @@
 
 import pytest
 
-from bdam_fast import _backend, _native, _operators
 from bdam_fast.ops.causal_conv1d import op as conv
-from bdam_fast.ops.causal_conv1d_update import op as conv_update
 from bdam_fast.ops.selective_scan import op as scan
-from bdam_fast.ops.selective_state_update import op as update
-from tests.support import contract
-from tests.support.cuda_host import build, emulated
+from tests.support.operators import contract
+from tests.support.operators.wrong_arguments import EVERY, check_refused
 
-FAMILIES = (scan, update, conv, conv_update)
-
-
-@pytest.fixture(autouse=True)
-def emulated_backend(monkeypatch):
-    """backend="cuda" takes CPU tensors and runs the emulated kernels."""
-    module = emulated.module()
-    for family in FAMILIES:
-        family._raw.cache_clear()
-    monkeypatch.setitem(_operators.NAMESPACES, "cuda", build.NAMESPACE)
-    monkeypatch.setattr(_native, "_attempt_cuda", lambda: (module, ""))
-    monkeypatch.setattr(_backend, "runs_on", lambda backend, device: True)
-    yield
-    for family in FAMILIES:
-        family._raw.cache_clear()
+pytestmark = pytest.mark.usefixtures("emulated_backend")
 
 
 @pytest.mark.parametrize("op", [scan, conv], ids=lambda op: op.OP)
@@ -42,3 +25,9 @@ def test_tracing():
 
 def test_updates():
     contract.check_updates("cuda")
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(("op", "case"), [case.values for case in EVERY if case.values[0] != "hsic"])
+def test_wrong_arguments(op, case, grad):
+    check_refused(op, case, "cuda", grad)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import bdam_fast
-from tests.ops.causal_conv1d.test_values import conv_problem, run_conv
 from tests.support.gpu import (
     DEVICE,
     GPU,
@@ -25,6 +24,7 @@ from tests.support.gpu import (
     with_broken_padding,
 )
 from tests.support.operators import leaves, packed_index, same_bits
+from tests.support.operators.causal_conv1d import conv_problem, run_conv
 
 OP = "causal_conv1d"
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -5,7 +5,6 @@ import torch
 
 import bdam_fast
 from bdam_fast.ops.hsic.reference import median_sigma
-from tests.ops.hsic.test_values import KINDS
 from tests.support.gpu import (
     DEVICE,
     GPU,
@@ -25,6 +24,7 @@ from tests.support.gpu import (
 )
 from tests.support.gpu import hsic_backends as backends
 from tests.support.operators import leaves, same_bits
+from tests.support.operators.hsic import KINDS
 
 OP = "hsic"
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -25,7 +25,7 @@ ENDS = {
 
 
 def evaluate(name: str, x: Tensor) -> Tensor:
-    op._raw()
+    op.OPERATOR.raw()
     return torch.ops.bdam_fast.elementary(x, FUNCTIONS[name][0])
 
 
@@ -64,6 +64,6 @@ def test_unknown_rate_is_an_error(kernels):
     ],
 )
 def test_bad_arguments(x, function, text):
-    op._raw()
+    op.OPERATOR.raw()
     with pytest.raises(RuntimeError, match=f"elementary: {text}"):
         torch.ops.bdam_fast.elementary(x, function)

@@ -5,10 +5,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.ops.causal_conv1d.test_values import check_conv, conv_problem
-from tests.ops.causal_conv1d_update.test_values import check_update, update_problem
-from tests.ops.selective_state_update.test_values import check_step, row, step_problem
 from tests.support.operators import check_scan, packed_index, scan_problem
+from tests.support.operators.causal_conv1d import check_conv, conv_problem
+from tests.support.operators.updates import check_step, check_update, row, step_problem, update_problem
 
 pytestmark = pytest.mark.usefixtures("kernels")
 # The fixture that poisons memory holds for all examples of a test; derandomize: the same examples at every run.

@@ -22,7 +22,9 @@ from tests.support.operators import leaves, run_scan, scan_problem
 # What a machine without the compiled extension is like.
 CUDA = torch.device("cuda")
 SCHEMAS = {
-    name: fake for family in (op, update, conv, conv_update, hsic) for name, fake in family._fakes("bdam_fast").items()
+    name: fake
+    for family in (op, update, conv, conv_update, hsic)
+    for name, fake in family.OPERATOR.fakes("bdam_fast").items()
 }
 WRITES = {"selective_state_update": ("state",), "causal_conv1d_update": ("conv_state",)}
 NO_EXTENSION = "import sys; sys.modules['bdam_fast._C'] = None; "
@@ -131,7 +133,7 @@ def test_auto_on_a_gpu_takes_the_best_that_is_there(monkeypatch):
 @pytest.mark.parametrize("name", sorted(SCHEMAS))
 def test_one_schema_for_all_backends(name):
     """What defines the Triton operators, the annotations of the fakes, says what the extension's schema says."""
-    op._raw(), update._raw(), conv._raw(), conv_update._raw(), hsic._raw()
+    op.OPERATOR.raw(), update.OPERATOR.raw(), conv.OPERATOR.raw(), conv_update.OPERATOR.raw(), hsic.OPERATOR.raw()
     ours = torch._C.parse_schema(name + torch.library.infer_schema(SCHEMAS[name], mutates_args=WRITES.get(name, ())))
     theirs = _operators.raw("bdam_fast", name)._schema
     assert [(a.name, str(a.type), a.is_write) for a in ours.arguments] == [

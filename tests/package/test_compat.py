@@ -8,10 +8,9 @@ import torch.nn.functional as F
 
 import bdam_fast
 from bdam_fast import compat
-from tests.ops.causal_conv1d.test_values import conv_problem
-from tests.ops.causal_conv1d_update.test_values import update_problem
-from tests.ops.selective_state_update.test_values import step_problem
 from tests.support.operators import leaves, packed_index, scan_problem
+from tests.support.operators.causal_conv1d import conv_problem
+from tests.support.operators.updates import step_problem, update_problem
 
 pytestmark = pytest.mark.usefixtures("kernels")
 SIGNATURES = {  # mamba_ssm 2.3.2 and causal_conv1d 1.5 to 1.7

@@ -39,12 +39,12 @@ with torch.no_grad():
 
 def python(code: str, asked: str) -> subprocess.CompletedProcess:
     """Runs a piece of Python with BDAM_FAST_NVTX as `asked`."""
-    environment = {**os.environ, "BDAM_FAST_NVTX": asked, "PYTHONPATH": str(ROOT / "tests")}
+    environment = {**os.environ, "BDAM_FAST_NVTX": asked}
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def test_off_there_is_nothing_between_the_caller_and_the_kernel():
-    op._raw("cpu")
+    op.OPERATOR.raw("cpu")
     assert not profiling.ENABLED
     assert profiling.ranged("name", len) is len
     assert profiling.span("one") is profiling.span("two")
@@ -61,10 +61,12 @@ def test_every_kernel_call_is_a_range():
 def test_every_stage_of_a_training_step_is_a_range(tmp_path):
     code = f"""
 from pathlib import Path
-import pedes, test_trainer, tiny
+from tests.support.pedes_dataset import make_pedes
+from tests.support.tiny_run import tiny_config
+from tests.training.engine.test_trainer import build
 folder = Path({str(tmp_path)!r})
-config = tiny.tiny_config(pedes.make_pedes(folder))
-test_trainer.build(config, folder).fit()
+config = tiny_config(make_pedes(folder))
+build(config, folder).fit()
 import json; print("RANGES", json.dumps([r for r in ranges if "::" not in r]))
 """
     done = python(RECORDER + code, "1")

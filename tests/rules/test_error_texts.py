@@ -21,7 +21,7 @@ def constants(node: ast.AST) -> list[str]:
 def expected_texts() -> str:
     """All string constants of the tests, regular-expression escapes removed."""
     texts = []
-    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+    for path in sorted(p for name in ("test_*.py", "wrong_arguments.py") for p in (ROOT / "tests").rglob(name)):
         texts += constants(ast.parse(path.read_text()))
     return "\n".join(re.sub(r"\\(.)", r"\1", text) for text in texts)
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.causal_conv1d.test_values import conv_problem, run_conv
-from tests.ops.hsic.test_values import pair, run_hsic
 from tests.support.operators import assert_close, leaves, moved, packed_index, run_scan, same_bits, scan_problem
+from tests.support.operators.causal_conv1d import conv_problem, run_conv
+from tests.support.operators.hsic import pair, run_hsic
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"

@@ -3,13 +3,12 @@
 B batch, D channels, L length, W width (taps).
 """
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _native, _operators
+from bdam_fast import _autograd, _backend, _checks, _operators
 from bdam_fast.ops.causal_conv1d.reference import causal_conv1d_reference
 
 OP = "causal_conv1d"
@@ -63,33 +62,13 @@ def causal_conv1d(
         _checks.check_tensor(OP, "x", x)
     silu = wants_silu(OP, activation)
     tensors = (x, weight, bias, initial_states, seq_idx)
-    flags = (silu, reverse, return_final_states)
     chosen = _backend.resolve(OP, backend, x.device, x.dtype)
     if chosen == "reference":
         _check(*tensors)
         out, final = causal_conv1d_reference(x, weight, bias, silu, initial_states, reverse, seq_idx)
-    elif torch.compiler.is_compiling():
-        _check(*tensors)
-        _ready(chosen)
-        out, final = getattr(torch.ops, _operators.NAMESPACES[chosen]).causal_conv1d_forward(*tensors, *flags)
-    else:
-        return _call(chosen, tensors, flags)
-    return (out, final) if return_final_states else out
-
-
-def _call(backend: str, tensors: tuple[Any, ...], flags: tuple[bool, bool, bool]) -> Any:
-    """The kernel, eagerly. It checks what `_check` does, which is asked (4 us) only why a call was refused."""
-    _autograd.refuse_functorch(OP)
-    _autograd.refuse_forward_mode(OP, tensors)
-    raw = _raw(backend)
-    try:
-        if _autograd.needs_grad(tensors):
-            return _CausalConv1d.apply((_operators.NAMESPACES[backend], *flags, False), *tensors)
-        out, final = _autograd.below_autograd(raw, (*tensors, *flags))
-    except (RuntimeError, TypeError, ValueError):
-        _check(*tensors)
-        raise
-    return (out, final) if flags[2] else out
+        return (out, final) if return_final_states else out
+    results = OPERATOR.call(chosen, tensors, (silu, reverse, return_final_states))
+    return results if return_final_states else results[0]
 
 
 def wants_silu(op: str, activation: object) -> bool:
@@ -113,6 +92,7 @@ def _check(
     bias: Tensor | None,
     initial_states: Tensor | None,
     seq_idx: Tensor | None,
+    *flags: bool,
 ) -> None:
     _checks.check_tensor(OP, "x", x)
     device = x.device
@@ -133,25 +113,31 @@ def _check(
         _checks.check_seq_idx(OP, seq_idx, (batch, length), device)
 
 
-class _CausalConv1d(torch.autograd.Function):
-    """`apply((namespace, silu, reverse, return_final_states, raw), *five tensors)`.
+def _check_backward(
+    dout: Tensor, dfinal_states: Tensor | None, x: Tensor, weight: Tensor, *others: Tensor | bool | None
+) -> None:
+    _check(x, weight, *others)  # type: ignore[arg-type]
+    _checks.check_tensor(OP, "dout", dout, x.device)
+    _checks.check_shape(OP, "dout", dout, x.shape, "x")
+    state_shape = (x.shape[0], x.shape[1], weight.shape[1] - 1)
+    _checks.check_optional(OP, "dfinal_states", dfinal_states, state_shape, x.device)
 
-    Results are the public function's, or with `raw` those of the raw operator: every extra result costs 8 us a call.
-    """
+
+class _CausalConv1d(torch.autograd.Function):
+    """`apply((namespace, raw, silu, reverse, return_final_states), *five tensors)`, as `Operator` records a call."""
 
     @staticmethod
     def forward(ctx: Any, options: tuple[str, bool, bool, bool, bool], *tensors: Any) -> Any:
-        namespace, silu, reverse, return_final, raw = options
+        namespace, raw, *flags = options
         forward = _operators.raw(namespace, "causal_conv1d_forward")
-        out, final = _autograd.below_autograd(forward, (*tensors, silu, reverse, return_final))
+        out, final = _autograd.below_autograd(forward, (*tensors, *flags))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.options = options
-        if raw:
-            if not return_final:
-                ctx.mark_non_differentiable(final)
-            return out, final
-        return (out, final) if return_final else out
+        return_final = flags[2]
+        if raw and not return_final:
+            ctx.mark_non_differentiable(final)
+        return (out, final) if raw or return_final else (out,)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, dfinal: Tensor | None = None) -> Any:
@@ -160,37 +146,11 @@ class _CausalConv1d(torch.autograd.Function):
             return (None,) * 6
         if dout is None:
             dout = torch.zeros_like(tensors[0])
-        namespace, silu, reverse, *_ = ctx.options
+        namespace, _, silu, reverse, _ = ctx.options
         raw = _operators.raw(namespace, "causal_conv1d_backward")
         grads = _autograd.call_backward(raw, (dout, dfinal, *tensors, silu, reverse))
         needed = ctx.needs_input_grad
         return (None, *(g if need else None for g, need in zip(grads, needed[1:5], strict=True)), None)
-
-
-def _autograd_kernel(namespace: str, *args: Any) -> Any:
-    """What autograd does with a call of the raw operator."""
-    _autograd.refuse_functorch(OP)
-    _autograd.refuse_forward_mode(OP, args)
-    if _autograd.needs_grad(args):
-        return _CausalConv1d.apply((namespace, *args[5:8], True), *args[:5])
-    return _autograd.below_autograd(_operators.raw(namespace, "causal_conv1d_forward"), args)
-
-
-@cache
-def _raw(backend: str = "cpu") -> Any:
-    """A backend's raw forward operator. The first call loads its kernels."""
-    module = "bdam_fast.ops.causal_conv1d.triton_impl"
-    return _operators.load(OP, backend, _fakes, _autograd_kernel, module)
-
-
-def _fakes(namespace: str) -> dict[str, Any]:
-    """The raw operators in `namespace` by name, each as a function that makes results of the right shapes."""
-    return {"causal_conv1d_forward": _fake_forward, "causal_conv1d_backward": _fake_backward}
-
-
-@_native.constant_in_graphs
-def _ready(backend: str) -> bool:
-    return _raw(backend) is not None
 
 
 def _fake_forward(
@@ -204,7 +164,7 @@ def _fake_forward(
     return_final_states: bool,
 ) -> tuple[Tensor, Tensor]:
     _checks.check_devices(OP, x, (weight, bias, initial_states, seq_idx))
-    state_type = torch.float64 if x.dtype == torch.float64 else torch.float32
+    state_type = _checks.sums_dtype(x)
     final_shape = (x.shape[0], x.shape[1], weight.shape[1] - 1) if return_final_states else (0,)
     return torch.empty_like(x), x.new_empty(final_shape, dtype=state_type)
 
@@ -223,3 +183,8 @@ def _fake_backward(
     _checks.check_devices(OP, x, (dout, dfinal_states, weight, bias, initial_states, seq_idx))
     dbias, dinitial = (x.new_empty((0,)) if t is None else torch.empty_like(t) for t in (bias, initial_states))
     return torch.empty_like(x), torch.empty_like(weight), dbias, dinitial
+
+
+OPERATOR = _operators.Operator(
+    OP, _CausalConv1d.apply, _operators.Raw(_fake_forward, _check), _operators.Raw(_fake_backward, _check_backward)
+)

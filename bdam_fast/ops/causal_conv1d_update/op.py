@@ -3,13 +3,10 @@
 B batch, D channels, L length, S entries of the state, W width (taps).
 """
 
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _native, _operators
+from bdam_fast import _backend, _checks, _operators
 from bdam_fast.ops.causal_conv1d.op import MAX_WIDTH, causal_conv1d, wants_silu
 from bdam_fast.ops.causal_conv1d_update.reference import causal_conv1d_update_reference
 
@@ -64,35 +61,15 @@ def causal_conv1d_update(
         out, after = causal_conv1d_update_reference(*tensors, silu)
         conv_state.copy_(after)
         return out
-    if not torch.compiler.is_compiling():
-        return _call(chosen, tensors, silu)
-    check(*tensors)
-    if _autograd.needs_grad(tensors):
-        return _differentiable(chosen, tensors, silu)
-    _ready(chosen)
-    return getattr(torch.ops, _operators.NAMESPACES[chosen]).causal_conv1d_update(*tensors, silu)
+    return OPERATOR.call(chosen, tensors, (silu,))
 
 
-def _call(backend: str, tensors: tuple[Any, ...], silu: bool) -> Tensor:
-    """The kernel, eagerly. It checks what `check` does, which is asked (4 us) only why a call was refused."""
-    _autograd.refuse_functorch(OP)
-    _autograd.refuse_forward_mode(OP, tensors)
-    raw = _raw(backend)
-    try:
-        if _autograd.needs_grad(tensors):
-            check(*tensors)
-            return _differentiable(backend, tensors, silu)
-        out = _autograd.below_autograd(raw, (*tensors, silu))
-    except (RuntimeError, TypeError, ValueError):
-        check(*tensors)
-        raise
-    _autograd.mark_written(tensors[1])
-    return out
-
-
-def _differentiable(backend: str, tensors: tuple[Any, ...], silu: bool) -> Tensor:
+def _differentiable(
+    options: tuple[str, bool, bool], x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
     """The steps as a convolution with initial states; a copy of the old state is what its gradient will read."""
-    x, conv_state, weight, bias = tensors
+    namespace, _, silu = options
+    backend = _operators.backend_of(namespace, x.device)
     _checks.check_not_leaf(OP, "conv_state", conv_state)
     steps = x.unsqueeze(-1) if x.dim() == 2 else x
     entries = conv_state.shape[2]
@@ -103,7 +80,7 @@ def _differentiable(backend: str, tensors: tuple[Any, ...], silu: bool) -> Tenso
     return out.squeeze(-1) if x.dim() == 2 else out
 
 
-def check(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def check(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, *flags: bool) -> None:
     """Raises where an argument has a wrong type, dtype, shape or device."""
     _checks.check_tensor(OP, "x", x)
     device = x.device
@@ -129,35 +106,9 @@ def check(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None) ->
     _checks.check_optional(OP, "bias", bias, (channels,), device)
 
 
-def _autograd_kernel(namespace: str, *args: Any) -> Any:
-    """What autograd does with a call of the raw operator."""
-    _autograd.refuse_functorch(OP)
-    _autograd.refuse_forward_mode(OP, args)
-    if _autograd.needs_grad(args):
-        check(*args[:4])
-        return _differentiable(_operators.backend_of(namespace, args[0].device), args[:4], args[4])
-    out = _autograd.below_autograd(_operators.raw(namespace, "causal_conv1d_update"), args)
-    _autograd.mark_written(args[1])
-    return out
-
-
-@cache
-def _raw(backend: str = "cpu") -> Any:
-    """A backend's raw operator. The first call loads its kernels."""
-    module = "bdam_fast.ops.causal_conv1d_update.triton_impl"
-    return _operators.load(OP, backend, _fakes, _autograd_kernel, module, writes="conv_state")
-
-
-def _fakes(namespace: str) -> dict[str, Any]:
-    """The raw operators in `namespace` by name, each as a function that makes results of the right shapes."""
-    return {"causal_conv1d_update": _fake}
-
-
-@_native.constant_in_graphs
-def _ready(backend: str) -> bool:
-    return _raw(backend) is not None
-
-
 def _fake(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     _checks.check_devices(OP, x, (conv_state, weight, bias))
     return torch.empty_like(x)
+
+
+OPERATOR = _operators.Operator(OP, _differentiable, _operators.Raw(_fake, check), writes="conv_state")

@@ -3,14 +3,13 @@
 N samples, Dx and Dy features.
 """
 
-from functools import cache
 from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _native, _operators
+from bdam_fast import _autograd, _backend, _checks, _operators
 from bdam_fast.ops.hsic.reference import hsic_reference
 
 OP = "hsic"
@@ -78,23 +77,8 @@ def hsic(
     if len(batch) != 1:
         x, y = (t.reshape(batch.numel(), *t.shape[-2:]) for t in (x, y))
         width_x, width_y = (None if t is None else t.reshape(batch.numel()) for t in (width_x, width_y))
-    args = (x, y, width_x, width_y, gaussian, unbiased)
-    if torch.compiler.is_compiling():
-        _ready(chosen)
-        value = getattr(torch.ops, _operators.NAMESPACES[chosen]).hsic_forward(*args)[0]
-    else:
-        value = _call(chosen, args)
+    value = OPERATOR.call(chosen, (x, y, width_x, width_y), (gaussian, unbiased))[0]
     return value if len(batch) == 1 else value.reshape(batch)
-
-
-def _call(backend: str, args: tuple[Any, ...]) -> Tensor:
-    """The kernel, eagerly, with a batch of one dimension."""
-    _autograd.refuse_functorch(OP)
-    _autograd.refuse_forward_mode(OP, args)
-    raw = _raw(backend)
-    if _autograd.needs_grad(args):
-        return _Hsic.apply((_operators.NAMESPACES[backend], False), *args)
-    return _autograd.below_autograd(raw, args)[0]
 
 
 def _check(x: Tensor, y: Tensor, estimator: str) -> None:
@@ -115,13 +99,17 @@ def _check(x: Tensor, y: Tensor, estimator: str) -> None:
         raise ValueError(f"{OP}: the {estimator} estimator needs at least {least} samples, got {x.shape[-2]}")
 
 
+def _check_has_width(name: str, gaussian: bool) -> None:
+    if not gaussian:
+        raise ValueError(f'{OP}: {name} is for kernel="rbf" only, got it with kernel="linear"')
+
+
 def _width(name: str, sigma: float | Tensor | None, gaussian: bool, x: Tensor) -> Tensor | None:
     """A given width as a tensor of the batch's shape in the type of the sums."""
     if sigma is None:
         return None
-    if not gaussian:
-        raise ValueError(f'{OP}: {name} is for kernel="rbf" only, got it with kernel="linear"')
-    batch, dtype = x.shape[:-2], torch.float64 if x.dtype == torch.float64 else torch.float32
+    _check_has_width(name, gaussian)
+    batch, dtype = x.shape[:-2], _checks.sums_dtype(x)
     if isinstance(sigma, (int, float)) and not isinstance(sigma, bool):
         if not (sigma > 0 and isfinite(sigma)):
             raise ValueError(f"{OP}: {name} must be positive and finite, got {sigma}")
@@ -142,65 +130,63 @@ def _width(name: str, sigma: float | Tensor | None, gaussian: bool, x: Tensor) -
     return width
 
 
+def _check_raw(
+    x: Tensor, y: Tensor, sigma_x: Tensor | None, sigma_y: Tensor | None, gaussian: bool, unbiased: bool
+) -> None:
+    _check(x, y, ESTIMATORS[unbiased])
+    _checks.check_dim(OP, "x", x, "(batch, N, Dx)", 3)
+    for name, sigma in (("sigma_x", sigma_x), ("sigma_y", sigma_y)):
+        if sigma is not None:
+            _check_has_width(name, gaussian)
+            _checks.check_sums(OP, name, sigma, (x.shape[0],), x)
+
+
+def _check_backward(dvalue: Tensor, x: Tensor, y: Tensor, saved: Tensor, gaussian: bool, unbiased: bool) -> None:
+    _check_raw(x, y, None, None, gaussian, unbiased)
+    _checks.check_sums(OP, "dvalue", dvalue, (x.shape[0],), x)
+    shape = (x.shape[0], *_saved_shape(_operators.NAMESPACES["triton"], x, y, gaussian))
+    _checks.check_saved(OP, "saved", saved, shape, x)
+
+
 class _Hsic(torch.autograd.Function):
-    """`apply((namespace, raw), *arguments of hsic_forward)`: the value, or with `raw` all that the operator returns."""
+    """`apply((namespace, raw, gaussian, unbiased), x, y, sigma_x, sigma_y)`, as `Operator` records a call."""
 
     @staticmethod
-    def forward(ctx: Any, options: tuple[str, bool], *args: Any) -> Any:
-        value, saved = _autograd.below_autograd(_operators.raw(options[0], "hsic_forward"), args)
+    def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> Any:
+        namespace, raw, *flags = options
+        if any(ctx.needs_input_grad[3:]):
+            raise RuntimeError(f"{OP}: a width is a constant and has no gradient")
+        value, saved = _autograd.below_autograd(_operators.raw(namespace, "hsic_forward"), (*tensors, *flags))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*args[:2], saved)
-        ctx.namespace, ctx.flags = options[0], args[4:]
-        if options[1]:
+        ctx.save_for_backward(*tensors[:2], saved)
+        ctx.namespace, ctx.flags = namespace, flags
+        if raw:
             ctx.mark_non_differentiable(saved)
             return value, saved
-        return value
+        return (value,)
 
     @staticmethod
     def backward(ctx: Any, dvalue: Tensor | None, *_: Any) -> Any:
         if dvalue is None:
-            return (None,) * 7
+            return (None,) * 5
         raw = _operators.raw(ctx.namespace, "hsic_backward")
         grads = _autograd.call_backward(raw, (dvalue, *ctx.saved_tensors, *ctx.flags))
         needed = ctx.needs_input_grad
-        return (None, *(g if need else None for g, need in zip(grads, needed[1:3], strict=True)), *(None,) * 4)
+        return (None, *(g if need else None for g, need in zip(grads, needed[1:3], strict=True)), None, None)
 
 
-def _autograd_kernel(namespace: str, *args: Any) -> Any:
-    """What autograd does with a call of the raw operator."""
-    _autograd.refuse_functorch(OP)
-    _autograd.refuse_forward_mode(OP, args)
-    if _autograd.needs_grad(args[2:4]):
-        raise RuntimeError(f"{OP}: a width is a constant and has no gradient")
-    if _autograd.needs_grad(args):
-        return _Hsic.apply((namespace, True), *args)
-    return _autograd.below_autograd(_operators.raw(namespace, "hsic_forward"), args)
+def _saved_shape(namespace: str, x: Tensor, y: Tensor, gaussian: bool) -> tuple[int, ...]:
+    """The shape of what a forward saves for each problem; in C++ the rule of form_of and saved_size in hsic.cpp."""
+    samples, width_x, width_y = x.shape[1], x.shape[2], y.shape[2]
+    if namespace == _operators.NAMESPACES["triton"]:
+        from bdam_fast.ops.hsic.triton_impl import saved_shape
 
-
-@cache
-def _raw(backend: str = "cpu") -> Any:
-    """A backend's raw forward operator. The first call loads its kernels."""
-    module = "bdam_fast.ops.hsic.triton_impl"
-    return _operators.load(OP, backend, _fakes, _autograd_kernel, module)
-
-
-def _fakes(namespace: str) -> dict[str, Any]:
-    """The raw operators in `namespace` by name, each as a function that makes results of the right shapes."""
-    return {"hsic_forward": _fake_forward(namespace), "hsic_backward": _fake_backward}
-
-
-@_native.constant_in_graphs
-def _ready(backend: str) -> bool:
-    return _raw(backend) is not None
-
-
-def _saved_size(samples: int, width_x: int, width_y: int, gaussian: bool) -> int:
-    """Elements that the forward saves for each problem; the rule of form_of and saved_size in csrc/hsic/hsic.cpp."""
+        return saved_shape(samples, width_x, width_y, gaussian)
     if gaussian:
-        return 4 + 2 * samples
+        return (4 + 2 * samples,)
     if samples * (width_x + width_y) <= 2 * width_x * width_y:
-        return 2 * samples * samples
-    return width_x * ((width_y + ROW - 1) // ROW // 2 * 2 + 1) * ROW
+        return (2 * samples * samples,)
+    return (width_x * ((width_y + ROW - 1) // ROW // 2 * 2 + 1) * ROW,)
 
 
 def _fake_forward(namespace: str) -> Any:
@@ -215,14 +201,8 @@ def _fake_forward(namespace: str) -> Any:
         unbiased: bool,
     ) -> tuple[Tensor, Tensor]:
         _checks.check_devices(OP, x, (y, sigma_x, sigma_y))
-        batch, samples, width_x = x.shape
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        if namespace == _operators.NAMESPACES["triton"]:
-            from bdam_fast.ops.hsic.triton_impl import saved_shape
-
-            saved = saved_shape(samples, width_x, y.shape[2], gaussian)
-        else:
-            saved = (_saved_size(samples, width_x, y.shape[2], gaussian),)
+        batch, dtype = x.shape[0], _checks.sums_dtype(x)
+        saved = _saved_shape(namespace, x, y, gaussian)
         return x.new_empty((batch,), dtype=dtype), x.new_empty((batch, *saved), dtype=dtype)
 
     return fake
@@ -233,3 +213,11 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor]:
     _checks.check_devices(OP, x, (dvalue, y, saved))
     return torch.empty_like(x), torch.empty_like(y)
+
+
+OPERATOR = _operators.Operator(
+    OP,
+    _Hsic.apply,
+    _operators.Raw(_fake_forward, _check_raw, by_namespace=True),
+    _operators.Raw(_fake_backward, _check_backward),
+)

@@ -40,26 +40,27 @@ def forward(namespace: str) -> Callable[..., Any]:
         _checks.check_devices(OP, u, (delta, A, B, C, D, z, delta_bias, initial_state, seq_idx))
         batch, channels, length = u.shape
         states = A.shape[1]
-        state_type = torch.float64 if u.dtype == torch.float64 else torch.float32
+        state_type = _checks.sums_dtype(u)
         last_shape = (batch, channels, states) if return_last_state else (0,)
         last = u.new_empty(last_shape, dtype=state_type)
         if not save_states:
             return torch.empty_like(u), last, u.new_empty((0,), dtype=state_type)
-        groups = max(B.shape[1] if B.dim() == 4 else 1, C.shape[1] if C.dim() == 4 else 1)
-        saved = _saved_shape(namespace, u, states, groups)
+        saved = saved_shape(namespace, u, A, B, C)
         return torch.empty_like(u), last, u.new_empty(saved, dtype=state_type)
 
     return fake
 
 
-def _saved_shape(namespace: str, u: Tensor, states: int, groups: int) -> tuple[Any, ...]:
+def saved_shape(namespace: str, u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Any, ...]:
     """The shape of the states that a backend's forward saves; its own rule stands in its sources."""
     batch, channels, length = u.shape
+    states = A.shape[1]
+    groups = max(t.shape[1] if t.dim() == 4 else 1 for t in (B, C))
     backend = _operators.backend_of(namespace, u.device)
     if backend == "triton":
-        from bdam_fast.ops.selective_scan.triton_impl import saved_shape
+        from bdam_fast.ops.selective_scan.triton_impl import saved_shape as of_triton
 
-        return saved_shape(batch, channels, length, states)
+        return of_triton(batch, channels, length, states)
     if backend == "cuda":
         padded = max(8, 1 << (states - 1).bit_length())
         return (batch, (length + CUDA_TILE - 1) // CUDA_TILE, padded // 4, channels, 4)

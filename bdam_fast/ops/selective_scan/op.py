@@ -3,13 +3,12 @@
 B batch, L length, D channels, N states, G groups of channels that share B and C.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _native, _operators
+from bdam_fast import _autograd, _backend, _checks, _operators
 from bdam_fast.ops.selective_scan import fake
 from bdam_fast.ops.selective_scan.reference import selective_scan_reference
 
@@ -76,29 +75,9 @@ def selective_scan(
         )
         return (out, last) if return_last_state else out
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
-    flags = (delta_softplus, reverse, return_last_state)
-    if not torch.compiler.is_compiling():
-        return _call(chosen, tensors, flags)
-    _check(*tensors)
-    _ready(chosen)
-    operators = getattr(torch.ops, _operators.NAMESPACES[chosen])
-    out, last, _ = operators.selective_scan_forward(*tensors, *flags, _autograd.needs_grad(tensors))
-    return (out, last) if return_last_state else out
-
-
-def _call(backend: str, tensors: tuple[Any, ...], flags: tuple[bool, bool, bool]) -> Any:
-    """The kernel, eagerly. It checks what `_check` does, which is asked (5 us) only why a call was refused."""
-    _autograd.refuse_functorch(OP)
-    _autograd.refuse_forward_mode(OP, tensors)
-    raw = _raw(backend)
-    try:
-        if _autograd.needs_grad(tensors):
-            return _SelectiveScan.apply((_operators.NAMESPACES[backend], *flags, False), *tensors)
-        out, last, _ = _autograd.below_autograd(raw, (*tensors, *flags, False))
-    except (RuntimeError, TypeError, ValueError):
-        _check(*tensors)
-        raise
-    return (out, last) if flags[2] else out
+    # States are saved where autograd follows the call, whatever the last flag says.
+    results = OPERATOR.call(chosen, tensors, (delta_softplus, reverse, return_last_state, False))
+    return results[:2] if return_last_state else results[0]
 
 
 def _check(
@@ -112,6 +91,7 @@ def _check(
     delta_bias: Tensor | None,
     initial_state: Tensor | None,
     seq_idx: Tensor | None,
+    *flags: bool,
 ) -> None:
     _checks.check_tensor(OP, "u", u)
     device = u.device
@@ -159,24 +139,33 @@ def _check_projection(name: str, value: Tensor, shape: torch.Size, states: int) 
     return groups
 
 
-class _SelectiveScan(torch.autograd.Function):
-    """`apply((namespace, delta_softplus, reverse, return_last_state, raw), *ten tensors)`.
+def _check_backward(dout: Tensor, dlast_state: Tensor | None, *others: Tensor | bool | None) -> None:
+    *tensors, checkpoint, _, _ = others
+    _check(*tensors)  # type: ignore[arg-type]
+    u, _, A, B, C = tensors[:5]
+    _checks.check_tensor(OP, "dout", dout, u.device)
+    _checks.check_shape(OP, "dout", dout, u.shape, "u")
+    _checks.check_optional(OP, "dlast_state", dlast_state, (*u.shape[:2], A.shape[1]), u.device)
+    saved = fake.saved_shape(_operators.NAMESPACES["triton"], u, A, B, C)
+    _checks.check_saved(OP, "checkpoint", checkpoint, saved, u)
 
-    Results are the public function's, or with `raw` those of the raw operator: every extra result costs 8 us a call.
-    """
+
+class _SelectiveScan(torch.autograd.Function):
+    """`apply((namespace, raw, delta_softplus, reverse, return_last_state, _), *ten tensors)`, as `Operator` records it."""
 
     @staticmethod
-    def forward(ctx: Any, options: tuple[str, bool, bool, bool, bool], *tensors: Any) -> Any:
-        namespace, softplus, reverse, return_last, raw = options
+    def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> Any:
+        namespace, raw, *flags, _ = options
         forward = _operators.raw(namespace, "selective_scan_forward")
-        out, last, checkpoint = _autograd.below_autograd(forward, (*tensors, softplus, reverse, return_last, True))
+        out, last, checkpoint = _autograd.below_autograd(forward, (*tensors, *flags, True))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, checkpoint)
         ctx.options = options
+        return_last = flags[2]
         if raw:
             ctx.mark_non_differentiable(*((checkpoint,) if return_last else (last, checkpoint)))
             return out, last, checkpoint
-        return (out, last) if return_last else out
+        return (out, last) if return_last else (out,)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None = None, *_: Any) -> Any:
@@ -185,34 +174,16 @@ class _SelectiveScan(torch.autograd.Function):
             return (None,) * 11
         if dout is None:
             dout = torch.zeros_like(tensors[0])
-        namespace, softplus, reverse, *_ = ctx.options
+        namespace, _, softplus, reverse, *_ = ctx.options
         raw = _operators.raw(namespace, "selective_scan_backward")
         grads = _autograd.call_backward(raw, (dout, dlast, *tensors, checkpoint, softplus, reverse))
         needed = ctx.needs_input_grad
         return (None, *[g if need else None for g, need in zip(grads, needed[1:10], strict=True)], None)
 
 
-def _autograd_kernel(namespace: str, *args: Any) -> Any:
-    """What autograd does with a call of the raw operator."""
-    _autograd.refuse_functorch(OP)
-    _autograd.refuse_forward_mode(OP, args)
-    if _autograd.needs_grad(args):
-        return _SelectiveScan.apply((namespace, *args[10:13], True), *args[:10])
-    return _autograd.below_autograd(_operators.raw(namespace, "selective_scan_forward"), args)
-
-
-@cache
-def _raw(backend: str = "cpu") -> Any:
-    """A backend's raw forward operator. The first call loads its kernels."""
-    module = "bdam_fast.ops.selective_scan.triton_impl"
-    return _operators.load(OP, backend, _fakes, _autograd_kernel, module)
-
-
-def _fakes(namespace: str) -> dict[str, Any]:
-    """The raw operators in `namespace` by name, each as a function that makes results of the right shapes."""
-    return {"selective_scan_forward": fake.forward(namespace), "selective_scan_backward": fake.backward}
-
-
-@_native.constant_in_graphs
-def _ready(backend: str) -> bool:
-    return _raw(backend) is not None
+OPERATOR = _operators.Operator(
+    OP,
+    _SelectiveScan.apply,
+    _operators.Raw(fake.forward, _check, by_namespace=True),
+    _operators.Raw(fake.backward, _check_backward),
+)

@@ -3,13 +3,12 @@
 B batch, D channels, N states, G groups of channels that share B and C.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _native, _operators
+from bdam_fast import _backend, _checks, _operators
 from bdam_fast.ops.selective_scan.op import MAX_STATES, selective_scan
 from bdam_fast.ops.selective_state_update.reference import selective_state_update_reference
 
@@ -68,34 +67,12 @@ def selective_state_update(
         out, after = selective_state_update_reference(*tensors, dt_softplus)
         state.copy_(after)
         return out
-    if not torch.compiler.is_compiling():
-        return _call(chosen, tensors, dt_softplus)
-    _check(*tensors)
-    if _autograd.needs_grad(tensors):
-        return _differentiable(chosen, tensors, dt_softplus)
-    _ready(chosen)
-    return getattr(torch.ops, _operators.NAMESPACES[chosen]).selective_state_update(*tensors, dt_softplus)
+    return OPERATOR.call(chosen, tensors, (dt_softplus,))
 
 
-def _call(backend: str, tensors: tuple[Any, ...], dt_softplus: bool) -> Tensor:
-    """The kernel, eagerly. It checks what `_check` does, which is asked (5 us) only why a call was refused."""
-    _autograd.refuse_functorch(OP)
-    _autograd.refuse_forward_mode(OP, tensors)
-    raw = _raw(backend)
-    try:
-        if _autograd.needs_grad(tensors):
-            _check(*tensors)
-            return _differentiable(backend, tensors, dt_softplus)
-        out = _autograd.below_autograd(raw, (*tensors, dt_softplus))
-    except (RuntimeError, TypeError, ValueError):
-        _check(*tensors)
-        raise
-    _autograd.mark_written(tensors[0])
-    return out
-
-
-def _differentiable(backend: str, tensors: tuple[Any, ...], dt_softplus: bool) -> Tensor:
+def _differentiable(options: tuple[str, bool, bool], *tensors: Any) -> Tensor:
     """The step as a scan over one step, whose last state is copied into the state; the scan keeps a copy of the old."""
+    namespace, _, dt_softplus = options
     state, x, dt, A, B, C, D, z, dt_bias = tensors
     _checks.check_not_leaf(OP, "state", state)
     out, after = selective_scan(
@@ -110,7 +87,7 @@ def _differentiable(backend: str, tensors: tuple[Any, ...], dt_softplus: bool) -
         dt_softplus,
         True,
         initial_state=state.clone(),
-        backend=backend,
+        backend=_operators.backend_of(namespace, state.device),
     )
     state.copy_(after)
     return out.squeeze(-1)
@@ -126,6 +103,7 @@ def _check(
     D: Tensor | None,
     z: Tensor | None,
     dt_bias: Tensor | None,
+    *flags: bool,
 ) -> None:
     _checks.check_tensor(OP, "state", state)
     device = state.device
@@ -166,35 +144,6 @@ def _check_projection(name: str, value: Tensor, shape: torch.Size) -> int:
     return groups
 
 
-def _autograd_kernel(namespace: str, *args: Any) -> Any:
-    """What autograd does with a call of the raw operator."""
-    _autograd.refuse_functorch(OP)
-    _autograd.refuse_forward_mode(OP, args)
-    if _autograd.needs_grad(args):
-        _check(*args[:9])
-        return _differentiable(_operators.backend_of(namespace, args[0].device), args[:9], args[9])
-    out = _autograd.below_autograd(_operators.raw(namespace, "selective_state_update"), args)
-    _autograd.mark_written(args[0])
-    return out
-
-
-@cache
-def _raw(backend: str = "cpu") -> Any:
-    """A backend's raw operator. The first call loads its kernels."""
-    module = "bdam_fast.ops.selective_state_update.triton_impl"
-    return _operators.load(OP, backend, _fakes, _autograd_kernel, module, writes="state")
-
-
-def _fakes(namespace: str) -> dict[str, Any]:
-    """The raw operators in `namespace` by name, each as a function that makes results of the right shapes."""
-    return {"selective_state_update": _fake}
-
-
-@_native.constant_in_graphs
-def _ready(backend: str) -> bool:
-    return _raw(backend) is not None
-
-
 def _fake(
     state: Tensor,
     x: Tensor,
@@ -209,3 +158,6 @@ def _fake(
 ) -> Tensor:
     _checks.check_devices(OP, state, (x, dt, A, B, C, D, z, dt_bias))
     return torch.empty_like(x)
+
+
+OPERATOR = _operators.Operator(OP, _differentiable, _operators.Raw(_fake, _check), writes="state")

@@ -7,8 +7,8 @@ from torch.utils.checkpoint import checkpoint
 
 import bdam_fast
 from bdam_fast.ops.causal_conv1d import op
-from tests.ops.causal_conv1d.test_values import NAMES, conv_problem, run_conv
 from tests.support.operators import leaves, packed_index, same_bits
+from tests.support.operators.causal_conv1d import NAMES, conv_problem, run_conv
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -52,10 +52,10 @@ def test_reference_has_second_derivatives():
 @pytest.mark.parametrize("absent", [(), ("bias", "initial_states")], ids=str)
 def test_opcheck(order, absent):
     problem = leaves(conv_problem(2, 5, 20, order=order, absent=absent))
-    passed = torch.library.opcheck(op._raw(), raw_arguments(problem, seq_idx=packed_index(2, 20)))
+    passed = torch.library.opcheck(op.OPERATOR.raw(), raw_arguments(problem, seq_idx=packed_index(2, 20)))
     assert set(passed.values()) == {"SUCCESS"}
     args = [a.detach() if isinstance(a, torch.Tensor) else a for a in raw_arguments(problem)]
-    out, final = op._raw()(*args)
+    out, final = op.OPERATOR.raw()(*args)
     backward = torch.ops.bdam_fast.causal_conv1d_backward.default
     args = (torch.randn_like(out), torch.randn_like(final), *args[:7])
     assert set(torch.library.opcheck(backward, args).values()) == {"SUCCESS"}
@@ -91,7 +91,7 @@ def test_gradient_through_one_result_only():
 def test_raw_operator_has_the_same_gradient(final):
     problem = conv_problem(2, 5, 20)
     own, public = leaves(problem), leaves({n: v.clone() for n, v in problem.items()})
-    out, state = op._raw()(*raw_arguments(own, final=final))
+    out, state = op.OPERATOR.raw()(*raw_arguments(own, final=final))
     assert state.requires_grad == final
     out.square().sum().backward()
     bdam_fast.causal_conv1d(**public, activation="silu", backend="cpu").square().sum().backward()
@@ -168,7 +168,7 @@ def test_double_backward_raises():
 @pytest.mark.parametrize("call", ["public", "raw", "no_grad", "backward"])
 def test_forward_mode_raises(call):
     problem = conv_problem(1, 3, 4)
-    out = op._raw()(*raw_arguments(problem))[0]
+    out = op.OPERATOR.raw()(*raw_arguments(problem))[0]
     with forward_ad.dual_level():
         dual = {**problem, "weight": forward_ad.make_dual(problem["weight"], torch.ones_like(problem["weight"]))}
         with pytest.raises(RuntimeError, match="causal_conv1d: forward-mode differentiation needs backend"):
@@ -178,7 +178,7 @@ def test_forward_mode_raises(call):
                 with torch.no_grad():
                     bdam_fast.causal_conv1d(**dual, backend="cpu")
             elif call == "raw":
-                op._raw()(*raw_arguments(dual))
+                op.OPERATOR.raw()(*raw_arguments(dual))
             else:
                 torch.ops.bdam_fast.causal_conv1d_backward(out, None, *raw_arguments(dual)[:7])
         tangent = forward_ad.unpack_dual(bdam_fast.causal_conv1d(**dual, backend="reference")).tangent
@@ -193,7 +193,7 @@ def test_functorch_is_right_or_raises(transform, raw):
 
     def conv(x, backend="cpu"):
         if raw and backend == "cpu":
-            return op._raw()(*raw_arguments({**others, "x": x}))[0]
+            return op.OPERATOR.raw()(*raw_arguments({**others, "x": x}))[0]
         return bdam_fast.causal_conv1d(x, **others, activation="silu", backend=backend)
 
     x = problem["x"]
@@ -216,4 +216,4 @@ def test_raw_operator_does_not_mix_real_and_meta_tensors(place):
     args = list(raw_arguments(conv_problem(2, 6, 8), seq_idx=torch.zeros(2, 8, dtype=torch.int32)))
     args[place] = args[place].to("meta")
     with pytest.raises(ValueError, match="causal_conv1d: all tensors must be on cpu like the first argument, got meta"):
-        op._raw()(*args)
+        op.OPERATOR.raw()(*args)

@@ -4,46 +4,12 @@ import pytest
 import torch
 
 import bdam_fast
-from tests.ops.selective_state_update.test_values import copy_of
-from tests.support.operators import assert_close, same_bits, stream
+from tests.support.operators import BACKENDS, same_bits
+from tests.support.operators.updates import CAUSAL_CONV1D_UPDATE, check_update, run_update, update_problem
 
 pytestmark = pytest.mark.usefixtures("kernels")
-BACKENDS = ["cpu", "reference"]
-NAMES = ("x", "conv_state", "weight", "bias")
+NAMES = CAUSAL_CONV1D_UPDATE.names
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-def update_problem(
-    batch=2, channels=5, length=0, width=4, entries=None, *, dtype=torch.float32, order="bdl", absent=()
-):
-    """Tensor arguments of causal_conv1d_update; `length` 0 is x (B, D). The state lies in memory like x."""
-    kind = torch.float64 if dtype == torch.float64 else torch.float32
-    x = stream(batch, channels, max(length, 1), dtype, order)
-    problem = {
-        "x": x if length else x[:, :, 0],
-        "conv_state": stream(batch, channels, width if entries is None else entries, kind, order),
-        "weight": torch.randn(channels, width, dtype=kind),
-        "bias": torch.randn(channels, dtype=kind),
-    }
-    return {name: value for name, value in problem.items() if name not in absent}
-
-
-def run_update(problem, dtype=None, **kwargs):
-    """(out, new state), leaving the problem's own state alone but for its memory order."""
-    tensors = {n: v if dtype is None else v.to(dtype) for n, v in problem.items()}
-    tensors["conv_state"] = copy_of(tensors["conv_state"])
-    out = bdam_fast.causal_conv1d_update(**tensors, **{"activation": "silu", **kwargs})
-    return out, tensors["conv_state"]
-
-
-def check_update(problem, backend="cpu", **kwargs):
-    exact = run_update(problem, torch.float64, backend="reference", **kwargs)
-    same = run_update(problem, backend="reference", **kwargs)
-    got = run_update(problem, backend=backend, **kwargs)
-    assert same_bits(got[1], same[1])
-    assert got[0].dtype == problem["x"].dtype
-    assert_close("out", got[0], exact[0], same[0])
-    return got
 
 
 @pytest.mark.parametrize("width", range(1, 9))
@@ -137,36 +103,7 @@ def test_extreme_values_stay_in_their_channel(isa, where, bad):
     torch.testing.assert_close(run_update(broken), run_update(broken, backend="reference"), equal_nan=True)
 
 
-def test_writes_nothing_but_the_state():
-    whole = torch.randn(4, 2 * 19, 40)
-    for view in (whole[1:3, 1::2, 3:7], whole[1:3, :19, 36:]):
-        problem = update_problem(2, 19) | {"conv_state": view}
-        before, copy = whole.clone(), view.clone()
-        expected = run_update(problem)[1]
-        bdam_fast.causal_conv1d_update(**problem, activation="silu")
-        assert torch.equal(view, expected)
-        view.copy_(copy)
-        assert torch.equal(whole, before)
-
-
-def test_same_bits_with_any_number_of_threads(kernels, isa):
-    for problem in (update_problem(40, 700), update_problem(3, 700, 40)):
-        results = []
-        for threads in (1, 2, 3, 1):
-            torch.set_num_threads(threads)
-            results.append(run_update(problem))
-        assert all(same_bits(a, b) for r in results for a, b in zip(r, results[0], strict=True))
-
-
 @pytest.mark.parametrize("order", ["bdl", "bld"])
 def test_out_has_the_memory_order_of_x(order):
     problem = update_problem(3, 5, 6, order=order)
     assert run_update(problem)[0].stride() == problem["x"].stride()
-
-
-def test_calls_are_counted():
-    bdam_fast.reset_call_counts()
-    run_update(update_problem(), backend="cpu")
-    run_update(update_problem(), backend="reference")
-    counts = {n: c for n, c in bdam_fast.call_counts().items() if c}
-    assert counts == {f"causal_conv1d_update.{n}.forward": 1 for n in ("cpu", "reference")}

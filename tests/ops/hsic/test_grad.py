@@ -7,8 +7,8 @@ from torch.utils.checkpoint import checkpoint
 
 import bdam_fast
 from bdam_fast.ops.hsic import op
-from tests.ops.hsic.test_values import BACKENDS, KINDS, pair, run_hsic
-from tests.support.operators import same_bits
+from tests.support.operators import BACKENDS, same_bits
+from tests.support.operators.hsic import KINDS, pair, run_hsic
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -64,7 +64,7 @@ def test_reference_has_second_derivatives():
 @pytest.mark.parametrize("sizes", [(6, 20, 30), (40, 3, 18)], ids=str)
 def test_opcheck(kernel, estimator, sizes):
     x, y = pair(*sizes, batch=(2,))
-    raw = op._raw()
+    raw = op.OPERATOR.raw()
     args = raw_arguments(x, y, kernel, estimator)
     value, saved = raw(*args)
     assert set(torch.library.opcheck(raw, (*leaves(x, y), *args[2:])).values()) == {"SUCCESS"}
@@ -86,7 +86,7 @@ def test_only_wanted_gradients_are_returned():
 def test_raw_operator_has_the_same_gradient():
     x, y = pair(8, 5, 6, batch=(3,))
     own, public = leaves(x, y), leaves(x, y)
-    value, saved = op._raw()(*raw_arguments(*own, "rbf"))
+    value, saved = op.OPERATOR.raw()(*raw_arguments(*own, "rbf"))
     assert not saved.requires_grad
     value.sum().backward()
     bdam_fast.hsic(*public, kernel="rbf", sigma_x=1.3, backend="cpu").sum().backward()
@@ -168,7 +168,7 @@ def test_double_backward_raises():
 @pytest.mark.parametrize("call", ["public", "raw", "no_grad", "backward"])
 def test_forward_mode_raises(call):
     x, y = pair(8, 5, 6, batch=(1,))
-    value, saved = op._raw()(*raw_arguments(x, y))
+    value, saved = op.OPERATOR.raw()(*raw_arguments(x, y))
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(y, torch.ones_like(y) * torch.arange(8)[:, None])
         with pytest.raises(RuntimeError, match="hsic: forward-mode differentiation needs backend"):
@@ -178,7 +178,7 @@ def test_forward_mode_raises(call):
                 with torch.no_grad():
                     bdam_fast.hsic(x, dual, backend="cpu")
             elif call == "raw":
-                op._raw()(*raw_arguments(x, dual))
+                op.OPERATOR.raw()(*raw_arguments(x, dual))
             else:
                 torch.ops.bdam_fast.hsic_backward(value, x, dual, saved, False, False)
         tangent = forward_ad.unpack_dual(bdam_fast.hsic(x, dual, backend="reference")).tangent
@@ -192,7 +192,7 @@ def test_functorch_is_right_or_raises(transform, raw):
 
     def value(x, backend="cpu"):
         if raw and backend == "cpu":
-            return op._raw()(*raw_arguments(x, y))[0]
+            return op.OPERATOR.raw()(*raw_arguments(x, y))[0]
         return bdam_fast.hsic(x, y, backend=backend)
 
     calls = {

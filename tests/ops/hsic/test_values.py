@@ -6,49 +6,10 @@ import torch
 import bdam_fast
 from bdam_fast.ops.hsic import op
 from bdam_fast.ops.hsic.reference import median_sigma
-from tests.support.operators import assert_close, same_bits
+from tests.support.operators import BACKENDS, same_bits
+from tests.support.operators.hsic import KINDS, check_hsic, pair, run_hsic
 
 pytestmark = pytest.mark.usefixtures("kernels")
-BACKENDS = ["cpu", "reference"]
-KINDS = [(k, e) for k in ("linear", "rbf") for e in ("biased", "unbiased")]
-
-
-def pair(samples, width_x, width_y, *, batch=(), dtype=torch.float32, order="rows"):
-    """x and y that depend on each other; `order` rows, columns (features adjacent in no row), or strided."""
-    common = torch.randn(*batch, samples, 1)
-    x = (torch.randn(*batch, samples, width_x) + common) / width_x**0.5
-    y = (torch.randn(*batch, samples, width_y) - common) / width_y**0.5
-
-    def laid_out(t):
-        if order == "columns":
-            return t.mT.contiguous().mT
-        if order == "strided":
-            wide = torch.zeros(*t.shape[:-2], 2 * t.shape[-2], 3 * t.shape[-1], dtype=t.dtype)
-            wide[..., 1::2, 1::3] = t
-            return wide[..., 1::2, 1::3]
-        return t
-
-    return laid_out(x.to(dtype)), laid_out(y.to(dtype))
-
-
-def run_hsic(x, y, **kwargs):
-    """The value, and both gradients of it times fixed weights."""
-    x, y = (t.detach().requires_grad_() for t in (x, y))
-    value = bdam_fast.hsic(x, y, **kwargs)
-    weights = torch.linspace(0.5, 2, max(value.numel(), 1)).to(value)[: value.numel()].reshape(value.shape)
-    dx, dy = torch.autograd.grad((value * weights).sum(), (x, y))
-    return {"value": value.detach(), "dx": dx, "dy": dy}
-
-
-def check_hsic(x, y, **kwargs):
-    """Kernel against the formula in float64 and in the inputs' own dtype."""
-    exact = run_hsic(x.double(), y.double(), backend="reference", **kwargs)
-    same = run_hsic(x, y, backend="reference", **kwargs)
-    got = run_hsic(x, y, backend="cpu", **kwargs)
-    for name, value in got.items():
-        assert value.dtype == same[name].dtype, f"{name}: {value.dtype}, expected {same[name].dtype}"
-        assert_close(name, value, exact[name], same[name])
-    return got
 
 
 @pytest.mark.parametrize(("kernel", "estimator"), KINDS)
@@ -151,7 +112,7 @@ def test_widths_of_the_kernel(isa, estimator):
 def test_median_width(samples):
     """From 513 samples on the median is counted in passes over the bits; both ways are exact."""
     x = torch.randn(2, samples, 6)
-    op._raw()
+    op.OPERATOR.raw()
     saved = torch.ops.bdam_fast.hsic_forward(x, x, None, None, True, False)[1]
     torch.testing.assert_close(saved[:, 0].double(), median_sigma(x.double()), rtol=2e-6, atol=0)
     saved = torch.ops.bdam_fast.hsic_forward(x.double(), x.double(), None, None, True, False)[1]
@@ -165,7 +126,7 @@ def test_median_width_of_labels_and_of_equal_rows(samples):
     rows = torch.full((samples, 2), 0.7)
     expected = median_sigma(labels[None])[0], torch.tensor(1.0)
     assert (labels[1:] == labels[1]).float().mean() > 0.8
-    op._raw()
+    op.OPERATOR.raw()
     saved = torch.ops.bdam_fast.hsic_forward(labels[None], rows[None], None, None, True, False)[1][0]
     torch.testing.assert_close(saved[0], expected[0], rtol=1e-6, atol=0)
     assert saved[2] == expected[1] == median_sigma(rows[None])[0]
@@ -183,7 +144,7 @@ def test_many_samples():
 
 def test_memory_of_the_gaussian_kernel_does_not_grow_with_the_square():
     x, y = pair(4000, 2, 2, batch=(1,))
-    value, saved = op._raw()(x, y, None, None, True, False)
+    value, saved = op.OPERATOR.raw()(x, y, None, None, True, False)
     assert saved.numel() == 4 + 2 * 4000
     sample = bdam_fast.hsic(x[0, :1000], y[0, :1000], kernel="rbf", backend="reference")
     assert abs(value.item() / sample.item() - 1) < 0.3

@@ -4,70 +4,11 @@ import pytest
 import torch
 
 import bdam_fast
-from tests.support.operators import assert_close, same_bits
+from tests.support.operators import BACKENDS, same_bits
+from tests.support.operators.updates import check_step, run_step, step_problem
 
 pytestmark = pytest.mark.usefixtures("kernels")
-BACKENDS = ["cpu", "reference"]
-NAMES = ("state", "x", "dt", "A", "B", "C", "D", "z", "dt_bias")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-def row(batch, channels, dtype=torch.float32, order="rows"):
-    """(B, D) with channels adjacent, or neither dimension."""
-    if order == "rows":
-        return torch.randn(batch, channels).to(dtype)
-    return torch.randn(2 * batch, 3 * channels + 1).to(dtype)[::2, 1::3]
-
-
-def step_problem(batch=2, channels=5, states=4, *, dtype=torch.float32, state="bdn", order="rows", groups=0, absent=()):
-    """Tensor arguments of selective_state_update; parameters and state float32, or float64 with float64 streams.
-
-    `state`: memory order bdn (as allocated), bnd (channels adjacent) or strided. `groups` 0: B and C are (B, N).
-    """
-    kind = torch.float64 if dtype == torch.float64 else torch.float32
-    shapes = {"bdn": (batch, channels, states), "bnd": (batch, states, channels)}
-    if state == "strided":
-        h = torch.randn(batch, 2 * channels, 2 * states + 1, dtype=kind)[:, 1::2, 1::2]
-    else:
-        h = torch.randn(shapes[state], dtype=kind)
-        h = h if state == "bdn" else h.mT
-    B, C = (row(batch, max(groups, 1) * states, dtype, order) for _ in range(2))
-    problem = {
-        "state": h,
-        "x": row(batch, channels, dtype, order),
-        "dt": row(batch, channels, dtype, order) - 0.5,
-        "A": -torch.arange(1, states + 1) * torch.exp(0.1 * torch.randn(channels, states, dtype=kind)),
-        "B": B.unflatten(1, (groups, states)) if groups else B,
-        "C": C.unflatten(1, (groups, states)) if groups else C,
-        "D": torch.randn(channels, dtype=kind),
-        "z": row(batch, channels, dtype, order),
-        "dt_bias": torch.rand(channels, dtype=kind) * 2 - 2,
-    }
-    return {name: value for name, value in problem.items() if name not in absent}
-
-
-def run_step(problem, dtype=None, **kwargs):
-    """(out, new state), leaving the problem's own state alone but for its memory order."""
-    tensors = {n: v if dtype is None else v.to(dtype) for n, v in problem.items()}
-    tensors["state"] = copy_of(tensors["state"])
-    out = bdam_fast.selective_state_update(**tensors, **{"dt_softplus": True, **kwargs})
-    return out, tensors["state"]
-
-
-def copy_of(t):
-    """The same values and strides in other memory."""
-    whole = torch.empty(0, dtype=t.dtype, device=t.device)
-    return whole.set_(t.untyped_storage().clone(), t.storage_offset(), t.shape, t.stride())
-
-
-def check_step(problem, backend="cpu", **kwargs):
-    exact = run_step(problem, torch.float64, backend="reference", **kwargs)
-    same = run_step(problem, backend="reference", **kwargs)
-    got = run_step(problem, backend=backend, **kwargs)
-    for name, a, b, c in zip(("out", "state"), got, exact, same, strict=True):
-        assert a.dtype == c.dtype
-        assert_close(name, a, b, c)
-    return got
 
 
 @pytest.mark.parametrize("states", [1, 2, 3, 4, 8, 12, 16, 17, 24, 32, 64, 256])
@@ -187,37 +128,7 @@ def test_nan_with_any_payload(isa, state):
             assert out[0, 2].isnan() and out[0, [0, 1, 3, 4]].isfinite().all()
 
 
-def test_writes_nothing_but_the_state():
-    whole = torch.randn(4, 2 * 19, 40)
-    view = whole[1:3, 1::2, 3:19]
-    problem = step_problem(2, 19, 16)
-    problem["state"] = view
-    before = whole.clone()
-    expected = run_step(problem)[1]
-    bdam_fast.selective_state_update(**problem, dt_softplus=True)
-    assert torch.equal(view, expected)
-    view.copy_(before[1:3, 1::2, 3:19])
-    assert torch.equal(whole, before)
-
-
-def test_same_bits_with_any_number_of_threads(kernels, isa):
-    problem = step_problem(9, 700, 16)
-    results = []
-    for threads in (1, 2, 3, 1):
-        torch.set_num_threads(threads)
-        results.append(run_step(problem))
-    assert all(same_bits(a, b) for r in results for a, b in zip(r, results[0], strict=True))
-
-
 def test_out_has_the_memory_order_of_x():
     problem = step_problem(3, 5, 4)
     problem["x"] = torch.randn(5, 3).T
     assert run_step(problem)[0].stride() == (1, 3)
-
-
-def test_calls_are_counted():
-    bdam_fast.reset_call_counts()
-    run_step(step_problem(), backend="cpu")
-    run_step(step_problem(), backend="reference")
-    counts = {n: c for n, c in bdam_fast.call_counts().items() if c}
-    assert counts == {f"selective_state_update.{n}.forward": 1 for n in ("cpu", "reference")}

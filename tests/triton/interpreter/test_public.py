@@ -5,7 +5,7 @@ import pytest
 from bdam_fast.ops.causal_conv1d import op as conv
 from bdam_fast.ops.hsic import op as hsic
 from bdam_fast.ops.selective_scan import op as scan
-from tests.support import contract
+from tests.support.operators import contract
 
 
 @pytest.mark.parametrize("op", [scan, conv, hsic], ids=lambda op: op.OP)

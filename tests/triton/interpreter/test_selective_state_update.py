@@ -1,36 +1,15 @@
 """selective_state_update in Triton, interpreted: one step against the float64 reference, and what it writes."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from bdam_fast.ops.selective_state_update.reference import selective_state_update_reference
-from bdam_fast.ops.selective_state_update.triton_impl import update
-from tests.ops.selective_state_update.test_values import copy_of, step_problem
-from tests.support.operators import assert_close, same_bits
+from tests.support.operators import same_bits
+from tests.support.operators.updates import SELECTIVE_STATE_UPDATE, step_problem
 
 pytestmark = pytest.mark.usefixtures("poison")
-NAMES = ("state", "x", "dt", "A", "B", "C", "D", "z", "dt_bias")
-
-
-def run(problem, softplus=True):
-    """(out, new state) of the kernel."""
-    tensors = {**problem, "state": copy_of(problem["state"])}
-    out = update(*[tensors.get(name) for name in NAMES], softplus)
-    return out, tensors["state"]
-
-
-def reference(problem, softplus=True, dtype=None):
-    tensors = [None if name not in problem else problem[name].to(dtype or problem[name].dtype) for name in NAMES]
-    out, after = selective_state_update_reference(*tensors, softplus)
-    return out, after.to(tensors[0].dtype)
-
-
-def check(problem, softplus=True):
-    got, exact, same = run(problem, softplus), reference(problem, softplus, torch.float64), reference(problem, softplus)
-    for name, a, b, c in zip(("out", "state"), got, exact, same, strict=True):
-        assert a.dtype == c.dtype, name
-        assert_close(name, a, b, c)
-    return got
+check, run = (partial(f, backend="triton") for f in (SELECTIVE_STATE_UPDATE.check, SELECTIVE_STATE_UPDATE.run))
 
 
 @pytest.mark.parametrize("states", [1, 2, 3, 8, 16, 17, 64, 256])
@@ -44,7 +23,7 @@ def test_states_and_memory_orders(states, state):
 @pytest.mark.parametrize("order", ["rows", "strided"])
 @pytest.mark.parametrize("softplus", [False, True])
 def test_dtypes(dtype, order, softplus):
-    check(step_problem(2, 35, 5, dtype=dtype, order=order), softplus)
+    check(step_problem(2, 35, 5, dtype=dtype, order=order), dt_softplus=softplus)
 
 
 @pytest.mark.parametrize("state", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -97,7 +76,8 @@ def test_extreme_values_stay_in_their_channel(where, bad):
     got = run(broken)
     for clean, value in zip(run(problem), got, strict=True):
         assert same_bits(clean[:, others], value[:, others])
-    torch.testing.assert_close(got, reference(broken), equal_nan=True, rtol=1e-5, atol=1e-5)
+    expected = SELECTIVE_STATE_UPDATE.run(broken, backend="reference")
+    torch.testing.assert_close(got, expected, equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
 def test_writes_nothing_but_the_state():
@@ -107,7 +87,7 @@ def test_writes_nothing_but_the_state():
     problem["state"] = view
     before = whole.clone()
     expected = run(problem)[1]
-    update(*[problem[name] for name in NAMES], True)
+    SELECTIVE_STATE_UPDATE.public(**problem, backend="triton")
     assert torch.equal(view, expected)
     view.copy_(before[1:3, 1::2, 3:19])
     assert torch.equal(whole, before)

@@ -21,7 +21,7 @@ def raw_arguments(op: str) -> tuple:
 
 def check_registration(op, backend: str) -> None:
     """PyTorch's own checks of an operator: schema, autograd, fake tensors, tracing."""
-    passed = torch.library.opcheck(op._raw(backend), raw_arguments(op.OP))
+    passed = torch.library.opcheck(op.OPERATOR.raw(backend), raw_arguments(op.OP))
     assert set(passed.values()) == {"SUCCESS"}
 
 

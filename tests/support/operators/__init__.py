@@ -7,6 +7,8 @@ from torch import Tensor
 
 import bdam_fast
 
+# The backends that run on every machine.
+BACKENDS = ["cpu", "reference"]
 # Allowed error of a result, by its dtype: twice the error of the same computation in PyTorch plus this much of the
 # largest entry. float32: sums in another order and an exp2 of 0.8 ulp; the others: one rounding of the result.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 4e-3, torch.float16: 5e-4}
