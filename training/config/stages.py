@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import typing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -58,8 +60,13 @@ class EncoderConfig(Stage):
     width: Annotated[int, Within(8)] = 128
     layers: Annotated[int, Within(1)] = 4
     heads: Annotated[int, Within(1)] = 4
+    # Width of the feed-forward parts, in widths.
+    feed_forward: Annotated[int, Within(1)] = 4
     # Square patches of this many pixels (visual encoder only).
     patch_size: Annotated[int, Within(2)] = 16
+    # How a small encoder makes tokens of its input: "plain", as ViT and BERT do (one linear map a patch, one vector a word),
+    # or "convolutional", which learns from nothing in minutes (3 x 3 convolutions down to the patch; windows of 3 words).
+    stem: Literal["plain", "convolutional"] = "plain"
     # Train the encoder; frozen otherwise (reading 11).
     trainable: bool = True
     # Learning rate relative to the base rate (reading 11: 0.1 for a fine-tuned BERT).
@@ -67,6 +74,8 @@ class EncoderConfig(Stage):
 
     def check(self) -> None:
         self.require(self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
+        power = self.stem == "plain" or self.patch_size & (self.patch_size - 1) == 0
+        self.require(power, "patch_size", "a power of two for a convolutional stem")
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,8 @@ class LossConfig(Stage):
 
     info_nce: bool = True
     triplet: bool = True
+    # Matching of the clothing branch with the clothing text, which makes it clothing (reading 6); eq. (1) has none.
+    clothing_matching: bool = True
     adversarial: bool = True
     decoupling: bool = True
     gate_regularisation: bool = True
@@ -147,16 +158,20 @@ class LossConfig(Stage):
     # "scored": the identity text of the identity embedding, the caption of the sum of both embeddings, which is how retrieval
     # scores it at beta 1 (reading 24), so that the words on clothes do not have to be found in the identity.
     info_nce_texts: Literal["identity", "caption", "both", "scored"] = "scored"
-    # Symmetric with all pairs of one person as positives; off: image to text, diagonal only (reading 2).
+    # Image to text and text to image; off: image to text, diagonal only (reading 2).
     info_nce_symmetric: bool = True
+    # Which captions are positives of an image (reading 2): its own, those of other images of the person being left out since
+    # most of them are of other clothes, or all of the person. Identity texts are always those of the person.
+    caption_positives: Literal["own", "identity"] = "own"
     # Temperature: learned within [0.01, 0.5] from this start, or fixed (reading 3).
     temperature: Annotated[float, Within(0.01, 0.5)] = 0.07
     learn_temperature: bool = True
     # Triplet on squared L2 distances (reading 5).
     margin: Annotated[float, Within(0)] = 0.3
-    # "paper": eq. (1) as printed; "intent": clothing matching plus an adversary on identity; "minimax": gradient
-    # reversal (reading 6).
-    adversarial_mode: Literal["paper", "intent", "minimax"] = "intent"
+    # What the adversary minimises (reading 6), P being the probability of the own clothing text. "paper": eq. (1) as printed,
+    # -log(1 - P) of the clothing branch. On the identity branch: "intent", -log(1 - P), which hardly pulls where P is small;
+    # "odds", log P - log(1 - P), which does; "minimax", a critic of its own and gradient reversal.
+    adversarial_mode: Literal["paper", "intent", "odds", "minimax"] = "minimax"
     # What decouples (eq. 2 and reading 8): "hsic" of the gated features, or "cka", the unbiased HSIC over the geometric mean
     # of each feature's own, which cannot be lowered by features that vary less; on L2-normalised features; and the kernel.
     decoupling_measure: Literal["hsic", "cka"] = "cka"
@@ -168,6 +183,14 @@ class LossConfig(Stage):
     final_triplet: bool = True
     final_info_nce: bool = True
     final_matching: bool = True
+    # Text that is fused where InfoNCE reads captions: "other", another caption of the image than the one that InfoNCE asks
+    # for (its identity text where it has one caption only), so that copying is no answer; or the same "caption".
+    final_text: Literal["other", "caption"] = "other"
+    # Wrong pairs of the matching head: the most similar wrong text of each second image and the most similar wrong image of
+    # each other text, or the "next" identity of the batch.
+    final_negatives: Literal["hard", "next"] = "hard"
+    # Share of the gradient of the fusion's losses that passes on into BDAM and the text encoder.
+    final_gradient: Annotated[float, Within(0, 1)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -180,6 +203,8 @@ class GradNormConfig(Stage):
     # (reading 16).
     form: Literal["recommended", "paper"] = "recommended"
     alpha: float = 1.5
+    # How s is stepped (reading 18): "adam", whatever the size of the norms, or "plain", lr times the gradient of eq. (5).
+    optimizer: Literal["adam", "plain"] = "adam"
     lr: Annotated[float, Within(0)] = 0.025
     # Coefficient of sum (log w)^2.
     log_penalty: Annotated[float, Within(0)] = 1e-3
@@ -259,9 +284,35 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+# What the fields meant that a stored configuration of an earlier version does not have, by their dotted names.
+BEFORE: dict[str, Any] = {
+    **{f"model.{encoder}.{name}": value for encoder in ("visual", "text") for name, value in (("stem", "plain"), ("feed_forward", 4))},
+    "loss.caption_positives": "identity",
+    "loss.final_text": "caption",
+    "loss.final_negatives": "next",
+    "loss.final_gradient": 1.0,
+    "gradnorm.optimizer": "plain",
+}
+
+
 def from_dict(values: dict[str, Any]) -> Config:
-    """Config from what `to_dict` made. Raises ValueError on an unknown or missing field."""
-    return _build(Config, values, "config")
+    """Config from what `to_dict` made, of this version or an earlier one. Raises ValueError on an unknown or missing field."""
+    return _build(Config, _completed(values), "config")
+
+
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the fields of BEFORE that it lacks; nothing is added to a stage that is not there."""
+    result = copy.deepcopy(values)
+    for path, value in BEFORE.items():
+        *stages, name = path.split(".")
+        stage = functools.reduce(lambda found, key: found.get(key, {}) if isinstance(found, dict) else {}, stages, result)
+        if stage:
+            stage.setdefault(name, value)
+    loss = result.get("loss") if isinstance(result, dict) else None
+    if isinstance(loss, dict) and "adversarial_mode" in loss:
+        # One switch was for both, and eq. (1) has no matching.
+        loss.setdefault("clothing_matching", loss.get("adversarial", False) and loss["adversarial_mode"] != "paper")
+    return result
 
 
 def _build(cls: type, values: Any, path: str) -> Any:

@@ -45,14 +45,16 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """One train batch; the three texts of an image stand in the same row and are padded to the same T."""
+    """One train batch; the texts of an image stand in the same row and are padded to the same T."""
 
     # float32 (B, 3, H, W), augmented and normalised.
     images_BCHW: Tensor
-    # One human caption of each image, its identity text and its clothing text.
+    # One human caption of each image, its identity text, its clothing text, and another of its captions (its identity text
+    # where it has one caption only).
     captions: TextBatch
     identity: TextBatch
     clothing: TextBatch
+    other: TextBatch
     # Person ids, int64 (B).
     ids_B: Tensor
     # int64 (B); equal where the clothing texts are equal.
@@ -170,17 +172,20 @@ class TrainLoader:
     def _batch(self, indices: list[int], draws_BD: np.ndarray, pixels_BCHW: Tensor) -> Batch:
         config, row = self.config, self.table.row
         records = [self.records[i] for i in indices]
-        drawn = draws_BD[:, CAPTION].tolist()
-        captions = [r.captions[int(u * len(r.captions))] for r, u in zip(records, drawn, strict=True)]
+        drawn = [int(u * len(r.captions)) for r, u in zip(records, draws_BD[:, CAPTION].tolist(), strict=True)]
+        captions = [row[r.captions[i]] for r, i in zip(records, drawn, strict=True)]
+        # The next one, cyclically: of two captions the one that was not drawn.
+        others = [row[[*r.captions, r.captions[0]][i + 1] if len(r.captions) > 1 else r.identity] for r, i in zip(records, drawn, strict=True)]
         clothing = [row[r.clothing] for r in records]
-        texts = self.table.batch([*(row[text] for text in captions), *(row[r.identity] for r in records), *clothing])
-        parts = zip(texts.input_ids_BT.chunk(3), texts.attention_mask_BT.chunk(3), strict=True)
-        caption, identity, garments = (TextBatch(tokens, mask) for tokens, mask in parts)
+        texts = self.table.batch([*captions, *(row[r.identity] for r in records), *clothing, *others])
+        parts = zip(texts.input_ids_BT.chunk(4), texts.attention_mask_BT.chunk(4), strict=True)
+        caption, identity, garments, other = (TextBatch(tokens, mask) for tokens, mask in parts)
         return Batch(
             images_BCHW=transforms.augment(pixels_BCHW, draws_BD, config.pad, config.flip, config.erase),
             captions=caption,
             identity=identity,
             clothing=garments,
+            other=other,
             ids_B=torch.tensor([r.id for r in records]),
             clothing_group_B=torch.tensor(clothing),
             paths=tuple(r.file_path for r in records),

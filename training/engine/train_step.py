@@ -57,7 +57,7 @@ def learning_rate_factor(step: int, warmup: int, total: int) -> float:
 def build_optimizer(model: Model, config: OptimConfig) -> torch.optim.Optimizer:
     """Adam or AdamW over the model's parameter groups."""
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(model.parameter_groups(config.lr), lr=config.lr, weight_decay=config.weight_decay)
+    return kind(model.parameter_groups(config.lr), lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def prepare(model: Model, config: OptimConfig, compiler: str = "inductor") -> None:

@@ -24,13 +24,13 @@ class _ReverseGradient(torch.autograd.Function):
 class ClothingHead(nn.Module):
     """Linear projection to the text dimension and L2 normalisation (paper 3.2), for f^_clo and for f^_id.
 
-    What reads clothing out of f^_id depends on the mode (reading 6). "intent" and "paper": the projection of the
+    What reads clothing out of f^_id depends on the mode (reading 6). "intent", "odds" and "paper": the projection of the
     clothing branch, its weights as constants, so that only f^_id can answer the adversary (the paper's loss does not
     look at it). "minimax": a probe of its own behind a gradient reversal, which learns to find clothing in f^_id while
     f^_id learns to hide it.
     """
 
-    def __init__(self, width: int, out: int, mode: Literal["paper", "intent", "minimax"]) -> None:
+    def __init__(self, width: int, out: int, mode: Literal["paper", "intent", "odds", "minimax"]) -> None:
         super().__init__()
         self.projection = nn.Linear(width, out)
         self.probe = nn.Linear(width, out) if mode == "minimax" else None

@@ -1,6 +1,6 @@
 """The whole model: encoders, decoupling, joint embedding, fusion. Its forward returns features, never a loss.
 
-Shapes: B batch, P patches, T text tokens, V text views (VIEWS, in this order), C width of an encoder, E joint
+Shapes: B batch, P patches, T text tokens, V text views (the first of VIEWS, in this order), C width of an encoder, E joint
 embedding, M image-text pairs shown to the matching head.
 """
 
@@ -24,7 +24,10 @@ from training.models.fusion import Fusion, FusionOutput, masked_mean, projection
 if TYPE_CHECKING:
     from training.data.loader import Batch, TextBatch
 
-VIEWS = ("caption", "identity", "clothing")
+VIEWS = ("caption", "identity", "clothing", "other")
+# Texts of a step are encoded in this many parts by length, of this many texts at least: 256 captions and descriptions of
+# 15 to 48 words are 12,288 tokens in one part, 8,400 in four.
+TEXT_PARTS, LEAST_PART = 4, 32
 # Bounds of the learned temperature (reading 3).
 TEMPERATURE_RANGE = (0.01, 0.5)
 
@@ -102,6 +105,20 @@ class ImageEmbedding:
     gate_BC: Tensor | None
 
 
+def hard_negatives(similarity_BB: Tensor, ids_B: Tensor) -> Tensor | None:
+    """For each row of `similarity_BB` the column of another id where it is largest, (B,) int64; None when the whole batch
+    has one id."""
+    different_BB = ids_B[:, None] != ids_B[None]
+    if not bool(different_BB.any()):
+        return None
+    return similarity_BB.masked_fill(~different_BB, -torch.inf).argmax(1)
+
+
+def _limited(x: Tensor, share: float) -> Tensor:
+    """x, of whose gradient only `share` passes."""
+    return x if share == 1.0 else share * x + (1.0 - share) * x.detach()
+
+
 def other_identity(ids_B: Tensor) -> Tensor | None:
     """For each sample the index of one with another id, (B,) int64: the first one from half a batch further on,
     cyclically. Deterministic. None when the whole batch has one id."""
@@ -118,8 +135,8 @@ def other_identity(ids_B: Tensor) -> Tensor | None:
 class Model(nn.Module):
     """Model of the paper's figure 2, in the readings that the configurations name.
 
-    The text that is fused is the one that InfoNCE reads: the identity text where `info_nce_texts` is "identity" (paper
-    3.4), the caption otherwise, because queries are captions.
+    The text that is fused is of the kind that InfoNCE reads: the identity text where `info_nce_texts` is "identity" (paper
+    3.4), a caption otherwise, because queries are captions.
 
     Raises RuntimeError or ValueError as the encoders, the decoupling module and the fusion do.
     """
@@ -149,7 +166,10 @@ class Model(nn.Module):
         if config.fusion.enabled:
             self.fusion = Fusion(image_width, text_width, config.fusion, out, config.backend, config.batch_norm)
             self.matching_head = nn.Linear(out, 1) if loss.final_matching else None
-        self.fused_view = VIEWS.index("identity" if loss.info_nce_texts == "identity" else "caption")
+        self.loss = loss
+        self.fused_view = VIEWS.index("identity" if loss.info_nce_texts == "identity" else loss.final_text)
+        # The other caption is encoded only where it is fused.
+        self.views = VIEWS if config.fusion.enabled and self.fused_view == 3 else VIEWS[:3]
         start = torch.tensor(math.log(loss.temperature))
         self.log_temperature = nn.Parameter(start, requires_grad=loss.learn_temperature)
 
@@ -160,12 +180,12 @@ class Model(nn.Module):
         return self.log_temperature.exp()
 
     def encode(self, batch: Batch) -> Encoded:
-        """Runs both encoders; the three text views in one call."""
-        views = [batch.captions, batch.identity, batch.clothing]
+        """Runs both encoders; all text views in one call."""
+        views = [batch.captions, batch.identity, batch.clothing, batch.other][: len(self.views)]
         input_ids = torch.cat([view.input_ids_BT for view in views])
         mask = torch.cat([view.attention_mask_BT for view in views])
         with span("text encoder"):
-            tokens = self.text(input_ids, mask)
+            tokens = self._encode_texts(input_ids, mask)
         with span("visual encoder"):
             image = self.visual(batch.images_BCHW)
         split = (len(views), batch.images_BCHW.shape[0])
@@ -178,9 +198,8 @@ class Model(nn.Module):
         v_clo, v_id_hat_clo = self.clothing_head(image.f_id_hat_BC, image.f_clo_hat_BC)
         pooled_VBC = self._pool(encoded.text_tokens_VBTC.flatten(0, 1), encoded.text_mask_VBT.flatten(0, 1))
         pooled_VBC = pooled_VBC.unflatten(0, encoded.text_mask_VBT.shape[:2])
-        t_caption, t_identity, t_clothing = (
-            self._embed_text(pooled_VBC.flatten(0, 1)).unflatten(0, pooled_VBC.shape[:2]).unbind(0)
-        )
+        t_VBE = self._embed_text(pooled_VBC.flatten(0, 1)).unflatten(0, pooled_VBC.shape[:2])
+        t_caption, t_identity, t_clothing = t_VBE[:3].unbind(0)
         features = Features(
             f_id_hat=image.f_id_hat_BC,
             f_clo_hat=image.f_clo_hat_BC,
@@ -196,7 +215,7 @@ class Model(nn.Module):
             temperature=self.temperature(),
         )
         with span("fusion"):
-            return self._add_fusion(features, image, encoded, pooled_VBC[self.fused_view])
+            return self._add_fusion(features, image, encoded, pooled_VBC, t_VBE)
 
     def forward(self, batch: Batch) -> Features:
         """Features of a batch: `heads(encode(batch))`."""
@@ -262,6 +281,20 @@ class Model(nn.Module):
             group["params"].append(parameter)
         return list(groups.values())
 
+    def _encode_texts(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """Tokens (N, T, C), zero in padding; texts of similar length are encoded together, the shorter ones with less padding."""
+        parts = min(TEXT_PARTS, len(mask_NT) // LEAST_PART)
+        if parts < 2:
+            return self.text(input_ids_NT, mask_NT)
+        lengths_N = mask_NT.sum(1)
+        order_N = lengths_N.argsort(stable=True)
+        tokens = []
+        for rows in order_N.chunk(parts):
+            longest = int(lengths_N[rows[-1]])
+            encoded = self.text(input_ids_NT[rows, :longest], mask_NT[rows, :longest])
+            tokens.append(F.pad(encoded, (0, 0, 0, mask_NT.shape[1] - longest)))
+        return torch.cat(tokens).index_select(0, order_N.argsort())
+
     def _pool(self, tokens_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         return tokens_BTC[:, 0] if self.config.text_pooling == "cls" else masked_mean(tokens_BTC, mask_BT)
 
@@ -271,19 +304,22 @@ class Model(nn.Module):
     def _embed_identity(self, image: BdamOutput) -> Tensor:
         return F.normalize(self.identity_projection(image.f_id_BC), dim=-1)
 
-    def _add_fusion(self, features: Features, image: BdamOutput, encoded: Encoded, text_pooled_BC: Tensor) -> Features:
-        """Fuses right pairs and, for the matching head, one wrong pair per image, all in one pass."""
+    def _add_fusion(
+        self, features: Features, image: BdamOutput, encoded: Encoded, pooled_VBC: Tensor, t_VBE: Tensor
+    ) -> Features:
+        """Fuses right pairs and, for the matching head, one wrong pair for each, all in one pass."""
         if self.fusion is None:
             return features
-        count = encoded.ids_B.shape[0]
-        tokens_BTC, mask_BT = encoded.text_tokens_VBTC[self.fused_view], encoded.text_mask_VBT[self.fused_view]
-        image_parts = [image.id_tokens_BPC, image.f_id_BC]
-        text_parts = [tokens_BTC, mask_BT, text_pooled_BC]
-        labels_M = torch.ones(count, device=tokens_BTC.device)
-        if self.matching_head is not None and (other_B := other_identity(encoded.ids_B)) is not None:
+        count, share, view = encoded.ids_B.shape[0], self.loss.final_gradient, self.fused_view
+        image_parts = [_limited(image.id_tokens_BPC, share), _limited(image.f_id_BC, share)]
+        text_parts = [_limited(encoded.text_tokens_VBTC[view], share), encoded.text_mask_VBT[view]]
+        text_parts.append(_limited(pooled_VBC[view], share))
+        labels_M = torch.ones(count, device=encoded.ids_B.device)
+        wrong = self._wrong_pairs(features, t_VBE[view], encoded.ids_B) if self.matching_head is not None else None
+        if wrong is not None:
             # Joined, not indexed: the gradient of an index costs 8 of 258 ms of a step of the synthetic recipe.
-            image_parts = [torch.cat([part, part]) for part in image_parts]
-            text_parts = [torch.cat([part, part[other_B]]) for part in text_parts]
+            image_parts = [torch.cat([part, _rows(part, wrong[0])]) for part in image_parts]
+            text_parts = [torch.cat([part, _rows(part, wrong[1])]) for part in text_parts]
             labels_M = torch.cat([labels_M, torch.zeros_like(labels_M)])
         fused = self.fusion(*image_parts, *text_parts)
         features = replace(
@@ -293,3 +329,23 @@ class Model(nn.Module):
             return features
         logits_M = self.matching_head(fused.f_final_BE)[:, 0]
         return replace(features, matching_logits=logits_M, matching_labels=labels_M.to(logits_M.dtype))
+
+    @torch.no_grad()
+    def _wrong_pairs(
+        self, features: Features, t_fused_BE: Tensor, ids_B: Tensor
+    ) -> tuple[Tensor | None, Tensor | None] | None:
+        """Images and texts (B,) of the wrong pairs, None for those of the right ones; None when there are no wrong pairs."""
+        if self.loss.final_negatives == "next":
+            others = other_identity(ids_B)
+            return None if others is None else (None, others)
+        similarity_BB = (features.v_id + features.v_clo) @ t_fused_BE.T
+        texts, images = hard_negatives(similarity_BB, ids_B), hard_negatives(similarity_BB.T, ids_B)
+        if texts is None or images is None:
+            return None
+        own = torch.arange(len(ids_B), device=ids_B.device)
+        wrong_text = own % 2 == 0
+        return torch.where(wrong_text, own, images), torch.where(wrong_text, texts, own)
+
+
+def _rows(part: Tensor, index: Tensor | None) -> Tensor:
+    return part if index is None else part[index]

@@ -196,7 +196,7 @@ def heads_of_a_model():
     return model, encoded, leaves, tasks, fixed_losses(features, replace(loss, gate_weight=3.0))
 
 
-WEIGHTS = {"info_nce": 0.3, "triplet": 1.7, "adversarial": 2.0, "decoupling": 0.5, "matching": 0.5}
+WEIGHTS = {"info_nce": 0.3, "triplet": 1.7, "clothing": 1.1, "adversarial": 2.0, "decoupling": 0.5, "matching": 0.5}
 
 
 @pytest.mark.parametrize("measure", [True, False])

@@ -38,6 +38,22 @@ def test_info_nce_takes_every_pair_of_one_person_in_both_directions():
     assert float(diagonal.detach()) == pytest.approx(by_hand(logits, torch.eye(6)))
 
 
+def test_info_nce_of_the_own_caption_leaves_the_others_of_the_person_out():
+    """Row i: its own text against the texts of other people; neither positive nor negative are those of its person."""
+    image, text = unit(6, 5, dtype=torch.float64), unit(6, 5, seed=1, dtype=torch.float64)
+    logits = (image @ text.T / 0.07).detach().tolist()
+    total = 0.0
+    for i in range(6):
+        kept = [j for j in range(6) if j == i or IDS[j] != IDS[i]]
+        total += math.log(sum(math.exp(logits[i][j]) for j in kept)) - logits[i][i]
+        total += math.log(sum(math.exp(logits[j][i]) for j in kept)) - logits[i][i]
+    value = losses.info_nce(image, text, IDS, 0.07, symmetric=True, positives="own")
+    assert float(value.detach()) == pytest.approx(total / 12)
+    # The gradient of a pair that is left out is exactly zero: text 1 belongs to the person of image 0.
+    value = losses.info_nce(image[:2], text[:2], IDS[:2], 0.07, symmetric=True, positives="own")
+    assert float(value.detach()) == 0
+
+
 def test_info_nce_in_half_precision_is_computed_in_fp32():
     image, text = unit(6, 32), unit(6, 32, seed=1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -102,23 +118,30 @@ def test_log_of_one_minus_p_is_right_where_p_rounds_to_one():
 
 
 def test_a_batch_of_one_clothing_group_says_nothing():
-    image = unit(4, 3)
-    log_p, log_not_p = losses.log_match(image, unit(4, 3, seed=1), torch.zeros(4), 0.07)
+    image, text = unit(4, 3), unit(4, 3, seed=1)
+    log_p, log_not_p = losses.log_match(image, text, torch.zeros(4), 0.07)
     assert not log_p.any() and not log_not_p.any()
-    for mode in ("paper", "intent", "minimax"):
+    values = [losses.clothing_matching(image, text, torch.zeros(4), 0.07)]
+    for mode in ("paper", "intent", "odds", "minimax"):
+        values.append(losses.clothing_adversarial(image, image, text, torch.zeros(4), 0.07, mode))
+    for value in values:
         image.grad = None
-        value = losses.clothing_adversarial(image, image, unit(4, 3, seed=1), torch.zeros(4), 0.07, mode)
-        value.backward()
+        value.backward(retain_graph=True)
         assert float(value.detach()) == 0 and not image.grad.any()
 
 
 def adversary(mode, seed=0):
-    """One head on random branches: the head, its inputs and the value of the loss, after one backward pass."""
+    """One head on random branches: the head, its inputs and the value of the loss, after one backward pass; the matching
+    loss for the mode "matching"."""
     torch.manual_seed(seed)
-    head = ClothingHead(5, 4, mode)
+    head = ClothingHead(5, 4, "intent" if mode == "matching" else mode)
     f_id, f_clo = (torch.randn(6, 5, requires_grad=True) for _ in range(2))
     text, tau = unit(6, 4, seed=2), torch.tensor(0.2, requires_grad=True)
-    value = losses.clothing_adversarial(*head(f_id, f_clo), text, IDS, tau, mode)
+    v_clo, v_id_hat_clo = head(f_id, f_clo)
+    if mode == "matching":
+        value = losses.clothing_matching(v_clo, text, IDS, tau)
+    else:
+        value = losses.clothing_adversarial(v_clo, v_id_hat_clo, text, IDS, tau, mode)
     value.backward()
     return head, f_id, f_clo, text, tau, float(value.detach())
 
@@ -134,43 +157,61 @@ def gradients(loss, inputs):
     return torch.autograd.grad(loss, inputs)
 
 
-def test_adversary_as_printed_pushes_everything_away_from_the_clothing_text():
-    head, f_id, f_clo, text, tau, value = adversary("paper")
+@pytest.mark.parametrize("mode", ["paper", "matching"])
+def test_losses_of_the_clothing_branch_train_all_of_it(mode):
+    """Eq. (1) as printed pushes everything away from the clothing text, the matching loss pulls everything towards it."""
+    head, f_id, f_clo, text, tau, value = adversary(mode)
     p, inputs = reference(head.projection, f_clo, text)
-    loss = -torch.log1p(-p).mean()
+    loss = -torch.log1p(-p).mean() if mode == "paper" else -p.log().mean()
     assert value == pytest.approx(float(loss.detach()), rel=1e-5)
     w, b, clo, t = gradients(loss, inputs)
     assert_close([head.projection.weight.grad, head.projection.bias.grad, f_clo.grad, text.grad], [w, b, clo, t])
     assert f_id.grad is None and tau.grad is None
 
 
-def test_intent_matches_clothing_and_pushes_only_the_identity_feature_away():
-    head, f_id, f_clo, text, tau, value = adversary("intent")
-    p, inputs = reference(head.projection, f_clo, text)
-    match = -p.log().mean()
-    q, id_inputs = reference(head.projection, f_id, text)
-    push = -torch.log1p(-q).mean()
-    assert value == pytest.approx(float((match + push).detach()), rel=1e-5)
-    w, b, clo, t = gradients(match, inputs)
-    # The projection and the text learn from the match alone.
-    assert_close([head.projection.weight.grad, head.projection.bias.grad, f_clo.grad, text.grad], [w, b, clo, t])
-    assert_close(f_id.grad, gradients(push, id_inputs)[2])
-    assert tau.grad is None
+@pytest.mark.parametrize("mode", ["intent", "odds"])
+def test_adversary_trains_the_identity_feature_alone(mode):
+    head, f_id, f_clo, text, tau, value = adversary(mode)
+    q, inputs = reference(head.projection, f_id, text)
+    if mode == "intent":
+        push = -torch.log1p(-q).mean()
+    else:
+        chance = (IDS[:, None] == IDS[None]).float().mean(1)
+        push = ((q / (1 - q)).log() - (chance / (1 - chance)).log()).clamp_min(0).mean()
+    assert value == pytest.approx(float(push.detach()), rel=1e-5)
+    assert_close(f_id.grad, gradients(push, inputs)[2])
+    others = (head.projection.weight, head.projection.bias, f_clo, text, tau)
+    assert all(x.grad is None for x in others)
+
+
+def test_odds_pull_where_the_printed_form_does_not():
+    """At chance among 64 texts the gradient of -log(1 - P) is 1/63 of that of -log P, and the log-odds are their sum."""
+    text, group = unit(64, 8, seed=3).detach(), torch.arange(64)
+
+    def pull(loss):
+        f = unit(64, 8, seed=4)
+        return torch.autograd.grad(loss(f), f)[0]
+
+    match = pull(lambda f: losses.clothing_matching(f, text, group, 1e3))
+    printed, odds = (
+        pull(lambda f, mode=mode: losses.clothing_adversarial(f, f, text, group, 1e3, mode)) for mode in ("intent", "odds")
+    )
+    assert_close(printed, -match / 63, rtol=0.02, atol=1e-9)
+    above = odds.abs().amax(1) > 0
+    # Half of the images are above chance; the others are left alone.
+    assert 16 < int(above.sum()) < 48
+    assert_close(odds[above], -match[above] * 64 / 63, rtol=0.02, atol=1e-9)
 
 
 def test_minimax_probe_seeks_what_the_identity_feature_hides():
     head, f_id, f_clo, text, tau, value = adversary("minimax")
-    p, inputs = reference(head.projection, f_clo, text)
-    match = -p.log().mean()
     q, id_inputs = reference(head.probe, f_id, text)
     seek = -q.log().mean()
-    assert value == pytest.approx(float((match + seek).detach()), rel=1e-5)
-    w, b, clo, t = gradients(match, inputs)
-    assert_close([head.projection.weight.grad, head.projection.bias.grad, f_clo.grad, text.grad], [w, b, clo, t])
+    assert value == pytest.approx(float(seek.detach()), rel=1e-5)
     w, b, hidden, _ = gradients(seek, id_inputs)
     assert_close([head.probe.weight.grad, head.probe.bias.grad], [w, b])
     assert_close(f_id.grad, -hidden)
-    assert tau.grad is None
+    assert all(x.grad is None for x in (head.projection.weight, f_clo, text, tau))
 
 
 def test_gate_regularisation_and_matching_by_hand():
@@ -195,15 +236,16 @@ def tasks(features, **changes):
     return losses.task_losses(features, DATA.ids_B, DATA.clothing_group_B, config, "reference")
 
 
-ALL = ["info_nce", "triplet", "adversarial", "decoupling", "matching"]
+ALL = ["info_nce", "triplet", "clothing", "adversarial", "decoupling", "matching"]
 
 
-@pytest.mark.parametrize("name", ["info_nce", "triplet", "adversarial", "decoupling"])
+@pytest.mark.parametrize("name", ["info_nce", "triplet", "clothing", "adversarial", "decoupling"])
 def test_a_loss_that_is_off_is_left_out(features, name):
-    rest = tasks(features, **{name: False})
+    off = {"clothing_matching" if name == "clothing" else name: False}
+    rest = tasks(features, **off)
     assert list(rest) == [n for n in ALL if n != name]
     assert rest == {n: v for n, v in tasks(features).items() if n != name}
-    assert losses.task_names(replace(LossConfig(), **{name: False}), True) == list(rest)
+    assert losses.task_names(replace(LossConfig(), **off), True) == list(rest)
 
 
 def test_names_of_the_tasks(features):
@@ -216,15 +258,19 @@ def test_info_nce_averages_over_texts_and_adds_the_fused_feature(features):
     def value(**changes):
         return tasks(features, **changes)["info_nce"]
 
+    def own(image, text, **changes):
+        return losses.info_nce(image, text, DATA.ids_B, 0.07, symmetric=True, positives="own", **changes)
+
     caption, identity = (value(info_nce_texts=t, final_info_nce=False) for t in ("caption", "identity"))
-    plain = losses.info_nce(features.v_id, features.t_caption, DATA.ids_B, 0.07, symmetric=True)
-    assert_close(caption, plain)
+    assert_close(caption, own(features.v_id, features.t_caption))
+    assert_close(identity, losses.info_nce(features.v_id, features.t_identity, DATA.ids_B, 0.07, symmetric=True))
     assert_close(value(final_info_nce=False, info_nce_texts="both"), (caption + identity) / 2)
-    both = features.v_id + features.v_clo
-    scored = losses.info_nce(both, features.t_caption, DATA.ids_B, 0.07, symmetric=True)
+    scored = own(features.v_id + features.v_clo, features.t_caption)
     assert_close(value(final_info_nce=False), (scored + identity) / 2)
-    final = losses.info_nce(features.f_final, features.t_caption, DATA.ids_B, 0.07, symmetric=True)
+    final = own(features.f_final, features.t_caption)
     assert_close(value(), (scored + identity) / 2 + final)
+    everybody = losses.info_nce(features.v_id, features.t_caption, DATA.ids_B, 0.07, symmetric=True)
+    assert_close(value(info_nce_texts="caption", final_info_nce=False, caption_positives="identity"), everybody)
     assert_close(
         value(info_nce_symmetric=False, info_nce_texts="identity", final_info_nce=False),
         losses.info_nce(features.v_id, features.t_identity, DATA.ids_B, 0.07, symmetric=False),
