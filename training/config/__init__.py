@@ -2,6 +2,7 @@
 
 from training.config.stages import (
     STYLE_METHODS,
+    AdversarialMode,
     Backend,
     BdamConfig,
     Config,
@@ -19,6 +20,7 @@ from training.config.stages import (
 )
 
 __all__ = [
+    "AdversarialMode",
     "Backend",
     "BdamConfig",
     "Config",

@@ -58,10 +58,11 @@ ABLATIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("style-dbscan", "DBSCAN"),
     ),
     "readings": (
-        (FULL, "Full model (critic with gradient reversal, CKA)"),
+        (FULL, "Full model (log-odds of a critic, CKA)"),
         ("adversary-paper", "adversary as printed, no matching"),
         ("adversary-intent", "adversary as printed, on identity"),
-        ("adversary-odds", "log-odds down to chance"),
+        ("adversary-odds", "log-odds, no critic"),
+        ("adversary-minimax", "gradient reversal"),
         ("decoupling-hsic", "HSIC in place of CKA"),
         ("captions-of-identity", "captions match the identity alone"),
         ("captions-of-everybody", "captions match every image of the person"),

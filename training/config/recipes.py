@@ -58,8 +58,8 @@ def synthetic() -> Config:
             bdam=BdamConfig(self_layers=1, cross_layers=1, heads=4, dropout=0.0),
             fusion=FusionConfig(width=48, layers=1, state=8, dropout=0.0),
         ),
-        gradnorm=GradNormConfig(every=16, lr=0.2),
-        optim=OptimConfig(lr=1.5e-3, epochs=5, warmup_epochs=1),
+        gradnorm=GradNormConfig(every=16, lr=0.2, warm_steps=4),
+        optim=OptimConfig(lr=2e-3, epochs=12, warmup_epochs=1),
     )
 
 
@@ -106,6 +106,8 @@ def paper_readings(config: Config) -> Config:
             loss,
             info_nce_texts="identity",
             info_nce_symmetric=False,
+            captions_train="both",
+            both_captions=False,
             caption_positives="own",
             temperature=0.1,
             learn_temperature=False,
@@ -122,7 +124,7 @@ def paper_readings(config: Config) -> Config:
             final_gradient=1.0,
         ),
         # Readings 16 and 18.
-        gradnorm=replace(config.gradnorm, form="paper", alpha=1.5, optimizer="plain", lr=0.025),
+        gradnorm=replace(config.gradnorm, form="paper", alpha=1.5, lead=1.0, optimizer="plain", lr=0.025),
         # Readings 22 and 25.
         optim=replace(optim, optimizer="adam", lr=1e-4, weight_decay=1e-3, epochs=80, warmup_epochs=0),
         # Reading 24.
@@ -195,6 +197,7 @@ ROWS: dict[str, Change] = {
     "adversary-paper": _with_loss(adversarial_mode="paper", clothing_matching=False),
     "adversary-intent": _with_loss(adversarial_mode="intent"),
     "adversary-odds": _with_loss(adversarial_mode="odds"),
+    "adversary-minimax": _with_loss(adversarial_mode="minimax"),
     "decoupling-hsic": _with_loss(decoupling_measure="hsic"),
     "captions-of-identity": _with_loss(info_nce_texts="both"),
     "captions-of-everybody": _with_loss(caption_positives="identity"),

@@ -18,6 +18,7 @@ from training.config.fields import Stage, Within
 # Ways to put captions into styles: the rows of Table 4.
 StyleMethod = Literal["none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan"]
 STYLE_METHODS: tuple[StyleMethod, ...] = typing.get_args(StyleMethod)
+AdversarialMode = Literal["paper", "intent", "odds", "critic", "minimax"]
 Backend = Literal["auto", "cuda", "triton", "cpu", "reference"]
 
 
@@ -160,6 +161,11 @@ class LossConfig(Stage):
     info_nce_texts: Literal["identity", "caption", "both", "scored"] = "scored"
     # Image to text and text to image; off: image to text, diagonal only (reading 2).
     info_nce_symmetric: bool = True
+    # "scored" trains both embeddings with captions, or the "clothing" embedding alone, the identity embedding being a constant
+    # of the sum, so that it has no reason to know clothes (reading 1).
+    captions_train: Literal["both", "clothing"] = "clothing"
+    # Read the other caption, which is encoded because it is fused, in InfoNCE too (reading 1).
+    both_captions: bool = True
     # Which captions are positives of an image (reading 2): its own, those of other images of the person being left out since
     # most of them are of other clothes, or all of the person. Identity texts are always those of the person.
     caption_positives: Literal["own", "identity"] = "own"
@@ -170,8 +176,9 @@ class LossConfig(Stage):
     margin: Annotated[float, Within(0)] = 0.3
     # What the adversary minimises (reading 6), P being the probability of the own clothing text. "paper": eq. (1) as printed,
     # -log(1 - P) of the clothing branch. On the identity branch: "intent", -log(1 - P), which hardly pulls where P is small;
-    # "odds", log P - log(1 - P), which does; "minimax", a critic of its own and gradient reversal.
-    adversarial_mode: Literal["paper", "intent", "odds", "minimax"] = "minimax"
+    # "odds", log P - log(1 - P), which does, down to chance; "critic", the same for a critic of its own, which learns to find
+    # the text in the identity branch; "minimax", a critic and gradient reversal, which does not stop at chance.
+    adversarial_mode: AdversarialMode = "critic"
     # What decouples (eq. 2 and reading 8): "hsic" of the gated features, or "cka", the unbiased HSIC over the geometric mean
     # of each feature's own, which cannot be lowered by features that vary less; on L2-normalised features; and the kernel.
     decoupling_measure: Literal["hsic", "cka"] = "cka"
@@ -190,7 +197,7 @@ class LossConfig(Stage):
     # each other text, or the "next" identity of the batch.
     final_negatives: Literal["hard", "next"] = "hard"
     # Share of the gradient of the fusion's losses that passes on into BDAM and the text encoder.
-    final_gradient: Annotated[float, Within(0, 1)] = 1.0
+    final_gradient: Annotated[float, Within(0, 1)] = 0.25
 
 
 @dataclass(frozen=True)
@@ -202,7 +209,9 @@ class GradNormConfig(Stage):
     # "recommended": target mean norm times ratio^alpha; "paper": ratio times the first task's norm, alpha the strength
     # (reading 16).
     form: Literal["recommended", "paper"] = "recommended"
-    alpha: float = 1.5
+    alpha: float = 0.5
+    # Target norm of the first task, InfoNCE, relative to that of each other one ("recommended" only).
+    lead: Annotated[float, Within(1e-3, 1e3)] = 4.0
     # How s is stepped (reading 18): "adam", whatever the size of the norms, or "plain", lr times the gradient of eq. (5).
     optimizer: Literal["adam", "plain"] = "adam"
     lr: Annotated[float, Within(0)] = 0.025
@@ -287,11 +296,14 @@ def to_dict(config: Config) -> dict[str, Any]:
 # What the fields meant that a stored configuration of an earlier version does not have, by their dotted names.
 BEFORE: dict[str, Any] = {
     **{f"model.{encoder}.{name}": value for encoder in ("visual", "text") for name, value in (("stem", "plain"), ("feed_forward", 4))},
+    "loss.captions_train": "both",
+    "loss.both_captions": False,
     "loss.caption_positives": "identity",
     "loss.final_text": "caption",
     "loss.final_negatives": "next",
     "loss.final_gradient": 1.0,
     "gradnorm.optimizer": "plain",
+    "gradnorm.lead": 1.0,
 }
 
 

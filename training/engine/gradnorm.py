@@ -105,15 +105,16 @@ class GradNorm:
         return first / (1 - 0.9**steps) / root if root > 0 else 0.0
 
     def _targets(self, losses: Mapping[str, float], weighted: Mapping[str, float]) -> dict[str, float]:
-        """Target norm of each live task: mean norm times ratio^alpha, or (paper) ratio times the first task's norm."""
+        """Target norm of each live task: its share of the norms times ratio^alpha, or (paper) ratio times the first task's."""
         ratios = {t: max(losses[t], 0.0) / max(self._first_losses[t], self.config.floor) for t in weighted}
         mean_ratio = sum(ratios.values()) / len(ratios)
         relative = {t: ratio / mean_ratio if mean_ratio > 0 else 1.0 for t, ratio in ratios.items()}
         if self.config.form == "paper":
             reference = next(iter(weighted.values()))
             return {t: r * reference for t, r in relative.items()}
-        mean_norm = sum(weighted.values()) / len(weighted)
-        return {t: mean_norm * r**self.config.alpha for t, r in relative.items()}
+        leads = {t: self.config.lead if t == next(iter(self._log_weights)) else 1.0 for t in weighted}
+        unit = sum(weighted.values()) / sum(leads.values())
+        return {t: leads[t] * unit * r**self.config.alpha for t, r in relative.items()}
 
 
 def backward_tasks(

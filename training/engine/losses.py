@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import bdam_fast
-from training.config import Backend, LossConfig
+from training.config import AdversarialMode, Backend, LossConfig
 from training.models.model import Features
 
 # Floor of a feature's HSIC with itself: below it a feature counts as constant.
@@ -107,7 +107,8 @@ def clothing_adversarial(
     t_clothing_BE: Tensor,
     group_B: Tensor,
     temperature: Tensor | float,
-    mode: Literal["paper", "intent", "odds", "minimax"],
+    mode: AdversarialMode,
+    v_critic_BE: Tensor | None = None,
 ) -> Tensor:
     """Clothing adversarial loss (eq. 1 and reading 6); `group_B` is equal where clothing texts are.
 
@@ -116,7 +117,8 @@ def clothing_adversarial(
     intent: -log(1 - P(f^_id)). Where P is 1/B its gradient is 1/(B - 1) of that of -log P.
     odds: log P(f^_id) - log(1 - P(f^_id)), down to the odds of chance, below which it would name the clothes by avoiding
     them.
-    minimax: -log P(f^_id) trains the probe, and with reversed sign f^_id.
+    critic: the same by the constant weights of a critic, which -log P of `v_critic_BE` trains.
+    minimax: -log P(f^_id) trains the critic, and with reversed sign f^_id.
     """
     if mode == "paper":
         return -log_match(v_clo_BE, t_clothing_BE, group_B, _constant(temperature))[1].mean()
@@ -127,7 +129,10 @@ def clothing_adversarial(
         return -log_not_p_B.mean()
     chance_B = (group_B[:, None] == group_B[None]).to(log_p_B.dtype).mean(1)
     # In a batch of one group the odds of chance are infinite, and nothing can be above them.
-    return (log_p_B - log_not_p_B - chance_B.logit()).clamp_min(0).mean()
+    odds = (log_p_B - log_not_p_B - chance_B.logit()).clamp_min(0).mean()
+    if v_critic_BE is None:
+        return odds
+    return odds - log_match(v_critic_BE, t_clothing_BE.detach(), group_B, _constant(temperature))[0].mean()
 
 
 def _constant(temperature: Tensor | float) -> Tensor | float:
@@ -198,13 +203,16 @@ def task_losses(
     reading 1 and, like "triplet", has the same loss on f_final added where reading 15 asks for it."""
 
     def info() -> Tensor:
-        caption, identity = (features.v_id, features.t_caption), (features.v_id, features.t_identity)
-        scored = (features.v_id + features.v_clo, features.t_caption)
+        v_id, captions = features.v_id, [features.t_caption]
+        if config.both_captions and features.t_other is not None:
+            captions.append(features.t_other)
+        scored = (v_id.detach() if config.captions_train == "clothing" else v_id) + features.v_clo
+        identity = [(v_id, features.t_identity)]
         pairs = {
             "identity": [identity],
-            "caption": [caption],
-            "both": [caption, identity],
-            "scored": [scored, identity],
+            "caption": [[(v_id, text) for text in captions]],
+            "both": [[(v_id, text) for text in captions], identity],
+            "scored": [[(scored, text) for text in captions], identity],
         }
         tau, chosen = features.temperature, pairs[config.info_nce_texts]
 
@@ -213,7 +221,8 @@ def task_losses(
             positives = "identity" if text is features.t_identity else config.caption_positives
             return info_nce(image, text, ids_B, tau, symmetric=config.info_nce_symmetric, positives=positives)
 
-        total = torch.stack([loss(image, text) for image, text in chosen]).mean()
+        # Each kind of text weighs the same, whatever the number of its texts.
+        total = torch.stack([torch.stack([loss(*pair) for pair in kind]).mean() for kind in chosen]).mean()
         if features.f_final is not None and config.final_info_nce:
             total = total + loss(features.f_final, features.t_caption)
         return total
@@ -229,7 +238,8 @@ def task_losses(
 
     def adversary() -> Tensor:
         f, mode = features, config.adversarial_mode
-        return clothing_adversarial(f.v_clo, f.v_id_hat_clo, f.t_clothing, clothing_group_B, f.temperature, mode)
+        views = (f.v_clo, f.v_id_hat_clo, f.t_clothing)
+        return clothing_adversarial(*views, clothing_group_B, f.temperature, mode, f.v_critic)
 
     def decouple() -> Tensor:
         f, measure, normalise = features, config.decoupling_measure, config.hsic_normalise

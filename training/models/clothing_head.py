@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from training.config import AdversarialMode
 
 
 class _ReverseGradient(torch.autograd.Function):
@@ -26,19 +28,23 @@ class ClothingHead(nn.Module):
 
     What reads clothing out of f^_id depends on the mode (reading 6). "intent", "odds" and "paper": the projection of the
     clothing branch, its weights as constants, so that only f^_id can answer the adversary (the paper's loss does not
-    look at it). "minimax": a probe of its own behind a gradient reversal, which learns to find clothing in f^_id while
-    f^_id learns to hide it.
+    look at it). "critic" and "minimax": a probe of its own that learns to find clothing in f^_id; f^_id answers it with its
+    weights as constants, or through a gradient reversal.
     """
 
-    def __init__(self, width: int, out: int, mode: Literal["paper", "intent", "odds", "minimax"]) -> None:
+    def __init__(self, width: int, out: int, mode: AdversarialMode) -> None:
         super().__init__()
+        self.mode = mode
         self.projection = nn.Linear(width, out)
-        self.probe = nn.Linear(width, out) if mode == "minimax" else None
+        self.probe = nn.Linear(width, out) if mode in ("critic", "minimax") else None
 
-    def forward(self, f_id_hat_BC: Tensor, f_clo_hat_BC: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C) twice -> v_clo (B, E) and v_id_hat_clo (B, E)."""
-        if self.probe is not None:
-            hidden_BE = self.probe(_ReverseGradient.apply(f_id_hat_BC))
+    def forward(self, f_id_hat_BC: Tensor, f_clo_hat_BC: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(B, C) twice -> v_clo (B, E), v_id_hat_clo (B, E), and what trains the critic (B, E) in its mode only."""
+        probe, found_BE = self.probe or self.projection, None
+        if self.mode == "critic":
+            found_BE = F.normalize(probe(f_id_hat_BC.detach()), dim=-1)
+        if self.mode == "minimax":
+            hidden_BE = probe(_ReverseGradient.apply(f_id_hat_BC))
         else:
-            hidden_BE = F.linear(f_id_hat_BC, self.projection.weight.detach(), self.projection.bias.detach())
-        return F.normalize(self.projection(f_clo_hat_BC), dim=-1), F.normalize(hidden_BE, dim=-1)
+            hidden_BE = F.linear(f_id_hat_BC, probe.weight.detach(), probe.bias.detach())
+        return F.normalize(self.projection(f_clo_hat_BC), dim=-1), F.normalize(hidden_BE, dim=-1), found_BE

@@ -83,6 +83,10 @@ class Features:
     t_clothing: Tensor
     # Scalar tau.
     temperature: Tensor
+    # Of another caption of the image, where it is fused; None otherwise.
+    t_other: Tensor | None = None
+    # What the adversary's critic finds in f^_id, for its own training; None without one.
+    v_critic: Tensor | None = None
     # Fused embedding of each image with its own text, and the weights (B, 2) of image and text; None without fusion.
     f_final: Tensor | None = None
     fusion_weights: Tensor | None = None
@@ -195,7 +199,7 @@ class Model(nn.Module):
         """Everything behind the encoders."""
         with span("bdam"):
             image = self.bdam(encoded.image_tokens_BPC)
-        v_clo, v_id_hat_clo = self.clothing_head(image.f_id_hat_BC, image.f_clo_hat_BC)
+        v_clo, v_id_hat_clo, v_critic = self.clothing_head(image.f_id_hat_BC, image.f_clo_hat_BC)
         pooled_VBC = self._pool(encoded.text_tokens_VBTC.flatten(0, 1), encoded.text_mask_VBT.flatten(0, 1))
         pooled_VBC = pooled_VBC.unflatten(0, encoded.text_mask_VBT.shape[:2])
         t_VBE = self._embed_text(pooled_VBC.flatten(0, 1)).unflatten(0, pooled_VBC.shape[:2])
@@ -209,6 +213,8 @@ class Model(nn.Module):
             v_id=self._embed_identity(image),
             v_clo=v_clo,
             v_id_hat_clo=v_id_hat_clo,
+            v_critic=v_critic,
+            t_other=t_VBE[3] if len(t_VBE) > 3 else None,
             t_caption=t_caption,
             t_identity=t_identity,
             t_clothing=t_clothing,

@@ -137,11 +137,12 @@ def adversary(mode, seed=0):
     head = ClothingHead(5, 4, "intent" if mode == "matching" else mode)
     f_id, f_clo = (torch.randn(6, 5, requires_grad=True) for _ in range(2))
     text, tau = unit(6, 4, seed=2), torch.tensor(0.2, requires_grad=True)
-    v_clo, v_id_hat_clo = head(f_id, f_clo)
+    v_clo, v_id_hat_clo, v_critic = head(f_id, f_clo)
+    assert (v_critic is not None) == (mode == "critic")
     if mode == "matching":
         value = losses.clothing_matching(v_clo, text, IDS, tau)
     else:
-        value = losses.clothing_adversarial(v_clo, v_id_hat_clo, text, IDS, tau, mode)
+        value = losses.clothing_adversarial(v_clo, v_id_hat_clo, text, IDS, tau, mode, v_critic)
     value.backward()
     return head, f_id, f_clo, text, tau, float(value.detach())
 
@@ -182,6 +183,18 @@ def test_adversary_trains_the_identity_feature_alone(mode):
     assert_close(f_id.grad, gradients(push, inputs)[2])
     others = (head.projection.weight, head.projection.bias, f_clo, text, tau)
     assert all(x.grad is None for x in others)
+
+
+def test_critic_learns_what_the_identity_feature_says_and_the_feature_answers_it():
+    head, f_id, f_clo, text, tau, value = adversary("critic")
+    q, inputs = reference(head.probe, f_id, text)
+    chance = (IDS[:, None] == IDS[None]).float().mean(1)
+    push, seek = ((q / (1 - q)).log() - (chance / (1 - chance)).log()).clamp_min(0).mean(), -q.log().mean()
+    assert value == pytest.approx(float((push + seek).detach()), rel=1e-5)
+    assert_close(f_id.grad, torch.autograd.grad(push, inputs[2], retain_graph=True)[0])
+    w, b = gradients(seek, inputs[:2])
+    assert_close([head.probe.weight.grad, head.probe.bias.grad], [w, b])
+    assert all(x.grad is None for x in (head.projection.weight, f_clo, text, tau))
 
 
 def test_odds_pull_where_the_printed_form_does_not():

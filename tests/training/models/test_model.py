@@ -109,6 +109,7 @@ SWITCHES = {
         ("fusion",),
     ),
     "intent": (loss_switch(adversarial_mode="intent"), None, ()),
+    "minimax": (loss_switch(adversarial_mode="minimax"), None, ()),
     "log-odds": (loss_switch(adversarial_mode="odds"), None, ()),
     "captions of everybody": (loss_switch(caption_positives="identity"), None, ()),
     "the caption itself is fused": (loss_switch(final_text="caption"), None, ()),
