@@ -26,13 +26,15 @@ IDS ?= 2000
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo      data, training, evaluation and report on the synthetic pedestrians"
-	@echo "make tables    every row of the paper's tables on the synthetic pedestrians, three seeds (says first how long); then the page"
+	@echo "make demo      data, training, evaluation and report on the synthetic pedestrians, into RUN=$(RUN)"
+	@echo "make tables    every row of the paper's tables on the synthetic pedestrians, three seeds (estimates the time first); then the page"
 	@echo "make test      the test suite (make test-all: the slow tests too)"
 	@echo "make check     ruff, mypy, clang-format (make format: applies what it can)"
-	@echo "make bench     the operators against their peers (OP=selective_scan: one of them), then the tables and the plot"
+	@echo "make bench     the operators against their peers (OP=selective_scan: one of them), then the tables and the plots"
 	@echo "make gpu       on a machine with an NVIDIA GPU: build, GPU tests, compute-sanitizer, benchmark, in ten minutes"
 	@echo "make report    renders the report of RUN=$(RUN) again"
+	@echo "make build     the environment and the extension only (make clean: removes the extension)"
+	@echo "Variables (PIP_TORCH, RUN, DATA, OP, …) are described at the head of the Makefile"
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit("bdam_fast needs Python >= 3.10, PYTHON=$(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'

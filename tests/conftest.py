@@ -49,9 +49,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def background() -> Iterator[Any]:
     """A server of the tests' own that stands in for a model, one for all tests of a file."""
     # Here: most tests need nothing of the pipeline.
-    from tests.support.fake_provider import Background
+    from tests.support.fake_provider import BackgroundServer
 
-    made = Background()
+    made = BackgroundServer()
     yield made
     made.stop()
 

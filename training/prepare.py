@@ -1,137 +1,151 @@
-"""`python -m training.prepare`: make or check the data that training reads."""
+"""Makes and checks the data that training reads."""
+
+from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
-from rich.progress import Progress, TaskID
-from rich.table import Table
-from rich.text import Text
 
-from training.config import DataConfig
-from training.data.datasets import read_records
-from training.data.images.pack import pack as pack_images
-from training.data.readers import LAYOUTS
-from training.data.validation.decode_cache import default_workers
-from training.data.validation.validate import Options, Validation
-from training.data.validation.validate import validate as check_data_set
-from training.synthetic.dataset import SPLITS, generate
-from training.synthetic.own_data_example import write_template
 from training.utils import cli
 
+if TYPE_CHECKING:
+    from training.data.validation.validate import Validation
+
 COLOURS = {"ok": "green", "note": "", "warning": "yellow", "error": "red"}
-DataSet = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "own"]
-app = tyro.extras.SubcommandApp()
+DataSet = Annotated[Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "own"], tyro.conf.Positional]
+Folder = Annotated[Path, tyro.conf.Positional]
 
 
-@app.command
-def synthetic(
-    out: Annotated[Path, tyro.conf.Positional],
-    ids: int,
-    seed: int = 0,
-    images_per_id: int = 6,
-    val_ids: int | None = None,
-    test_ids: int | None = None,
-    height: int = 192,
-    width: int = 96,
-    workers: int = 1,
-) -> None:
-    """Render pedestrians in the layout of CUHK-PEDES.
+@dataclass(frozen=True)
+class Synthetic:
+    """Render pedestrians in the layout of CUHK-PEDES."""
 
-    Args:
-        out: New or empty folder to write to.
-        ids: Number of identities, all splits together.
-        seed: Equal seeds give equal data sets.
-        images_per_id: Mean number of images per identity.
-        val_ids: Identities for validation; a tenth by default.
-        test_ids: Identities for testing; 15 % by default.
-        height: Height of the images in pixels, at least 160.
-        width: Width of the images in pixels, at least 64.
-        workers: Processes; the data set does not depend on them.
-    """
+    # New or empty folder to write to.
+    out: Folder
+    # Number of identities, all splits together.
+    ids: int
+    # Equal seeds give equal data sets.
+    seed: int = 0
+    # Mean number of images per identity.
+    images_per_id: int = 6
+    # Identities for validation; a tenth by default.
+    val_ids: int | None = None
+    # Identities for testing; 15 % by default.
+    test_ids: int | None = None
+    # Height of the images in pixels, at least 160.
+    height: int = 192
+    # Width of the images in pixels, at least 64.
+    width: int = 96
+    # Processes; the data set does not depend on them.
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Decode and resize all images of a data set into a packed cache, which training reads with --data.cache."""
+
+    # Data set.
+    name: DataSet
+    # Folder that holds its annotation file and imgs/.
+    root: Folder
+    # Folder of the cache; new, or to be brought up to date.
+    cache: Folder
+    # Height and width as in --data.image-size.
+    image_size: tuple[int, int] = (224, 224)
+    # Processes that decode; 0 for this one.
+    workers: int = 0
+    # Read every file and every packed row again instead of trusting size and modification time.
+    check: bool = False
+
+
+@dataclass(frozen=True)
+class Validate:
+    """Check a data set; exit status 0 if the official protocol can be run, 1 if not, 3 if --no-hash left that open."""
+
+    # Data set.
+    name: DataSet
+    # Folder that holds its annotation file and imgs/.
+    root: Folder
+    # Accept a set of another size than the official one, and check all else.
+    allow_counts: bool = False
+    # Open every image: damage, formats, duplicates. Without it the check takes seconds.
+    hash: bool = True
+    # Other data sets to look for the same images in, each NAME=ROOT.
+    against: tuple[str, ...] = ()
+    # File that keeps the findings of the images; ROOT/.bdam-hashes.jsonl by default.
+    cache: Path | None = None
+    # Threads that read images; as many as there are cores by default.
+    workers: int | None = None
+    # Page to write; runs/validate-NAME.html by default.
+    html: Path | None = None
+
+
+@dataclass(frozen=True)
+class Template:
+    """Write a small data set in the layout of own data, as an example to replace."""
+
+    # New or empty folder to write to.
+    out: Folder
+    # Annotations as a table (records.csv) or as JSON lines (records.jsonl).
+    form: Literal["csv", "jsonl"] = "csv"
+
+
+def synthetic(arguments: Synthetic) -> None:
+    """Renders a data set and prints its counts."""
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from training.synthetic.dataset import SPLITS, generate
+
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("identities", total=ids)
-        summary = generate(
-            out,
-            ids,
-            seed,
-            images_per_id,
-            val_ids,
-            test_ids,
-            height,
-            width,
-            workers,
-            progress=lambda done, _: bar.update(task, completed=done),
-        )
-    table = Table("split", "identities", "images", "captions", title=str(out))
+        task = bar.add_task("identities", total=arguments.ids)
+        summary = generate(**vars(arguments), progress=lambda done, _: bar.update(task, completed=done))
+    table = Table("split", "identities", "images", "captions", title=str(arguments.out))
     for split in SPLITS:
         table.add_row(split, *(str(summary["counts"][split][key]) for key in ("ids", "images", "captions")))
     console.print(table)
 
 
-@app.command
-def pack(
-    name: Annotated[DataSet, tyro.conf.Positional],
-    root: Annotated[Path, tyro.conf.Positional],
-    cache: Annotated[Path, tyro.conf.Positional],
-    image_size: tuple[int, int] = (224, 224),
-    workers: int = 0,
-    check: bool = False,
-) -> None:
-    """Decode and resize all images of a data set into a packed cache, which training reads with --data.cache.
+def pack(arguments: Pack) -> None:
+    """Fills a packed cache and prints how many images were decoded."""
+    from rich.console import Console
 
-    Args:
-        name: Data set.
-        root: Folder that holds its annotation file and imgs/.
-        cache: Folder of the cache; new, or to be brought up to date.
-        image_size: Height and width as in --data.image-size.
-        workers: Processes that decode; 0 for this one.
-        check: Read every file and every packed row again instead of believing size and time of change.
-    """
-    config = DataConfig(dataset=name, root=str(root), image_size=image_size, cache=str(cache), workers=workers)
+    from training.config import DataConfig
+    from training.data.datasets import read_records
+    from training.data.images.pack import pack_images
+
+    root, size, cache = str(arguments.root), arguments.image_size, arguments.cache
+    config = DataConfig(arguments.name, root, image_size=size, cache=str(cache), workers=arguments.workers)
     paths = [record.path for records in read_records(config).values() for record in records]
-    counts = pack_images(paths, cache, config.image_size, config.workers, check=check)
+    counts = pack_images(paths, cache, config.image_size, config.workers, check=arguments.check)
     Console(stderr=True).print(
-        f"{cache}: {len(paths)} images of {image_size[0]}x{image_size[1]}: {counts.current} current, {counts.renamed} "
+        f"{cache}: {len(paths)} images of {size[0]}x{size[1]}: {counts.current} current, {counts.renamed} "
         f"known by content, {counts.decoded} decoded",
         highlight=False,
     )
 
 
-@app.command
-def validate(
-    name: Annotated[DataSet, tyro.conf.Positional],
-    root: Annotated[Path, tyro.conf.Positional],
-    allow_counts: bool = False,
-    hash: bool = True,
-    against: tuple[str, ...] = (),
-    cache: Path | None = None,
-    workers: int | None = None,
-    html: Path | None = None,
-) -> None:
-    """Check a data set; exit status 0 if the official protocol can be run, 1 if not, 3 if --no-hash left that open.
+def validate(arguments: Validate) -> None:
+    """Checks a data set, prints and writes the findings. Raises SystemExit with the status of the verdict."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
-    Args:
-        name: Data set.
-        root: Folder that holds its annotation file and imgs/.
-        allow_counts: Accept a set of another size than the official one, and check all else.
-        hash: Open every image: damage, formats, duplicates. Without it the check takes seconds.
-        against: Other data sets to look for the same images in, each NAME=ROOT.
-        cache: File that keeps what was found in the images; ROOT/.bdam-hashes.jsonl by default.
-        workers: Threads that read images; as many as there are cores by default.
-        html: Page to write; runs/validate-NAME.html by default.
-    """
-    # Matplotlib comes with it: two seconds that the other commands, and each process of `synthetic`, need not wait.
+    from training.data.validation.decode_cache import default_workers
+    from training.data.validation.validate import ValidationOptions, validate_dataset
     from training.report.validation_page import verdict, write_validation
 
+    name, workers = arguments.name, arguments.workers
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    others = tuple(map(_data_set, against))
-    options = Options(allow_counts, hash, others, cache, workers or default_workers())
+    others = tuple(map(_data_set, arguments.against))
+    kept = arguments.allow_counts, arguments.hash, others, arguments.cache
+    options = ValidationOptions(*kept, workers or default_workers())
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, TaskID] = {}
@@ -141,8 +155,8 @@ def validate(
                 tasks[title] = bar.add_task(f"images of {title}", total=total)
             bar.update(tasks[title], completed=done)
 
-        result = check_data_set(name, root, options, advance)
-    page = write_validation(result, html or Path("runs") / f"validate-{name}.html")
+        result = validate_dataset(name, arguments.root, options, advance)
+    page = write_validation(result, arguments.html or Path("runs") / f"validate-{name}.html")
     _print_validation(result, verdict(result))
     print(page)
     if result.verdict != "yes":
@@ -150,6 +164,8 @@ def validate(
 
 
 def _data_set(text: str) -> tuple[str, Path]:
+    from training.data.readers import LAYOUTS
+
     name, _, root = text.partition("=")
     if name not in LAYOUTS or not root:
         raise ValueError(f"--against must be NAME=ROOT with a NAME of {', '.join(LAYOUTS)}, got {text!r}")
@@ -157,6 +173,10 @@ def _data_set(text: str) -> tuple[str, Path]:
 
 
 def _print_validation(result: Validation, verdict: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console()
     table = Table("split", "identities", "images", "captions", title=f"{result.title}: {result.file}")
     for split, counts in result.counts.items():
@@ -170,21 +190,27 @@ def _print_validation(result: Validation, verdict: str) -> None:
     console.print(Text(verdict, COLOURS[{"yes": "ok", "no": "error", "open": "note"}[result.verdict]]))
 
 
-@app.command
-def template(out: Annotated[Path, tyro.conf.Positional], form: Literal["csv", "jsonl"] = "csv") -> None:
-    """Write a small data set in the layout of own data, to be looked at and overwritten.
+def template(arguments: Template) -> None:
+    """Writes the example of own data."""
+    from training.synthetic.own_data_example import write_example
 
-    Args:
-        out: New or empty folder to write to.
-        form: Annotations as a table (records.csv) or as JSON lines (records.jsonl).
-    """
-    write_template(out, form)
-    print(f"{out / 'README.txt'} says what is what")
+    write_example(arguments.out, arguments.form)
+    print(f"{arguments.out / 'README.txt'} says what is what")
+
+
+COMMANDS: dict[type, Callable[[Any], None]] = {
+    Synthetic: synthetic,
+    Pack: pack,
+    Validate: validate,
+    Template: template,
+}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run a subcommand with these arguments."""
-    app.cli(prog="python -m training.prepare", args=argv)
+    """Runs a sub-command; raises what its function raises."""
+    # Nothing heavy is imported at the top: --help, and each process of `synthetic`, need not wait for it.
+    arguments: Any = cli.parse(Synthetic | Pack | Validate | Template, argv, "training.prepare", __doc__)  # type: ignore
+    COMMANDS[type(arguments)](arguments)
 
 
 if __name__ == "__main__":

@@ -1,113 +1,54 @@
-"""Trains a recipe into a run folder: `python -m training.train RECIPE --out RUN [--resume] [--FIELD VALUE ...]`."""
+"""Trains a recipe into a run folder: `python -m training.train RECIPE --out RUN [--resume] [--FIELD VALUE ...]`.
+
+`--config FILE` in place of RECIPE trains the configuration of another run.
+"""
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from rich.console import Console
+import tyro
 
-from training.config import Config, to_dict
-from training.data.datasets import Dataset, read_dataset
-from training.data.loader import TrainLoader
-from training.data.tokenizer import build_tokenizer, save_tokenizer
-from training.engine import checkpoint
-from training.engine.trainer import Progressed, Trainer
-from training.evaluation import dual, efficiency
+from training.config import Config, command_line
+from training.config.command_line import RECIPE_HELP, ConfigFile
 from training.utils import cli
-from training.utils.io import read_json, write_json
+
+if TYPE_CHECKING:
+    from training.engine.trainer import RunProgress
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of the command."""
+
+    # Run folder; must be new or empty.
+    out: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]", help=RECIPE_HELP)] = ""
+    config: ConfigFile = None
+    # Continue the run in RUN after its last checkpoint.
+    resume: bool = False
 
 
 def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `train` raises."""
-    parser = cli.parser("train", __doc__)
-    cli.add_recipe(parser)
-    parser.add_argument("--out", required=True, metavar="RUN", help="run folder; must be new or empty")
-    parser.add_argument("--resume", action="store_true", help="continue the run in RUN after its last checkpoint")
-    known, config = cli.parse(parser, argv)
-    train(config, Path(known.out), resume=known.resume)
-    print(f"next: python -m training.evaluate {known.out}")
-
-
-def train(config: Config, run_dir: Path, *, resume: bool = False) -> Progressed:
-    """Trains `config` into `run_dir`: config.json, tokenizer/, what `Trainer` writes, and resources.json (peak memory).
-
-    Raises FileExistsError for a run folder that is in use, ValueError for one to resume of another configuration,
-    FileNotFoundError for one to resume that is not there, all before the data is read; then what the stages raise.
-    Nothing is written before the data has been read and the model built.
-    """
-    started, console = time.perf_counter(), Console(soft_wrap=True)
-    _check_folder(config, run_dir, resume)
-    dataset = read_dataset(config.data)
-    torch.manual_seed(config.seed)
-    texts = [text for r in dataset.splits["train"] for text in (*r.captions, r.identity, r.clothing)]
-    tokenizer = build_tokenizer(config.model.text, texts)
-    model = checkpoint.build_model(config, tokenizer)
-    loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
-    validate = partial(dual.validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
-    trainer = Trainer(config, model, loader, run_dir, validate, fingerprint=dataset.fingerprint, console=console)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / "config.json", to_dict(config))
-    save_tokenizer(tokenizer, run_dir / "tokenizer")
-    if resume:
-        trainer.resume()
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
-    console.print(
-        f"{config.recipe}, seed {config.seed}: {describe(dataset)}; {parameters:.2f} M parameters, {len(loader)} steps "
-        f"an epoch, {torch.get_num_threads()} threads; {time.perf_counter() - started:.1f} s to start",
-        highlight=False,
+    arguments, config = command_line.parse(
+        Arguments, argv, "training.train", __doc__, lambda known: command_line.get_config(known.recipe, known.config)
     )
-    progress = trainer.fit()
-    _write_resources(run_dir / "resources.json", next(model.parameters()).device)
-    console.print(
-        f"{run_dir}: {progress.epoch} epochs, {time.perf_counter() - started:.1f} s; best validation "
-        f"{config.eval.select_by} {progress.best:.2f} in epoch {progress.best_epoch}, beta {progress.beta:g}",
-        highlight=False,
-    )
-    return progress
+    train(config, arguments.out, resume=arguments.resume)
+    print(f"next: python -m training.evaluate {arguments.out}")
 
 
-def describe(dataset: Dataset) -> str:
-    """One line about a data set."""
-    splits = dataset.splits.items()
-    text = ", ".join(f"{name} {len({r.id for r in records})} ids / {len(records)} images" for name, records in splits)
-    return text + (f"; {dataset.left_out} train images left out, their texts were rejected" if dataset.left_out else "")
+def train(config: Config, run_dir: Path, *, resume: bool = False) -> RunProgress:
+    """`engine.train_run.train_run`, the checkpoint selected by the protocol `dual`; raises what it raises."""
+    # Not at the top: --help and errors of the command line need not wait for torch.
+    from training.engine.train_run import train_run
+    from training.evaluation import dual
 
-
-def _write_resources(path: Path, device: torch.device) -> None:
-    """Peak memory of the training process; of a run that was continued the largest of its processes'."""
-    before = read_json(path)["memory_mb"] if path.exists() else 0.0
-    write_json(path, {"memory_mb": max(before, efficiency.peak_memory_mb(device))})
-
-
-def _check_folder(config: Config, run_dir: Path, resume: bool) -> None:
-    if run_dir.exists() and not run_dir.is_dir():
-        raise FileExistsError(f"--out {run_dir} is a file, expected a new or empty folder")
-    if not resume:
-        there = set(run_dir.iterdir()) - set(checkpoint.leftovers(run_dir)) if run_dir.exists() else ()
-        used = sorted(path.name for path in there)
-        if used:
-            shown = ", ".join(used[:5]) + (", ..." if len(used) > 5 else "")
-            raise FileExistsError(
-                f"run folder {run_dir} is already used ({shown}); continue it with --resume or choose another --out"
-            )
-        return
-    stored, ours = read_json(run_dir / "config.json"), json.loads(json.dumps(to_dict(config)))
-    if stored != ours:
-        different = ", ".join(_differences(stored, ours)) or "fields of another version"
-        raise ValueError(f"cannot resume {run_dir}: its config.json differs from the command in {different}")
-
-
-def _differences(stored: object, ours: object, name: str = "") -> list[str]:
-    if not (isinstance(stored, dict) and isinstance(ours, dict)):
-        return [] if stored == ours else [f"{name} ({stored!r}, now {ours!r})"]
-    keys = [key for key in ours if key in stored]
-    return [text for key in keys for text in _differences(stored[key], ours[key], f"{name}.{key}".lstrip("."))]
+    return train_run(config, run_dir, dual.validate, resume=resume)
 
 
 if __name__ == "__main__":

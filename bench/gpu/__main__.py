@@ -1,10 +1,10 @@
-"""`make gpu`, or `python3 -m bench.gpu`: everything that a machine with a GPU can say about the kernels, in ten minutes.
+"""Build, tests, sanitizer and benchmark of the kernels on a machine with a GPU: `make gpu`, or `python3 -m bench.gpu`.
 
 Checks the machine, builds the CUDA kernels in place for its GPU, runs the GPU tests (each operator and backend in a
-process of its own, at once), the small ones again under compute-sanitizer, and measures what passed its tests. Logs lie
-in build/gpu/, rows in bench/results/. Exit code 2: this machine cannot; 1: something failed; 0: all went well.
+process of its own, in parallel), the small ones again under compute-sanitizer, and measures what passed its tests. Logs are
+written to build/gpu/, rows to bench/results/. Exit code 2: unsuitable machine; 1: a step failed; 0: all steps passed.
 
-Needs nothing but torch, setuptools and pytest (triton comes with torch); contacts nobody.
+Needs only torch, setuptools and pytest (triton comes with torch), and no network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils import cpp_extension
 from bench.gpu import steps
 from bench.gpu.steps import RESERVE, TAIL, Clock, Outcome, Step, execute, say, start, stop
 
-# Seconds for each step at most.
+# Time limit of each step, seconds.
 BUILD, TESTS, SANITIZER, BENCH = 240.0, 200.0, 90.0, 210.0
 FILES = {
     "selective_scan": "tests/gpu/test_selective_scan.py",
@@ -33,13 +33,13 @@ FILES = {
 }
 BACKENDS = {"selective_scan": ("cuda", "triton"), "causal_conv1d": ("cuda", "triton"), "updates": ("cuda", "triton")}
 BACKENDS["hsic"] = ("triton",)
-# Processes for the tests of an operator and backend, where one would take too long: Triton compiles some hundred variants.
+# Processes for the tests of an operator and backend where one would take too long: Triton compiles some hundred variants.
 SHARES = {("selective_scan", "triton"): 4, ("causal_conv1d", "triton"): 2, ("hsic", "triton"): 2}
 SHARES[("selective_scan", "cuda")] = 2
 
 
 def obstacles() -> list[str]:
-    """Why this machine cannot do it; empty if it can."""
+    """Reasons why this machine is unsuitable; empty if it is suitable."""
     found = []
     if torch.version.cuda is None:
         found.append(f"torch {torch.__version__} is not a CUDA build; GPU_PYTHON={sys.executable} must have one")
@@ -56,7 +56,7 @@ def obstacles() -> list[str]:
 
 
 def build_step() -> Step:
-    """Builds both extensions in place, the CUDA kernels for this GPU only, on all cores."""
+    """Step that builds both extensions in place, the CUDA kernels for this GPU only, on all cores."""
     major, minor = torch.cuda.get_device_capability()
     environment = {
         "BDAM_FAST_CUDA": "1",
@@ -67,13 +67,13 @@ def build_step() -> Step:
 
 
 def load_step() -> Step:
-    """Whether what was built loads."""
+    """Step that loads the built extension."""
     code = "from bdam_fast import _native; print(_native.cuda_extension().__file__)"
     return Step("load", [sys.executable, "-c", code])
 
 
 def test_steps(backends: Sequence[str]) -> list[Step]:
-    """The GPU tests, one process or more for each operator and backend."""
+    """Steps of the GPU tests, one process or more for each operator and backend."""
     made = []
     pairs = [(name, backend) for name in FILES for backend in BACKENDS[name] if backend in backends]
     for op, backend in pairs:
@@ -88,10 +88,10 @@ def test_steps(backends: Sequence[str]) -> list[Step]:
 
 
 def sanitizer_steps(backends: Sequence[str]) -> list[Step]:
-    """The small cases under memcheck, those of the CUDA kernels with channels and groups under racecheck too.
+    """Steps of compute-sanitizer: small cases under memcheck, those of the CUDA kernels with channels and groups under racecheck.
 
-    Every tensor is an allocation of its own there (PyTorch's cache would hide what lies between two), and the
-    references run on the CPU, so that only our kernels are watched.
+    Every tensor is an allocation of its own (PyTorch's cache would hide accesses between two), and the references run on the
+    CPU, so that only our kernels are checked.
     """
     environment = {"BDAM_FAST_GPU_TESTS": "required", "BDAM_FAST_GPU_REFERENCE": "cpu"}
     environment |= {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -107,36 +107,36 @@ def sanitizer_steps(backends: Sequence[str]) -> list[Step]:
     return made
 
 
-def tested(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
-    """The backends of each operator that is measured, of those whose tests all passed."""
+def passed_backends(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
+    """Backends of each measured operator whose tests all passed."""
     passed = {outcome.name for outcome in outcomes if outcome.passed}
 
-    def whole(op: str, backend: str) -> bool:
+    def all_passed(op: str, backend: str) -> bool:
         return {f"test-{op}-{backend}-{n}" for n in range(1, SHARES.get((op, backend), 1) + 1)} <= passed
 
-    return {op: [b for b in BACKENDS[op] if whole(op, b)] for op in FILES if op != "updates"}
+    return {op: [b for b in BACKENDS[op] if all_passed(op, b)] for op in FILES if op != "updates"}
 
 
 def bench_step(chosen: dict[str, list[str]], seconds: float, with_peers: bool) -> Step:
-    """Measures what passed; without the peers' sources where those are not compiled."""
+    """Step that measures the chosen backends; without the peers' sources where these are not compiled."""
     words = [f"{op}={','.join(backends)}" for op, backends in chosen.items() if backends]
     command = [sys.executable, "-m", "bench.gpu.run", "--seconds", f"{seconds:.0f}", "--ops", *words]
     return Step("bench", command, {} if with_peers else {"BDAM_FAST_PEERS": ""})
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """What to do, from the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(prog="python3 -m bench.gpu", description=__doc__)
     parser.add_argument(
         "--skip", nargs="*", default=[], choices=["build", "sanitizer", "bench"], help="steps to leave out"
     )
     parser.add_argument("--backends", nargs="+", default=["cuda", "triton"], choices=["cuda", "triton"])
-    parser.add_argument("--minutes", type=float, default=9.5, help="for everything; the benchmark gets what is left")
+    parser.add_argument("--minutes", type=float, default=9.5, help="time limit; the benchmark gets the rest")
     return parser.parse_args(words)
 
 
 def wait_for_peers(process: subprocess.Popen[bytes] | None, seconds: float) -> bool:
-    """Whether the peers' build has ended by then; it is stopped otherwise (a next call goes on where it was)."""
+    """Waits for the build of the peers; stops it after so many seconds (the next call continues it) and returns False."""
     if process is None:
         return True
     try:
@@ -151,10 +151,10 @@ def wait_for_peers(process: subprocess.Popen[bytes] | None, seconds: float) -> b
 
 
 def measure(outcomes: list[Outcome], peers: subprocess.Popen[bytes] | None, clock: Clock) -> None:
-    """The benchmark of what passed its tests, and its table."""
-    chosen = tested(outcomes)
+    """Runs the benchmark of the backends that passed their tests, and prints its table."""
+    chosen = passed_backends(outcomes)
     if not any(chosen.values()):
-        say("nothing passed its tests, so nothing is measured")
+        say("no backend passed its tests, so nothing is measured")
         return
     ready = wait_for_peers(peers, clock.left(BENCH, reserve=BENCH / 2))
     seconds = clock.left(BENCH, reserve=2 * RESERVE)
@@ -162,8 +162,8 @@ def measure(outcomes: list[Outcome], peers: subprocess.Popen[bytes] | None, cloc
     say(outcomes[-1].log.read_text(errors="replace"))
 
 
-def everything(options: argparse.Namespace) -> list[Outcome]:
-    """All steps in their order. Where the build fails, Triton goes on alone: it needs none."""
+def run_steps(options: argparse.Namespace) -> list[Outcome]:
+    """Runs all steps in order. Where the build fails, Triton continues alone: it needs none."""
     clock = Clock(60 * options.minutes)
     say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, {os.cpu_count()} cores")
     outcomes: list[Outcome] = []
@@ -192,13 +192,13 @@ def everything(options: argparse.Namespace) -> list[Outcome]:
 
 
 def main() -> None:
-    """Checks the machine, does everything, and ends with the steps that failed."""
+    """Checks the machine, runs all steps, and exits with the list of those that failed."""
     options = arguments()
-    found = obstacles()
-    if found:
-        say("make gpu needs a machine with an NVIDIA GPU, a CUDA build of torch and nvcc:\n* " + "\n* ".join(found))
+    reasons = obstacles()
+    if reasons:
+        say("make gpu needs a machine with an NVIDIA GPU, a CUDA build of torch and nvcc:\n* " + "\n* ".join(reasons))
         sys.exit(2)
-    outcomes = everything(options)
+    outcomes = run_steps(options)
     failed = [outcome.name for outcome in outcomes if not outcome.passed]
     say(f"failed or not finished: {', '.join(failed)}" if failed else "all steps passed")
     sys.exit(1 if failed else 0)

@@ -1,4 +1,4 @@
-"""What is measured on a GPU: the shapes that count, the most important first, with the kernels and peers that are there.
+"""Cases measured on a GPU: the shapes that matter, the most important first, with the available kernels and peers.
 
 B batch, D channels, L length, N states, W width of the convolution; for hsic: batch, N samples, D features.
 """
@@ -12,8 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-import bdam_fast
-from bench.gpu import peers as gpu_peers
+from bench.gpu.peers import causal_conv, mamba_scan, missing_peer
 from bench.harness.case import Case, Variant
 from bench.ops import causal_conv1d, hsic, peers, selective_scan
 
@@ -56,9 +55,9 @@ COMPILED_PAIR = ((64, 64, 768), FP32)
 
 @dataclass(frozen=True)
 class Group:
-    """The two directions of one shape: they share inputs and exact results, which are made when `cases` is called."""
+    """Both directions of one shape, which share inputs and exact results; these are computed when `cases` is called."""
 
-    # 0 is measured first; what the time does not suffice for is left out from the highest rank down.
+    # 0 is measured first; where time is short, the highest ranks are skipped.
     rank: int
     op: str
     title: str
@@ -66,7 +65,7 @@ class Group:
 
 
 def groups(chosen: dict[str, Sequence[str]], device: str = "cuda") -> Iterator[Group]:
-    """The groups of the chosen operators, each with its backends, in order of importance.
+    """Groups of the chosen operators, each with its backends, in order of importance.
 
     Args:
         chosen: backends of an operator by its name; the first one is "ours", the others are shown beside it.
@@ -88,8 +87,8 @@ def scan_cases(
 ) -> list[Case]:
     """selective_scan with 16 states against mamba-ssm, at one shape also against a parallel form in plain PyTorch."""
     problem = selective_scan.Problem((*shape, 16), order, dtype, device)
-    kernels = {backend: partial(_scan, backend=backend) for backend in backends}
-    others = {"mamba-ssm": gpu_peers.mamba_scan}
+    kernels = {backend: partial(selective_scan.run_scan, backend=backend) for backend in backends}
+    others = {"mamba-ssm": mamba_scan}
     skipped = _skipped("selective_scan", "mamba-ssm")
     if (shape, order, dtype) == COMPILED_STREAM:
         others["chunked cumsum"] = peers.chunked_cumsum
@@ -101,8 +100,8 @@ def conv_cases(
 ) -> list[Case]:
     """causal_conv1d of width 4 with SiLU against causal-conv1d and F.conv1d."""
     problem = causal_conv1d.Problem((*shape, 4), order, dtype, device)
-    kernels = {backend: partial(_conv, backend=backend) for backend in backends}
-    others = {"causal-conv1d": gpu_peers.causal_conv, "F.conv1d + SiLU": causal_conv1d.torch_conv}
+    kernels = {backend: partial(causal_conv1d.run_conv, backend=backend) for backend in backends}
+    others = {"causal-conv1d": causal_conv, "F.conv1d + SiLU": causal_conv1d.torch_conv}
     if (shape, order, dtype) == COMPILED_STREAM:
         others["compiled F.conv1d + SiLU"] = peers.compiled(causal_conv1d.torch_conv)
     skipped = _skipped("causal_conv1d", "causal-conv1d")
@@ -110,7 +109,7 @@ def conv_cases(
 
 
 def _skipped(op: str, name: str) -> dict[str, str]:
-    reason = gpu_peers.missing(op)
+    reason = missing_peer(op)
     return {name: reason} if reason else {}
 
 
@@ -121,7 +120,7 @@ def _stream_case(
     others: dict[str, Callable[..., Tensor]],
     skipped: dict[str, str],
 ) -> Case:
-    """One direction: the first kernel is ours, further ones of ours stand beside the peers and are not counted as such."""
+    """Case of one direction: the first kernel is ours, our further ones are shown beside the peers and not counted as such."""
     (_, first), *beside = kernels.items()
     variants = [problem.variant(f"bdam_fast, {backend}", direction, f, "other") for backend, f in beside]
     for name, function in others.items():
@@ -139,23 +138,10 @@ def _named(case: Case, backend: str) -> Case:
     return Case(**{**vars(case), "variants": [own, *others]})
 
 
-def _scan(*tensors: Tensor, backend: str) -> Tensor:
-    return bdam_fast.selective_scan(*tensors, delta_softplus=True, backend=backend)
-
-
-def _conv(*tensors: Tensor, backend: str) -> Tensor:
-    return bdam_fast.causal_conv1d(*tensors, "silu", backend=backend)
-
-
-def _hsic(x: Tensor, y: Tensor, sigma: float | None, backend: str) -> Tensor:
-    kernel = "linear" if sigma is None else "rbf"
-    return bdam_fast.hsic(x, y, kernel=kernel, sigma_x=sigma, sigma_y=sigma, backend=backend)
-
-
 def hsic_cases(
     shape: tuple[int, int, int], kernel: str, dtype: torch.dtype, backends: Sequence[str], device: str
 ) -> list[Case]:
-    """hsic against the textbook formula and the same by hand, at one shape compiled too."""
+    """hsic against the textbook formula and its optimised form, at one shape compiled too."""
     sigma = None if kernel == "linear" else shape[2] ** 0.5
     tensors = hsic.inputs(shape, dtype, device)
     doubles = [t.detach().double().requires_grad_() for t in tensors]
@@ -169,7 +155,9 @@ def hsic_cases(
     for direction in DIRECTIONS:
         run = partial(hsic.runner, tensors=tensors, sigma=sigma, direction=direction)
         variants = [
-            Variant(f"bdam_fast, {backend}", run(partial(_hsic, backend=backend)), "other" if number else "ours")
+            Variant(
+                f"bdam_fast, {backend}", run(partial(hsic.run_hsic, backend=backend)), "other" if number else "ours"
+            )
             for number, backend in enumerate(backends)
         ]
         for name, formula in formulas.items():

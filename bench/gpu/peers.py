@@ -1,8 +1,8 @@
-"""The existing CUDA kernels for the scan and the convolution: found, built if need be, and called as their packages do.
+"""Existing CUDA kernels of the scan and the convolution, built if necessary, and called as their packages do.
 
-An installed `mamba-ssm` or `causal-conv1d` is taken as it is. Otherwise the folder BDAM_FAST_PEERS may hold their sources,
+An installed `mamba-ssm` or `causal-conv1d` is used as it is. Otherwise the folder BDAM_FAST_PEERS may hold their sources,
 `*.tar.gz` as `pip download --no-binary :all:` fetches them or unpacked: their `csrc` is compiled for the GPU at hand.
-`python -m bench.gpu.peers` builds ahead.
+`python -m bench.gpu.peers` builds them beforehand.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ PEERS = {"selective_scan": SCAN, "causal_conv1d": CONV}
 
 
 def folder() -> Path | None:
-    """Where the user keeps the peers' sources, if that is said."""
-    said = os.environ.get("BDAM_FAST_PEERS")
-    return Path(said) if said else None
+    """Folder with the peers' sources, None where BDAM_FAST_PEERS is not set."""
+    value = os.environ.get("BDAM_FAST_PEERS")
+    return Path(value) if value else None
 
 
 def unpack(where: Path, into: Path) -> None:
-    """Unpacks the peers' archives in `where`, and nothing else, each once."""
+    """Unpacks the peers' archives in `where`, and no others, each once."""
     for archive in sorted(where.glob("*.tar.gz")):
         name = archive.name.removesuffix(".tar.gz")
         if name.startswith(tuple(peer.prefix for peer in PEERS.values())) and not (into / name).exists():
@@ -64,7 +64,7 @@ def unpack(where: Path, into: Path) -> None:
 
 
 def sources(peer: Peer, where: Path, into: Path = BUILD) -> list[Path]:
-    """The C++ and CUDA files of a peer, from a folder or an archive in `where`; of several versions the last by name.
+    """C++ and CUDA files of a peer, from a folder or an archive in `where`; of several versions the last by name.
 
     Raises:
         RuntimeError: there are none.
@@ -84,11 +84,11 @@ def sources(peer: Peer, where: Path, into: Path = BUILD) -> list[Path]:
 
 
 def build(peer: Peer, where: Path) -> ModuleType:
-    """Compiles a peer's sources for the GPU at hand, or takes what an earlier call compiled."""
+    """Compiles a peer's sources for this GPU, or loads the module that an earlier call compiled."""
     files = sources(peer, where)
     output = BUILD / peer.module
     output.mkdir(parents=True, exist_ok=True)
-    # A build that was stopped leaves its lock, and the next one would wait for it for ever.
+    # A build that was killed leaves its lock, and the next one would wait for it forever.
     (output / "lock").unlink(missing_ok=True)
     # The same flags in every process, or ninja would compile again.
     os.environ["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
@@ -108,7 +108,7 @@ def module(peer: Peer) -> ModuleType:
     """The compiled module of a peer.
 
     Raises:
-        RuntimeError: it is neither installed nor among the sources, or it does not compile; the text says which.
+        RuntimeError: it is neither installed nor among the sources, or it does not compile; the message says which.
     """
     try:
         return importlib.import_module(peer.module)
@@ -123,22 +123,22 @@ def module(peer: Peer) -> ModuleType:
 
 
 @cache
-def missing(op: str) -> str:
-    """Why the peer of an operator cannot be measured; an empty string if it can. Builds it."""
+def missing_peer(op: str) -> str:
+    """Builds the peer of an operator; returns the reason why it cannot be measured, or an empty string."""
     try:
         module(PEERS[op])
-    except Exception as problem:  # a compiler's message, a loader's: whatever it is, the row says it
+    except Exception as problem:  # of the compiler or the loader: the row carries the message
         return f"{type(problem).__name__}: {str(problem).splitlines()[0][:200]}"
     return ""
 
 
 def _steps_adjacent(t: Tensor) -> Tensor:
-    """What mamba-ssm's wrapper does with an operand whose last dimension is not adjacent in memory: a copy."""
+    """Copies an operand whose last dimension is not contiguous, as mamba-ssm's wrapper does."""
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
 class _MambaScan(torch.autograd.Function):
-    """The calls and copies that mamba-ssm makes round its kernels (softplus on, gate and bias given, one group)."""
+    """Calls and copies that mamba-ssm makes around its kernels (softplus on, gate and bias given, one group)."""
 
     @staticmethod
     def forward(ctx, u, delta, A, B, C, D, z, delta_bias):  # noqa: ANN001, ANN205
@@ -166,7 +166,7 @@ def _one_adjacent(t: Tensor) -> Tensor:
 
 
 class _CausalConv(torch.autograd.Function):
-    """The calls and copies that causal-conv1d makes round its kernels (bias given, SiLU)."""
+    """Calls and copies that causal-conv1d makes around its kernels (bias given, SiLU)."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):  # noqa: ANN001, ANN205
@@ -195,13 +195,13 @@ CALLS: dict[str, Callable[..., Tensor]] = {"selective_scan": mamba_scan, "causal
 
 
 def main() -> None:
-    """Builds both and says what came of it; absent peers are no error."""
+    """Builds both and prints the result; absent peers are no error."""
     for peer in PEERS.values():
         try:
-            said = f"ready, {module(peer).__file__}"
-        except Exception as problem:  # the whole of a compiler's message belongs into this log
-            said = str(problem)
-        sys.stdout.write(f"{peer.package}: {said}\n")
+            result = f"ready, {module(peer).__file__}"
+        except Exception as problem:  # the compiler's whole message belongs into this log
+            result = str(problem)
+        sys.stdout.write(f"{peer.package}: {result}\n")
         sys.stdout.flush()
 
 

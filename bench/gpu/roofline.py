@@ -1,8 +1,8 @@
-"""`python -m bench.gpu.roofline [--gpu H200]`: the time that selective_scan should take on a GPU, predicted from counts.
+"""Predicted times of selective_scan on a GPU, from instruction counts: `python -m bench.gpu.roofline [--gpu H200]`.
 
-A prediction, never a result: it needs no GPU and goes into no CSV. A kernel's floor is the largest of what its instructions
-need to be issued, its exponentials on the exp units, and its bytes at the speed of a copy (bench/gpu/counts.json has the
-counts and what they are of). Real kernels reach 0.6 to 0.8 of such a floor.
+A prediction, never a result: it needs no GPU and is written to no CSV. A kernel's floor is the largest of the times to issue its
+instructions, to compute its exponentials on the exp units, and to move its bytes at the speed of a copy (bench/gpu/counts.json
+has the counts and their explanation). Real kernels reach 0.6 to 0.8 of such a floor.
 
 B batch, D channels, L length, N states.
 """
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.gpu.timer import gpu_machine
 from bench.harness.gpu_table import markdown
-from bench.harness.machine import Machine, limit_seconds
+from bench.harness.machine import limit_seconds
 from bench.ops.selective_scan import work
 
 COUNTS = Path(__file__).with_name("counts.json")
@@ -55,7 +56,7 @@ GPUS = {"H200": Gpu(132, 1.7e9, 4.3e12), "H100": Gpu(132, 1.7e9, 3.0e12)}
 
 @dataclass(frozen=True)
 class Floor:
-    """The least time of one or more kernels, and what sets it."""
+    """Smallest time of one or more kernels, and its limiter."""
 
     seconds: float
     limiter: str
@@ -66,17 +67,17 @@ class Floor:
 
 
 def read_counts(path: Path = COUNTS) -> dict[str, Any]:
-    """The committed counts."""
+    """Reads the committed counts."""
     return json.loads(path.read_text())
 
 
-def up_to(value: int, unit: int) -> int:
-    """`value` filled up to a multiple of `unit`."""
+def round_up(value: int, unit: int) -> int:
+    """`value` rounded up to a multiple of `unit`."""
     return -(-value // unit) * unit
 
 
 def floor(kernel: Mapping[str, Any], shape: Shape, saving: bool, gpu: Gpu) -> Floor | None:
-    """The floor of one kernel; None where its instructions at this length were not counted."""
+    """Floor of one kernel; None where its instructions were not counted at this length."""
     batch, channels, length, states = shape
     found = steps_and_issue(kernel, length)
     if found is None:
@@ -96,17 +97,17 @@ def floor(kernel: Mapping[str, Any], shape: Shape, saving: bool, gpu: Gpu) -> Fl
 
 
 def steps_and_issue(kernel: Mapping[str, Any], length: int) -> tuple[int, float] | None:
-    """Steps that are worked on at a length, padding included, and instructions for each; None where not counted."""
+    """Returns (steps computed at a length, padding included; instructions for each), None where not counted."""
     if "chunks" not in kernel:
-        return up_to(length, kernel["tile"]), kernel["issue"]
+        return round_up(length, kernel["tile"]), kernel["issue"]
     row = next(c for c in kernel["chunks"] if c["up_to"] is None or length <= c["up_to"])
-    steps = up_to(length, row["chunk"])
+    steps = round_up(length, row["chunk"])
     issue = row["even" if steps == length else "ragged"]
     return None if issue is None else (steps, issue)
 
 
-def predicted(kernels: Mapping[str, Any], shape: Shape, direction: str, gpu: Gpu) -> Floor | None:
-    """The floor of a direction: the forward alone saves no states, before a backward it does."""
+def predict(kernels: Mapping[str, Any], shape: Shape, direction: str, gpu: Gpu) -> Floor | None:
+    """Floor of a direction: a forward pass saves states only if a backward pass follows."""
     both = direction != "forward"
     floors = [floor(kernels["forward"], shape, both, gpu)]
     if both:
@@ -118,16 +119,15 @@ def predicted(kernels: Mapping[str, Any], shape: Shape, direction: str, gpu: Gpu
 def limit(shape: Shape, direction: str, gpu: Gpu) -> float:
     """Seconds that no implementation can beat: the inputs and results moved once, or the exponentials alone."""
     exponentials = gpu.cycles * WARP / EXP_CYCLES
-    endless = float("inf")
-    ceilings = Machine(gpu.bandwidth, endless, 1, {"exp2": exponentials, "softplus": endless, "sigmoid": endless})
-    seconds = limit_seconds(work(shape, direction, ITEM_BYTES), ceilings)
+    machine = gpu_machine(gpu.bandwidth, exponentials, float("inf"))
+    seconds = limit_seconds(work(shape, direction, ITEM_BYTES), machine)
     assert seconds is not None  # it is None only where a rate is unknown
     return seconds
 
 
 def line(counts: Mapping[str, Any], shape: Shape, direction: str, gpu: Gpu) -> list[str]:
     """One line of the table."""
-    own, peer = (predicted(counts[who], shape, direction, gpu) for who in ("ours", "peer"))
+    own, peer = (predict(counts[who], shape, direction, gpu) for who in ("ours", "peer"))
     assert own is not None  # our kernels have one count for every length
     best = limit(shape, direction, gpu)
     text = "B {} D {} L {} N {}".format(*shape) + ("" if shape[0] * shape[1] >= counts["fills"] else " *")
@@ -138,7 +138,7 @@ def line(counts: Mapping[str, Any], shape: Shape, direction: str, gpu: Gpu) -> l
 
 
 def table(counts: Mapping[str, Any], name: str, shapes: Iterable[Shape] = SHAPES) -> str:
-    """The predictions for one card, with what they are."""
+    """Table of the predictions for one card, with an explanation."""
     gpu = GPUS[name]
     head = ["shape", "direction", "limiter", "floor, µs", "limit / floor", "mamba-ssm, µs", "limit / it", "ratio"]
     lines = [line(counts, shape, direction, gpu) for shape in shapes for direction in DIRECTIONS]
@@ -154,7 +154,7 @@ def table(counts: Mapping[str, Any], name: str, shapes: Iterable[Shape] = SHAPES
 
 
 def main() -> None:
-    """Prints the table of one card."""
+    """Prints the predictions for one card."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.roofline", description=__doc__)
     parser.add_argument("--gpu", choices=sorted(GPUS), default="H200")
     sys.stdout.write(table(read_counts(), parser.parse_args().gpu) + "\n")

@@ -1,6 +1,6 @@
-"""`python -m bench.gpu.run --ops selective_scan=cuda,triton …`: measures on the GPU and appends rows as it goes.
+"""Benchmark on the GPU, rows appended case by case: `python -m bench.gpu.run --ops selective_scan=cuda,triton …`.
 
-`make gpu` calls it for what passed its tests; alone it measures what it is told, tests or not.
+`make gpu` runs it for the backends that passed their tests; called directly it runs no tests.
 """
 
 from __future__ import annotations
@@ -18,25 +18,19 @@ import torch
 
 from bench.gpu import cases, timer
 from bench.gpu.cases import Group
-from bench.harness import gpu_table, results
-from bench.harness import measure as harness
+from bench.gpu.steps import say
+from bench.harness import gpu_table, measure, results
 from bench.harness.machine import Machine
 from bench.harness.results import Row
 
 # Evaluations of exp2 per clock and multiprocessor (CUDA C++ Programming Guide, throughput of native instructions).
 EXP_PER_CLOCK = 16
-# Seconds that a group takes where nothing is known yet.
+# Assumed seconds of a group before any has been measured.
 GROUP_SECONDS = 5.0
 
 
-def say(text: str) -> None:
-    """A line, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def asked(text: str) -> tuple[str, list[str]]:
-    """`op=backend,backend` as (op, backends)."""
+def parse_op(text: str) -> tuple[str, list[str]]:
+    """Parses `op=backend,backend` into (op, backends). Raises ArgumentTypeError."""
     op, _, backends = text.partition("=")
     names = [name for name in backends.split(",") if name]
     if op not in cases.OPS or not names:
@@ -45,17 +39,17 @@ def asked(text: str) -> tuple[str, list[str]]:
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """What to measure, from the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.run", description=__doc__)
     default = [("selective_scan", ["cuda", "triton"]), ("causal_conv1d", ["cuda", "triton"]), ("hsic", ["triton"])]
-    parser.add_argument("--ops", nargs="+", type=asked, default=default, metavar="OP=BACKENDS")
-    parser.add_argument("--seconds", type=float, default=210.0, help="begin no group of cases after this time")
+    parser.add_argument("--ops", nargs="+", type=parse_op, default=default, metavar="OP=BACKENDS")
+    parser.add_argument("--seconds", type=float, default=210.0, help="start no group of cases after this time")
     parser.add_argument("--dry", action="store_true", help="print only, append no rows")
     return parser.parse_args(words)
 
 
 def nvidia_smi(*fields: str) -> dict[str, str]:
-    """Fields of the first GPU as nvidia-smi gives them; empty strings where it does not."""
+    """Fields of the first GPU as reported by nvidia-smi; empty strings where it reports none."""
     if shutil.which("nvidia-smi") is None:
         return dict.fromkeys(fields, "")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "-i", "0"]
@@ -65,7 +59,7 @@ def nvidia_smi(*fields: str) -> dict[str, str]:
 
 
 def facts(bandwidth: float) -> Row:
-    """What every row of a GPU carries. The clock is read while the device is warm."""
+    """Columns that every row of a GPU carries. The clock is read while the device is warm."""
     properties = torch.cuda.get_device_properties(0)
     smi = nvidia_smi("driver_version", "clocks.sm")
     try:
@@ -83,21 +77,21 @@ def facts(bandwidth: float) -> Row:
     }
 
 
-def machine(stopwatch: timer.Stopwatch) -> tuple[Machine, Row]:
-    """The ceilings of this GPU and its facts. Without a clock the exp units have no known speed, and no limit is given."""
+def measure_machine(stopwatch: timer.Stopwatch) -> tuple[Machine, Row]:
+    """Returns (limits of this GPU, its facts). Without a clock the speed of the exp units is unknown, and so is the limit."""
     bandwidth, flops = stopwatch.bandwidth(), stopwatch.matrix_rate()
     found = facts(bandwidth)
     if not found["clock_mhz"].isdigit():
         return Machine(bandwidth, flops, 1, reason="nvidia-smi gives no clock"), found
     units = torch.cuda.get_device_properties(0).multi_processor_count * EXP_PER_CLOCK
-    return timer.machine(bandwidth, units * float(found["clock_mhz"]) * 1e6, flops), found
+    return timer.gpu_machine(bandwidth, units * float(found["clock_mhz"]) * 1e6, flops), found
 
 
-def measure_group(group: Group, ceilings: Machine, stopwatch: timer.Stopwatch) -> list[list[Row]]:
-    """The rows of both directions."""
+def measure_group(group: Group, limits: Machine, stopwatch: timer.Stopwatch) -> list[list[Row]]:
+    """Measures both directions and returns their rows."""
     made = []
     for case in group.cases():
-        rows = harness.rows(case, ceilings, timer.SAMPLES, stopwatch=stopwatch.measure)
+        rows = measure.measure_case(case, limits, timer.SAMPLES, stopwatch=stopwatch.measure)
         if stopwatch.device == "cuda":
             timed = {row["variant"]: row for row in rows if row.get("median_ms")}
             for variant in case.variants:
@@ -107,43 +101,43 @@ def measure_group(group: Group, ceilings: Machine, stopwatch: timer.Stopwatch) -
     return made
 
 
-def measure(
+def measure_groups(
     groups: Iterable[Group],
     seconds: float,
-    ceilings: Machine,
+    limits: Machine,
     stopwatch: timer.Stopwatch,
     keep: Callable[[list[Row]], object],
 ) -> list[str]:
-    """Measures groups in their order while there is time, hands over each case's rows, and returns what went wrong.
+    """Measures groups in order while there is time, passes the rows of each case to `keep`, and returns the problems.
 
-    A group that would probably end too late (the slowest one so far took that long) is left out, and said.
+    Skips, and reports, a group that would probably end too late, judged by the slowest one so far.
     """
-    start, longest, problems, left_out = time.perf_counter(), GROUP_SECONDS, [], []
+    start, longest, problems, skipped = time.perf_counter(), GROUP_SECONDS, [], []
     for group in groups:
-        begun = time.perf_counter()
-        if begun - start + longest > seconds:
-            left_out.append(group.title)
+        started = time.perf_counter()
+        if started - start + longest > seconds:
+            skipped.append(group.title)
             continue
         try:
-            for rows in measure_group(group, ceilings, stopwatch):
+            for rows in measure_group(group, limits, stopwatch):
                 keep(rows)
                 say(summary(rows))
         except Exception as problem:  # a kernel that is wrong or fails here must not hide the others
             problems.append(f"{group.title}: {type(problem).__name__}: {str(problem).splitlines()[0][:200]}")
             say(f"FAILED {problems[-1]}")
             if "CUDA error" in str(problem):
-                say("the device no longer answers this process: the rest is not measured")
+                say("the device no longer responds to this process: the rest is not measured")
                 break
         if stopwatch.device == "cuda":
             torch.cuda.empty_cache()
-        longest = max(longest, time.perf_counter() - begun)
-    if left_out:
-        say(f"left out for want of time, {len(left_out)}: {'; '.join(left_out)}")
+        longest = max(longest, time.perf_counter() - started)
+    if skipped:
+        say(f"skipped for lack of time, {len(skipped)}: {'; '.join(skipped)}")
     return problems
 
 
 def summary(rows: list[Row]) -> str:
-    """One case in one line."""
+    """Summary of one case in one line."""
     whole = [{**dict.fromkeys(results.COLUMNS, ""), **row} for row in rows]
     timed = [f"{r['variant']} {results.milliseconds(r['median_ms'])}" for r in whole if r["median_ms"]]
     refused = [f"{r['variant']}: {r['note'][:60]}" for r in whole if r["note"]]
@@ -151,12 +145,12 @@ def summary(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    """Measures; exit code 1 if one of our kernels was wrong or failed."""
+    """Measures; exits with code 1 if one of our kernels was wrong or failed."""
     options = arguments()
     if not torch.cuda.is_available():
         sys.exit("bench: there is no GPU that this PyTorch can use")
     stopwatch = timer.Stopwatch()
-    ceilings, found = machine(stopwatch)
+    limits, found = measure_machine(stopwatch)
     say(", ".join(f"{key} {value}" for key, value in found.items()))
     paths: list[Path] = []
 
@@ -164,9 +158,9 @@ def main() -> None:
         if not options.dry:
             paths.append(results.append(rows, mode="full", **found))
 
-    problems = measure(cases.groups(dict(options.ops)), options.seconds, ceilings, stopwatch, keep)
+    problems = measure_groups(cases.groups(dict(options.ops)), options.seconds, limits, stopwatch, keep)
     if paths:
-        say(gpu_table.write(paths[-1]))
+        say(gpu_table.write_page(paths[-1]))
         say(f"rows in {paths[-1]}, table in {paths[-1].with_suffix('.md')}")
     sys.exit("\n".join(problems) if problems else 0)
 

@@ -1,7 +1,7 @@
-"""Counts the instructions of compiled CUDA kernels: what can be said about their speed without a GPU.
+"""Counts the instructions of compiled CUDA kernels, an estimate of their speed without a GPU.
 
-`python -m bench.gpu.sass FILE.cubin` prints, for each kernel, how many instructions one turn of its main loop executes, and
-of what kind. The disassembler comes with the package triton.
+`python -m bench.gpu.sass FILE.cubin` prints, for each kernel, the number of instructions in one iteration of its main loop, by
+kind. The disassembler comes with the package triton.
 """
 
 import re
@@ -30,7 +30,7 @@ class Kernel:
 
     @cached_property
     def loops(self) -> list[tuple[int, int]]:
-        """First and last instruction of each loop: where a branch goes back."""
+        """First and last instruction of each loop, found by its backward branch."""
         found = []
         for end, text in enumerate(self.instructions):
             branch = BRANCH.search(text)
@@ -55,9 +55,9 @@ class Kernel:
         return max(filter(is_innermost, marked), key=lambda loop: (marked[loop], loop[0] - loop[1]), default=None)
 
     def hot_path(self, marker: str) -> Counter[str]:
-        """What one turn of the main loop executes: the path with the most `marker` instructions, of these the shortest.
+        """Instructions of one iteration of the main loop: the path with the most `marker` instructions, of these the shortest.
 
-        So the element-by-element code at the edges of a tensor does not count. Empty without such a loop.
+        The element-by-element code at the edges of a tensor does not count. Empty without such a loop.
         """
         loop = self.main_loop(marker)
         if loop is None:
@@ -76,7 +76,7 @@ class Kernel:
         return Counter(map(kind, path))
 
     def _successors(self, i: int) -> list[int]:
-        """Instructions that may follow instruction i, without those before it."""
+        """Instructions that may follow instruction i, without backward branches."""
         text = self.instructions[i]
         branch = BRANCH.search(text)
         target = self.labels.get(branch[1], -1) if branch else -1
@@ -91,7 +91,7 @@ def kind(instruction: str) -> str:
 
 
 def disassembler() -> Path | None:
-    """nvdisasm of the installed triton, or None."""
+    """Path of nvdisasm in the installed triton, None without one."""
     package = find_spec("triton")
     if package is None or package.origin is None:
         return None
@@ -100,17 +100,17 @@ def disassembler() -> Path | None:
 
 
 def kernels(cubin: Path) -> dict[str, Kernel]:
-    """The kernels of a compiled file by their short names (`conv::forward_rows<float, 4>`).
+    """Disassembles a compiled file into kernels by their short names (`conv::forward_rows<float, 4>`).
 
     Raises:
-        RuntimeError: there is no disassembler, or it does not read the file.
+        RuntimeError: there is no disassembler, or it cannot read the file.
     """
     tool = disassembler()
     if tool is None:
-        raise RuntimeError("bench.gpu.sass: nvdisasm is not there; it comes with `pip install triton`")
+        raise RuntimeError("bench.gpu.sass: nvdisasm was not found; it comes with `pip install triton`")
     run = subprocess.run([tool, "-c", cubin], capture_output=True, text=True)
     if run.returncode != 0:
-        raise RuntimeError(f"bench.gpu.sass: nvdisasm does not read {cubin}: {run.stderr.strip()}")
+        raise RuntimeError(f"bench.gpu.sass: nvdisasm cannot read {cubin}: {run.stderr.strip()}")
     found: dict[str, tuple[list[str], dict[str, int]]] = {}
     instructions: list[str] = []
     labels: dict[str, int] = {}
@@ -126,7 +126,7 @@ def kernels(cubin: Path) -> dict[str, Kernel]:
 
 
 def short_names(mangled: list[str]) -> list[str]:
-    """Kernel names as one writes them, without return type, outer namespace and arguments."""
+    """Demangled kernel names without return type, outer namespace and arguments."""
     tool = shutil.which("c++filt")
     if tool is None:
         return mangled

@@ -1,4 +1,4 @@
-"""Commands run side by side within a time, each with a log: what `bench.gpu` is made of."""
+"""Steps of `bench.gpu`: commands run in parallel within a time limit, each with a log."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from bench.harness.results import ROOT
 
 LOGS = ROOT / "build" / "gpu"
-# Lines of a failed step's output that are shown.
+# Lines shown of a failed step's output.
 TAIL = 25
-# Seconds that are kept for the end.
+# Seconds reserved for the end.
 RESERVE = 15.0
 
 
@@ -31,7 +31,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step ended: its exit code (None: it ran out of time), how long it took, and where its output is."""
+    """Outcome of a step: exit code (None: out of time), seconds, and the file with its output."""
 
     name: str
     code: int | None
@@ -40,12 +40,12 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether it ended well."""
+        """True for exit code 0."""
         return self.code == 0
 
 
 def say(text: str) -> None:
-    """A line, at once."""
+    """Prints a line immediately."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -66,21 +66,21 @@ def start(step: Step, folder: Path | None = None) -> subprocess.Popen[bytes]:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends a step that still runs, with the compilers that it has started."""
+    """Kills a running step with all processes that it has started."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def execute(steps: Sequence[Step], seconds: float, folder: Path | None = None) -> list[Outcome]:
-    """Runs steps side by side, ends those that take longer than `seconds`, and says how each went."""
-    begun = time.perf_counter()
+    """Runs steps in parallel, kills those that take longer than `seconds`, and reports the outcome of each."""
+    started = time.perf_counter()
     running = {step.name: start(step, folder) for step in steps}
     outcomes: dict[str, Outcome] = {}
     try:
         while len(outcomes) < len(running):
             time.sleep(0.05)
-            spent = time.perf_counter() - begun
+            spent = time.perf_counter() - started
             for name, process in running.items():
                 code = process.poll()
                 if name not in outcomes and (code is not None or spent > seconds):
@@ -94,7 +94,7 @@ def execute(steps: Sequence[Step], seconds: float, folder: Path | None = None) -
 
 
 def report(outcome: Outcome) -> None:
-    """One line for a step, and the end of its output unless it went well."""
+    """Prints a line about a step, and the end of its output if it failed."""
     ended = {0: "ok", None: "NOT FINISHED in time"}.get(outcome.code, f"FAILED (exit code {outcome.code})")
     say(f"[{outcome.seconds:6.1f} s] {outcome.name}: {ended}; {outcome.log}")
     text = outcome.log.read_text(errors="replace").rstrip().splitlines()
@@ -103,11 +103,11 @@ def report(outcome: Outcome) -> None:
 
 
 class Clock:
-    """What is left of the time for everything."""
+    """Remaining time of all steps."""
 
     def __init__(self, seconds: float):
         self._end = time.perf_counter() + seconds
 
     def left(self, at_most: float, reserve: float = RESERVE) -> float:
-        """Seconds for the next step."""
+        """Seconds that the next step may take."""
         return max(0.0, min(at_most, self._end - time.perf_counter() - reserve))

@@ -1,4 +1,4 @@
-"""Times of kernels on a GPU: events round every call, the L2 cache flushed before it, variants in turn."""
+"""Timing of kernels on a GPU: events around every call, the L2 cache flushed before it, variants in turn."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch
 
 from bench.harness.case import Variant
 from bench.harness.machine import Machine
-from bench.harness.measure import Run
+from bench.harness.measure import VariantRun
 
-# Samples per variant, in blocks that alternate between the variants, so that a change of the clock hits all of them.
+# Samples per variant, in blocks that alternate between the variants, so that a change of the clock affects all of them.
 SAMPLES = 30
 BLOCK = 10
 WARM_UP = 3
-# A peer that takes longer than SLOW_MS a call gets SLOW_SAMPLES: a loop over thousands of steps takes seconds.
+# A peer slower than SLOW_MS a call gets SLOW_SAMPLES: a loop over thousands of steps takes seconds.
 SLOW_MS = 50.0
 SLOW_SAMPLES = 5
-# Writing this much evicts everything from the L2 of any card so far (H200: 50 MiB, B200: 126 MiB).
+# Writing this much evicts the L2 cache of any card so far (H200: 50 MiB, B200: 126 MiB).
 FLUSH_BYTES = 256 * 2**20
 COPY_BYTES = 2**30
 
 
 class HostEvent:
-    """An event of the CPU, on which the tests of this file run: its work is done when `record` is called."""
+    """Event of the CPU, on which the tests of this file run: its work is done when `record` is called."""
 
     def record(self) -> None:
-        """Notes the time."""
+        """Records the time."""
         self.seconds = time.perf_counter()
 
     def elapsed_time(self, later: HostEvent) -> float:
@@ -37,7 +37,7 @@ class HostEvent:
 
 
 class Stopwatch:
-    """Milliseconds of calls on one device."""
+    """Times calls on one device, in milliseconds."""
 
     def __init__(self, device: str = "cuda", flush_bytes: int = FLUSH_BYTES):
         self.device = device
@@ -47,10 +47,10 @@ class Stopwatch:
         return torch.cuda.Event(enable_timing=True) if self.device == "cuda" else HostEvent()
 
     def samples(self, call: Callable[[], object], count: int) -> list[float]:
-        """`count` times of a call, each one from a cold cache. All are queued before the first one is read.
+        """Times `count` calls, each from a cold cache; all are queued before the first time is read.
 
-        The flush takes longer than the host needs to launch a call's kernels, so their launches overlap with it and
-        the time between the events is the device's; a call with many small kernels still shows its launches.
+        The flush takes longer than the launch of a call's kernels, so that the launches overlap with it and the time between
+        the events is the device's; a call with many small kernels still includes its launches.
         """
         pairs = []
         for _ in range(count):
@@ -64,12 +64,12 @@ class Stopwatch:
         return [start.elapsed_time(end) for start, end in pairs]
 
     def wait(self) -> None:
-        """Until the device has finished."""
+        """Waits until the device has finished."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def measure(self, runs: Sequence[Run], rounds: int, tick: Callable[[str], None]) -> None:
-        """Fills the samples of all variants: warm-up, then `rounds` each in alternating blocks."""
+    def measure(self, runs: Sequence[VariantRun], rounds: int, tick: Callable[[str], None]) -> None:
+        """Fills the samples of all variants: warm-up, then `rounds` samples each in alternating blocks."""
         for run in runs:
             tick(f"warm-up, {run.variant.name}")
             run.estimate = min(self.samples(run.variant.call, WARM_UP))
@@ -94,7 +94,7 @@ class Stopwatch:
 
 
 def peak_mib(variant: Variant) -> float:
-    """MiB that a call allocates at most beyond what is there before; what it returns counts."""
+    """Peak MiB that a call allocates, its result included."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -103,13 +103,13 @@ def peak_mib(variant: Variant) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def machine(bandwidth: float, exponentials: float, flops: float) -> Machine:
-    """The ceilings of a GPU in the form of `limits.limit_seconds`: of the functions only the exp2 of the recurrence counts.
+def gpu_machine(bandwidth: float, exponentials: float, flops: float) -> Machine:
+    """Limits of a GPU for `machine.limit_seconds`; of the functions only the exp2 of the recurrence counts.
 
     Args:
         bandwidth: bytes per second of a copy.
         exponentials: evaluations per second of the exp units of all multiprocessors.
         flops: float32 operations per second of matrix products.
     """
-    endless = float("inf")
-    return Machine(bandwidth, flops, 1, {"exp2": exponentials, "softplus": endless, "sigmoid": endless})
+    infinite = float("inf")
+    return Machine(bandwidth, flops, 1, {"exp2": exponentials, "softplus": infinite, "sigmoid": infinite})

@@ -1,4 +1,4 @@
-"""What is measured: a case is one shape of one operator in one direction, its variants are the ways to compute it."""
+"""Cases and variants: a case is one shape of one operator in one direction, its variants are the ways to compute it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOLERANCE = {"float32": 2e-4, "bfloat16": 3e-2}
 
 @dataclass(frozen=True)
 class Work:
-    """What any implementation has to do once: the numerator of the shares of the machine's limit."""
+    """Minimum work of any implementation: the numerator of the shares of the machine's limit."""
 
     # Bytes read and written.
     bytes: float = 0.0
@@ -32,17 +32,17 @@ class Variant:
     """One way to compute a case."""
 
     name: str
-    # What is timed; what it returns is compared with the exact result before anything is timed.
+    # Timed; its result is compared with the exact one before anything is timed.
     call: Callable[[], object]
     # ours; eager or compiled peer; anchor: ours at the main shape, order or dtype, measured to compare speeds; other:
     # shown beside the peers and never counted as one of them.
     kind: str = "eager"
-    # Entered around a round and outside of the clock (patching and unpatching a library).
+    # Entered around a round, not timed (patching and unpatching a library).
     around: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     # Elements (B·D·L) and element-states (B·D·L·N) of one call, where the case has an anchor.
     elements: float = 0.0
     states: float = 0.0
-    # Whether the result belongs to this case's exact result (an anchor has another shape).
+    # The result is comparable with this case's exact result (that of an anchor has another shape).
     checked: bool = True
 
 
@@ -59,30 +59,30 @@ class Case:
     work: Work = field(default_factory=Work)
     order: str = ""
     dtype: str = "float32"
-    # Peers that are not measured here, with the reason.
+    # Name of a peer that is not measured here -> reason.
     skipped: Mapping[str, str] = field(default_factory=dict)
     tolerance: float = 0.0
 
     def allowed(self) -> float:
-        """The largest error that a variant may have."""
+        """Largest error that a variant may have."""
         return self.tolerance or TOLERANCE[self.dtype]
 
 
 def flat(result: object) -> list[Tensor]:
-    """A call's result as a list of tensors."""
+    """Converts the result of a call to a list of tensors."""
     if isinstance(result, Tensor):
         return [result]
     assert isinstance(result, Sequence), f"a variant returns tensors, got {type(result).__name__}"
     return list(result)
 
 
-def error(got: object, exact: Sequence[Tensor]) -> float:
-    """The largest difference relative to the largest entry, over all results; infinite where a value is not finite.
+def relative_error(got: object, exact: Sequence[Tensor]) -> float:
+    """Largest difference relative to the largest entry, over all results; infinite where a value is not finite.
 
     A result that is exactly zero (the gradient of A at L = 1) is compared on the scale of the largest one.
 
     Raises:
-        ValueError: another number of results, or another shape.
+        ValueError: the number of results or a shape differs.
     """
     results = flat(got)
     shapes = [tuple(t.shape) for t in results], [tuple(t.shape) for t in exact]

@@ -1,6 +1,6 @@
-"""`python -m bench.harness.gpu_table`: the newest rows of every GPU as a short table, printed and written beside its CSV.
+"""Short table of the newest rows of every GPU, printed and written beside its CSV: `python -m bench.harness.gpu_table`.
 
-Needs nothing but the package itself: the GPU machine may have no other.
+Depends on nothing but torch: the GPU machine may have no other package.
 """
 
 from __future__ import annotations
@@ -16,48 +16,42 @@ from bench.harness.results import Row, milliseconds
 HEAD = ("case", "direction", "ours", "p20–p80", "fastest peer", "it takes", "of copy bandwidth", "of limit", "peak MiB")
 
 
-def measured_on_a_gpu(path: Path) -> bool:
-    """Whether a CSV holds rows of a GPU."""
+def has_gpu_rows(path: Path) -> bool:
+    """Returns True for a CSV with rows of a GPU."""
     with path.open(newline="") as file:
         return "gpu" in next(csv.reader(file), ())
 
 
 def title(row: Row) -> str:
-    """A case in a few words."""
+    """Title of a case."""
     order = {"BLD": "(B, L, D)", "BDL": "(B, D, L)"}.get(row["order"], row["order"])
     return " ".join(part for part in (row["op"], row["shape"], order, row["dtype"]) if part)
 
 
-def peer(case: Sequence[Row]) -> Row | None:
-    """The fastest timed peer, eager or compiled."""
-    timed = [found for kind in ("eager", "compiled") if (found := results.fastest(case, kind)) is not None]
-    return min(timed, key=lambda row: float(row["median_ms"]), default=None)
-
-
-def line(case: Sequence[Row]) -> list[str] | None:
+def make_line(case: Sequence[Row]) -> list[str] | None:
     """One line of the table; None where ours was not timed."""
     own = results.ours(case)
     if own is None:
         return None
-    beside = [f"{r['variant'].partition(', ')[2]} {milliseconds(r['median_ms'])}" for r in case if _beside(r)]
+    beside = [f"{r['variant'].partition(', ')[2]} {milliseconds(r['median_ms'])}" for r in case if _is_other(r)]
     name = own["variant"].partition(", ")[2]
     ours = "; ".join([f"{name} {milliseconds(own['median_ms'])}", *beside])
-    other = peer(case)
+    peer = results.fastest(case, "eager", "compiled")
     against, ratio = "", ""
-    if other is not None:
-        against = f"{other['variant']}, {milliseconds(other['median_ms'])}"
-        ratio = f"{float(other['median_ms']) / float(own['median_ms']):.2f} ×"
+    if peer is not None:
+        against = f"{peer['variant']}, {milliseconds(peer['median_ms'])}"
+        ratio = f"{float(peer['median_ms']) / float(own['median_ms']):.2f} ×"
     shares = [f"{float(own[c]):.0%}" if own[c] else "" for c in ("share_of_bandwidth", "share_of_limit")]
     spread = f"{milliseconds(own['p20_ms'])}–{milliseconds(own['p80_ms'])}"
     return [title(own), own["direction"], ours, spread, against, ratio, *shares, own["peak_mib"]]
 
 
-def _beside(row: Row) -> bool:
+def _is_other(row: Row) -> bool:
     return row["kind"] == "other" and bool(row["median_ms"])
 
 
 def notes(cases: Sequence[Sequence[Row]]) -> list[str]:
-    """What was not timed, each reason once with the number of cases it hit."""
+    """Variants that were not timed, each reason once with the number of its cases."""
     reasons: dict[tuple[str, str], int] = {}
     for row in (row for case in cases for row in case if row["note"]):
         key = (f"{row['op']}, {row['variant']}", row["note"])
@@ -66,14 +60,14 @@ def notes(cases: Sequence[Sequence[Row]]) -> list[str]:
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    cells = [[cell.replace("|", "/") for cell in cells] for cells in (head, *lines)]
-    made = ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join([made[0], "|" + "---|" * len(head), *made[1:]])
+    """A Markdown table; a vertical bar inside a cell would end it, so it becomes a slash."""
+    cells = [[cell.replace("|", "/") for cell in row] for row in (head, *lines)]
+    rows = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([rows[0], "|" + "---|" * len(head), *rows[1:]])
 
 
-def page(rows: Sequence[Row]) -> str:
-    """The whole page of one GPU from all rows of its CSV."""
+def make_page(rows: Sequence[Row]) -> str:
+    """Page of one GPU from all rows of its CSV."""
     cases = results.newest(rows)
     first = max((case[0] for case in cases), key=lambda row: row["date"])
     runs = sorted({f"{case[0]['commit']} ({case[0]['date']})" for case in cases})
@@ -83,7 +77,7 @@ def page(rows: Sequence[Row]) -> str:
         f"{', '.join(runs)}."
     )
     parts = [f"# {first['gpu']}, {first['gpu_memory_gib']} GiB", facts]
-    parts.append(markdown(HEAD, [made for case in cases if (made := line(case)) is not None]))
+    parts.append(markdown(HEAD, [line for case in cases if (line := make_line(case)) is not None]))
     skipped = notes(cases)
     if skipped:
         parts += ["Not timed:", "\n".join(skipped)]
@@ -95,18 +89,18 @@ def page(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write(path: Path) -> str:
+def write_page(path: Path) -> str:
     """Writes the page beside a CSV and returns it."""
-    text = page(results.read(path))
+    text = make_page(results.read(path))
     path.with_suffix(".md").write_text(text)
     return text
 
 
 def main() -> None:
-    """Every GPU's page."""
+    """Writes and prints the page of every GPU."""
     for path in sorted(results.RESULTS.glob("*.csv")):
-        if measured_on_a_gpu(path):
-            sys.stdout.write(write(path))
+        if has_gpu_rows(path):
+            sys.stdout.write(write_page(path))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What this machine can do at most: copies, matrix products, and the elementary functions as our kernels have them."""
+"""Limits of the machine: copy bandwidth, matrix products, and the elementary functions as our kernels compute them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ FUNCTIONS = ("exp2", "softplus", "sigmoid")
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured ceilings."""
+    """Measured limits of a machine."""
 
     # Bytes per second of a large copy, read plus written.
     bandwidth: float
     # float32 operations per second of a large matrix product.
     flops: float
     threads: int
-    # Evaluations per second on one thread, from L1, of each function; empty when the extension cannot tell.
+    # Evaluations per second of each function on one thread, from L1; empty when the extension cannot measure them.
     rates: dict[str, float] = field(default_factory=dict)
-    # Why `rates` is empty.
+    # Reason why `rates` is empty.
     reason: str = ""
 
 
 def best_seconds(call: Callable[[], object], rounds: int = 9) -> float:
-    """The fastest of several calls after one to warm up: a ceiling is what the machine does undisturbed."""
+    """Seconds of the fastest of several calls after a warm-up: a limit is the undisturbed speed of the machine."""
     call()
     seconds = []
     for _ in range(rounds):
@@ -56,27 +56,27 @@ def matrix_rate(size: int = 1024) -> float:
 
 
 def elementary_rates() -> tuple[dict[str, float], str]:
-    """Evaluations per second of one thread by function, as the kernels compute them; or none, and why."""
-    measure = getattr(_native.extension(), "elementary_rate", None)
-    if measure is None:
+    """Returns (evaluations per second of one thread by function, as the kernels compute them; the reason if empty)."""
+    measure_rate = getattr(_native.extension(), "elementary_rate", None)
+    if measure_rate is None:
         return {}, "this build of the extension has no elementary_rate, so the speed of its own functions is unknown"
-    return {name: float(measure(name)) for name in FUNCTIONS}, ""
+    return {name: float(measure_rate(name)) for name in FUNCTIONS}, ""
 
 
 @lru_cache(maxsize=1)
-def measured() -> Machine:
-    """This machine, measured once per process."""
+def measure_machine() -> Machine:
+    """Measures this machine, once per process."""
     rates, reason = elementary_rates()
     return Machine(copy_bandwidth(), matrix_rate(), torch.get_num_threads(), rates, reason)
 
 
 def bandwidth_seconds(work: Work, machine: Machine) -> float:
-    """The time in which the bytes alone can be moved."""
+    """Seconds to move the bytes alone."""
     return work.bytes / machine.bandwidth
 
 
 def limit_seconds(work: Work, machine: Machine) -> float | None:
-    """The time that no implementation on these functions can beat; None where a needed speed is unknown.
+    """Seconds that no implementation on these functions can beat; None where a needed speed is unknown.
 
     max(bytes / bandwidth, sum of evaluations / (speed of one thread * threads), matrix operations / speed). It assumes
     that the three overlap perfectly and that threads do not slow each other.

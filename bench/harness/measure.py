@@ -1,4 +1,4 @@
-"""Side-by-side measurement: the variants of a case in one process, interleaved, medians, one row each."""
+"""Side-by-side measurement: the variants of a case in one process, interleaved, one row of medians each."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench.harness.case import Case, Variant, error
+from bench.harness.case import Case, Variant, relative_error
 from bench.harness.machine import Machine, bandwidth_seconds, limit_seconds
 from bench.harness.results import ROOT, Row
 
-# A sample repeats its call until it has lasted this long, so that neither the clock nor what the variant before left in the
-# caches matters: at 0.01 s forward + backward of the convolution took 0.73 ms, in steady state 0.60.
+# A sample repeats its call for this long, so that neither the clock's resolution nor the cache contents left by the previous
+# variant matter: at 0.01 s forward + backward of the convolution took 0.73 ms, in steady state 0.60.
 SAMPLE_SECONDS = 0.05
 ROUNDS = 9
-# A peer that takes longer than SLOW_SECONDS is measured SLOW_ROUNDS times, the fastest eager peer MIN_ROUNDS times at
-# least (unless a call takes VERY_SLOW_SECONDS).
+# A peer slower than SLOW_SECONDS is measured SLOW_ROUNDS times, the fastest eager peer at least MIN_ROUNDS times
+# (unless a call takes VERY_SLOW_SECONDS).
 SLOW_SECONDS = 1.0
 SLOW_ROUNDS = 3
 MIN_ROUNDS = 7
-# The checking call of a variant this slow is its first round: a warm-up would cost minutes and change nothing.
+# The check of a variant this slow is its first round: a warm-up would cost minutes and change nothing.
 VERY_SLOW_SECONDS = 10.0
-# Tests that must pass before an op is measured, where the name of the file is not that of the op.
+# Tests below tests/ that must pass before an op is measured, as patterns; by default those in ops/OP.
 TESTS = {
-    "mamba_block": ("nn", "selective_scan", "causal_conv1d"),
-    "transformers": ("compat", "transformers"),
-    "overhead": ("selective_scan", "causal_conv1d", "hsic"),
-    "loading": ("transforms", "ahead", "cache", "loader"),
+    "mamba_block": ("package/test_nn*.py", "ops/selective_scan", "ops/causal_conv1d"),
+    "transformers": ("package/test_compat*.py", "package/test_transformers*.py"),
+    "overhead": ("ops/selective_scan", "ops/causal_conv1d", "ops/hsic"),
+    "loading": ("training/data/images", "training/data/test_loader.py"),
 }
 
 
@@ -43,58 +43,67 @@ class Timing:
 
 
 @dataclass
-class Run:
-    """A variant under way."""
+class VariantRun:
+    """Samples of one variant, milliseconds, and the plan for them."""
 
     variant: Variant
+    # Seconds of a call.
     estimate: float = 0.0
     repeats: int = 1
     rounds: int = ROUNDS
     samples: list[float] = field(default_factory=list)
 
 
+def find_tests(op: str) -> list[str]:
+    """Test files and folders of an operator. Raises RuntimeError when there are none for one of its patterns."""
+    found: list[str] = []
+    for pattern in TESTS.get(op, (f"ops/{op}",)):
+        matches = sorted(str(path) for path in (ROOT / "tests").glob(pattern))
+        if not matches:
+            raise RuntimeError(f"bench: there are no tests of {op} (tests/{pattern}), so it is not measured")
+        found += matches
+    return found
+
+
 def require_tests(op: str) -> None:
-    """Runs the operator's tests; a number for a wrong kernel is worth nothing. Raises RuntimeError when they fail."""
-    names = TESTS.get(op, (op,))
-    tests = [str(p) for name in names for p in sorted((ROOT / "tests").glob(f"test_{name}*.py"))]
-    if not tests:
-        raise RuntimeError(f"bench: there are no tests of {op}, so it is not measured")
+    """Runs the operator's tests, since the speed of a wrong kernel means nothing. Raises RuntimeError when they fail."""
+    tests = find_tests(op)
     if subprocess.run([sys.executable, "-m", "pytest", "-x", *tests], cwd=ROOT).returncode != 0:
         raise RuntimeError(f"bench: the tests of {op} fail, so it is not measured")
 
 
 def timing(milliseconds: Sequence[float]) -> Timing:
-    """Median and percentiles of samples, each one that was measured (no interpolation, except for an even median)."""
+    """Median and percentiles of samples, without interpolation (except for the median of an even number)."""
     ordered = sorted(milliseconds)
     last = len(ordered) - 1
     median = (ordered[last // 2] + ordered[(last + 1) // 2]) / 2
     return Timing(median, ordered[round(last * 0.2)], ordered[round(last * 0.8)], len(ordered))
 
 
-def _seconds(run: Run, repeats: int) -> tuple[float, object]:
+def _seconds(run: VariantRun, repeats: int) -> tuple[float, object]:
     with run.variant.around():
         start = time.perf_counter()
-        # The result of one call is gone before the next one starts: two of them would not stand in the cache.
+        # The result of a call is freed before the next call starts: two of them would not fit in the cache.
         for _ in range(repeats - 1):
             run.variant.call()
         result = run.variant.call()
         return (time.perf_counter() - start) / repeats, result
 
 
-def checked(case: Case) -> tuple[list[Run], dict[str, float], dict[str, str]]:
-    """Runs every variant once against the exact result: those that are right, all errors, and why the others are not.
+def check_variants(case: Case) -> tuple[list[VariantRun], dict[str, float], dict[str, str]]:
+    """Runs every variant once and compares it with the exact result: (correct variants, all errors, reasons of the others).
 
-    Ours being wrong is an error of the program, not a row. Raises RuntimeError then.
+    Raises RuntimeError when ours is wrong: that is an error of the program, not a row.
     """
     exact = None if case.exact is None else [t.detach() for t in case.exact()]
-    right, errors, refused = [], {}, {}
+    correct, errors, refused = [], {}, {}
     for variant in case.variants:
-        run = Run(variant)
+        run = VariantRun(variant)
         try:
             run.estimate, result = _seconds(run, 1)
             if exact is not None and variant.checked:
-                errors[variant.name] = error(result, exact)
-        except Exception as problem:  # a peer is someone else's code: it may fail in any way, and the row says how
+                errors[variant.name] = relative_error(result, exact)
+        except Exception as problem:  # a peer is foreign code: it may fail in any way, and the row gives the reason
             if variant.kind == "ours":
                 raise
             refused[variant.name] = f"failed: {type(problem).__name__}: {str(problem).splitlines()[0][:120]}"
@@ -105,15 +114,17 @@ def checked(case: Case) -> tuple[list[Run], dict[str, float], dict[str, str]]:
                 raise RuntimeError(f"bench: {case.op} {case.shape} {case.direction}: ours is {text}")
             refused[variant.name] = text
             continue
-        right.append(run)
-    return right, errors, refused
+        correct.append(run)
+    return correct, errors, refused
 
 
-def measure(runs: Sequence[Run], rounds: int = ROUNDS, tick: Callable[[str], None] = lambda _: None) -> None:
-    """Times every variant once per round, in turn, so that a slow phase of the machine hits all of them.
+def time_variants(
+    runs: Sequence[VariantRun], rounds: int = ROUNDS, tick: Callable[[str], None] = lambda _: None
+) -> None:
+    """Times every variant once per round, in turn, so that a slow phase of the machine affects all of them.
 
-    The first estimate comes from the check. Slow peers leave after SLOW_ROUNDS; if the fastest eager peer turns out to
-    be one of them, it is measured on together with ours until it has MIN_ROUNDS.
+    The first estimate comes from the check. Slow peers end after SLOW_ROUNDS; if the fastest eager peer is one of them, it is
+    measured together with ours until it has MIN_ROUNDS.
     """
     for run in runs:
         if run.variant.kind == "compiled":  # its check compiled, and its second call may do so again for a guard
@@ -133,26 +144,26 @@ def measure(runs: Sequence[Run], rounds: int = ROUNDS, tick: Callable[[str], Non
                 run.samples.append(_seconds(run, run.repeats)[0] * 1e3)
     eager = [run for run in runs if run.variant.kind == "eager"]
     best = min(eager, key=lambda run: timing(run.samples).median, default=None)
-    # Beyond VERY_SLOW_SECONDS a call (a model's backward over a loop takes a minute) three rounds have to do.
+    # Beyond VERY_SLOW_SECONDS a call (a model's backward over a loop takes a minute) three rounds must suffice.
     while best is not None and best.estimate <= VERY_SLOW_SECONDS and len(best.samples) < min(rounds, MIN_ROUNDS):
         for run in (best, *(run for run in runs if run.variant.kind == "ours")):
             tick(f"extra round, {run.variant.name}")
             run.samples.append(_seconds(run, run.repeats)[0] * 1e3)
 
 
-def rows(
+def measure_case(
     case: Case,
     machine: Machine,
     rounds: int = ROUNDS,
     tick: Callable[[str], None] = lambda _: None,
-    stopwatch: Callable[[Sequence[Run], int, Callable[[str], None]], None] = measure,
+    stopwatch: Callable[[Sequence[VariantRun], int, Callable[[str], None]], None] = time_variants,
 ) -> list[Row]:
-    """Checks and measures a case: one row per variant, the skipped and the wrong ones with a note and no time.
+    """Checks and measures a case: one row per variant; skipped and wrong ones have a note and no time.
 
-    `stopwatch` fills the samples of every run; another device has another one.
+    stopwatch: fills the samples of every run; a GPU needs another one. Raises RuntimeError when ours is wrong.
     """
     tick("float64 reference and check")
-    runs, errors, refused = checked(case)
+    runs, errors, refused = check_variants(case)
     stopwatch(runs, rounds, tick)
     timings = {run.variant.name: timing(run.samples) for run in runs}
     own = next(run.variant for run in runs if run.variant.kind == "ours")
@@ -181,7 +192,7 @@ def _numbers(times: Timing, ours: float) -> Row:
 
 
 def shares(case: Case, machine: Machine, milliseconds: float) -> Row:
-    """Shares of the copy bandwidth and of the machine's limit, as fractions; empty where they mean nothing."""
+    """Shares of the copy bandwidth and of the machine's limit, as fractions; absent where they are undefined."""
     seconds = milliseconds / 1e3
     limit = limit_seconds(case.work, machine)
     row = {}

@@ -1,7 +1,7 @@
 """Peak memory of one call, in a process of its own: `python -m bench.harness.memory MODULE VARIANT DIRECTION` prints MiB.
 
-The kernel counts resident pages (VmHWM), so everything is seen, workspaces outside of PyTorch's allocator too. The inputs
-exist before, and a small problem runs first so that libraries and thread stacks are loaded.
+Linux counts resident pages (VmHWM), so that workspaces outside of PyTorch's allocator are included. Inputs exist before the
+measurement, and a small problem runs first so that libraries and thread stacks are loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STATUS = Path("/proc/self/status")
 
 
 def resident_mib(field: str) -> float:
-    """VmRSS (now) or VmHWM (peak) of this process."""
+    """VmRSS (current) or VmHWM (peak) of this process, MiB. Raises RuntimeError where the system has neither."""
     for line in STATUS.read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
@@ -25,7 +25,7 @@ def resident_mib(field: str) -> float:
 
 
 def peak_mib(module: str, variant: str, direction: str) -> float:
-    """Runs the child and returns its number. Raises RuntimeError when it fails."""
+    """Measures the peak memory of a variant in a child process, MiB. Raises RuntimeError when it fails."""
     command = [sys.executable, "-m", "bench.harness.memory", module, variant, direction]
     child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if child.returncode != 0:
@@ -34,7 +34,7 @@ def peak_mib(module: str, variant: str, direction: str) -> float:
 
 
 def main() -> None:
-    """The child: `module.memory_call(variant, direction, small)` gives the call."""
+    """Runs the child: `module.memory_call(variant, direction, small)` returns the call to measure."""
     module, variant, direction = sys.argv[1:]
     prepare = importlib.import_module(module).memory_call
     prepare(variant, direction, True)()
@@ -42,7 +42,7 @@ def main() -> None:
     before, peak_before = resident_mib("VmRSS"), resident_mib("VmHWM")
     call()
     peak = resident_mib("VmHWM")
-    # A peak from before (loading torch) would hide a smaller one: then the call needs at most this much.
+    # An earlier peak (loading torch) would hide a smaller one: then the call needs at most this much.
     print(f"{(peak if peak > peak_before else peak_before) - before:.2f}")
 
 

@@ -1,11 +1,12 @@
-"""`python -m bench.harness.report [--folder DIR] [--readme FILE]`: tables and a plot of the newest rows.
+"""Tables and plots of the newest rows: `python -m bench.harness.report [--folder DIR] [--page FILE] [--figure FILE]`.
 
-Writes DIR/MACHINE.md and DIR/MACHINE.png for every DIR/MACHINE.csv, and puts the summary of the newest machine between
-the README's markers.
+Writes DIR/MACHINE.md and DIR/MACHINE.png for every DIR/MACHINE.csv, replaces the section between the markers of the page by a
+summary of the machine measured last, and draws six of its cases for the README.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,24 +15,44 @@ from pathlib import Path
 import tyro
 
 from bench.harness import gpu_table, measure, plot, results, targets
+from bench.harness.gpu_table import markdown
 from bench.harness.results import CASE, Row, milliseconds
+from bench.harness.targets import CONV, MAIN, MODEL
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 Case = list[Row]
+# The cases of the README's plot: its title, then the columns of results.CASE.
+SPEED_CASES = {
+    "selective scan, forward": ("selective_scan", MAIN, "BLD", "float32", "forward"),
+    "selective scan, forward + backward": ("selective_scan", MAIN, "BLD", "float32", "forward+backward"),
+    "causal convolution, forward": ("causal_conv1d", CONV, "BDL", "float32", "forward"),
+    "causal convolution, forward + backward": ("causal_conv1d", CONV, "BDL", "float32", "forward+backward"),
+    "transformers' Mamba, forward": ("transformers", f"{MODEL}, B 2 L 512", "", "float32", "forward"),
+    "transformers' Mamba, forward + backward": (
+        "transformers",
+        f"{MODEL}, B 2 L 512",
+        "",
+        "float32",
+        "forward+backward",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Where rows are and where the summary goes."""
+    """Folder of the rows, and the files to write."""
 
     folder: Path = results.RESULTS
-    readme: Path = results.ROOT / "README.md"
-    # Report rows measured under this malloc setting; empty takes that of the newest full run.
+    # Page with the markers.
+    page: Path = results.ROOT / "docs" / "benchmarks.md"
+    # Plot of six cases.
+    figure: Path = results.ROOT / "docs" / "speed.png"
+    # Report rows measured under this malloc setting; by default that of the newest full run of an operator.
     malloc: str = ""
 
 
 def name(case: Case) -> str:
-    """Shape, order and dtype of a case in words."""
+    """Shape, order and dtype of a case."""
     row = case[0]
     order = {"BLD": "(B, L, D) order", "BDL": "(B, D, L) order"}.get(row["order"], row["order"])
     dtype = "" if row["dtype"] == "float32" else row["dtype"]
@@ -39,24 +60,17 @@ def name(case: Case) -> str:
 
 
 def times(value: float | None) -> str:
-    """How many times as long, or nothing."""
+    """Formats a ratio of times, or nothing."""
     return "" if value is None else f"{value:.3g} ×"
 
 
 def percent(text: str) -> str:
-    """A fraction as a percentage, or nothing."""
+    """Formats a fraction as a percentage, or nothing."""
     return f"{float(text):.0%}" if text else ""
 
 
-def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; a vertical bar inside a cell would end it, so there is none."""
-    cells = [[cell.replace("|", "/") for cell in line] for line in (head, *lines)]
-    rows = ["| " + " | ".join(line) + " |" for line in cells]
-    return "\n".join([rows[0], "|" + "---|" * len(head), *rows[1:]])
-
-
 def peers_cell(case: Case) -> str:
-    """All timed peers with their ratio to ours, the fastest first; few rounds are said."""
+    """All timed peers with their ratio to ours, the fastest first, with the number of rounds where these are few."""
     timed = [row for row in case if row["median_ms"] and row["kind"] in ("eager", "compiled")]
     timed.sort(key=lambda row: float(row["median_ms"]))
     few = {row["variant"]: f" ({row['rounds']} rounds)" for row in timed if int(row["rounds"]) < measure.MIN_ROUNDS}
@@ -64,7 +78,7 @@ def peers_cell(case: Case) -> str:
 
 
 def speed_cell(case: Case, own: Row) -> str:
-    """Our speed relative to the anchor that was measured in turn with it."""
+    """Our speed relative to the anchor measured in turn with it."""
     anchor = next((row["variant"].partition(", ")[2] for row in case if row["kind"] == "anchor"), "")
     if not anchor or not own["speed_per_element"]:
         return ""
@@ -98,7 +112,7 @@ def memory_lines(cases: Sequence[Case]) -> list[list[str]]:
 
 
 def note_lines(cases: Sequence[Case]) -> list[str]:
-    """Peers that were not timed, with the reason; the same reason is said once."""
+    """Peers that were not timed, each reason once with its cases."""
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for case in cases:
         for row in case:
@@ -110,7 +124,7 @@ def note_lines(cases: Sequence[Case]) -> list[str]:
 
 
 def provenance(cases: Sequence[Case]) -> str:
-    """Machine, versions, and the commits and dates of the rows."""
+    """Machine, versions, commits and dates of the rows."""
     first = cases[0][0]
     runs = sorted({(case[0]["date"], case[0]["commit"], case[0]["mode"]) for case in cases})
     listed = ", ".join(f"{commit} ({date}{'' if mode == 'full' else ', ' + mode})" for date, commit, mode in runs)
@@ -120,14 +134,14 @@ def provenance(cases: Sequence[Case]) -> str:
     )
 
 
-def left_out(rows: Sequence[Row], cases: Sequence[Case]) -> str:
-    """Which other malloc settings the file holds rows of, since the page shows one; empty if none."""
+def omitted_rows(rows: Sequence[Row], cases: Sequence[Case]) -> str:
+    """Note about rows under other malloc settings than the one shown; empty if there are none."""
     others = sorted({row["malloc"] for row in rows} - {cases[0][0]["malloc"]})
     return f"Not shown: rows under other malloc settings ({'; '.join(others)}); `--malloc` chooses." if others else ""
 
 
-def full_page(cases: Sequence[Case], picture: str, remark: str = "") -> str:
-    """The page of one machine."""
+def make_page(cases: Sequence[Case], figure: str, remark: str = "") -> str:
+    """Page of one machine."""
     head = [
         "case",
         "direction",
@@ -142,16 +156,16 @@ def full_page(cases: Sequence[Case], picture: str, remark: str = "") -> str:
         provenance(cases),
         *([remark] if remark else []),
     ]
-    parts.append(f"![bars]({picture})")
+    parts.append(f"![bars]({figure})")
     for op in dict.fromkeys(case[0]["op"] for case in cases):
         chosen = [case for case in cases if case[0]["op"] == op]
         parts.append(f"## {op}")
         lines = time_lines(chosen)
         if lines:
-            parts.append(markdown_table(head, lines))
+            parts.append(markdown(head, lines))
         memory = memory_lines(chosen)
         if memory:
-            parts.append(markdown_table(["case", "direction", "peak beyond the inputs"], memory))
+            parts.append(markdown(["case", "direction", "peak beyond the inputs"], memory))
     notes = note_lines(cases)
     if notes:
         parts += ["## Not timed", "\n".join(notes)]
@@ -163,7 +177,7 @@ def full_page(cases: Sequence[Case], picture: str, remark: str = "") -> str:
 
 
 def headline(cases: Sequence[Case]) -> list[Case]:
-    """The cases that have a target against a peer: those that the README and the plot show."""
+    """Cases with a target against a peer: those of the summary and the plot."""
     wanted = {
         (t.op, t.shape, t.order, t.dtype, t.direction)
         for t in targets.targets()
@@ -172,8 +186,8 @@ def headline(cases: Sequence[Case]) -> list[Case]:
     return [c for c in cases if tuple(c[0][key] for key in CASE) in wanted and results.ours(c) is not None]
 
 
-def summary(cases: Sequence[Case], page: str, picture: str) -> str:
-    """The README's section."""
+def summary(cases: Sequence[Case], page: str, figure: str) -> str:
+    """The section between the markers; page, figure: relative links."""
     head = ["operator", "case", "direction", "ours", "fastest eager peer", "it takes", "compiled takes"]
     lines = []
     for case in headline(cases):
@@ -182,49 +196,65 @@ def summary(cases: Sequence[Case], page: str, picture: str) -> str:
         said = "" if peer is None else f"{peer['variant']}, {milliseconds(peer['median_ms'])}"
         ratios = [times(results.ratio(case, kind)) for kind in ("eager", "compiled")]
         lines.append([case[0]["op"], name(case), case[0]["direction"], milliseconds(own["median_ms"]), said, *ratios])
-    table = markdown_table(head, lines)
+    table = markdown(head, lines)
     link = f"Every case, every peer, and the share of the machine's limit: [{Path(page).name}]({page})."
-    return "\n\n".join([f"![ours and the peers, log scale]({picture})", table, provenance(cases), link])
+    return "\n\n".join([f"![ours and the peers, log scale]({figure})", table, provenance(cases), link])
 
 
-def update_readme(readme: Path, text: str) -> None:
-    """Puts `text` between the markers. Raises ValueError when they are not there."""
-    whole = readme.read_text()
+def update_page(page: Path, text: str) -> None:
+    """Replaces the section between the markers. Raises ValueError when the page has none."""
+    whole = page.read_text()
     if BEGIN not in whole or END not in whole:
-        raise ValueError(f"bench: {readme} has no {BEGIN} … {END}")
+        raise ValueError(f"bench: {page} has no {BEGIN} … {END}")
     before, rest = whole.split(BEGIN, 1)
-    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
 
 
-def write(csv: Path, malloc: str = "") -> list[Case]:
-    """Writes the page and the plot beside a CSV and returns the cases in them."""
+def draw_speed(cases: Sequence[Case], figure: Path) -> bool:
+    """Draws SPEED_CASES, ours against the fastest peer; False where one of them was not measured."""
+    by_key = {tuple(case[0][key] for key in CASE): case for case in cases}
+    pairs = []
+    for title, key in SPEED_CASES.items():
+        case = by_key.get(key, [])
+        own, peer = results.ours(case), results.fastest(case, "eager", "compiled")
+        if own is None or peer is None:
+            return False
+        pairs.append((title, own, peer))
+    plot.ratios(pairs, figure)
+    return True
+
+
+def write_page(csv: Path, malloc: str = "") -> list[Case]:
+    """Writes the page and the plot beside a CSV and returns their cases."""
     rows = results.read(csv)
     cases = results.newest(rows, malloc)
     if not cases:
         return []
-    picture = csv.with_suffix(".png")
+    figure = csv.with_suffix(".png")
     shown = headline(cases)
     if shown:
-        plot.bars([(f"{c[0]['op']}, {name(c)}", c[0]["direction"], c) for c in shown], picture)
-    csv.with_suffix(".md").write_text(full_page(cases, picture.name, left_out(rows, cases)))
+        plot.bars([(f"{c[0]['op']}, {name(c)}", c[0]["direction"], c) for c in shown], figure)
+    csv.with_suffix(".md").write_text(make_page(cases, figure.name, omitted_rows(rows, cases)))
     return cases
 
 
 def main() -> None:
-    """Reports every processor (`bench.harness.gpu_table` the GPUs); the README shows the one measured last."""
-    arguments = tyro.cli(Arguments)
-    paths = [path for path in sorted(arguments.folder.glob("*.csv")) if not gpu_table.measured_on_a_gpu(path)]
-    written = {path: write(path, arguments.malloc) for path in paths}
+    """Reports every processor (`bench.harness.gpu_table` the GPUs); the summary shows the one measured last."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    paths = [path for path in sorted(arguments.folder.glob("*.csv")) if not gpu_table.has_gpu_rows(path)]
+    written = {path: write_page(path, arguments.malloc) for path in paths}
     written = {path: cases for path, cases in written.items() if cases}
     if not written:
         sys.exit(f"bench: no rows in {arguments.folder}; measure first: python -m bench.run")
     newest = max(written, key=lambda path: max(case[0]["date"] for case in written[path]))
-    page, picture = (
-        newest.with_suffix(suffix).resolve().relative_to(arguments.readme.resolve().parent).as_posix()
+    page, figure = (
+        Path(os.path.relpath(newest.with_suffix(suffix), arguments.page.parent)).as_posix()
         for suffix in (".md", ".png")
     )
-    update_readme(arguments.readme, summary(written[newest], page, picture))
-    print(f"wrote {', '.join(str(path.with_suffix('.md')) for path in written)} and {arguments.readme}")
+    update_page(arguments.page, summary(written[newest], page, figure))
+    files = [*(path.with_suffix(".md") for path in written), arguments.page]
+    files += [arguments.figure] if draw_speed(written[newest], arguments.figure) else []
+    print(f"wrote {', '.join(map(str, files))}")
 
 
 if __name__ == "__main__":

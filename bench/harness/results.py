@@ -25,14 +25,16 @@ MEASURED = (
     "share_of_bandwidth share_of_limit peak_mib note"
 ).split()
 COLUMNS = (*FACTS, *CASE, *MEASURED)
-# What rows measured on a GPU carry besides: the card, its driver, the copy bandwidth and the clock at the time.
+# Further columns of rows measured on a GPU: card, driver, copy bandwidth and clock at the time.
 GPU_FACTS = ("gpu", "gpu_memory_gib", "driver", "cuda", "triton", "copy_gb_s", "clock_mhz")
 TUNABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+# Ops of bench.pipeline, measured under the environment's own malloc setting: they do not decide which setting a page shows.
+PIPELINE_OPS = ("training", "loading")
 Row = dict[str, str]
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it."""
+    """Name of the processor as reported by the system."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():
@@ -42,24 +44,25 @@ def cpu_name() -> str:
 
 
 def malloc_setting(environment: Mapping[str, str] = os.environ) -> str:
-    """Whether glibc gives freed memory back at once (default): a fresh output then costs 2 us per page touched."""
+    """Setting of glibc's malloc; by default it returns freed memory at once, and a fresh output costs 2 us per page touched."""
     found = [f"{name}={environment[name]}" for name in TUNABLES if environment.get(name)]
     return " ".join(found) or "default"
 
 
 def commit() -> str:
-    """The short hash of the checkout, `-dirty` if a tracked file differs; what the benchmark itself writes does not count."""
+    """Short hash of the checkout, with `-dirty` if a tracked file differs, files written by the benchmark excepted."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!README.md")
+    excluded = [":!bench/results", ":!docs/benchmarks.md", ":!docs/speed.png"]
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *excluded)
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 @lru_cache(maxsize=1)
 def facts() -> Row:
-    """What a row must carry to be believed. One date per process: the rows of a run belong together."""
+    """Columns that identify the conditions of a row. One date per process: the rows of a run belong together."""
     isa = _native.extension().isa() if _native.available() else ""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -71,14 +74,14 @@ def facts() -> Row:
         "python": platform.python_version(),
         "bdam_fast": bdam_fast.__version__,
         "malloc": malloc_setting(),
-        # Processes that wanted to run over the last minute: above 0.5 at the start, somebody else was measured too.
+        # Runnable processes over the last minute: above 0.5 at the start, other work was measured too.
         "load": f"{os.getloadavg()[0]:.2f}",
         "mode": "full",
     }
 
 
 def machine_file(common: Row, folder: Path = RESULTS) -> Path:
-    """The CSV of a machine: its GPU if the rows were measured on one, else its processor and the number of threads."""
+    """CSV of a machine, named by its GPU if the rows were measured on one, else by processor and number of threads."""
     gpu = common.get("gpu", "")
     name = "".join(c if c.isalnum() else "-" for c in (gpu or common["machine"]).lower()).strip("-")
     return folder / (f"{name}.csv" if gpu else f"{name}-{common['threads']}t.csv")
@@ -116,15 +119,16 @@ def read(path: Path) -> list[Row]:
 
 
 def newest(rows: Iterable[Row], malloc: str = "") -> list[list[Row]]:
-    """The rows of each case from its newest full run (from its newest quick run when there is no full one).
+    """Rows of each case from its newest full run (from its newest quick run when there is no full one).
 
     Rows of one case in one run were measured side by side, so only those are compared, and only runs under one malloc
-    setting: `malloc`, or that of the newest full run. Cases keep the order in which they first appear.
+    setting: `malloc`, or that of the newest full run of an operator. Cases keep the order of their first appearance.
     """
     rows = list(rows)
     if not rows:
         return []
-    chosen = malloc or max(rows, key=_age)["malloc"]
+    operators = [row for row in rows if row["op"] not in PIPELINE_OPS]
+    chosen = malloc or max(operators or rows, key=_age)["malloc"]
     runs: dict[tuple[str, ...], dict[tuple[bool, str], list[Row]]] = {}
     for row in rows:
         if row["malloc"] == chosen:
@@ -137,25 +141,25 @@ def _age(row: Row) -> tuple[bool, str]:
 
 
 def ours(case: Iterable[Row]) -> Row | None:
-    """The row of our own variant, if it was timed."""
+    """Row of our variant, None where it was not timed."""
     return next((row for row in case if row["kind"] == "ours" and row["median_ms"]), None)
 
 
-def fastest(case: Iterable[Row], kind: str) -> Row | None:
-    """The fastest timed row of a kind (`eager` or `compiled`)."""
-    timed = [row for row in case if row["kind"] == kind and row["median_ms"]]
+def fastest(case: Iterable[Row], *kinds: str) -> Row | None:
+    """The fastest timed row of these kinds (`eager`, `compiled`)."""
+    timed = [row for row in case if row["kind"] in kinds and row["median_ms"]]
     return min(timed, key=lambda row: float(row["median_ms"]), default=None)
 
 
-def ratio(case: Iterable[Row], kind: str) -> float | None:
-    """How many times ours the fastest row of a kind takes; None where one of the two is missing."""
+def ratio(case: Iterable[Row], *kinds: str) -> float | None:
+    """Ratio of the fastest time of these kinds to ours; None where one of the two is missing."""
     case = list(case)
-    own, peer = ours(case), fastest(case, kind)
+    own, peer = ours(case), fastest(case, *kinds)
     return None if own is None or peer is None else float(peer["median_ms"]) / float(own["median_ms"])
 
 
 def milliseconds(text: str) -> str:
-    """A time with its unit: microseconds below a tenth of a millisecond, seconds from one on."""
+    """Formats milliseconds with a unit: microseconds below 0.1 ms, seconds from 1 s on."""
     value = float(text)
     if value < 0.1:
         return f"{value * 1e3:.1f} µs"

@@ -1,4 +1,4 @@
-"""What the operators are meant to reach, and whether the newest rows do. Targets, never results."""
+"""Targets of the operators, and the comparison of the newest rows with them. Targets, never results."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from bench.harness import results
 from bench.harness.results import Row
 
 MAIN, LANGUAGE = "B 8 D 512 L 273 N 16", "B 1 D 1536 L 2048 N 16"
-CONV = "B 8 D 512 L 273 W 4"
+CONV, MODEL = "B 8 D 512 L 273 W 4", "2 layers, hidden 768, vocabulary 1024"
 
 
 @dataclass(frozen=True)
 class Target:
-    """One number to reach in one case."""
+    """Bound for one number of one case."""
 
     op: str
     shape: str
     direction: str
-    # eager, compiled: times the fastest such peer takes; a peer's name: times that one takes; or a column of our row.
+    # eager, compiled: ratio of the fastest such peer's time to ours; a peer's name: ratio of its time; or a column of our row.
     measure: str
     bound: float
     order: str = ""
@@ -30,7 +30,7 @@ class Target:
     sense: str = "at_least"
 
     def value(self, cases: Iterable[list[Row]]) -> float | None:
-        """The measured number; None where the newest rows do not have it."""
+        """Measured number; None where the newest rows lack it."""
         wanted = (self.op, self.shape, self.order, self.dtype, self.direction)
         case = next((c for c in cases if tuple(c[0][key] for key in results.CASE) == wanted), None)
         if case is None:
@@ -53,7 +53,7 @@ class Target:
         )
 
     def reached(self, value: float) -> bool:
-        """Whether a measured number satisfies the target."""
+        """Returns True where a measured number satisfies the target."""
         return value >= self.bound if self.sense == "at_least" else value <= self.bound
 
 
@@ -82,7 +82,7 @@ def _scan() -> list[Target]:
 
 
 def _others() -> list[Target]:
-    both, conv, model = "forward+backward", "F.conv1d + SiLU", "2 layers, hidden 768, vocabulary 1024"
+    both, conv = "forward+backward", "F.conv1d + SiLU"
     found = [
         Target("causal_conv1d", CONV, direction, conv, bound, order)
         for order, forward, full in (("BLD", 7, 18), ("BDL", 4, 6))
@@ -93,9 +93,9 @@ def _others() -> list[Target]:
         Target("hsic", "batch 16 N 64 D 768 linear", both, "textbook", 3),
         Target("hsic", "batch 1 N 4096 D 256 rbf", "forward, peak memory", "textbook", 0.05, sense="at_most"),
         Target("hsic", "batch 1 N 4096 D 256 rbf", f"{both}, peak memory", "textbook", 0.05, sense="at_most"),
-        Target("transformers", f"{model}, B 2 L 512", "forward", "unpatched", 5),
-        Target("transformers", f"{model}, B 2 L 512", both, "unpatched", 30),
-        Target("transformers", f"{model}, B 1", "generate 64 tokens", "unpatched", 1.3),
+        Target("transformers", f"{MODEL}, B 2 L 512", "forward", "unpatched", 5),
+        Target("transformers", f"{MODEL}, B 2 L 512", both, "unpatched", 30),
+        Target("transformers", f"{MODEL}, B 1", "generate 64 tokens", "unpatched", 1.3),
     ]
     for name in ("selective_scan", "causal_conv1d", "hsic"):
         shape = f"{name}, B 1 D 8 L 1" if name != "hsic" else "hsic, N 4 D 8"
@@ -107,12 +107,12 @@ def _others() -> list[Target]:
 
 
 def targets() -> list[Target]:
-    """All of them, in the order in which they are printed."""
+    """All targets, in the order in which they are printed."""
     return _scan() + _others()
 
 
 def verdict(target: Target, value: float | None) -> str:
-    """reached, not reached, not measured; a share above the limit says that the limit itself was measured wrong."""
+    """Verdict in words; a share above 1 shows that the limit itself was measured too low."""
     if value is None:
         return "not measured"
     if target.measure.startswith("share_of") and value > 1:
@@ -120,8 +120,8 @@ def verdict(target: Target, value: float | None) -> str:
     return "reached" if target.reached(value) else "not reached"
 
 
-def table(cases: list[list[Row]]) -> Table:
-    """Each target with the number of the newest rows: reached, not reached, or not measured."""
+def make_table(cases: list[list[Row]]) -> Table:
+    """Table of the targets with the measured numbers and verdicts."""
     shown = Table("op", "case", "direction", "measure", "target", "measured", "")
     for target in targets():
         value = target.value(cases)

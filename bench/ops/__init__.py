@@ -1,1 +1,1 @@
-"""One file an operator: its cases and its peers."""
+"""Cases and peers of the operators, one file each."""

@@ -25,19 +25,24 @@ DIRECTIONS = ("forward", "forward+backward")
 
 
 def torch_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """F.conv1d with one group a channel, then SiLU."""
+    """F.conv1d with one group per channel, then SiLU."""
     width = weight.shape[1]
     return F.silu(F.conv1d(x, weight[:, None], bias, padding=width - 1, groups=x.shape[1])[..., : x.shape[2]])
 
 
+def run_conv(*tensors: Tensor, backend: str) -> Tensor:
+    """bdam_fast.causal_conv1d on a backend, with SiLU."""
+    return bdam_fast.causal_conv1d(*tensors, "silu", backend=backend)
+
+
 def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The kernel."""
-    return bdam_fast.causal_conv1d(x, weight, bias, "silu", backend="cpu")
+    """Our CPU kernel."""
+    return run_conv(x, weight, bias, backend="cpu")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Inputs of one shape, order and dtype, with the exact results."""
+    """Inputs of one shape, memory order and dtype, with the exact results."""
 
     shape: Shape
     order: str
@@ -46,7 +51,7 @@ class Problem:
 
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:
-        """x (B, D, L), weight (D, W), bias (D,), with gradient."""
+        """x (B, D, L), weight (D, W), bias (D,), all requiring gradients."""
         batch, channels, length, width = self.shape
         generator = torch.Generator(self.device).manual_seed(0)
         kind = {"generator": generator, "device": self.device}
@@ -58,7 +63,7 @@ class Problem:
 
     @cached_property
     def upstream(self) -> Tensor:
-        """The gradient that comes in, in the memory order of the output."""
+        """Upstream gradient in the memory order of the output."""
         return torch.randn_like(self.inputs[0].detach())
 
     @cached_property
@@ -69,7 +74,7 @@ class Problem:
         return [out.detach(), *torch.autograd.grad(out, inputs, self.upstream.double())]
 
     def variant(self, name: str, direction: str, function: Callable[..., Tensor], kind: str = "eager") -> Variant:
-        """A timed call."""
+        """Variant that calls a function on these inputs."""
 
         def forward() -> list[Tensor]:
             with torch.no_grad():
@@ -89,10 +94,10 @@ class Problem:
         skipped: dict[str, str],
         kernel: Callable[..., Tensor] | None = None,
     ) -> Case:
-        """A case on these inputs with ours (`kernel`, by default that of the CPU) in front."""
+        """Case on these inputs with ours (`kernel`, by default that of the CPU) first."""
         own = self.variant("bdam_fast", direction, kernel or ours, "ours")
         element = self.inputs[0].numel()
-        # Forward x in, out out, one sigmoid; backward x and dout in, dx out, the sigmoid again.
+        # Forward reads x, writes out, one sigmoid; backward reads x and dout, writes dx, the sigmoid again.
         streams, sigmoids = (2, 1) if direction == "forward" else (5, 2)
         work = Work(streams * element * self.dtype.itemsize, sigmoid=sigmoids * element)
         text = "B {} D {} L {} W {}".format(*self.shape)
@@ -103,11 +108,11 @@ class Problem:
 
 
 def cases(quick: bool = False) -> Iterator[Case]:
-    """All shapes, orders and directions; then bfloat16 and the neighbours beside the main shape."""
+    """All shapes, orders and directions; then bfloat16 and neighbouring shapes beside the main shape."""
     for shape in SHAPES[: 1 if quick else None]:
         for order in ("BLD", "BDL"):
             for direction in DIRECTIONS:
-                yield _everyone(Problem(shape, order), direction, quick)
+                yield _all_peers(Problem(shape, order), direction, quick)
     main = Problem(MAIN, "BLD")
     beside = [(Problem(MAIN, "BLD", torch.bfloat16), "bdam_fast, float32")]
     beside += [(Problem(shape, "BLD"), "bdam_fast, main shape") for shape in NEIGHBOURS]
@@ -117,10 +122,10 @@ def cases(quick: bool = False) -> Iterator[Case]:
             yield problem.case(direction, [anchor, problem.variant("F.conv1d + SiLU", direction, torch_conv)], {})
 
 
-def _everyone(problem: Problem, direction: str, quick: bool) -> Case:
+def _all_peers(problem: Problem, direction: str, quick: bool) -> Case:
     variants, skipped = [problem.variant("F.conv1d + SiLU", direction, torch_conv)], {}
     if quick:
-        skipped["compiled F.conv1d + SiLU"] = "takes seconds to compile, left out by --quick"
+        skipped["compiled F.conv1d + SiLU"] = "takes seconds to compile, skipped by --quick"
     else:
         function = peers.compiled(torch_conv)
         variants.append(problem.variant("compiled F.conv1d + SiLU", direction, function, "compiled"))

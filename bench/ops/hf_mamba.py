@@ -26,7 +26,7 @@ TOLERANCE = 1e-3
 
 
 def unavailable() -> str:
-    """Why these cases cannot run; an empty string if they can."""
+    """Reason why these cases cannot run; an empty string if they can."""
     try:
         compat = importlib.import_module("bdam_fast.compat")
     except ImportError as problem:
@@ -39,7 +39,7 @@ def unavailable() -> str:
 
 @contextlib.contextmanager
 def patched() -> Iterator[None]:
-    """transformers on our kernels."""
+    """Patches transformers to run on our kernels meanwhile."""
     compat = importlib.import_module("bdam_fast.compat")
     compat.patch_transformers()
     try:
@@ -49,7 +49,7 @@ def patched() -> Iterator[None]:
 
 
 class ReferenceMixer(nn.Module):
-    """A mixer's weights in our own block with the reference scan: what the model should compute, in any precision."""
+    """A mixer's weights in our block with the reference scan: the exact result in any precision."""
 
     def __init__(self, mixer: nn.Module) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class ReferenceMixer(nn.Module):
 
 @lru_cache(maxsize=2)
 def model(exact: bool = False) -> nn.Module:
-    """The model, or the same in float64 with the reference scan."""
+    """The model; exact: in float64 with the reference scan."""
     transformers = importlib.import_module("transformers")
     torch.manual_seed(0)
     made = transformers.MambaForCausalLM(transformers.MambaConfig(**SIZES)).eval()
@@ -74,7 +74,7 @@ def model(exact: bool = False) -> nn.Module:
 
 
 def tokens(batch: int, length: int) -> Tensor:
-    """Random token numbers."""
+    """Random token ids, int64 (batch, length)."""
     return torch.randint(0, SIZES["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(0))
 
 
@@ -94,7 +94,7 @@ def both(exact: bool = False) -> list[Tensor]:
 
 
 def generate() -> Tensor:
-    """NEW tokens after a prompt, greedy; token numbers."""
+    """Generates NEW tokens after a prompt, greedily; token ids."""
     with torch.no_grad():
         prompt = tokens(1, PROMPT)
         options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
@@ -102,7 +102,7 @@ def generate() -> Tensor:
 
 
 def generate_exact() -> list[Tensor]:
-    """The same tokens by running the whole sequence through the float64 model for every new one."""
+    """Generates the same tokens by running the whole sequence through the float64 model for every new one."""
     ids = tokens(1, PROMPT)
     with torch.no_grad():
         for _ in range(NEW):
@@ -126,16 +126,16 @@ def cases(quick: bool = False) -> Iterator[Case]:
     """Forward, forward+backward and generation, patched against unpatched."""
     text = f"{MODEL}, B {BATCH} L {LENGTH}"
     yield _case(text, "forward", forward, lambda: forward(True))
-    left_out = "a minute a call, left out by --quick" if quick else ""
-    yield _case(text, "forward+backward", both, lambda: both(True), left_out)
+    skipped = "a minute a call, skipped by --quick" if quick else ""
+    yield _case(text, "forward+backward", both, lambda: both(True), skipped)
     yield _case(f"{MODEL}, B 1", f"generate {NEW} tokens", generate, generate_exact)
 
 
 def _case(
-    text: str, direction: str, call: Callable[[], object], exact: Callable[[], list[Tensor]], left_out: str = ""
+    text: str, direction: str, call: Callable[[], object], exact: Callable[[], list[Tensor]], reason: str = ""
 ) -> Case:
     variants = [Variant("bdam_fast", call, "ours", patched)]
-    if not left_out:
+    if not reason:
         variants.append(Variant("unpatched", call))
-    skipped = {"unpatched": left_out} if left_out else {}
+    skipped = {"unpatched": reason} if reason else {}
     return Case("transformers", text, direction, variants, exact, work(direction), "", "float32", skipped, TOLERANCE)

@@ -24,7 +24,7 @@ DIRECTIONS = ("forward", "forward+backward")
 
 
 def textbook(x: Tensor, y: Tensor, sigma: float | None) -> Tensor:
-    """tr(K H L H) / (N - 1)², written as it is printed."""
+    """tr(K H L H) / (N - 1)², evaluated as printed in the literature."""
     n = x.shape[-2]
     centre = torch.eye(n, dtype=x.dtype, device=x.device) - 1 / n
     product = gram(x, sigma) @ centre @ gram(y, sigma) @ centre
@@ -32,7 +32,7 @@ def textbook(x: Tensor, y: Tensor, sigma: float | None) -> Tensor:
 
 
 def centred_sum(x: Tensor, y: Tensor, sigma: float | None) -> Tensor:
-    """The same by hand: sum of (H K H) ∘ L, centred by subtracting means, so only two matrix products are left."""
+    """Optimised form: sum of (H K H) ∘ L, centred by subtracting means, so that only two matrix products remain."""
     n = x.shape[-2]
     K = gram(x, sigma)
     K = K - K.mean(-1, keepdim=True)
@@ -41,7 +41,7 @@ def centred_sum(x: Tensor, y: Tensor, sigma: float | None) -> Tensor:
 
 
 def gram(x: Tensor, sigma: float | None) -> Tensor:
-    """<a, b>, or exp(-|a - b|² / (2 sigma²))."""
+    """Gram matrix of <a, b>, or of exp(-|a - b|² / (2 sigma²))."""
     inner = x @ x.transpose(-2, -1)
     if sigma is None:
         return inner
@@ -51,22 +51,23 @@ def gram(x: Tensor, sigma: float | None) -> Tensor:
 
 
 def ours(x: Tensor, y: Tensor, sigma: float | None) -> Tensor:
-    """The kernel."""
-    return _hsic(x, y, sigma, "cpu")
+    """Our CPU kernel."""
+    return run_hsic(x, y, sigma, "cpu")
 
 
 def reference(x: Tensor, y: Tensor, sigma: float | None) -> Tensor:
     """The equation in plain PyTorch."""
-    return _hsic(x, y, sigma, "reference")
+    return run_hsic(x, y, sigma, "reference")
 
 
-def _hsic(x: Tensor, y: Tensor, sigma: float | None, backend: str) -> Tensor:
+def run_hsic(x: Tensor, y: Tensor, sigma: float | None, backend: str) -> Tensor:
+    """bdam_fast.hsic on a backend: linear without sigma, else RBF."""
     kernel = "linear" if sigma is None else "rbf"
     return bdam_fast.hsic(x, y, kernel=kernel, sigma_x=sigma, sigma_y=sigma, backend=backend)
 
 
 def inputs(shape: tuple[int, int, int], dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[Tensor]:
-    """x and y, dependent in a tenth of their features so that the value is not a difference of rounding errors."""
+    """Inputs x and y, equal in a tenth of their features so that the value is not a difference of rounding errors."""
     generator = torch.Generator(device).manual_seed(0)
     x, y = (torch.randn(shape, generator=generator, device=device) for _ in range(2))
     y[..., : shape[2] // 10] = x[..., : shape[2] // 10]
@@ -79,7 +80,7 @@ def runner(
     sigma: float | None,
     direction: str,
 ) -> Callable[[], list[Tensor]]:
-    """A call that returns the value, or the value and both gradients."""
+    """Builds a call that returns the value, or the value and both gradients."""
 
     def forward() -> list[Tensor]:
         with torch.no_grad():
@@ -93,7 +94,7 @@ def runner(
 
 
 def work(shape: tuple[int, int, int], kernel: str, direction: str, itemsize: int = 4) -> Work:
-    """Each input read once (and its gradient written); the cheaper of the N×N and D×D forms; half of each symmetric matrix.
+    """Minimum work: inputs read once (gradients written), the cheaper of the N×N and D×D forms, half of a symmetric matrix.
 
     Linear: a Gram matrix costs N² D operations by symmetry, and 2 N² D for a gradient; the D×D form costs 2 N D² forward
     and 4 N D² backward. RBF: both Gram matrices, their exps in both directions, and 2 N² D for each gradient.
@@ -109,7 +110,7 @@ def work(shape: tuple[int, int, int], kernel: str, direction: str, itemsize: int
 
 
 def cases(quick: bool = False) -> Iterator[Case]:
-    """Every shape with both kernels and in both directions; at N 4096 rbf only (linear: 4 s a call for the formula)."""
+    """Every shape with both kernels and in both directions; at N 4096 only rbf (linear: the formula takes 4 s a call)."""
     for shape in SHAPES[: 2 if quick else None]:
         for kernel in KERNELS if shape != MEMORY_SHAPE else ("rbf",):
             for direction in DIRECTIONS:
@@ -124,7 +125,7 @@ def _case(shape: tuple[int, int, int], kernel: str, direction: str, quick: bool)
     variants += [Variant(name, runner(f, tensors, sigma, direction)) for name, f in formulas.items()]
     skipped = {}
     if quick:
-        skipped["compiled textbook"] = "takes seconds to compile, left out by --quick"
+        skipped["compiled textbook"] = "takes seconds to compile, skipped by --quick"
     elif shape == MEMORY_SHAPE:
         skipped["compiled textbook"] = "the same products as the eager one, seconds a call; measured at N 1024"
     else:
@@ -141,14 +142,14 @@ def _case(shape: tuple[int, int, int], kernel: str, direction: str, quick: bool)
 
 
 def memory_call(name: str, direction: str, small: bool) -> Callable[[], object]:
-    """What a child process of `bench.harness.memory` runs: RBF at MEMORY_SHAPE, or a small problem that loads the libraries."""
+    """Call for a child process of `bench.harness.memory`: RBF at MEMORY_SHAPE, or a small problem that loads the libraries."""
     function = {"bdam_fast": ours, "textbook": textbook, "centred sum": centred_sum}[name]
     shape = (1, 64, 64) if small else MEMORY_SHAPE
     return runner(function, inputs(shape), shape[2] ** 0.5, direction)
 
 
 def extra_rows(quick: bool = False) -> Iterator[list[Row]]:
-    """Peak memory of one call beyond the inputs, each variant in a process of its own."""
+    """Rows of the peak memory of one call beyond the inputs, each variant in a process of its own."""
     if quick:
         return
     for direction in DIRECTIONS:

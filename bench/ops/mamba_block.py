@@ -23,7 +23,7 @@ DIRECTIONS = ("forward", "forward+backward")
 
 
 def block(width: int, backend: str) -> Mamba:
-    """The same weights at every call."""
+    """Our block with the same weights at every call."""
     torch.manual_seed(0)
     return Mamba(width, backend=backend)
 
@@ -38,7 +38,7 @@ def mixer(width: int) -> nn.Module:
 
 
 def work(batch: int, length: int, width: int, direction: str) -> Work:
-    """Matrix products of the four projections, twice as many backward; elementary functions of the scan and conv's SiLU."""
+    """Minimum work: products of the four projections, twice as many backward; elementary functions of scan and SiLU."""
     inner, states, rank = 2 * width, 16, -(-width // 16)
     weights = width * 2 * inner + inner * (rank + 2 * states) + rank * inner + inner * width
     scan = scan_work((batch, inner, length, states), direction)
@@ -48,7 +48,7 @@ def work(batch: int, length: int, width: int, direction: str) -> Work:
 
 
 def variant(name: str, module: nn.Module, hidden: Tensor, direction: str, kind: str = "eager") -> Variant:
-    """The output, or the output and the gradients of the input and of every parameter."""
+    """Variant that returns the output, or the output and the gradients of the input and of every parameter."""
     wanted = [hidden, *(p for _, p in sorted(module.named_parameters()))]
 
     def forward() -> list[Tensor]:
@@ -76,7 +76,7 @@ def _case(shape: tuple[int, int, int], direction: str, quick: bool) -> Case:
     variants.append(variant("reference loop", block(width, "reference"), hidden, direction))
     why = peers.missing(peers.TRANSFORMERS_MODULE, "mamba_selective_scan")
     if not why and direction != "forward" and quick:
-        why = "seconds a call, left out by --quick"
+        why = "seconds a call, skipped by --quick"
     if not why:
         variants.append(variant("transformers", mixer(width), hidden, direction))
 

@@ -1,4 +1,4 @@
-"""What a call costs when there is nothing to compute: B 1, D 8, L 1, without gradient and forward+backward."""
+"""Overhead of a call with almost nothing to compute: B 1, D 8, L 1, without gradient and forward+backward."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch import Tensor
 
 import bdam_fast
 from bench.harness.case import Case, Variant
-from bench.ops import hsic
-from bench.ops.causal_conv1d import torch_conv
+from bench.ops import causal_conv1d, hsic
 from bench.ops.selective_scan import Problem, ours, reference
 
 DIRECTIONS = ("forward", "forward+backward")
@@ -24,19 +23,15 @@ def _conv_inputs() -> list[Tensor]:
 
 
 def _problems() -> list[tuple[str, list[Tensor], Callable[..., Tensor], Callable[..., Tensor]]]:
-    """Shape, inputs, ours, and the plain PyTorch formula of each operator with a gradient."""
+    """(shape, inputs, our function, plain PyTorch formula) of each operator with a gradient."""
     shape = f"B 1 D {CHANNELS} L 1"
     scan = [t.detach() for t in Problem((1, CHANNELS, 1, STATES)).inputs.values()]
     samples = [t.detach() for t in hsic.inputs((1, 4, CHANNELS))]
     return [
         (f"selective_scan, {shape}", scan, ours, reference),
-        (f"causal_conv1d, {shape}", _conv_inputs(), _conv, torch_conv),
+        (f"causal_conv1d, {shape}", _conv_inputs(), causal_conv1d.ours, causal_conv1d.torch_conv),
         (f"hsic, N 4 D {CHANNELS}", samples, lambda x, y: hsic.ours(x, y, None), _textbook),
     ]
-
-
-def _conv(*tensors: Tensor) -> Tensor:
-    return bdam_fast.causal_conv1d(*tensors, "silu", backend="cpu")
 
 
 def _textbook(x: Tensor, y: Tensor) -> Tensor:
@@ -44,7 +39,7 @@ def _textbook(x: Tensor, y: Tensor) -> Tensor:
 
 
 def cases(quick: bool = False) -> Iterator[Case]:
-    """The three operators in both directions, then the two that decode step by step, where this version has them."""
+    """The three operators in both directions, then the two single-step operators, where this version has them."""
     for shape, tensors, own, peer in _problems():
         inputs = [t.detach().requires_grad_() for t in tensors]
         for direction in DIRECTIONS:
@@ -74,7 +69,7 @@ def _case(
 
 
 def _update_cases() -> Iterator[Case]:
-    """selective_state_update and causal_conv1d_update on zero states, so that every call returns the same."""
+    """selective_state_update and causal_conv1d_update on zero states, so that every call returns the same result."""
     scan = getattr(bdam_fast, "selective_state_update", None)
     conv = getattr(bdam_fast, "causal_conv1d_update", None)
     if scan is not None:

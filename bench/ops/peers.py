@@ -1,4 +1,4 @@
-"""The scan as other people compute it on a CPU; each takes (u, delta, A, B, C, D, z, delta_bias), softplus on.
+"""Other implementations of the scan on a CPU; each takes (u, delta, A, B, C, D, z, delta_bias), softplus on.
 
 B batch, L length, D channels, N states. u, delta, z (B, D, L) in either memory order; B, C (B, N, L). All work in float32.
 """
@@ -21,13 +21,13 @@ TRANSFORMERS_MODULE = "transformers.models.mamba.modeling_mamba"
 
 
 def _steps(u: Tensor, delta: Tensor, delta_bias: Tensor) -> tuple[Tensor, Tensor]:
-    """dt and dt u, both (B, L, D)."""
+    """Returns dt and dt u, both (B, L, D)."""
     dt = F.softplus(delta.transpose(1, 2).float() + delta_bias)
     return dt, dt * u.transpose(1, 2).float()
 
 
 def _finish(y: Tensor, u: Tensor, D: Tensor, z: Tensor) -> Tensor:
-    """(y + D u) silu(z) of y (B, L, D), as (B, D, L) in u's dtype."""
+    """Returns (y + D u) silu(z) of y (B, L, D), as (B, D, L) in u's dtype."""
     out = (y + D * u.transpose(1, 2).float()) * F.silu(z.transpose(1, 2).float())
     return out.transpose(1, 2).to(u.dtype)
 
@@ -35,7 +35,7 @@ def _finish(y: Tensor, u: Tensor, D: Tensor, z: Tensor) -> Tensor:
 def lean_loop(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """One state of (B, D, N), updated in place: no gradient, nothing of size L times N is ever written."""
+    """Loop over one state (B, D, N), updated in place: no gradient, and nothing of size L times N is ever written."""
     dt, x = _steps(u, delta, delta_bias)
     state = dt.new_zeros(*u.shape[:2], A.shape[1])
     decay, y = torch.empty_like(state), torch.empty_like(dt)
@@ -51,7 +51,7 @@ def lean_loop(
 def blocked_loop(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The lean loop with channels innermost, exp and the sum over states for BLOCK steps at once: no gradient."""
+    """Lean loop with channels innermost, exp and the sum over states for BLOCK steps at once: no gradient."""
     dt, x = (t.transpose(0, 1).unsqueeze(2) for t in _steps(u, delta, delta_bias))
     B_LBN, C_LBN, A_ND = B.float().permute(2, 0, 1), C.float().permute(2, 0, 1), A.t().contiguous()
     state = dt.new_zeros(u.shape[0], A.shape[1], u.shape[1])
@@ -69,7 +69,7 @@ def blocked_loop(
 def compilable_loop(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The lean loop without `out=` and in-place operations, which a compiler would undo anyway."""
+    """Lean loop without `out=` and in-place operations, which a compiler would undo anyway."""
     dt, x = _steps(u, delta, delta_bias)
     B_BLN, C_BLN = B.float().transpose(1, 2), C.float().transpose(1, 2)
     state = dt.new_zeros(*u.shape[:2], A.shape[1])
@@ -83,7 +83,7 @@ def compilable_loop(
 def chunked_cumsum(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """Parallel within chunks in log space: h_t = e^{S_t} (h_0 + sum_{s<=t} e^{-S_s} dt_s B_s u_s), S = cumsum(dt) A."""
+    """Parallel within chunks, in log space: h_t = e^{S_t} (h_0 + sum_{s<=t} e^{-S_s} dt_s B_s u_s), S = cumsum(dt) A."""
     batch, channels, length = u.shape
     dt, x = _steps(u, delta, delta_bias)
     padded = -(-length // CHUNK) * CHUNK
@@ -109,7 +109,7 @@ def chunked_cumsum(
 def mambapy(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The parallel scan of the mambapy package, forward and backward, inside the same prologue and epilogue."""
+    """Parallel scan of the mambapy package, forward and backward, with the same prologue and epilogue."""
     pscan = importlib.import_module("mambapy.pscan").pscan
     dt, x = _steps(u, delta, delta_bias)
     states = pscan(torch.exp(dt.unsqueeze(-1) * A), x.unsqueeze(-1) * B.float().transpose(1, 2).unsqueeze(2))
@@ -119,21 +119,21 @@ def mambapy(
 def transformers_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The scan that Hugging Face transformers runs on a CPU (5.x: a module function)."""
+    """Scan of Hugging Face transformers on a CPU (5.x: a module function)."""
     scan = importlib.import_module(TRANSFORMERS_MODULE).mamba_selective_scan
     return scan(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=True)
 
 
 def missing(module: str, attribute: str) -> str:
-    """Why a peer cannot be imported; an empty string if it can."""
+    """Reason why a peer cannot be imported; an empty string if it can."""
     try:
         found = importlib.import_module(module)
     except ImportError as problem:
-        return f"{problem}; `pip install -e .[bench]` brings it"
+        return f"{problem}; `pip install -e .[bench]` installs it"
     return "" if hasattr(found, attribute) else f"{module} of this version has no {attribute}"
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """torch.compile with static shapes and a cache of its own (another case must not count as a recompilation)."""
+    """Compiles with static shapes and a fresh cache (another case must not count as a recompilation)."""
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False)

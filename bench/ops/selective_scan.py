@@ -31,7 +31,7 @@ SLOW_GRADIENT_LENGTH = 1024
 
 @dataclass(frozen=True)
 class Problem:
-    """Inputs of one shape, order and dtype, with the exact results."""
+    """Inputs of one shape, memory order and dtype, with the exact results."""
 
     shape: Shape
     order: str = "BLD"
@@ -40,13 +40,13 @@ class Problem:
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
-        """The tensor arguments: the same numbers in both orders, with gradient."""
+        """The tensor arguments: the same numbers in both orders, all requiring gradients."""
         batch, channels, length, states = self.shape
         generator = torch.Generator(self.device).manual_seed(0)
 
         def draw(width: int) -> Tensor:
-            drawn = torch.randn(batch, length, width, generator=generator, device=self.device)
-            return drawn.to(self.dtype).transpose(1, 2)
+            values = torch.randn(batch, length, width, generator=generator, device=self.device)
+            return values.to(self.dtype).transpose(1, 2)
 
         tensors = {name: draw(channels) for name in ("u", "delta", "z")}
         if self.order == "BDL":
@@ -58,7 +58,7 @@ class Problem:
 
     @cached_property
     def upstream(self) -> Tensor:
-        """The gradient that comes in, in the memory order of the output."""
+        """Upstream gradient in the memory order of the output."""
         return torch.randn_like(self.inputs["u"].detach())
 
     @cached_property
@@ -82,7 +82,7 @@ class Problem:
         return [out.detach(), *torch.autograd.grad(out, list(inputs.values()), self.upstream[items].double())]
 
     def run(self, direction: str, function: Callable[..., Tensor]) -> Callable[[], list[Tensor]]:
-        """A call of `function` that returns the output (forward), the gradients (backward), or both."""
+        """Builds a call of `function` that returns the output (forward), the gradients (backward), or both."""
         tensors = list(self.inputs.values())
 
         def forward() -> list[Tensor]:
@@ -99,7 +99,7 @@ class Problem:
         return forward if direction == "forward" else both
 
     def variant(self, name: str, direction: str, function: Callable[..., Tensor], kind: str = "eager") -> Variant:
-        """A timed call with its number of elements."""
+        """Variant that calls a function on these inputs."""
         batch, channels, length, states = self.shape
         elements = float(batch * channels * length)
         call = self.run(direction, function)
@@ -112,7 +112,7 @@ class Problem:
         skipped: dict[str, str] | None = None,
         kernel: Callable[..., Tensor] | None = None,
     ) -> Case:
-        """A case on these inputs; the first variant, ours (`kernel`, by default that of the CPU), is put in front."""
+        """Case on these inputs with ours (`kernel`, by default that of the CPU) first."""
         text = "B {} D {} L {} N {}".format(*self.shape)
         expected = {"forward": slice(0, 1), "backward": slice(1, None)}.get(direction, slice(None))
         return Case(
@@ -129,7 +129,7 @@ class Problem:
 
 
 def work(shape: Shape, direction: str, itemsize: int = 4) -> Work:
-    """Streams and elementary functions of a direction.
+    """Minimum work of a direction: bytes and elementary functions.
 
     Forward reads u, delta, z, B, C and writes out: one exp2 per element-state, one softplus and one sigmoid (the gate) per
     element. Backward reads the same and dout, writes du, ddelta, dz, dB, dC, takes all of these functions again, and the
@@ -145,18 +145,23 @@ def work(shape: Shape, direction: str, itemsize: int = 4) -> Work:
     return {"forward": forward, "backward": backward}[direction]
 
 
+def run_scan(*tensors: Tensor, backend: str) -> Tensor:
+    """bdam_fast.selective_scan on a backend, softplus on."""
+    return bdam_fast.selective_scan(*tensors, delta_softplus=True, backend=backend)
+
+
 def ours(*tensors: Tensor) -> Tensor:
-    """The kernel."""
-    return bdam_fast.selective_scan(*tensors, delta_softplus=True, backend="cpu")
+    """Our CPU kernel."""
+    return run_scan(*tensors, backend="cpu")
 
 
 def reference(*tensors: Tensor) -> Tensor:
-    """The reference, a loop over unbound steps."""
-    return bdam_fast.selective_scan(*tensors, delta_softplus=True, backend="reference")
+    """Our reference, a loop over unbound steps."""
+    return run_scan(*tensors, backend="reference")
 
 
-def everyone(problem: Problem, direction: str, quick: bool) -> Case:
-    """Ours against every peer that exists here."""
+def all_peers(problem: Problem, direction: str, quick: bool) -> Case:
+    """Ours against every available peer."""
     functions: dict[str, Callable[..., Tensor]] = {
         "reference loop": reference,
         "lean loop": peers.lean_loop,
@@ -186,7 +191,7 @@ def _refusal(name: str, problem: Problem, direction: str, quick: bool) -> str:
         if direction != "forward" and problem.shape[2] > SLOW_GRADIENT_LENGTH:
             return f"its gradient costs L² memory traffic: minutes a call at L {problem.shape[2]}"
         if direction != "forward" and quick and problem.shape[2] > 1:
-            return "seconds a call, left out by --quick"
+            return "seconds a call, skipped by --quick"
         return peers.missing(peers.TRANSFORMERS_MODULE, "mamba_selective_scan")
     return ""
 
@@ -194,22 +199,22 @@ def _refusal(name: str, problem: Problem, direction: str, quick: bool) -> str:
 def _compile_refusal(problem: Problem, direction: str, quick: bool) -> str:
     if problem != Problem(MAIN) or direction != "forward":
         return "takes minutes to compile; measured forward at the first shape only"
-    return "takes minutes to compile, left out by --quick" if quick else ""
+    return "takes minutes to compile, skipped by --quick" if quick else ""
 
 
-def compared(problem: Problem, main: Problem, direction: str, anchor: str) -> Case:
-    """Ours beside ours at another shape, order or dtype, in turn, and one loop as the peer."""
+def against_anchor(problem: Problem, main: Problem, direction: str, anchor: str) -> Case:
+    """Ours beside ours at another shape, order or dtype, in turn, with one loop as the peer."""
     beside = main.variant(anchor, direction, ours, "anchor")
     peer = problem.variant("reference loop", direction, reference)
     return problem.case(direction, [beside, peer], {})
 
 
 def cases(quick: bool = False) -> Iterator[Case]:
-    """All shapes, in both directions; then what keeps its speed: the other order, bfloat16, the neighbours."""
+    """All shapes in both directions; then variations that should keep the speed: other order, bfloat16, neighbouring shapes."""
     for shape in SHAPES[: 1 if quick else None]:
         problem = Problem(shape)
         for direction in ("forward", "forward+backward"):
-            yield everyone(problem, direction, quick)
+            yield all_peers(problem, direction, quick)
         yield problem.case("backward", [])
     main = Problem(MAIN)
     others = [
@@ -219,8 +224,8 @@ def cases(quick: bool = False) -> Iterator[Case]:
     others += [(Problem(shape), "bdam_fast, main shape") for shape in NEIGHBOURS]
     for problem, anchor in others:
         for direction in ("forward", "forward+backward"):
-            yield compared(problem, main, direction, anchor)
+            yield against_anchor(problem, main, direction, anchor)
     if not quick:
         language = Problem(LANGUAGE, "BDL")
         for direction in ("forward", "forward+backward"):
-            yield compared(language, Problem(LANGUAGE), direction, "bdam_fast, (B, L, D) order")
+            yield against_anchor(language, Problem(LANGUAGE), direction, "bdam_fast, (B, L, D) order")

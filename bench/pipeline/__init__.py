@@ -1,1 +1,1 @@
-"""Training, loading and text generation."""
+"""Benchmarks of training, loading, clustering and text generation."""

@@ -1,4 +1,4 @@
-"""Ways in which generated texts go wrong, each as a function that damages good texts: what the checks are measured on."""
+"""Kinds of damage to generated texts, each a function that damages good texts, on which the checks are measured."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ Damage = Callable[[Good, random.Random], Pair]
 
 
 def _either(change: Callable[[str, random.Random], str]) -> Damage:
-    """Damages one of the two texts, drawn."""
+    """Damages one of the two texts, drawn at random."""
 
     def damage(good: Good, rng: random.Random) -> Pair:
         if rng.random() < 0.5:
@@ -117,13 +117,13 @@ def _no_hair(good: Good, rng: random.Random) -> Pair:
 
 
 def _one_garment(good: Good, rng: random.Random) -> Pair:
-    """A garment of the human caption, in its words: those that the captions have and the templates lack as well."""
+    """Adds a garment in the words of the human caption, which the templates may lack."""
     found = re.search(r"(?:wearing|dressed in|clad in|wears?|attired in) ([^,.;]+)", good.captions[0], re.I)
     garment = found[1] if found else good.captions[0]
     return f"{good.identity.rstrip('.')}, in {garment.rstrip('.')}.", good.clothing
 
 
-# Name -> (the check that is to find it, what damages).
+# Name -> (check that should find it, damage).
 DAMAGES: dict[str, tuple[str, Damage]] = {
     "clothing text appended to identity": ("leak", lambda g, r: (f"{g.identity} {g.clothing}", g.clothing)),
     "one garment in identity": ("leak", _one_garment),
@@ -156,7 +156,7 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
 
 
 def recoloured(good: Good, rng: random.Random) -> str:
-    """Both texts of another person as one, with one colour exchanged: a near-duplicate."""
+    """Joins both texts of another person and exchanges one colour: a near-duplicate."""
     text = " ".join(good.other)
     found: list[Any] = list(_COLOUR.finditer(text))
     if not found:

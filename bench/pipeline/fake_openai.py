@@ -1,15 +1,13 @@
-"""An OpenAI-compatible server of its own process that describes people whom it makes up, or takes the content out of captions,
-and fails as often as it is told.
+"""Fake OpenAI-compatible server that describes invented people, or neutralises captions, and fails at a given rate.
 
-`python -m bench.pipeline.fake_openai --log FILE` prints the port that it listens on; a GET tells how long its replies
-took. What it says of an image depends on the image's bytes, so texts of different images differ. It writes a line for every request: the call
-(all that an answer may depend on), the Idempotency-Key, what was done, and whether a whole answer was sent, which a real
-service charges for.
+`python -m bench.pipeline.fake_openai --log FILE` prints its port; a GET returns the number and time of its responses. The text
+of an image depends on the image's bytes, so that texts of different images differ. The log gets a line for every request: the
+call (everything that an answer may depend on), the Idempotency-Key, the kind of response, and whether a whole answer was sent,
+which a real service charges for.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
 import json
@@ -18,17 +16,20 @@ import random
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import tyro
 
 from training.describe.styles.neutral_llm import KIND as CAPTION
 from training.describe.styles.neutral_rules import neutralise
 from training.synthetic.attributes import sample_identity, sample_outfit, sample_pose
-from training.synthetic.rng import Dice
+from training.synthetic.rng import KeyedRng
 from training.synthetic.text.descriptions import STYLES, clothing_text, identity_text
 
-# Answers that arrive whole, though not all are any good.
+# Kinds of answers that arrive whole, usable or not.
 PAID = ("good", "short", "refusal", "words", "empty", "duplicate")
-# Failures of the way there.
+# Kinds of failures in transit.
 LOST = ("limit", "error", "overload", "silence", "cut", "torn", "drip")
 _DUPLICATE = {
     "identity": "A young man of slim build and medium height with short black hair, fair skin and a full beard.",
@@ -39,72 +40,73 @@ _DUPLICATE = {
 
 @dataclass
 class Behaviour:
-    """How the server answers."""
+    """Behaviour of the server, and its counters."""
 
     # Seconds from a request to its answer.
     seconds: float = 0.001
-    # Share of requests that something goes wrong with.
+    # Share of faulty responses.
     faults: float = 0.0
     seed: int = 0
-    # Kinds of what goes wrong, equally likely.
+    # Kinds of faults, equally likely.
     kinds: tuple[str, ...] = PAID[1:] + LOST
-    # Seconds that a client is asked to wait after too many requests.
+    # Retry-After of the kind "limit", seconds.
     wait: str = "0.05"
-    # What the next requests get, whatever the share of faults: a kind, or a whole reply.
+    # Responses to the next requests, whatever the share of faults: a kind, or a whole HTTP response.
     plan: list[str | bytes] = field(default_factory=list)
     # Fields that are refused with a 400.
     refuses: tuple[str, ...] = ()
     # Status of the kind "refused".
     status: int = 401
-    # File that takes a line per request, None for none.
+    # File descriptor of the log, None for none.
     log: int | None = None
+    # Requests by call.
     counts: Counter[str] = field(default_factory=Counter)
-    # Largest number of requests under way at a time.
+    # Largest number of requests in flight.
     most: int = 0
     busy: int = 0
-    # Whole replies so far, and the seconds from each request's last byte to the writing of its reply.
+    # Whole responses so far, and the sum of the seconds from each request's last byte to the writing of its response.
     replies: int = 0
     spent: float = 0.0
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a request asks."""
+    """Contents of a request."""
 
     kind: str
-    # Of the image, or the caption itself.
-    about: str
-    # Names everything that the answer may depend on.
+    # Digest of the image, or the caption itself.
+    subject: str
+    # Digest of everything that the answer may depend on.
     name: str
 
     @staticmethod
     def of(body: dict[str, Any]) -> Call:
-        """The call in the body of a chat completion."""
+        """Parses the body of a chat completion."""
         parts = body["messages"][1]["content"]
         texts = [part["text"] for part in parts if part["type"] == "text"]
         urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
         if urls:
-            about = hashlib.sha256(urls[0].encode()).hexdigest()
+            subject = hashlib.sha256(urls[0].encode()).hexdigest()
             kind = re.findall(r'"(identity|clothing)": "your text"', texts[-1])[-1]
         else:
-            kind, about = CAPTION, json.loads(texts[-1].rpartition("\n")[2])
-        asked = json.dumps([texts, about, body["model"], body.get("seed"), body.get("temperature")])
-        return Call(kind, about, hashlib.sha256(asked.encode()).hexdigest()[:24])
+            kind, subject = CAPTION, json.loads(texts[-1].rpartition("\n")[2])
+        content = json.dumps([texts, subject, body["model"], body.get("seed"), body.get("temperature")])
+        return Call(kind, subject, hashlib.sha256(content.encode()).hexdigest()[:24])
 
 
 def good_text(call: Call) -> str:
-    """A text about the person whom the server makes up for an image; a caption without its content."""
+    """Text about the person invented for an image; for a caption its neutral form."""
     if call.kind == CAPTION:
-        return neutralise([call.about])[0]
-    dice = Dice("answering", call.about)
-    identity = sample_identity(dice)
-    outfit = sample_outfit(dice, identity)
-    pose, style = sample_pose(dice, outfit), dice.integer(0, STYLES - 1)
+        return neutralise([call.subject])[0]
+    rng = KeyedRng("answering", call.subject)
+    identity = sample_identity(rng)
+    outfit = sample_outfit(rng, identity)
+    pose, style = sample_pose(rng, outfit), rng.integer(0, STYLES - 1)
     return identity_text(identity, pose, style) if call.kind == "identity" else clothing_text(outfit, pose, style)
 
 
 def completion(call: Call, what: str) -> dict[str, Any]:
-    """The body of an answer: a good one, or one of PAID."""
+    """Body of an answer of one of the kinds PAID."""
     content: str | None = json.dumps({call.kind: _DUPLICATE[call.kind] if what == "duplicate" else good_text(call)})
     assert content is not None
     refusal = None
@@ -127,14 +129,14 @@ def completion(call: Call, what: str) -> dict[str, Any]:
 
 
 def reply(status: int, value: dict[str, Any], *headers: str) -> bytes:
-    """A whole HTTP reply."""
+    """A whole HTTP response."""
     body = json.dumps(value).encode()
     lines = [f"HTTP/1.1 {status} X", "Content-Type: application/json", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 def error(status: int, text: str, *headers: str) -> bytes:
-    """An error as OpenAI words it."""
+    """An error response in OpenAI's format."""
     return reply(status, {"error": {"message": text, "type": "error"}}, *headers)
 
 
@@ -145,7 +147,7 @@ class Server:
         self.behaviour = behaviour
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serves one client until it goes or is cut off."""
+        """Serves one client until it disconnects or is cut off."""
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -165,7 +167,7 @@ class Server:
     async def _request(
         self, headers: dict[str, str], body: dict[str, Any], due: float, writer: asyncio.StreamWriter
     ) -> bool:
-        """Serves one request; whether the connection stays open."""
+        """Serves one request and returns whether the connection stays open."""
         behaviour = self.behaviour
         behaviour.busy += 1
         behaviour.most = max(behaviour.most, behaviour.busy)
@@ -198,7 +200,7 @@ class Server:
         data = what if isinstance(what, bytes) else self._data(what, call, key)
         # The loop's timers round up to whole milliseconds.
         await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time() - 0.0006))
-        # Before it is sent: a line may say more than a client got, never less.
+        # Logged before it is sent: the log may contain more than a client received, never less.
         self._note(kind, call, name)
         if kind == "drip":
             for place in range(len(data)):
@@ -217,7 +219,7 @@ class Server:
         return kind != "cut"
 
     def _data(self, what: str, call: Call, key: str) -> bytes:
-        """The whole reply; errors tell the key back, as some services do: nobody may see it."""
+        """The whole response; errors echo the API key, as some services do: it must not be shown anywhere."""
         behaviour = self.behaviour
         if what == "refused":
             return error(behaviour.status, f"Incorrect key provided: {key}")
@@ -237,23 +239,31 @@ class Server:
 
 
 async def serve(behaviour: Behaviour) -> tuple[asyncio.Server, int]:
-    """(a running server, its port)"""
+    """Starts a server and returns (the server, its port)."""
     server = await asyncio.start_server(Server(behaviour).connection, "127.0.0.1", 0, backlog=1024)
     return server, server.sockets[0].getsockname()[1]
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """Behaviour of the server."""
+
+    # Seconds from a request to its answer.
+    seconds: float = 0.001
+    # Share of faulty responses.
+    faults: float = 0.0
+    seed: int = 0
+    # File that gets a line per request.
+    log: Path | None = None
+
+
 def main() -> None:
-    """Serves until it is ended."""
-    parser = argparse.ArgumentParser("python -m bench.pipeline.fake_openai", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=0.001)
-    parser.add_argument("--faults", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log")
-    known = parser.parse_args()
-    log = os.open(known.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT) if known.log else None
+    """Serves until it is terminated."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    log = None if arguments.log is None else os.open(arguments.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     async def forever() -> None:
-        server, port = await serve(Behaviour(known.seconds, known.faults, known.seed, log=log))
+        server, port = await serve(Behaviour(arguments.seconds, arguments.faults, arguments.seed, log=log))
         print(port, flush=True)
         await server.serve_forever()
 

@@ -20,7 +20,7 @@ VOCABULARY = 30522
 
 
 def configuration(images: int, accumulate: int, checkpointing: bool, precision: str) -> Config:
-    """The recipe cuhk-pedes with encoders of the same sizes and nothing to download; BERT at its own rate."""
+    """Recipe cuhk-pedes with encoders of the published sizes and nothing to download; BERT with its own learning rate."""
     config = get_recipe("cuhk-pedes")
     per_id = config.data.images_per_id
     data = replace(config.data, ids_per_batch=max(2, images // per_id))
@@ -30,7 +30,7 @@ def configuration(images: int, accumulate: int, checkpointing: bool, precision: 
 
 
 def random_batch(config: Config, vocabulary: int, images: int) -> Batch:
-    """Images of noise and texts of the full length, `images_per_id` rows of each identity."""
+    """Batch of noise images and texts of the full length, `images_per_id` rows of each identity."""
     g, length = torch.Generator().manual_seed(0), config.data.text_length
 
     def texts() -> TextBatch:
@@ -49,22 +49,26 @@ def random_batch(config: Config, vocabulary: int, images: int) -> Batch:
 
 
 def run(config: Config, images: int, vocabulary: int = VOCABULARY) -> dict[str, float]:
-    """Takes one step and embeds one evaluation batch of as many images and captions; seconds and MiB, printed too."""
+    """Runs one training step and one evaluation batch of `images` images and captions; prints and returns seconds and MiB."""
     torch.manual_seed(0)
     model = Model(config.model, config.loss, config.data.image_size, vocabulary, 0, config.data.text_length)
-    made: dict[str, float] = {}
+    found: dict[str, float] = {}
     for name, part in (("visual encoder", model.visual), ("text encoder", model.text), ("whole model", model)):
         print(f"{name}: {sum(p.numel() for p in part.parameters()) / 1e6:.1f} M parameters")
     stepper, batch = Stepper(config, model.train()), random_batch(config, vocabulary, images)
-    made["built_mib"] = resident_mib("VmRSS")
+    found["built_mib"] = resident_mib("VmRSS")
     started = time.perf_counter()
     step = stepper.run(batch, measure=True)
-    made |= {"step_seconds": time.perf_counter() - started, "step_peak_mib": resident_mib("VmHWM"), "loss": step.loss}
+    found |= {
+        "step_seconds": time.perf_counter() - started,
+        "step_peak_mib": resident_mib("VmHWM"),
+        "loss": step.loss,
+    }
     optim = config.optim
     print(
         f"training step: {images} images, {3 * images} texts of {config.data.text_length} tokens, {optim.precision}, "
         f"{optim.accumulate} micro-batches, checkpointing {'on' if optim.checkpointing else 'off'}, norms of "
-        f"{len(step.norms)} tasks: {made['step_seconds']:.1f} s, loss {step.loss:.3f}, peak {made['step_peak_mib']:.0f} MiB"
+        f"{len(step.norms)} tasks: {found['step_seconds']:.1f} s, loss {step.loss:.3f}, peak {found['step_peak_mib']:.0f} MiB"
     )
     stepper.optimizer.zero_grad(set_to_none=True)
     model.eval()
@@ -72,9 +76,9 @@ def run(config: Config, images: int, vocabulary: int = VOCABULARY) -> dict[str, 
     with torch.inference_mode():
         image, text = model.embed_images(batch.images_BCHW), model.embed_texts(batch.captions)
         score = (image.v_id_BE @ text.T).diagonal().mean()
-    made |= {"evaluation_seconds": time.perf_counter() - started, "peak_mib": resident_mib("VmHWM")}
+    found |= {"evaluation_seconds": time.perf_counter() - started, "peak_mib": resident_mib("VmHWM")}
     print(
-        f"evaluation batch: {images} images and {images} captions: {made['evaluation_seconds']:.1f} s, mean cosine of "
-        f"the pairs {float(score):.3f}; peak of the process {made['peak_mib']:.0f} MiB"
+        f"evaluation batch: {images} images and {images} captions: {found['evaluation_seconds']:.1f} s, mean cosine of "
+        f"the pairs {float(score):.3f}; peak of the process {found['peak_mib']:.0f} MiB"
     )
-    return made
+    return found

@@ -1,6 +1,6 @@
-"""Images per second: Pillow alone, our loader from files and from the packed cache, with and without augmentation.
+"""Images per second of Pillow alone and of our loader, from files and from the packed cache, with and without augmentation.
 
-`python -m bench.pipeline.loading --data data/synthetic` runs all of them in turn with the same number of processes, prints the
+`python -m bench.pipeline.loading --data data/synthetic` runs all variants in turn with the same number of processes, prints the
 share of Pillow's rate that each reaches, and appends a row each to bench/results/.
 """
 
@@ -22,13 +22,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from bench.harness import measure as harness
-from bench.harness import results
+from bench.harness import measure, results
 from training.config import DataConfig
 from training.data.datasets import read_records
 from training.data.images import transforms
-from training.data.images.pack import pack
-from training.data.images.source import Images, open_images, read
+from training.data.images.pack import pack_images
+from training.data.images.source import ImageSource, open_images, read_batches
 
 BATCH = 64
 PILLOW = "Pillow alone"
@@ -46,13 +45,13 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to read."""
+    """Data, image sizes and number of samples."""
 
     # Data folder in the CUHK-PEDES layout.
     data: Path = Path("data/synthetic")
     # Height and width pairs.
     image_sizes: tuple[tuple[int, int], ...] = ((384, 128), (224, 224))
-    # Processes that decode, ours and Pillow's; 0: the measuring process itself.
+    # Decoding processes of the loader and of Pillow; 0: the measuring process itself.
     workers: int = 2
     # Images of a sample, drawn from the train split with repetition, and samples of each variant. Starting and ending two
     # processes takes 0.1 s: a sixth of the time of 3,200 small images, but 3 % at most of that of a real train split
@@ -64,7 +63,7 @@ class Arguments:
 
 
 class Sample(NamedTuple):
-    """Seconds of one variant in one round: by the clock, and of all processes' CPU time."""
+    """Seconds of one variant in one round: wall-clock, and CPU time of all processes."""
 
     clock: float
     cpu: float
@@ -72,19 +71,19 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Samples:
-    """What was read, in words, and the samples of every variant, one for each round."""
+    """Description of the problem, and the samples of every variant, one for each round."""
 
     shape: str
     images: int
-    of: dict[str, list[Sample]] = field(default_factory=dict)
+    by_variant: dict[str, list[Sample]] = field(default_factory=dict)
 
-    def milliseconds(self, variant: str, what: Literal["clock", "cpu"] = "clock") -> harness.Timing:
-        """Per image."""
-        return harness.timing([1e3 * getattr(sample, what) / self.images for sample in self.of[variant]])
+    def milliseconds(self, variant: str, what: Literal["clock", "cpu"] = "clock") -> measure.Timing:
+        """Milliseconds per image."""
+        return measure.timing([1e3 * getattr(sample, what) / self.images for sample in self.by_variant[variant]])
 
     def shares(self, variant: str, what: Literal["clock", "cpu"]) -> list[float]:
-        """Images in a second relative to Pillow's in the same round, ascending."""
-        pairs = zip(self.of[variant], self.of[PILLOW], strict=True)
+        """Images per second relative to Pillow's in the same round, ascending."""
+        pairs = zip(self.by_variant[variant], self.by_variant[PILLOW], strict=True)
         return sorted(getattr(pillow, what) / getattr(own, what) for own, pillow in pairs)
 
     def share(self, variant: str, what: Literal["clock", "cpu"]) -> float:
@@ -93,7 +92,7 @@ class Samples:
 
 
 def pillow(paths: Sequence[Path], image_size: tuple[int, int]) -> None:
-    """Decodes, converts and resizes, and keeps nothing."""
+    """Decodes, converts and resizes images, and discards them."""
     height, width = image_size
     for path in paths:
         with Image.open(path) as image:
@@ -101,7 +100,7 @@ def pillow(paths: Sequence[Path], image_size: tuple[int, int]) -> None:
 
 
 def pillow_alone(paths: Sequence[Path], image_size: tuple[int, int], workers: int) -> None:
-    """`pillow` in as many processes as the loader has, each with an equal share of the paths, started here."""
+    """Runs `pillow` in as many processes as the loader has, each with an equal share of the paths."""
     if workers == 0:
         pillow(paths, image_size)
         return
@@ -113,12 +112,12 @@ def pillow_alone(paths: Sequence[Path], image_size: tuple[int, int], workers: in
         process.join()
 
 
-def load(images: Images, order: Sequence[int], config: DataConfig, step: str) -> None:
-    """Reads the images in this order in batches; `step` says what the training process does with each."""
+def load(images: ImageSource, order: Sequence[int], config: DataConfig, step: str) -> None:
+    """Reads the images in this order in batches; step: processing of each batch, "normalised", "augmented" or none."""
     batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
     draws = np.random.default_rng(0).random((len(batches), BATCH, transforms.DRAWS))
-    # Closed here: the workers' end is part of the time, as that of Pillow's processes is.
-    with closing(read(images, batches, config.workers)) as pixels:  # type: ignore[type-var]
+    # Closed here: the shutdown of the workers is part of the time, as that of Pillow's processes is.
+    with closing(read_batches(images, batches, config.workers)) as pixels:  # type: ignore[type-var]
         for draws_BD, images_BCHW in zip(draws, pixels, strict=True):
             if step == "normalised":
                 transforms.normalise(images_BCHW)
@@ -127,27 +126,27 @@ def load(images: Images, order: Sequence[int], config: DataConfig, step: str) ->
 
 
 def calls(arguments: Arguments, image_size: tuple[int, int], cache: Path) -> tuple[str, dict[str, Callable[[], None]]]:
-    """What was read, in words, and every variant over the same images in the same order; fills the cache."""
+    """Returns a description of the problem, and every variant over the same images in the same order; fills the cache."""
     plain = DataConfig(root=str(arguments.data), image_size=image_size, workers=arguments.workers)
     paths = [record.path for record in read_records(plain)["train"]]
     packed = DataConfig(root=plain.root, image_size=image_size, workers=arguments.workers, cache=str(cache))
-    pack(paths, cache, image_size)
+    pack_images(paths, cache, image_size)
     sources = {"files": open_images(paths, plain), "cache": open_images(paths, packed)}
     order = np.random.default_rng(0).integers(len(paths), size=arguments.images).tolist()
-    made: dict[str, Callable[[], None]] = {}
+    variants: dict[str, Callable[[], None]] = {}
     for variant in VARIANTS:
         source, _, step = variant.partition(", ")
         if source == PILLOW:
-            made[variant] = lambda: pillow_alone([paths[i] for i in order], image_size, arguments.workers)
+            variants[variant] = lambda: pillow_alone([paths[i] for i in order], image_size, arguments.workers)
         else:
-            made[variant] = lambda images=sources[source], step=step: load(images, order, plain, step)  # type: ignore[misc]
+            variants[variant] = lambda images=sources[source], step=step: load(images, order, plain, step)  # type: ignore[misc]
     with Image.open(paths[0]) as image:
         width, height = image.size
-    return f"{height}x{width} {paths[0].suffix[1:]} to {image_size[0]}x{image_size[1]}", made
+    return f"{height}x{width} {paths[0].suffix[1:]} to {image_size[0]}x{image_size[1]}", variants
 
 
 def sample(call: Callable[[], None]) -> Sample:
-    """Runs it once; CPU time includes that of the processes that it started and ended."""
+    """Times a call; CPU time includes that of the processes that it started and ended."""
 
     def cpu() -> float:
         usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -158,26 +157,28 @@ def sample(call: Callable[[], None]) -> Sample:
     return Sample(time.perf_counter() - started, cpu() - before)
 
 
-def measure(arguments: Arguments, image_size: tuple[int, int]) -> Samples:
-    """All variants in turn, round by round."""
+def measure_variants(arguments: Arguments, image_size: tuple[int, int]) -> Samples:
+    """Measures all variants in turn, round by round."""
     with tempfile.TemporaryDirectory() as folder:
-        shape, made = calls(arguments, image_size, Path(folder))
-        found = Samples(f"{shape}, {arguments.workers} workers", arguments.images, {variant: [] for variant in made})
+        shape, variants = calls(arguments, image_size, Path(folder))
+        found = Samples(
+            f"{shape}, {arguments.workers} workers", arguments.images, {variant: [] for variant in variants}
+        )
         for number in range(arguments.rounds + 1):
-            for variant, call in made.items():
-                taken = sample(call)
+            for variant, call in variants.items():
+                seconds = sample(call)
                 # The first round fills the page cache.
                 if number:
-                    found.of[variant].append(taken)
+                    found.by_variant[variant].append(seconds)
     return found
 
 
-def table(found: Samples) -> Table:
-    """Images per second, CPU time, and the shares of Pillow's rate by both."""
+def make_table(found: Samples) -> Table:
+    """Table of images per second, CPU time, and the shares of Pillow's rate by both."""
     shown = Table(title=found.shape)
     for column in ("", "images/s", "of Pillow's", "lowest, highest", "CPU ms an image", "of Pillow's rate by CPU time"):
         shown.add_column(column, justify="right" if column else "left")
-    for variant in found.of:
+    for variant in found.by_variant:
         shares = found.shares(variant, "clock")
         shown.add_row(
             variant,
@@ -191,7 +192,7 @@ def table(found: Samples) -> Table:
 
 
 def rows(found: Samples) -> list[dict[str, str]]:
-    """A row a variant, in milliseconds per image by the clock; the note says what share of Pillow's rate that is."""
+    """A row per variant, in wall-clock milliseconds per image; the note has the share of Pillow's rate."""
     made = []
     for variant, (direction, kind) in VARIANTS.items():
         times = found.milliseconds(variant)
@@ -217,12 +218,12 @@ def rows(found: Samples) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    """Measures, prints, appends rows."""
-    arguments = tyro.cli(Arguments)
-    harness.require_tests("loading")
+    """Measures, prints, and appends rows."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    measure.require_tests("loading")
     for image_size in arguments.image_sizes:
-        found = measure(arguments, image_size)
-        Console(width=110).print(table(found))
+        found = measure_variants(arguments, image_size)
+        Console(width=110).print(make_table(found))
         if not arguments.dry:
             print(results.append(rows(found)))
 

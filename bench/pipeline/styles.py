@@ -1,24 +1,33 @@
-"""Seconds and peak memory of DBSCAN over as many style features as CUHK-PEDES has train captions:
+"""Seconds and peak memory of DBSCAN over as many style features as CUHK-PEDES has training captions:
 
-    python -m bench.pipeline.styles [--captions 68126] [--dimensions 512] [--eps 0]
-
-eps 0 is the automatic rule; 2 puts every pair of captions within reach, the worst case for whoever keeps neighbours.
+python -m bench.pipeline.styles [--captions 68126] [--dimensions 512] [--eps 0]
 """
 
 from __future__ import annotations
 
-import argparse
 import resource
 import time
+from dataclasses import dataclass
 
 import numpy as np
+import tyro
 from sklearn.preprocessing import normalize
 
 from training.describe.styles.clustering import StyleOptions, cluster
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """Size of the problem."""
+
+    captions: int = 68126
+    dimensions: int = 512
+    # Radius; 0: the automatic rule; 2: every pair of captions is in reach, the worst case for neighbour lists.
+    eps: float = 0.0
+
+
 def features(captions: int, dimensions: int, styles: int = 200) -> np.ndarray:
-    """Features (captions, dimensions) of norm 1, float32, all different, around the centres of `styles` groups."""
+    """Distinct features around the centres of `styles` groups: float32 (captions, dimensions), norm 1."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((styles, dimensions), dtype=np.float32)
     noise = rng.standard_normal((captions, dimensions), dtype=np.float32)
@@ -27,11 +36,7 @@ def features(captions: int, dimensions: int, styles: int = 200) -> np.ndarray:
 
 def main() -> None:
     """Measures and prints one line."""
-    parser = argparse.ArgumentParser("python -m bench.pipeline.styles", description=__doc__)
-    parser.add_argument("--captions", type=int, default=68126)
-    parser.add_argument("--dimensions", type=int, default=512)
-    parser.add_argument("--eps", type=float, default=0.0)
-    arguments = parser.parse_args()
+    arguments = tyro.cli(Arguments, description=__doc__)
     features_ND = features(arguments.captions, arguments.dimensions)
     started = time.perf_counter()
     found = cluster(features_ND, "dbscan", StyleOptions(eps=arguments.eps, min_share=0.0))
@@ -40,7 +45,7 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     size = f"{arguments.captions} x {arguments.dimensions}"
     print(
-        f"{size}: eps {found.found['eps']:.3f}, {found.found['clusters']} clusters, {seconds:.0f} s, peak {peak:.2f} GB"
+        f"{size}: eps {found.details['eps']:.3f}, {found.details['clusters']} clusters, {seconds:.0f} s, peak {peak:.2f} GB"
     )
 
 

@@ -1,8 +1,8 @@
-"""How often the checks on generated texts find damaged ones, and how often they are wrong about true ones.
+"""Detection and false alarm rates of the checks on generated texts: `python -m bench.pipeline.text_checks --data data/synthetic`.
 
-`python -m bench.pipeline.text_checks --data data/synthetic`: the texts of a rendered data set are true and must pass; each
-kind of damage (bench/pipeline/corrupted_texts.py) is done to a sample of them. Also near-duplicates: pairs planted and found,
-time and memory for the number of texts that all data sets have together.
+The texts of a rendered data set are true and must pass; each kind of damage (bench/pipeline/corrupted_texts.py) is applied to a
+sample of them. Also near-duplicates: planted pairs that are found, and time and memory for the number of texts that all data
+sets have together.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bench.pipeline.corrupted_texts import DAMAGES, Good, recoloured
 from training.config import DataConfig
 from training.data.datasets import read_records
 from training.describe.text.prompts import load_schema
-from training.describe.text.records import read_texts
+from training.describe.text.records import read_text_records
 from training.describe.text.text_checks import Limits, NearDuplicates, check_texts
 
 ALL_IMAGES = 115_233
@@ -32,20 +32,20 @@ ALL_IMAGES = 115_233
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to measure on."""
+    """Data and sample size."""
 
     # Data folder in the CUHK-PEDES layout with its descriptions.jsonl.
     data: str = "data/synthetic"
-    # Records that each kind of damage is done to.
+    # Records that each kind of damage is applied to.
     sample: int = 2000
     seed: int = 0
 
 
 def read_good(data: str) -> list[tuple[str, int, Good]]:
-    """(file path, person, texts) of every record of status ok. Raises what the readers raise."""
+    """Reads (file path, person, texts) of every record of status ok. Raises what the readers raise."""
     splits = read_records(DataConfig(root=data))
     records = {record.file_path: record for split in splits.values() for record in split}
-    texts = [text for text in read_texts(Path(data) / "descriptions.jsonl") if text.status == "ok"]
+    texts = [text for text in read_text_records(Path(data) / "descriptions.jsonl") if text.status == "ok"]
     shift = len(texts) // 2
     good = []
     for i, text in enumerate(texts):
@@ -56,7 +56,7 @@ def read_good(data: str) -> list[tuple[str, int, Good]]:
 
 
 def detection(good: list[Good], seed: int) -> dict[str, tuple[str, float, float]]:
-    """Kind of damage -> (check that is to find it, share that it finds, share that any check finds)."""
+    """Maps each kind of damage to (check that should find it, share that it finds, share that any check finds)."""
     schema, limits, found = load_schema(), Limits(hedging=True), {}
     for name, (expected, damage) in DAMAGES.items():
         rng, by_expected, by_any = random.Random(seed), 0, 0
@@ -69,7 +69,7 @@ def detection(good: list[Good], seed: int) -> dict[str, tuple[str, float, float]
 
 
 def false_alarms(good: list[Good]) -> Counter[str]:
-    """Check -> true texts that fail it."""
+    """Counts the true texts that fail each check."""
     schema, limits = load_schema(), Limits(hedging=True)
     failed: Counter[str] = Counter()
     for item in good:
@@ -79,23 +79,23 @@ def false_alarms(good: list[Good]) -> Counter[str]:
 
 def duplicates(good: list[tuple[str, int, Good]], seed: int) -> dict[str, Any]:
     """Shares of true texts that are reported, and of planted near-duplicates (one colour exchanged) that are found."""
-    near, rng = NearDuplicates(), random.Random(seed)
-    alarms = sum(near.add(path, f"{item.identity} {item.clothing}", person) is not None for path, person, item in good)
-    planted = [near.add(f"planted/{i}", recoloured(item, rng), -1 - i) for i, (_, _, item) in enumerate(good)]
+    index, rng = NearDuplicates(), random.Random(seed)
+    alarms = sum(index.add(path, f"{item.identity} {item.clothing}", person) is not None for path, person, item in good)
+    planted = [index.add(f"planted/{i}", recoloured(item, rng), -1 - i) for i, (_, _, item) in enumerate(good)]
     return {"false alarms": alarms / len(good), "found": sum(path is not None for path in planted) / len(planted)}
 
 
 def volume(good: list[Good], seed: int) -> tuple[float, float, float]:
-    """Processor seconds of `check_texts` and of `NearDuplicates` for ALL_IMAGES texts, and megabytes that the latter keeps."""
+    """CPU seconds of `check_texts` and of `NearDuplicates` for ALL_IMAGES texts, and megabytes that the latter keeps."""
     rng, schema, limits = random.Random(seed), load_schema(), Limits()
     start = time.process_time()
     for item in good:
         check_texts(item.identity, item.clothing, schema, limits)
     checked = (time.process_time() - start) * ALL_IMAGES / len(good)
-    near, before = NearDuplicates(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    index, before = NearDuplicates(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     for i in range(ALL_IMAGES):
-        near.add(f"cam_a/{i:06d}.jpg", f"{rng.choice(good).identity} {rng.choice(good).clothing}", i)
+        index.add(f"cam_a/{i:06d}.jpg", f"{rng.choice(good).identity} {rng.choice(good).clothing}", i)
     seconds = time.process_time() - start
     return checked, seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 

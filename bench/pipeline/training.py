@@ -1,8 +1,8 @@
-"""The demo recipe with the operators of one backend against the other: loss curves side by side, and seconds.
+"""Training with the operators of two backends: loss curves side by side, and seconds.
 
 `python -m bench.pipeline.training --data data/synthetic --epochs 2` trains the same run twice, with backend "cpu" and with
 "reference", prints both curves and their largest difference, and appends one row each to bench/results/.
-`--stages` prints where the time of a step goes instead, `--full-size` takes one step with encoders of the published sizes.
+`--stages` prints the time of every stage of a step instead, `--full-size` runs one step with encoders of the published sizes.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ BACKENDS: tuple[Backend, ...] = ("cpu", "reference")
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to train."""
+    """Recipe, data, and the kind of measurement."""
 
     # Data folder in the CUHK-PEDES layout.
     data: str = "data/synthetic"
     recipe: str = "synthetic"
     epochs: int = 2
     seed: int = 0
-    # Everything in float64: in float32 the training amplifies a rounding error a hundredfold every 20 steps, so that after 45
+    # Train in float64: in float32 the training amplifies a rounding error a hundredfold every 20 steps, so that after 45
     # steps two thread counts of the same backend differ by 1e-3 as well.
     float64: bool = False
     # Print only: do not append rows to bench/results/.
@@ -50,7 +50,7 @@ class Arguments:
     steps: int = 40
     # ViT-B/16 and BERT-base with random weights: one training step, one evaluation batch, peak memory; prints only.
     full_size: bool = False
-    # For --full-size: images of the batch, micro-batches, and whether activations are computed again.
+    # For --full-size: images of the batch, micro-batches, and recomputation of activations.
     images: int = 64
     accumulate: int = 16
     checkpointing: bool = True
@@ -59,7 +59,7 @@ class Arguments:
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """New parameters are float64 meanwhile, and so is every float32 tensor that enters a module."""
+    """Makes new parameters float64 meanwhile, and every float32 tensor that enters a module."""
 
     def widen(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         wide = (x.double() if isinstance(x, Tensor) and x.dtype == torch.float32 else x for x in inputs)
@@ -75,7 +75,7 @@ def double_precision() -> Iterator[None]:
 
 
 def steps(arguments: Arguments, backend: Backend, folder: Path) -> list[dict[str, Any]]:
-    """Trains with the operators of `backend`; the step lines of its metrics.jsonl.
+    """Trains with the operators of `backend` and returns the step lines of its metrics.jsonl.
 
     The schedule is the recipe's own with another number of epochs, so both backends see the same one.
     """
@@ -93,7 +93,7 @@ def steps(arguments: Arguments, backend: Backend, folder: Path) -> list[dict[str
 
 def main() -> None:
     """Prints the budget of a step, the step at full size, or the comparison of two whole runs."""
-    arguments = tyro.cli(Arguments)
+    arguments = tyro.cli(Arguments, description=__doc__)
     if arguments.stages:
         config = get_recipe(arguments.recipe)
         config = replace(config, seed=arguments.seed, data=replace(config.data, root=arguments.data))
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def compare(arguments: Arguments) -> None:
-    """Trains with both backends, prints the comparison."""
+    """Trains with both backends and prints the comparison."""
     for op in ("selective_scan", "causal_conv1d", "hsic"):
         measure.require_tests(op)
     with tempfile.TemporaryDirectory() as folder:

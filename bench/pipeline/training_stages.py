@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: seconds of every stage, with the operators of two backends in turn."""
+"""Time of every stage of a training step, with the operators of two backends in turn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from training.engine import checkpoint
 from training.engine.trainer import Trainer
 
 BACKENDS: tuple[Backend, ...] = ("auto", "reference")
-# A budget's line and the spans in it; what lies outside of all spans is the last line.
+# Line of a budget -> its spans; the last line is the time outside of all spans.
 STAGES: dict[str, tuple[str, ...]] = {
     "data": ("data",),
     "ViT": ("visual encoder",),
@@ -39,7 +39,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "between stages": ("training step", "encoders"),
 }
 NOT_MODEL = ("data", "optimiser", "GradNorm", "between stages")
-# Steps that a backend takes in a row before the other has its turn, so that a slow phase of the machine hits both.
+# Steps of a backend in a row before the other has its turn, so that a slow phase of the machine affects both.
 TURN = 5
 WARM_UP = 5
 
@@ -49,16 +49,16 @@ class Budget:
     """Milliseconds of each stage in the mean step: the median over the steps that have the stage, times their share."""
 
     milliseconds: dict[str, float]
-    # What GradNorm takes of a step that measures norms, as a fraction of that step.
+    # Share of GradNorm in a step that measures norms.
     gradnorm_when_measured: float
     steps: int
 
     def total(self) -> float:
-        """Of the mean step, data included."""
+        """Milliseconds of the mean step, data included."""
         return sum(self.milliseconds.values())
 
     def model(self) -> float:
-        """Forward and backward pass: without data, optimiser and GradNorm."""
+        """Milliseconds of forward and backward pass: without data, optimiser and GradNorm."""
         return sum(value for stage, value in self.milliseconds.items() if stage not in NOT_MODEL)
 
     def gradnorm(self) -> float:
@@ -67,7 +67,7 @@ class Budget:
 
 
 def budget(steps: Sequence[Mapping[str, float]]) -> Budget:
-    """Of recorded steps, each own seconds by span. Raises ValueError for a span that no stage has."""
+    """Budget of recorded steps, each a mapping from span to its own seconds. Raises ValueError for a span of no stage."""
     unknown = {name for step in steps for name in step} - {name for names in STAGES.values() for name in names}
     if unknown:
         raise ValueError(f"spans {sorted(unknown)} belong to no stage of the budget")
@@ -84,7 +84,7 @@ def budget(steps: Sequence[Mapping[str, float]]) -> Budget:
 
 
 def measure(config: Config, steps: int, show: bool = True) -> dict[Backend, Budget]:
-    """Budgets by backend, after WARM_UP steps; `steps` of each are rounded up to whole turns.
+    """Measures the budget of each backend, after WARM_UP steps; `steps` are rounded up to whole turns.
 
     Raises RuntimeError when the first losses of the backends are not the same up to rounding.
     """
@@ -112,8 +112,7 @@ def measure(config: Config, steps: int, show: bool = True) -> dict[Backend, Budg
 def _trainer(config: Config, backend: Backend, dataset: Dataset, folder: Path) -> Trainer:
     config = replace(config, model=replace(config.model, backend=backend))
     torch.manual_seed(config.seed)
-    texts = [text for r in dataset.splits["train"] for text in (*r.captions, r.identity, r.clothing)]
-    tokenizer = build_tokenizer(config.model.text, texts)
+    tokenizer = build_tokenizer(config.model.text, dataset.train_texts())
     model = checkpoint.build_model(config, tokenizer).train()
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     # More epochs than any measurement takes: the schedule never ends.
@@ -144,8 +143,8 @@ def _step(trainer: Trainer, batches: Iterator[Batch]) -> tuple[dict[str, float],
     return seconds, step.loss
 
 
-def table(budgets: Mapping[Backend, Budget]) -> Table:
-    """Stages in rows, backends in columns, and how many times as long the reference takes."""
+def make_table(budgets: Mapping[Backend, Budget]) -> Table:
+    """Table with a row per stage, a column per backend, and the ratio of the reference's time to ours."""
     ours, theirs = (budgets[name] for name in BACKENDS)
     shown = Table(
         title=f"milliseconds of a training step, {ours.steps} steps of each, {torch.get_num_threads()} threads"
@@ -168,7 +167,7 @@ def run(config: Config, steps: int) -> None:
     """Measures and prints."""
     budgets = measure(config, steps)
     ours, theirs = (budgets[name] for name in BACKENDS)
-    Console(width=110).print(table(budgets))
+    Console(width=110).print(make_table(budgets))
     print(
         f"GradNorm (norms in every {config.gradnorm.every}. step): {100 * ours.gradnorm():.1f} % of the mean step, ",
         end="",

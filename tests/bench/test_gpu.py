@@ -71,7 +71,7 @@ def test_only_what_passed_is_measured(tmp_path):
     names |= {f"test-selective_scan-triton-{n}": int(n == 4) for n in range(1, 5)}
     names |= {"test-hsic-triton-1": 0, "test-hsic-triton-2": 0, "test-updates-cuda-1": 0}
     outcomes = [gpu.Outcome(name, code, 1.0, tmp_path) for name, code in names.items()]
-    chosen = gpu.tested(outcomes)
+    chosen = gpu.passed_backends(outcomes)
     assert chosen == {"selective_scan": ["cuda"], "causal_conv1d": [], "hsic": ["triton"]}
     step = gpu.bench_step(chosen, 99.4, with_peers=False)
     assert step.command[-2:] == ["selective_scan=cuda", "hsic=triton"] and step.environment == {"BDAM_FAST_PEERS": ""}
@@ -86,7 +86,7 @@ def test_every_operator_and_backend_is_tested_and_sanitized():
     shares = [step.environment["BDAM_FAST_GPU_SHARE"] for step in found if "scan-triton" in step.name]
     assert shares == ["1/4", "2/4", "3/4", "4/4"]
     everything = [gpu.Outcome(name, 0, 1.0, ROOT) for name in names]
-    assert gpu.tested(everything) == {op: list(bs) for op, bs in gpu.BACKENDS.items() if op != "updates"}
+    assert gpu.passed_backends(everything) == {op: list(bs) for op, bs in gpu.BACKENDS.items() if op != "updates"}
     assert all((ROOT / file).exists() for file in gpu.FILES.values())
     assert {path.name for path in (ROOT / "tests/gpu").glob("test_*.py")} == {
         f.split("/")[-1] for f in gpu.FILES.values()
@@ -153,8 +153,8 @@ def test_the_clock_keeps_a_reserve():
 
 def test_stopwatch_takes_turns_and_shortens_slow_peers(monkeypatch):
     calls = []
-    fast = measure.Run(Variant("fast", lambda: calls.append("f"), "ours"))
-    slow = measure.Run(Variant("slow", lambda: calls.append("s")))
+    fast = measure.VariantRun(Variant("fast", lambda: calls.append("f"), "ours"))
+    slow = measure.VariantRun(Variant("slow", lambda: calls.append("s")))
     stopwatch().measure([fast, slow], 20, lambda text: None)
     assert len(fast.samples) == len(slow.samples) == 20
     turns = "".join(calls)[2 * timer.WARM_UP :]
@@ -174,7 +174,7 @@ def test_rows_of_a_gpu_have_their_own_columns(tmp_path):
     path = results.append([{"op": "x", "variant": "a"}], tmp_path, **FACTS)
     assert results.read(path)[0]["gpu"] == FACTS["gpu"]
     cpu = results.append([{"op": "x", "variant": "a"}], tmp_path)
-    assert cpu != path and not gpu_table.measured_on_a_gpu(cpu)
+    assert cpu != path and not gpu_table.has_gpu_rows(cpu)
     with pytest.raises(ValueError, match="fields not in fieldnames"):
         results.append([{"op": "x"}], tmp_path, driver="1")
 
@@ -197,7 +197,7 @@ def test_table_by_hand():
     case = [row("bdam_fast, cuda", "0.05", "ours", share_of_limit="0.5", peak_mib="1.5")]
     case += [row("bdam_fast, triton", "0.08", "other"), row("a", "0.2", "eager"), row("b", "0.1", "compiled")]
     case += [row("gone", "", "skipped", note="not installed")]
-    assert gpu_table.line(case) == [
+    assert gpu_table.make_line(case) == [
         *(
             "hsic N 4",
             "forward",
@@ -210,6 +210,6 @@ def test_table_by_hand():
             "1.5",
         )
     ]
-    page = gpu_table.page(case)
+    page = gpu_table.make_page(case)
     assert "* hsic, gone: not installed (1 cases)" in page and "measured at abc (2030)" in page
-    assert gpu_table.line(case[1:]) is None
+    assert gpu_table.make_line(case[1:]) is None

@@ -42,14 +42,14 @@ def test_peers_sources_from_archives_and_folders(tmp_path):
 
 @NO_GPU
 def test_absent_peers_say_why(monkeypatch, tmp_path):
-    peers.missing.cache_clear()
+    peers.missing_peer.cache_clear()
     monkeypatch.delenv("BDAM_FAST_PEERS", raising=False)
-    assert "mamba-ssm is not installed" in peers.missing("selective_scan")
-    assert "set BDAM_FAST_PEERS" in peers.missing("causal_conv1d")
-    peers.missing.cache_clear()
+    assert "mamba-ssm is not installed" in peers.missing_peer("selective_scan")
+    assert "set BDAM_FAST_PEERS" in peers.missing_peer("causal_conv1d")
+    peers.missing_peer.cache_clear()
     monkeypatch.setenv("BDAM_FAST_PEERS", str(tmp_path / "nowhere"))
-    assert "must be a folder" in peers.missing("causal_conv1d")
-    peers.missing.cache_clear()
+    assert "must be a folder" in peers.missing_peer("causal_conv1d")
+    peers.missing_peer.cache_clear()
 
 
 class FakeScan:
@@ -101,10 +101,10 @@ class FakeConv:
 @pytest.fixture
 def fake_peers(monkeypatch):
     modules = {peers.SCAN: FakeScan(), peers.CONV: FakeConv()}
-    peers.missing.cache_clear()
+    peers.missing_peer.cache_clear()
     monkeypatch.setattr(peers, "module", lambda peer: modules[peer])
     yield
-    peers.missing.cache_clear()
+    peers.missing_peer.cache_clear()
 
 
 @pytest.fixture
@@ -121,8 +121,8 @@ def test_groups_are_measured_and_kept(fake_peers, small_shapes, tmp_path, capsys
     kept = []
     groups = list(cases.groups(CHOSEN, "cpu"))
     assert [group.op for group in groups] == ["hsic"] * 2 + ["selective_scan"] * 2 + ["causal_conv1d"] * 2
-    ceilings = timer.machine(1e9, 1e9, 1e9)
-    assert run.measure(groups, 300, ceilings, stopwatch(), kept.append) == []
+    limits = timer.gpu_machine(1e9, 1e9, 1e9)
+    assert run.measure_groups(groups, 300, limits, stopwatch(), kept.append) == []
     assert len(kept) == 12
     scan = {row["variant"]: row for row in kept[5]}
     assert list(scan) == ["bdam_fast, cpu", "bdam_fast, reference", "mamba-ssm"]
@@ -132,17 +132,21 @@ def test_groups_are_measured_and_kept(fake_peers, small_shapes, tmp_path, capsys
     assert "causal-conv1d" in {row["variant"] for row in kept[-1]}
     for rows in kept:
         path = results.append(rows, tmp_path, **FACTS)
-    assert path.name == "nvidia-x100-80gb.csv" and gpu_table.measured_on_a_gpu(path)
-    page = gpu_table.write(path)
+    assert path.name == "nvidia-x100-80gb.csv" and gpu_table.has_gpu_rows(path)
+    page = gpu_table.write_page(path)
     assert page == path.with_suffix(".md").read_text() and page.startswith("# NVIDIA X100 80GB, 80 GiB")
     assert page.count("selective_scan B 2 D 16 L 9 N 16 (B, L, D) float32 | forward") == 2
     assert "copy 4300 GB/s" in page and "reference " in page
 
 
 def test_wrong_kernel_fails_its_group_only(monkeypatch, fake_peers, small_shapes, capsys):
-    monkeypatch.setattr(cases, "_conv", lambda *t, backend: selective_scan.torch.zeros_like(t[0]) * t[1].sum())
+    monkeypatch.setattr(
+        cases.causal_conv1d, "run_conv", lambda *t, backend: selective_scan.torch.zeros_like(t[0]) * t[1].sum()
+    )
     kept = []
-    problems = run.measure(cases.groups(CHOSEN, "cpu"), 300, timer.machine(1e9, 1e9, 1e9), stopwatch(), kept.append)
+    problems = run.measure_groups(
+        cases.groups(CHOSEN, "cpu"), 300, timer.gpu_machine(1e9, 1e9, 1e9), stopwatch(), kept.append
+    )
     assert len(problems) == 2 and all("ours is wrong" in problem for problem in problems)
     assert {rows[0]["op"] for rows in kept} == {"selective_scan", "hsic"}
 
@@ -152,15 +156,15 @@ def test_a_device_that_no_longer_answers_ends_the_run(monkeypatch, small_shapes,
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(run, "measure_group", broken)
-    ceilings = timer.machine(1e9, 1e9, 1e9)
-    assert len(run.measure(cases.groups(CHOSEN, "cpu"), 300, ceilings, stopwatch(), list)) == 1
+    limits = timer.gpu_machine(1e9, 1e9, 1e9)
+    assert len(run.measure_groups(cases.groups(CHOSEN, "cpu"), 300, limits, stopwatch(), list)) == 1
 
 
 def test_what_the_time_does_not_suffice_for_is_said(small_shapes, capsys):
-    ceilings = timer.machine(1e9, 1e9, 1e9)
+    limits = timer.gpu_machine(1e9, 1e9, 1e9)
     groups = cases.groups(CHOSEN, "cpu")
-    assert run.measure(groups, run.GROUP_SECONDS / 2, ceilings, stopwatch(), list) == []
-    assert "left out for want of time, 6: hsic 2 16 20 linear float32" in capsys.readouterr().out
+    assert run.measure_groups(groups, run.GROUP_SECONDS / 2, limits, stopwatch(), list) == []
+    assert "skipped for lack of time, 6: hsic 2 16 20 linear float32" in capsys.readouterr().out
 
 
 def test_shapes_that_count_are_there():

@@ -1,13 +1,17 @@
 """The benchmark's own code: peers against the reference, arithmetic by hand, rows on disk, the report."""
 
 import csv
+import shutil
+import sys
 import time
 
 import pytest
 import torch
+from PIL import Image
 
+from bench import run
 from bench.harness import machine, measure, report, results, targets
-from bench.harness.case import Case, Variant, Work, error
+from bench.harness.case import Case, Variant, Work, relative_error
 from bench.harness.machine import Machine
 from bench.ops import causal_conv1d, hsic, peers, selective_scan
 from bench.pipeline import training
@@ -32,12 +36,12 @@ def test_scan_peers_compute_the_scan(name, order):
     problem = selective_scan.Problem((2, 6, 37, 5), order)
     direction = "forward+backward" if name in DIFFERENTIABLE else "forward"
     result = problem.run(direction, getattr(peers, name))()
-    assert error(result, problem.exact[: len(result)]) < 1e-5
+    assert relative_error(result, problem.exact[: len(result)]) < 1e-5
 
 
 def test_chunk_of_the_log_space_form_does_not_overflow_at_the_benchmarks_inputs():
     problem = selective_scan.Problem((1, 512, 273, 16))
-    assert error(problem.run("forward", peers.chunked_cumsum)(), problem.exact[:1]) < 1e-5
+    assert relative_error(problem.run("forward", peers.chunked_cumsum)(), problem.exact[:1]) < 1e-5
 
 
 def test_both_orders_hold_the_same_numbers():
@@ -50,7 +54,7 @@ def test_both_orders_hold_the_same_numbers():
 def test_conv_peer_computes_the_convolution(direction):
     problem = causal_conv1d.Problem((2, 6, 11, 4), "BLD")
     result = problem.variant("", direction, causal_conv1d.torch_conv).call()
-    assert error(result, problem.exact[: len(result)]) < 1e-6
+    assert relative_error(result, problem.exact[: len(result)]) < 1e-6
 
 
 @pytest.mark.parametrize("sigma", [None, 3.0])
@@ -59,17 +63,17 @@ def test_hsic_formulas_compute_hsic(formula, sigma):
     results_by = []
     for function, dtype in ((getattr(hsic, formula), torch.float32), (hsic.ours, torch.float64)):
         results_by.append(hsic.runner(function, hsic.inputs((3, 12, 20), dtype), sigma, "forward+backward")())
-    assert error(*results_by) < 1e-5
+    assert relative_error(*results_by) < 1e-5
 
 
 def test_error_is_relative_to_the_largest_entry_of_each_result():
     exact = [torch.tensor([1.0, -4.0]), torch.tensor([100.0])]
-    assert error([torch.tensor([1.0, -3.0]), torch.tensor([101.0])], exact) == pytest.approx(0.25)
-    assert error([torch.tensor([1.0, float("nan")]), torch.tensor([100.0])], exact) == float("inf")
+    assert relative_error([torch.tensor([1.0, -3.0]), torch.tensor([101.0])], exact) == pytest.approx(0.25)
+    assert relative_error([torch.tensor([1.0, float("nan")]), torch.tensor([100.0])], exact) == float("inf")
     zero = [torch.zeros(2), torch.tensor([10.0])]
-    assert error([torch.full((2,), 1e-3), torch.tensor([10.0])], zero) == pytest.approx(1e-4)
+    assert relative_error([torch.full((2,), 1e-3), torch.tensor([10.0])], zero) == pytest.approx(1e-4)
     with pytest.raises(ValueError, match=r"results must have shapes \[\(2,\), \(1,\)\], got \[\(3,\)\]"):
-        error(torch.zeros(3), exact)
+        relative_error(torch.zeros(3), exact)
 
 
 def test_limit_is_the_largest_of_bytes_functions_and_products():
@@ -116,7 +120,7 @@ def fake_case(**peer_results: float) -> Case:
 def test_wrong_and_failing_peers_are_reported_and_not_timed():
     case = fake_case(right=1.0, wrong=1.5)
     broken = Variant("broken", lambda: torch.zeros(0).item())
-    made = measure.rows(Case(**{**vars(case), "variants": [*case.variants, broken]}), MACHINE, rounds=3)
+    made = measure.measure_case(Case(**{**vars(case), "variants": [*case.variants, broken]}), MACHINE, rounds=3)
     rows = {row["variant"]: row for row in made}
     assert rows["right"]["error"] == "0.0e+00" and rows["right"]["rounds"] == "3"
     assert rows["wrong"]["note"] == "wrong: error 5.0e-01, allowed 2e-04" and "median_ms" not in rows["wrong"]
@@ -128,7 +132,7 @@ def test_ours_being_wrong_stops_the_run():
     case = fake_case()
     wrong = Case(**{**vars(case), "exact": lambda: [torch.tensor([2.0])]})
     with pytest.raises(RuntimeError, match="bench: op shape forward: ours is wrong: error 5.0e-01"):
-        measure.rows(wrong, MACHINE)
+        measure.measure_case(wrong, MACHINE)
 
 
 def test_speed_against_the_anchor_and_shares_by_hand():
@@ -141,7 +145,7 @@ def test_speed_against_the_anchor_and_shares_by_hand():
 
 def test_slow_peer_gets_fewer_rounds_unless_it_is_the_fastest(monkeypatch):
     monkeypatch.setattr(measure, "SLOW_SECONDS", -1.0)  # every peer counts as slow
-    made = measure.rows(fake_case(only=1.0), MACHINE)
+    made = measure.measure_case(fake_case(only=1.0), MACHINE)
     rounds = {row["variant"]: row.get("rounds") for row in made}
     assert rounds["only"] == str(measure.MIN_ROUNDS) and int(rounds["bdam_fast"]) >= measure.ROUNDS
 
@@ -158,7 +162,7 @@ def test_time_to_compile_is_no_round(monkeypatch):
     monkeypatch.setattr(measure, "VERY_SLOW_SECONDS", 0.1)
     case = fake_case()
     variants = [*case.variants, Variant("compiled", compiles_first, "compiled")]
-    made = measure.rows(Case(**{**vars(case), "variants": variants}), MACHINE, rounds=3)
+    made = measure.measure_case(Case(**{**vars(case), "variants": variants}), MACHINE, rounds=3)
     row = next(row for row in made if row["variant"] == "compiled")
     assert row["rounds"] == "3" and float(row["p80_ms"]) < 100
 
@@ -171,6 +175,13 @@ def test_missing_peer_says_why():
 def test_operator_without_tests_is_not_measured():
     with pytest.raises(RuntimeError, match="bench: there are no tests of nothing_like_it"):
         measure.require_tests("nothing_like_it")
+
+
+@pytest.mark.parametrize("op", [*run.OPS, "loading"])
+def test_every_operator_has_cases_and_tests_of_its_own(op):
+    """Paths and module names are text here, which a move of files leaves behind."""
+    assert all((results.ROOT / path).exists() for path in measure.find_tests(op))
+    assert op == "loading" or callable(run.import_op(op).cases)
 
 
 def test_malloc_setting():
@@ -215,6 +226,9 @@ def test_newest_full_run_of_one_malloc_setting_wins():
     rows += [row("a", 4, date="2019", malloc="kept"), row("q", 5, shape="only quick", mode="quick")]
     assert [[r["median_ms"] for r in case] for case in results.newest(rows)] == [["2"], ["5"]]
     assert [[r["median_ms"] for r in case] for case in results.newest(rows, "kept")] == [["4"]]
+    # Training runs under the environment's setting, which says nothing about how the operators were measured.
+    rows.append(row("t", 6, op="training", date="2030", malloc="another"))
+    assert [[r["median_ms"] for r in case] for case in results.newest(rows)] == [["2"], ["5"]]
 
 
 def test_ratio_to_the_fastest_peer_of_a_kind():
@@ -253,20 +267,44 @@ def test_report_into_a_folder(tmp_path):
         writer = csv.DictWriter(file, fieldnames=results.COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    cases = report.write(path)
+    whole = tmp_path / "benchmarks.md"
+    whole.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    cases = report.write_page(path)
     page = path.with_suffix(".md").read_text()
     assert "lean loop 20 × (3 rounds)" in page and "61%" in page and "mambapy: not installed" in page
     assert "Not shown: rows under other malloc settings (kept)" in page
     assert path.with_suffix(".png").stat().st_size > 1000
-    report.update_readme(readme, report.summary(cases, "results/a-cpu-2t.md", "results/a-cpu-2t.png"))
-    text = readme.read_text()
+    report.update_page(whole, report.summary(cases, "results/a-cpu-2t.md", "results/a-cpu-2t.png"))
+    text = whole.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "lean loop, 40 ms | 20 ×" in text and "(results/a-cpu-2t.png)" in text
-    readme.write_text("nothing here")
+    whole.write_text("nothing here")
     with pytest.raises(ValueError, match="has no <!-- bench:begin -->"):
-        report.update_readme(readme, "")
+        report.update_page(whole, "")
+
+
+def test_committed_pages_and_plot_are_those_of_the_committed_rows(tmp_path, monkeypatch):
+    rows = sorted(results.RESULTS.glob("*.csv"))
+    for path in rows:
+        shutil.copy(path, tmp_path)
+    page, figure = tmp_path / "benchmarks.md", tmp_path / "speed.png"
+    page.write_text(f"{report.BEGIN}\n{report.END}\n")
+    words = ["--folder", str(tmp_path), "--page", str(page), "--figure", str(figure)]
+    monkeypatch.setattr(sys, "argv", ["report", *words])
+    report.main()
+    for path in rows:
+        assert (tmp_path / path.name).with_suffix(".md").read_text() == path.with_suffix(".md").read_text()
+    section = (results.ROOT / "docs/benchmarks.md").read_text().partition(report.BEGIN)[2].partition(report.END)[0]
+    assert (
+        section.replace("../bench/results/", "") == page.read_text().partition(report.BEGIN)[2].partition(report.END)[0]
+    )
+    with Image.open(figure) as drawn:
+        assert drawn.width == 1400
+
+
+def test_plot_needs_all_of_its_cases(tmp_path):
+    assert not report.draw_speed([[row("bdam_fast", 2, "ours"), row("lean loop", 40)]], tmp_path / "speed.png")
+    assert not (tmp_path / "speed.png").exists()
 
 
 @pytest.mark.parametrize(

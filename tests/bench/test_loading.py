@@ -29,7 +29,7 @@ def test_shares_compare_samples_of_the_same_round() -> None:
     assert found.share(PILLOW, "clock") == 1.0
     assert found.shares("cache", "cpu") == pytest.approx([1 / 1.44] * 2)
     assert found.milliseconds("files").median == pytest.approx(3.0)
-    found.of["files"][1] = Sample(30.0, 2.5)
+    found.by_variant["files"][1] = Sample(30.0, 2.5)
     assert found.shares("files", "clock") == pytest.approx([0.1, 1 / 1.2])
     assert found.shares("files", "cpu") == pytest.approx([1 / 1.2, 2.0])
 
@@ -70,7 +70,7 @@ def test_miniature_measurement(
     augment = transforms.augment
     monkeypatch.setattr(transforms, "augment", lambda x, *rest: batches.append(x.clone()) or augment(x, *rest))
     monkeypatch.setattr(measure, "require_tests", lambda op: print(f"tests of {op}"))
-    command = f"bench_loading --data {root} --image-sizes 32 16 --workers {workers} --images 130 --rounds 2 --dry"
+    command = f"loading --data {root} --image-sizes 32 16 --workers {workers} --images 130 --rounds 2 --dry"
     monkeypatch.setattr(sys, "argv", command.split())
     loading.main()
     shown = capsys.readouterr().out

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from training.synthetic.attributes import sample_identity, sample_outfit, sample_pose
-from training.synthetic.rng import Dice
+from training.synthetic.rng import KeyedRng
 from training.synthetic.text.captions import write_captions
 
 
@@ -16,12 +16,12 @@ def write_people(root: Path, ids: int, images_per_id: int = 3, seed: int = 5) ->
     root."""
     records, factors = [], []
     for person in range(1, ids + 3):
-        identity = sample_identity(Dice(seed, "identity", person))
+        identity = sample_identity(KeyedRng(seed, "identity", person))
         for image in range(images_per_id):
-            dice, path = Dice(seed, person, image), f"cam_a/{person:04d}_{image}.jpg"
-            outfit = sample_outfit(dice, identity)
-            pose = sample_pose(dice, outfit)
-            captions = write_captions(dice, identity, outfit, pose)
+            rng, path = KeyedRng(seed, person, image), f"cam_a/{person:04d}_{image}.jpg"
+            outfit = sample_outfit(rng, identity)
+            pose = sample_pose(rng, outfit)
+            captions = write_captions(rng, identity, outfit, pose)
             (root / "imgs/cam_a").mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (1, 1)).save(root / "imgs" / path)
             split = {ids + 1: "val", ids + 2: "test"}.get(person, "train")

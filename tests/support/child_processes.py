@@ -1,24 +1,34 @@
-"""What test_experiment has done in other processes; imports nothing that takes long."""
+"""What test_scheduler runs in other processes, as a command; imports nothing that takes long."""
 
 import os
 import signal
+import sys
 import time
-from pathlib import Path
+from collections.abc import Sequence
+
+from training.utils import cli
 
 
-def fail(text: str) -> None:
-    """Prints, then raises ValueError."""
-    print("on the way")
-    raise ValueError(text)
+def main(argv: Sequence[str]) -> None:
+    """Ends as the first word says."""
+    if argv[0] == "sleep":
+        print("threads", os.environ.get("OMP_NUM_THREADS"))
+        time.sleep(float(argv[1]))
+    elif argv[0] == "fail":
+        raise ValueError(argv[1])
+    elif argv[0] == "defect":
+        raise TypeError(argv[1])
+    elif argv[0] == "exit":
+        os._exit(int(argv[1]))
+    elif argv[0] == "vanish":
+        # As a process that the system kills.
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif argv[0] == "stay":
+        # Says that it is here through a named pipe, and holds that open for a minute.
+        with open(argv[1], "w") as file:
+            print("here", file=file, flush=True)
+            time.sleep(60)
 
 
-def vanish() -> None:
-    """Ends as a process that the system kills."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def stay(pipe: Path) -> None:
-    """Says that it is here through a named pipe, and holds that open for a minute."""
-    with open(pipe, "w") as file:
-        print("here", file=file, flush=True)
-        time.sleep(60)
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -3,11 +3,11 @@
 import json
 
 from tests.support.pedes_dataset import as_layout, make_pedes
-from training.data.validation.validate import Options
+from training.data.validation.validate import ValidationOptions
 
 FILES = {"cuhk-pedes": "reid_raw.json", "icfg-pedes": "ICFG-PEDES.json", "rstpreid": "data_captions.json"}
 FILES |= {"own": "records.jsonl"}
-ALLOW = Options(allow_counts=True)
+ALLOW = ValidationOptions(allow_counts=True)
 
 
 def make(folder, name="cuhk-pedes", file=None):

@@ -1,4 +1,4 @@
-"""What stands in for a model: a provider that follows a script, and a server in a thread of its own."""
+"""Substitutes for a model: a provider that follows a script, and a server in a thread of its own."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Any
 
 from bench.pipeline.fake_openai import Behaviour, serve
 from training.describe.llm.answer_store import Answer
-from training.describe.llm.providers import Ask
+from training.describe.llm.providers import Request
 
 KEY = "sk-secret-0123456789abcdef"
 
 
-class Scripted:
-    """A provider that answers what a function of the ask says; an exception is raised."""
+class ScriptedProvider:
+    """Provider that returns the script's answer to a request, or raises it if it is an exception."""
 
-    window = 3
+    items_in_flight = 3
 
     def __init__(self, script: Any) -> None:
-        self.script, self.asks = script, list[Ask]()
+        self.script, self.requests = script, list[Request]()
 
-    async def answer(self, ask: Ask) -> Answer:
-        self.asks.append(ask)
+    async def answer(self, request: Request) -> Answer:
+        self.requests.append(request)
         await asyncio.sleep(0.001)
-        value = self.script(ask)
+        value = self.script(request)
         if isinstance(value, BaseException):
             raise value
         return value
 
 
-class Background:
+class BackgroundServer:
     """A server in a thread of its own."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Background:
         return sum(self.behaviour.counts.values())
 
     def stop(self) -> None:
-        """Ends answers that nobody waits for any more too: left to the garbage collector they break whatever runs then."""
+        """Stops the server and cancels pending answers, which would break other tests when garbage-collected later."""
 
         async def cancel() -> None:
             self.server.close()

@@ -1,4 +1,4 @@
-"""Texts in the manner of vision-language models, by hand: honest ones that must pass, what must not, and a file of both."""
+"""Hand-written texts in the style of vision-language models: valid ones, invalid ones, and a file of both."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ from training.describe.options import read_data
 from training.describe.text.prompts import load_schema
 from training.describe.text.text_checks import Limits, check_texts
 
-# (identity, clothing): nothing here may fail a check. Each holds a trap or two: a word that means clothes elsewhere.
-HONEST = (
+# (identity, clothing): no check may fail. Each contains a trap or two, such as a word that means clothes elsewhere.
+VALID_TEXTS = (
     (
         "Here is a woman in her sixties, of short stature, with grey curls, small round glasses and a lined face.",
         "A dark blue abaya with a black headscarf covering the hair, a pink cap over the forehead, and grey flats.",
@@ -74,8 +74,8 @@ HONEST = (
         "A motorcycle helmet, a black leather jacket with a zipper, and faded jeans; the feet are not in the picture.",
     ),
 )
-# Single texts and the check that finds them, all others being satisfied or not.
-DISHONEST = (
+# (kind, text, check that must fail, beginning of the reason); other checks may pass or fail.
+INVALID_TEXTS = (
     ("identity", "A young man with short hair in a denim jacket.", "leak", "denim (material), jacket (upper)"),
     ("identity", "A tall woman with a ponytail and a baseball cap.", "leak", "cap (hat)"),
     ("identity", "An old man with grey hair, dressed casually.", "leak", "dressed (outfit)"),
@@ -97,9 +97,9 @@ DISHONEST = (
     ("identity", "A woman with long hair.\nShe is tall.", "syntax", "has more than one line"),
     ("identity", "Identity description: a woman with long hair.", "syntax", "begins with a label"),
     ("identity", "Here is a description of the person: a tall woman with red hair.", "syntax", "begins with a label"),
-    ("identity", 'A woman with "long hair.', "syntax", "has quotes or brackets that are not balanced"),
-    ("identity", '"A woman with long hair."', "syntax", "is a quotation as a whole"),
-    ("identity", "A woman with long hair. \U0001f600", "syntax", "has a character that is no text"),
+    ("identity", 'A woman with "long hair.', "syntax", "has unbalanced quotes or brackets"),
+    ("identity", '"A woman with long hair."', "syntax", "is in quotation marks as a whole"),
+    ("identity", "A woman with long hair. \U0001f600", "syntax", "has a non-text character"),
     ("identity", "A woman with long\u00c2\u00a0hair.", "syntax", "has wrongly decoded characters"),
     ("identity", ", a woman with long hair.", "syntax", "begins with ','"),
     ("identity", "A tall woman with long hair and", "syntax", "breaks off: '...  tall woman with long hair and'"),
@@ -123,20 +123,20 @@ DISHONEST = (
         "identity",
         "She has long hair. A tall woman. She has long hair.",
         "repetition",
-        "says twice: 'she has long hair'",
+        "repeats the sentence 'she has long hair'",
     ),
     ("identity", "This is possibly a woman with long hair.", "hedging", "hedges: possibly"),
 )
 # Rejected, since the identity text names a coat.
-LEAKY = ("A tall woman with long hair in a red coat.", "A red coat, blue jeans and white shoes.")
+LEAKING_TEXTS = ("A tall woman with long hair in a red coat.", "A red coat, blue jeans and white shoes.")
 
 
-def rows(data: Path) -> list[dict]:
-    """One record per image: seven ok, three rejected with their checks, one failed, one of them without a style."""
+def make_rows(data: Path) -> list[dict]:
+    """Rows, one per image: seven ok, three rejected with their checks, one failed, one of them without a style."""
     paths = sorted(read_data("cuhk-pedes", str(data)))[:12]
     made = []
     for i, path in enumerate(paths):
-        identity, clothing = LEAKY if i in (2, 5, 8) else HONEST[i]
+        identity, clothing = LEAKING_TEXTS if i in (2, 5, 8) else VALID_TEXTS[i]
         row = {"file_path": path, "identity": identity, "clothing": clothing, "style": i % 3, "model": "some-model"}
         row |= {"prompt_hash": "0" * 16, "params": {}, "status": "ok"}
         checks = check_texts(identity, clothing, load_schema(), Limits())
@@ -149,6 +149,6 @@ def rows(data: Path) -> list[dict]:
     return made
 
 
-def write(path: Path, made: list[dict]) -> Path:
+def write_rows(path: Path, made: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
     return path

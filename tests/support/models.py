@@ -101,5 +101,5 @@ def unit(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def gradnorm_config(**changes: object) -> GradNormConfig:
-    """GradNorm that starts balancing after one step of averaging, by plain steps."""
-    return replace(GradNormConfig(warm_steps=1, optimizer="plain"), **changes)
+    """GradNorm that starts balancing after one step of averaging, by plain steps, no task ahead of the others."""
+    return replace(GradNormConfig(warm_steps=1, alpha=1.5, lead=1.0, optimizer="plain"), **changes)

@@ -1,4 +1,4 @@
-"""The paper's tables as lists of rows, each row a whole Config, and the key under which a configuration is run once."""
+"""The tables of the paper as lists of rows, each row a whole Config, and the key that identifies equal runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Literal
 from training.config.recipes import texts_of, with_row
 from training.config.stages import Config, to_dict
 
-# The whole method: what every other row is compared with.
+# The whole method, with which every other row is compared.
 FULL = "full"
-# Per table its title and its rows as (row, label); in the order and words of the paper.
+# Titles of the tables, and their rows as (row, label), in the order and words of the paper.
 TITLES = {
     "table1": "Table 1: decoupling module",
     "table2": "Table 2: fusion module",
@@ -87,12 +87,12 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Equal for rows, of any tables, whose runs are the same."""
+        """Key of the run: equal for rows of any tables with the same configuration."""
         return run_key(self.config)
 
 
 def run_key(config: Config) -> str:
-    """Twelve hexadecimal digits of everything that a configuration says, but for its name and its seed."""
+    """Twelve hexadecimal digits of the configuration without its name and seed."""
     values = {name: value for name, value in to_dict(config).items() if name not in ("recipe", "seed")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -102,9 +102,9 @@ def table_rows(
 ) -> list[Row]:
     """The rows of the named tables (keys of TITLES) of the recipe `base`, in order.
 
-    data_sets: for table5, the folder that holds a folder for each data set; by default the one around base.data.root.
-    out: for table4, the experiment's folder, which holds the generated texts; by default runs/RECIPE.
-    Raises what a row raises for a base without the part that it changes.
+    data_sets: for table5, the parent folder of the data sets; by default that of base.data.root.
+    out: for table4, the folder of the experiment with the generated texts; by default runs/RECIPE.
+    Raises ValueError when `base` lacks the part that a row changes.
     """
     rows = []
     for table in tables:

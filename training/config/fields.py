@@ -1,4 +1,4 @@
-"""What every stage of a configuration checks in its fields when it is built."""
+"""Checks of the fields of a configuration stage when it is built."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 
 class Within(NamedTuple):
-    """Lowest and highest value that a number (or each number of a tuple) may have, both allowed."""
+    """Lowest and highest allowed value of a number, or of each number of a tuple."""
 
     low: float
     high: float = math.inf
@@ -17,7 +17,10 @@ class Within(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """Base of all stages: checks every Literal field, and every number that is annotated with `Within`."""
+    """Base of all stages: checks every Literal field, scalar type, and number annotated with `Within`.
+
+    Raises ValueError naming the field.
+    """
 
     def __post_init__(self) -> None:
         for key, hint in typing.get_type_hints(type(self), include_extras=True).items():
@@ -37,7 +40,7 @@ class Stage:
         self.check()
 
     def check(self) -> None:
-        """Conditions between fields; overridden where there are any."""
+        """Checks conditions between fields; overridden by stages that have any."""
 
     def require(self, ok: bool, key: str, expected: str) -> None:
         """Raises ValueError for the field `key` unless `ok`."""

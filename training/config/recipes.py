@@ -1,5 +1,5 @@
-"""Named configurations: recipes, each a function that returns a whole Config, and rows of the paper's tables, each a
-function from a Config to one with a part left out or exchanged. `RECIPE/ROW` names a row of a recipe.
+"""Named configurations: recipes, functions that return a whole Config, and rows of the paper's tables, functions that
+replace or remove a part of a Config. `RECIPE/ROW` names a row of a recipe.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def cuhk_pedes_paper() -> Config:
 
 
 def icfg_pedes() -> Config:
-    """`cuhk-pedes` on ICFG-PEDES; what else a data set decides, such as the held-out validation split, its reader knows."""
+    """`cuhk-pedes` on ICFG-PEDES; the reader handles the rest, such as the held-out validation split."""
     return Config(recipe="icfg-pedes", data=DataConfig(dataset="icfg-pedes", root="data/ICFG-PEDES"))
 
 
@@ -46,11 +46,17 @@ def rstpreid() -> Config:
 
 
 def synthetic() -> Config:
-    """Rendered pedestrians, encoders small enough to train from nothing on two CPU cores in minutes."""
+    """Rendered pedestrians, encoders small enough to train from scratch on two CPU cores in minutes."""
     return Config(
         recipe="synthetic",
         data=DataConfig(
-            root="data/synthetic", image_size=(64, 32), text_length=48, pad=2, erase=0.0, ids_per_batch=32, images_per_id=2
+            root="data/synthetic",
+            image_size=(64, 32),
+            text_length=48,
+            pad=2,
+            erase=0.0,
+            ids_per_batch=32,
+            images_per_id=2,
         ),
         model=ModelConfig(
             visual=EncoderConfig(width=128, layers=1, heads=4, patch_size=16, stem="convolutional"),
@@ -64,8 +70,8 @@ def synthetic() -> Config:
 
 
 def synthetic_tables() -> Config:
-    """`synthetic` for the tables: two epochs instead of five, so that three seeds of every row fit into an evening, and two
-    self-attention layers a branch, so that there is something to make shallow."""
+    """`synthetic` for the tables: two epochs instead of five, so that three seeds of every row take an evening, and two
+    self-attention layers per branch, so that the row "shallow" can remove one."""
     config = synthetic()
     model = replace(config.model, bdam=replace(config.model.bdam, self_layers=2))
     return replace(config, recipe="synthetic-tables", model=model, optim=replace(config.optim, epochs=2))
@@ -74,7 +80,8 @@ def synthetic_tables() -> Config:
 def synthetic_paper() -> Config:
     """The rendered pedestrians in the readings of the paper, at the size and length of `synthetic`.
 
-    What only fits pretrained encoders stays: BERT frozen under one layer (reading 11), the base rate and the epochs.
+    Readings that suit only pretrained encoders are not used: frozen BERT with one layer on top (reading 11), the base rate
+    and the epochs.
     """
     config = synthetic()
     paper = paper_readings(config)
@@ -85,7 +92,7 @@ def synthetic_paper() -> Config:
 
 
 def paper_readings(config: Config) -> Config:
-    """`config` with every field that a reading of the method governs set to the reading of the paper."""
+    """`config` with every field of a reading of the method set to the reading of the paper."""
     model, loss, optim = config.model, config.loss, config.optim
     return replace(
         config,
@@ -141,13 +148,13 @@ def shallow(config: Config) -> Config:
 
 
 def texts_of(out: Path, method: str) -> Path:
-    """Where an experiment in the folder `out` keeps the texts that were generated in the styles of a method."""
+    """Path of the texts generated in the styles of a method by an experiment in the folder `out`."""
     return out / "descriptions" / method / "descriptions.jsonl"
 
 
 def _with_styles(method: str) -> Change:
     def change(config: Config) -> Config:
-        # Where `python -m training.experiment table4` makes them unless it is given another folder.
+        # Default output of `python -m training.experiment table4`.
         texts = texts_of(Path("runs") / config.recipe, method)
         return replace(config, data=replace(config.data, descriptions=str(texts)))
 
@@ -193,7 +200,7 @@ ROWS: dict[str, Change] = {
     "no-adversarial": _with_loss(adversarial=False),
     "no-decoupling": _with_loss(decoupling=False),
     "no-gate-regularisation": _with_loss(gate_regularisation=False),
-    # What the defaults of readings 1, 2, 6 and 8 are compared with.
+    # Alternatives to the defaults of readings 1, 2, 6 and 8.
     "adversary-paper": _with_loss(adversarial_mode="paper", clothing_matching=False),
     "adversary-intent": _with_loss(adversarial_mode="intent"),
     "adversary-odds": _with_loss(adversarial_mode="odds"),
@@ -209,9 +216,9 @@ ROWS: dict[str, Change] = {
 
 
 def get_recipe(name: str) -> Config:
-    """The Config of a recipe, or of a row of one (`RECIPE/ROW`).
+    """The Config of a recipe, or of a row of a recipe (`RECIPE/ROW`).
 
-    Raises ValueError for an unknown name, with the known ones and the closest, and what the row raises.
+    Raises ValueError for an unknown name, listing the known ones and the closest, and what the row raises.
     """
     base, slash, row = name.partition("/")
     _require_known("recipe", base, RECIPES)

@@ -1,4 +1,4 @@
-"""Configuration of a whole run: frozen dataclasses, one per stage, validated when built, stored beside every result.
+"""Configuration of a whole run: frozen dataclasses, one per stage, validated when built, stored with every result.
 
 "reading n" in a comment names the row of the table of readings in docs/method.md; the default of every field is the
 `recommended` reading, `training.config.recipes.paper_readings` sets the `paper` one.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import typing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from training.config.fields import Stage, Within
 
-# Ways to put captions into styles: the rows of Table 4.
+# Methods of assigning captions to styles: the rows of Table 4.
 StyleMethod = Literal["none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan"]
 STYLE_METHODS: tuple[StyleMethod, ...] = typing.get_args(StyleMethod)
 AdversarialMode = Literal["paper", "intent", "odds", "critic", "minimax"]
@@ -24,7 +23,7 @@ Backend = Literal["auto", "cuda", "triton", "cpu", "reference"]
 
 @dataclass(frozen=True)
 class DataConfig(Stage):
-    """Which data set, and how its images and texts become tensors."""
+    """Data set, and conversion of its images and texts to tensors."""
 
     # Reader: "cuhk-pedes" (the synthetic set is written in that format), ...; "own": docs/data.md.
     dataset: Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "own"] = "cuhk-pedes"
@@ -46,7 +45,7 @@ class DataConfig(Stage):
     # Probability of a horizontal flip, and of erasing one rectangle.
     flip: Annotated[float, Within(0, 1)] = 0.5
     erase: Annotated[float, Within(0, 1)] = 0.5
-    # Folder of the packed cache of resized images, shared by runs and data sets, filled when needed; empty: none.
+    # Folder of the packed cache of resized images, shared by runs and data sets, updated on demand; empty: none.
     cache: str = ""
     # Processes that decode images; 0 decodes in the training process.
     workers: Annotated[int, Within(0, 1024)] = 0
@@ -54,9 +53,9 @@ class DataConfig(Stage):
 
 @dataclass(frozen=True)
 class EncoderConfig(Stage):
-    """One encoder: pretrained by name or local folder, or a small one built from the numbers below."""
+    """One encoder: pretrained by name or local folder, or a small one of the sizes below."""
 
-    # Hugging Face name or a local folder; empty: build from the sizes below with random weights.
+    # Hugging Face name or local folder; empty: the sizes below with random weights.
     pretrained: str = ""
     width: Annotated[int, Within(8)] = 128
     layers: Annotated[int, Within(1)] = 4
@@ -105,7 +104,7 @@ class FusionConfig(Stage):
     enabled: bool = True
     # "tokens": gated patch tokens and text tokens as one sequence; "pooled": one vector per pair (reading 13).
     form: Literal["tokens", "pooled"] = "tokens"
-    # "mamba"; "none" leaves the layers out (Table 2, w/o Mamba; Fig. 5, simple); "transformer" (Fig. 5).
+    # "mamba"; "none": no layers (Table 2, w/o Mamba; Fig. 5, simple); "transformer" (Fig. 5).
     layers_kind: Literal["mamba", "transformer", "none"] = "mamba"
     layers: Annotated[int, Within(1)] = 2
     width: Annotated[int, Within(1)] = 256
@@ -127,6 +126,8 @@ class FusionConfig(Stage):
 
 @dataclass(frozen=True)
 class ModelConfig(Stage):
+    """Encoders, modules and joint embedding of the model."""
+
     visual: EncoderConfig = field(default_factory=lambda: EncoderConfig(pretrained="google/vit-base-patch16-224"))
     text: EncoderConfig = field(default_factory=lambda: EncoderConfig(pretrained="bert-base-uncased", lr_scale=0.1))
     bdam: BdamConfig = field(default_factory=BdamConfig)
@@ -134,19 +135,19 @@ class ModelConfig(Stage):
     # Width of the joint embedding space (reading 4).
     embedding: Annotated[int, Within(1)] = 256
     # Batch normalisation at the end of the projections to embeddings (readings 4 and 5): without it the batch-hard triplet
-    # loss draws the embeddings of new encoders into one point.
+    # loss collapses the embeddings of new encoders to one point.
     batch_norm: bool = True
     # "cls" or masked "mean" (reading 12).
     text_pooling: Literal["cls", "mean"] = "mean"
     # Self-attention layers on top of a frozen text encoder (reading 11).
     text_adapter_layers: Annotated[int, Within(0)] = 0
-    # Which implementation of selective_scan, causal_conv1d and hsic runs.
+    # Implementation of selective_scan, causal_conv1d and hsic.
     backend: Backend = "auto"
 
 
 @dataclass(frozen=True)
 class LossConfig(Stage):
-    """A switched-off loss is left out (Table 3); the balance of the others is GradNorm's."""
+    """Losses: False removes a loss (Table 3); GradNorm balances the others."""
 
     info_nce: bool = True
     triplet: bool = True
@@ -155,9 +156,9 @@ class LossConfig(Stage):
     adversarial: bool = True
     decoupling: bool = True
     gate_regularisation: bool = True
-    # Texts that are positives of an image in InfoNCE (reading 1): of its identity embedding, "identity", "caption" or "both";
-    # "scored": the identity text of the identity embedding, the caption of the sum of both embeddings, which is how retrieval
-    # scores it at beta 1 (reading 24), so that the words on clothes do not have to be found in the identity.
+    # Positive texts of an image in InfoNCE (reading 1): "identity", "caption" or "both" for its identity embedding;
+    # "scored": the identity text for the identity embedding, and the caption for the sum of both embeddings, as retrieval
+    # scores it at beta 1 (reading 24), so that the identity embedding need not encode clothing words.
     info_nce_texts: Literal["identity", "caption", "both", "scored"] = "scored"
     # Image to text and text to image; off: image to text, diagonal only (reading 2).
     info_nce_symmetric: bool = True
@@ -174,19 +175,20 @@ class LossConfig(Stage):
     learn_temperature: bool = True
     # Triplet on squared L2 distances (reading 5).
     margin: Annotated[float, Within(0)] = 0.3
-    # What the adversary minimises (reading 6), P being the probability of the own clothing text. "paper": eq. (1) as printed,
-    # -log(1 - P) of the clothing branch. On the identity branch: "intent", -log(1 - P), which hardly pulls where P is small;
-    # "odds", log P - log(1 - P), which does, down to chance; "critic", the same for a critic of its own, which learns to find
-    # the text in the identity branch; "minimax", a critic and gradient reversal, which does not stop at chance.
+    # Loss of the adversary (reading 6), with P the probability of the own clothing text. "paper": eq. (1) as printed,
+    # -log(1 - P) of the clothing branch. On the identity branch: "intent", -log(1 - P), whose gradient is tiny where P is small;
+    # "odds", log P - log(1 - P) down to its value at chance; "critic", the same by a separate probe that learns to find the text
+    # in the identity branch; "minimax", a probe and gradient reversal, which does not stop at chance.
     adversarial_mode: AdversarialMode = "critic"
-    # What decouples (eq. 2 and reading 8): "hsic" of the gated features, or "cka", the unbiased HSIC over the geometric mean
-    # of each feature's own, which cannot be lowered by features that vary less; on L2-normalised features; and the kernel.
+    # Decoupling measure (eq. 2 and reading 8): "hsic" of the gated features, or "cka", the unbiased HSIC over the geometric
+    # mean of the HSIC of each feature with itself, which features of less variance do not lower; L2 normalisation of the
+    # features; and the kernel.
     decoupling_measure: Literal["hsic", "cka"] = "cka"
     hsic_normalise: bool = True
     hsic_kernel: Literal["linear", "rbf"] = "linear"
     # Fixed weight of mean (g - 0.5)^2, outside GradNorm (reading 9).
     gate_weight: Annotated[float, Within(0)] = 0.01
-    # What trains f_final (reading 15).
+    # Losses on f_final (reading 15).
     final_triplet: bool = True
     final_info_nce: bool = True
     final_matching: bool = True
@@ -231,28 +233,28 @@ class GradNormConfig(Stage):
 
 @dataclass(frozen=True)
 class OptimConfig(Stage):
-    """Readings 22 and 25."""
+    """Optimisation, precision and memory (readings 22 and 25)."""
 
     optimizer: Literal["adamw", "adam"] = "adamw"
     lr: Annotated[float, Within(1e-12)] = 1e-4
     weight_decay: Annotated[float, Within(0)] = 1e-3
     epochs: Annotated[int, Within(1)] = 60
     warmup_epochs: Annotated[int, Within(0)] = 5
-    # Largest global gradient norm; 0: not clipped.
+    # Largest global gradient norm; 0: no clipping.
     clip_norm: Annotated[float, Within(0)] = 1.0
     # Validate every this many epochs, and always after the last.
     validate_every: Annotated[int, Within(1)] = 1
-    # Arithmetic of encoders and heads (autocast). Parameters, losses and optimiser stay in float32; fp16 scales the losses
-    # and leaves out the steps whose gradients overflow.
+    # Precision of encoders and heads (autocast). Parameters, losses and optimiser stay in float32; fp16 scales the losses
+    # and skips steps whose gradients overflow.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    # Micro-batches that the encoders see one after the other; heads and losses always see the whole batch. Less memory, the
-    # same gradient, one more forward pass through the encoders.
+    # Number of micro-batches for the encoders; heads and losses always process the whole batch. Less memory, the same
+    # gradient, one more forward pass through the encoders.
     accumulate: Annotated[int, Within(1)] = 1
-    # Compute activations of the encoders' and of BDAM's layers again in the backward pass instead of keeping them.
+    # Recompute activations of the layers of encoders and BDAM in the backward pass instead of keeping them.
     checkpointing: bool = False
-    # torch.compile of the encoders and of the heads' parts.
+    # torch.compile of the encoders and of the modules of the heads.
     compile: bool = False
-    # Write last.pt after every this many steps too (the last of an epoch: after validation); 0: after every epoch only.
+    # Also write last.pt every this many steps (at the end of an epoch: after validation); 0: after every epoch only.
     save_every_steps: Annotated[int, Within(0)] = 0
 
     def check(self) -> None:
@@ -274,10 +276,10 @@ class EvalConfig(Stage):
 
 
 @dataclass(frozen=True)
-class Config:
-    """Everything a run depends on. Stored whole as config.json beside every checkpoint and result."""
+class Config(Stage):
+    """Complete configuration of a run, stored as config.json with every checkpoint and result."""
 
-    # Name of the recipe that made it, for the reader of a result.
+    # Name of its recipe, for the reader of a result.
     recipe: str = "custom"
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
@@ -295,7 +297,8 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 # What the fields meant that a stored configuration of an earlier version does not have, by their dotted names.
 BEFORE: dict[str, Any] = {
-    **{f"model.{encoder}.{name}": value for encoder in ("visual", "text") for name, value in (("stem", "plain"), ("feed_forward", 4))},
+    **{f"model.{encoder}.stem": "plain" for encoder in ("visual", "text")},
+    **{f"model.{encoder}.feed_forward": 4 for encoder in ("visual", "text")},
     "loss.captions_train": "both",
     "loss.both_captions": False,
     "loss.caption_positives": "identity",
@@ -308,19 +311,24 @@ BEFORE: dict[str, Any] = {
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Config from what `to_dict` made, of this version or an earlier one. Raises ValueError on an unknown or missing field."""
+    """Config from the result of `to_dict`, of this version or an earlier one. Raises ValueError naming a field that is unknown,
+    missing or of a wrong value."""
     return _build(Config, _completed(values), "config")
 
 
-def _completed(values: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the fields of BEFORE that it lacks; nothing is added to a stage that is not there."""
+def _completed(values: Any) -> Any:
+    """The configuration with the fields of BEFORE that it lacks; nothing is added to a stage that does not exist."""
+    if not isinstance(values, dict):
+        return values
     result = copy.deepcopy(values)
     for path, value in BEFORE.items():
         *stages, name = path.split(".")
-        stage = functools.reduce(lambda found, key: found.get(key, {}) if isinstance(found, dict) else {}, stages, result)
-        if stage:
+        stage: Any = result
+        for key in stages:
+            stage = stage.get(key) if isinstance(stage, dict) else None
+        if isinstance(stage, dict):
             stage.setdefault(name, value)
-    loss = result.get("loss") if isinstance(result, dict) else None
+    loss = result.get("loss")
     if isinstance(loss, dict) and "adversarial_mode" in loss:
         # One switch was for both, and eq. (1) has no matching.
         loss.setdefault("clothing_matching", loss.get("adversarial", False) and loss["adversarial_mode"] != "paper")
@@ -329,14 +337,27 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
 
 def _build(cls: type, values: Any, path: str) -> Any:
     hints = typing.get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}
-    if not isinstance(values, dict) or set(values) != names:
-        got = sorted(values) if isinstance(values, dict) else values
-        raise ValueError(f"{path}: expected the fields {sorted(names)}, got {got}")
-    return cls(**{name: _convert(hints[name], values[name], f"{path}.{name}") for name in names})
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must be an object with the fields of {cls.__name__}, got {values!r}")
+    for what, names in (("unknown", values.keys() - hints.keys()), ("missing", hints.keys() - values.keys())):
+        if names:
+            raise ValueError(f"{path}: {what} fields: {', '.join(sorted(names))}")
+    converted = {name: _convert(hints[name], values[name], f"{path}.{name}") for name in hints}
+    try:
+        return cls(**converted)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _build(hint, value, path)
-    return tuple(value) if typing.get_origin(hint) is tuple else value
+    if typing.get_origin(hint) is not tuple:
+        return value
+    kinds = typing.get_args(hint)
+    accepted = (int, float) if float in kinds else (int,)
+    numbers = isinstance(value, (list, tuple)) and all(type(v) in accepted for v in value)
+    if not numbers or (Ellipsis not in kinds and len(value) != len(kinds)):
+        count = "any number of" if Ellipsis in kinds else len(kinds)
+        raise ValueError(f"{path} must be a list of {count} {accepted[-1].__name__}s, got {value!r}")
+    return tuple(value)

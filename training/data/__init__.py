@@ -1,1 +1,1 @@
-"""Data sets: readers, validation, loading, and the synthetic pedestrians."""
+"""Data sets: readers, validation, images, batches, and the ground truth of rendered sets."""

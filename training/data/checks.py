@@ -1,6 +1,6 @@
-"""What can be wrong with the rows of a data set: one function per condition, which lists the offenders in words.
+"""Checks of the rows of a data set: one function per condition, which lists the violations in words.
 
-Reading stops at the first condition that does not hold (`require_sound`), the validator reports all of them.
+Reading stops at the first violated condition (`require_valid`), the validator reports all of them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from training.data.readers import SPLITS, Row, Source
 
 
-def examples(offenders: Sequence[Any]) -> str:
-    """'a, b (2 in all)': up to five offenders and their number."""
-    return ", ".join(map(str, offenders[:5])) + f"{', ...' if len(offenders) > 5 else ''} ({len(offenders)} in all)"
+def examples(items: Sequence[Any]) -> str:
+    """'a, b (2 in all)': up to five items and their number."""
+    return ", ".join(map(str, items[:5])) + f"{', ...' if len(items) > 5 else ''} ({len(items)} in all)"
 
 
-def require_sound(source: Source, splits: Sequence[str]) -> list[Row]:
-    """The rows of a source that has all of `splits`. Raises ValueError for the first condition that does not hold, with
-    up to five examples and their number."""
+def require_valid(source: Source, splits: Sequence[str]) -> list[Row]:
+    """The rows of a source that has all of `splits`. Raises ValueError for the first violated condition, with up to five
+    examples and their number."""
     file = source.file
     malformed = malformed_rows(source)
     if malformed:
@@ -46,7 +46,7 @@ def require_sound(source: Source, splits: Sequence[str]) -> list[Row]:
 
 
 def malformed_rows(source: Source) -> list[str]:
-    """'record 4: what is wrong' for each row that has not the common form."""
+    """'record 4: problem' for each row that does not have the common form."""
     pairs = zip(source.rows, source.places, strict=True)
     return [f"{place}: {problem}" for row, place in pairs if (problem := _problem(row))]
 
@@ -62,17 +62,17 @@ def unknown_splits(rows: Sequence[Row]) -> list[str]:
 
 
 def empty_captions(rows: Sequence[Row]) -> list[str]:
-    """Paths of rows with a caption of white space only."""
+    """Paths of rows with an empty caption or one of white space only."""
     return [row["file_path"] for row in rows if not all(caption.strip() for caption in row["captions"])]
 
 
 def repeated_paths(rows: Sequence[Row]) -> list[str]:
-    """Paths that more than one row has."""
+    """Paths that occur in more than one row."""
     return [path for path, count in Counter(row["file_path"] for row in rows).items() if count > 1]
 
 
 def shared_ids(rows: Sequence[Row]) -> list[str]:
-    """'id in split and split' for each identity that occurs in several splits."""
+    """'id in split and split' for each identity in more than one split."""
     split_of: dict[int, set[str]] = {}
     for row in rows:
         split_of.setdefault(row["id"], set()).add(row["split"])
@@ -80,13 +80,13 @@ def shared_ids(rows: Sequence[Row]) -> list[str]:
 
 
 def absent_splits(rows: Sequence[Row], splits: Sequence[str]) -> list[str]:
-    """Those of `splits` that no row is in."""
+    """Members of `splits` without a row."""
     used = {row["split"] for row in rows}
     return [split for split in splits if split not in used]
 
 
 def missing_images(rows: Sequence[Row], images: Path) -> list[str]:
-    """Paths without a file below `images`; one listing per folder, since 40,000 stat calls take long on a network drive."""
+    """Paths without a file below `images`. Lists each folder once: 40,000 stat calls take long on a network drive."""
     listed: dict[str, set[str]] = {}
     missing = []
     for row in rows:
@@ -99,7 +99,7 @@ def missing_images(rows: Sequence[Row], images: Path) -> list[str]:
 
 
 def _problem(row: Any) -> str:
-    """What is wrong with the form of one row; "" if nothing."""
+    """The problem with the form of one row; "" if there is none."""
     if not isinstance(row, dict):
         return f"expected an object, got {type(row).__name__}"
     for key, kind in (("split", str), ("captions", list), ("file_path", str), ("id", int)):

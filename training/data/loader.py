@@ -18,13 +18,13 @@ from torch import Tensor
 from training.config import DataConfig
 from training.data.datasets import Dataset, Record
 from training.data.images import transforms
-from training.data.images.source import open_images, read, update_cache
+from training.data.images.source import open_images, read_batches, update_cache
 from training.data.sampler import PKSampler, Sampler, ShuffledSampler, random_numbers
 
 # Texts per call of the tokenizer; bounds the memory of its intermediate lists.
 TOKENIZE_CHUNK = 4096
-# Of an image's uniform numbers the first ones are the augmentation's, this one chooses the caption.
-CAPTION = transforms.DRAWS
+# Column of the uniform numbers of an image that chooses the caption; the columns before it are for the augmentation.
+CAPTION_DRAW = transforms.DRAWS
 
 
 @dataclass(frozen=True)
@@ -35,48 +35,48 @@ class TextBatch:
     attention_mask_BT: Tensor
 
     def to(self, device: torch.device | str) -> TextBatch:
-        """The same on a device."""
+        """A copy on a device."""
         return TextBatch(self.input_ids_BT.to(device), self.attention_mask_BT.to(device))
 
     def part(self, rows: slice) -> TextBatch:
-        """Some of the texts, padded as before."""
+        """The texts of these rows, with unchanged padding."""
         return TextBatch(self.input_ids_BT[rows], self.attention_mask_BT[rows])
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One train batch; the texts of an image stand in the same row and are padded to the same T."""
+    """One training batch; the texts of an image are in the same row and padded to the same T."""
 
     # float32 (B, 3, H, W), augmented and normalised.
     images_BCHW: Tensor
-    # One human caption of each image, its identity text, its clothing text, and another of its captions (its identity text
-    # where it has one caption only).
+    # For each image one human caption, its identity text, its clothing text, and another of its captions (its identity text
+    # if it has one caption only).
     captions: TextBatch
     identity: TextBatch
     clothing: TextBatch
     other: TextBatch
     # Person ids, int64 (B).
     ids_B: Tensor
-    # int64 (B); equal where the clothing texts are equal.
+    # int64 (B); equal for equal clothing texts.
     clothing_group_B: Tensor
     # file_path of each image.
     paths: tuple[str, ...]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on a device."""
+        """A copy on a device."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         moved = {name: value.to(device) for name, value in values.items() if name != "paths"}
         return dataclasses.replace(self, **moved)
 
     def part(self, rows: slice) -> Batch:
-        """Some of the rows."""
+        """The batch of these rows."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         some: dict[str, Any] = {k: v.part(rows) if isinstance(v, TextBatch) else v[rows] for k, v in values.items()}
         return dataclasses.replace(self, **some)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], text_length: int) -> TextBatch:
-    """Texts as int64 (B, T): at most `text_length` tokens with [CLS] and [SEP], padded to the longest of them."""
+    """Token ids and mask, int64 (B, T): at most `text_length` tokens with [CLS] and [SEP], padded to the longest text."""
     encoded = tokenizer(
         list(texts),
         truncation=True,
@@ -89,7 +89,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], text_length: int) -> TextBatc
     return TextBatch(encoded["input_ids"], encoded["attention_mask"])
 
 
-class _TextTable:
+class _TokenTable:
     """Distinct texts, tokenized once: tokenizing 192 texts a step costs more than the rest of the batch."""
 
     def __init__(self, tokenizer: Any, texts: Iterable[str], text_length: int) -> None:
@@ -103,7 +103,7 @@ class _TextTable:
             self.tokens[i : i + len(part.input_ids_BT), : part.input_ids_BT.shape[1]] = part.input_ids_BT
 
     def batch(self, rows: list[int]) -> TextBatch:
-        """The texts of these rows, padded to the longest of them."""
+        """The texts of these rows, padded to the longest one."""
         lengths_B = self.lengths[rows]
         longest = int(lengths_B.max())
         mask_BT = torch.arange(longest) < lengths_B[:, None]
@@ -111,11 +111,11 @@ class _TextTable:
 
 
 class TrainLoader:
-    """Train batches of a data set; they depend on (seed, epoch) only, not on config.workers or config.cache. How an image
-    is augmented depends on (seed, epoch, its place in the split) only, and not on the batch that it is in.
+    """Training batches of a data set; they depend on (seed, epoch) only, not on config.workers or config.cache. The
+    augmentation of an image depends on (seed, epoch, index in the split) only, not on its batch.
 
-    Without a cache and with workers == 0 decoded images are kept in memory (see images.KEPT_BYTES); each worker process
-    starts anew every epoch and keeps nothing. With a cache, that of the train and of the val images is brought up to date.
+    Without a cache and with workers == 0 decoded images are kept in memory (see source.MEMORY_LIMIT); worker processes
+    restart every epoch and keep nothing. A cache is updated for the images of train and val.
 
     Raises ValueError from the sampler (too few identities) and from the cache; while iterating, ValueError or
     FileNotFoundError that names every image of a batch that cannot be read.
@@ -130,31 +130,30 @@ class TrainLoader:
             if config.images_per_id
             else ShuffledSampler(len(ids), config.batch_size, seed)
         )
-        texts = (text for r in self.records for text in (*r.captions, r.identity, r.clothing))
-        self.table = _TextTable(tokenizer, texts, config.text_length)
-        # The first validation comes an epoch later: an image that it cannot read should not wait until then.
+        self.table = _TokenTable(tokenizer, dataset.train_texts(), config.text_length)
+        # An unreadable validation image is reported now, not after the first epoch.
         update_cache([r.path for r in (*self.records, *dataset.splits.get("val", ()))], config)
         self.images = open_images([record.path for record in self.records], config, keep=config.workers == 0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """The next iteration yields the batches of this epoch, the first `start` of them left out."""
+        """The next iteration yields the batches of this epoch, without the first `start`."""
         self.epoch, self.start = epoch, start
         self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
+        """Number of batches in a whole epoch."""
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
         batches = list(self.sampler)
         draws = self._draws(batches)[self.start :]
         batches = batches[self.start :]
-        pixels = read(self.images, batches, self.config.workers)
+        pixels = read_batches(self.images, batches, self.config.workers)
         for indices, draws_BD, pixels_BCHW in zip(batches, draws, pixels, strict=True):
             yield self._batch(indices, draws_BD, pixels_BCHW)
 
     def _draws(self, batches: list[list[int]]) -> list[np.ndarray]:
-        """(B, D) uniform numbers for each batch: those of the n-th visit to an image in this epoch, whatever is beside it."""
+        """(B, D) uniform numbers for each batch, by image and number of its occurrence in this epoch."""
         visits: Counter[int] = Counter()
         tables: list[np.ndarray] = []
         result = []
@@ -163,7 +162,7 @@ class TrainLoader:
             for i in indices:
                 if visits[i] == len(tables):
                     rng = random_numbers(self.seed, "image", self.epoch, len(tables))
-                    tables.append(rng.random((len(self.records), CAPTION + 1)))
+                    tables.append(rng.random((len(self.records), CAPTION_DRAW + 1)))
                 rows.append(tables[visits[i]][i])
                 visits[i] += 1
             result.append(np.stack(rows))
@@ -172,10 +171,9 @@ class TrainLoader:
     def _batch(self, indices: list[int], draws_BD: np.ndarray, pixels_BCHW: Tensor) -> Batch:
         config, row = self.config, self.table.row
         records = [self.records[i] for i in indices]
-        drawn = [int(u * len(r.captions)) for r, u in zip(records, draws_BD[:, CAPTION].tolist(), strict=True)]
-        captions = [row[r.captions[i]] for r, i in zip(records, drawn, strict=True)]
-        # The next one, cyclically: of two captions the one that was not drawn.
-        others = [row[[*r.captions, r.captions[0]][i + 1] if len(r.captions) > 1 else r.identity] for r, i in zip(records, drawn, strict=True)]
+        draws = (draws_BD[:, CAPTION_DRAW] * [len(r.captions) for r in records]).astype(int).tolist()
+        captions = [row[r.captions[i]] for r, i in zip(records, draws, strict=True)]
+        others = [row[_other_text(r, i)] for r, i in zip(records, draws, strict=True)]
         clothing = [row[r.clothing] for r in records]
         texts = self.table.batch([*captions, *(row[r.identity] for r in records), *clothing, *others])
         parts = zip(texts.input_ids_BT.chunk(4), texts.attention_mask_BT.chunk(4), strict=True)
@@ -192,14 +190,21 @@ class TrainLoader:
         )
 
 
-def iterate_images(records: Sequence[Record], config: DataConfig, batch_size: int) -> Iterator[tuple[Tensor, slice]]:
-    """(images_BCHW, slice of `records` that they are) in order: float32 (B, 3, H, W), normalised, not augmented.
+def _other_text(record: Record, drawn: int) -> str:
+    """The caption after the drawn one, cyclically; the identity text of an image with one caption only."""
+    captions = record.captions
+    return captions[(drawn + 1) % len(captions)] if len(captions) > 1 else record.identity
 
-    Raises ValueError or FileNotFoundError that names every image of a batch that cannot be read, and what the cache does.
+
+def iterate_images(records: Sequence[Record], config: DataConfig, batch_size: int) -> Iterator[tuple[Tensor, slice]]:
+    """Yields (images_BCHW, their slice of `records`) in order: float32 (B, 3, H, W), normalised, not augmented.
+
+    Raises ValueError or FileNotFoundError that names every image of a batch that cannot be read, and what the
+    cache raises.
     """
     images = open_images([record.path for record in records], config)
     starts = range(0, len(records), batch_size)
     slices = [slice(start, min(start + batch_size, len(records))) for start in starts]
     batches = [range(part.start, part.stop) for part in slices]
-    for pixels_BCHW, part in zip(read(images, batches, config.workers), slices, strict=True):
+    for pixels_BCHW, part in zip(read_batches(images, batches, config.workers), slices, strict=True):
         yield transforms.normalise(pixels_BCHW), part

@@ -1,8 +1,8 @@
-"""The annotation file of each data set, read into rows of one form: `{"file_path", "id", "split", "captions"}`.
+"""Readers of the annotation files: rows of one common form, `{"file_path", "id", "split", "captions"}`.
 
-| set | file | what is its own |
+| set | file | particularity |
 |---|---|---|
-| CUHK-PEDES (Li et al., CVPR 2017) | reid_raw.json | caption_all.json, which is mailed too, has no splits |
+| CUHK-PEDES (Li et al., CVPR 2017) | reid_raw.json | caption_all.json, which the authors send too, has no splits |
 | ICFG-PEDES (Ding et al., 2021) | ICFG-PEDES.json or ICFG_PEDES.json | no validation split |
 | RSTPReid (Zhu et al., ACM MM 2021) | data_captions.json | `img_path` in place of `file_path` |
 | own | records.jsonl or records.csv | one line per image or per caption |
@@ -29,16 +29,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """What the authors of a data set say about it."""
+    """Facts about a data set as published by its authors."""
 
     title: str
     # Names of the annotation file, the usual one first.
     files: tuple[str, ...]
-    # Of each split; empty where anything is right.
+    # Official numbers of each split; empty where any number is valid.
     counts: dict[str, Counts]
-    # Smallest person id; None where anything is right.
+    # Smallest person id; None where any is valid.
     first_id: int | None
-    # Splits that the file must have; a set without "val" gets one (splits.py).
+    # Splits that the file must have; a set without "val" gets a held-out one (splits.py).
     splits: tuple[str, ...] = SPLITS
 
 
@@ -72,17 +72,17 @@ class Source:
 
     file: Path
     raw: bytes
-    # Rows of the common form where the file has it; anything else as the file has it.
+    # Rows in the common form; items that are not records stay as they are.
     rows: list[Any]
-    # Where each row stands in the file, e.g. "record 3" or "line 3".
+    # Position of each row in the file, e.g. "record 3" or "line 3".
     places: list[str]
 
 
 def read_source(name: str, root: Path | str) -> Source:
-    """The annotation file of the data set `name` (a key of LAYOUTS) in the folder `root`.
+    """Reads the annotation file of the data set `name` (a key of LAYOUTS) in the folder `root`.
 
-    Raises FileNotFoundError for a missing folder or file, ValueError for a file that cannot be parsed, or two files that
-    differ.
+    Raises FileNotFoundError for a missing folder or file, ValueError for a file that cannot be parsed or for two files with
+    different contents.
     """
     layout, folder = LAYOUTS[name], Path(root)
     needs = f"a data folder of {name} holds {' or '.join(layout.files)} and imgs/"
@@ -90,18 +90,18 @@ def read_source(name: str, root: Path | str) -> Source:
         raise FileNotFoundError(f"data.root={root}: there is no folder {folder}; {needs}")
     found = [folder / file for file in layout.files if (folder / file).is_file()]
     if not found:
-        mailed = name == "cuhk-pedes" and (folder / "caption_all.json").is_file()
-        hint = "; caption_all.json names no splits, so it cannot take its place" if mailed else ""
+        captions_only = name == "cuhk-pedes" and (folder / "caption_all.json").is_file()
+        hint = "; caption_all.json has no splits, so it cannot replace it" if captions_only else ""
         raise FileNotFoundError(f"data.root={root}: there is no file {folder / layout.files[0]}; {needs}{hint}")
     raw = found[0].read_bytes()
     if any(other.read_bytes() != raw for other in found[1:]):
         names = " and ".join(file.name for file in found)
-        raise ValueError(f"{folder} holds {names}, and they differ: keep the right one only")
+        raise ValueError(f"{folder} holds {names} with different contents: keep only the right one")
     return PARSERS[name](raw, found[0])
 
 
 def _json_list(raw: bytes, file: Path) -> Source:
-    """A JSON list of records; `img_path` is another name of `file_path`."""
+    """Parses a JSON list of records; `img_path` is another name for `file_path`."""
     try:
         items = json.loads(raw.decode("utf-8-sig"))
     except ValueError as error:
@@ -111,13 +111,13 @@ def _json_list(raw: bytes, file: Path) -> Source:
     return Source(file, raw, _rows(items), [f"record {i}" for i in range(len(items))])
 
 
-def _own(raw: bytes, file: Path) -> Source:
+def _own_data(raw: bytes, file: Path) -> Source:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 text: {error}") from error
     lines = _json_lines(text, file) if file.suffix == ".jsonl" else _table(text, file)
-    items, places = _merged(lines, file)
+    items, places = _merge_by_image(lines, file)
     return Source(file, raw, _rows(items), places)
 
 
@@ -134,7 +134,7 @@ def _json_lines(text: str, file: Path) -> list[tuple[int, Any]]:
 
 
 def _table(text: str, file: Path) -> list[tuple[int, Any]]:
-    """Rows of a CSV whose columns are separated by commas, or by semicolons or tabs as some spreadsheets write it."""
+    """Rows of a CSV file with columns separated by commas, semicolons or tabs (some spreadsheets write the latter two)."""
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -153,11 +153,11 @@ def _table(text: str, file: Path) -> list[tuple[int, Any]]:
     return lines
 
 
-def _merged(lines: list[tuple[int, Any]], file: Path) -> tuple[list[Any], list[str]]:
-    """One row per image, where the file may have one per caption; rows and their places."""
+def _merge_by_image(lines: list[tuple[int, Any]], file: Path) -> tuple[list[Any], list[str]]:
+    """(rows, places) with one row per image, from a file that may have one per caption."""
     merged: dict[Any, Any] = {}
     places: dict[Any, str] = {}
-    torn = []
+    conflicts = []
     for number, item in lines:
         if isinstance(item, dict) and "captions" not in item and "caption" in item:
             item = {key: value for key, value in item.items() if key != "caption"} | {"captions": item["caption"]}
@@ -167,23 +167,23 @@ def _merged(lines: list[tuple[int, Any]], file: Path) -> tuple[list[Any], list[s
         if before is None:
             merged[key], places[key] = item, f"line {number}"
         elif any(before.get(name) != item.get(name) for name in ("id", "split")):
-            torn.append(f"{key} in line {number}")
+            conflicts.append(f"{key} in line {number}")
         else:
-            merged[key] = before | {"captions": _listed(before.get("captions")) + _listed(item.get("captions"))}
-    if torn:
-        more = ", ..." if len(torn) > 5 else ""
+            merged[key] = before | {"captions": _as_list(before.get("captions")) + _as_list(item.get("captions"))}
+    if conflicts:
+        more = ", ..." if len(conflicts) > 5 else ""
         raise ValueError(
-            f"{file} gives an image a second identity or split: {', '.join(torn[:5])}{more} ({len(torn)} in all)"
+            f"{file} gives an image a second identity or split: {', '.join(conflicts[:5])}{more} ({len(conflicts)} in all)"
         )
     return list(merged.values()), list(places.values())
 
 
-def _listed(captions: Any) -> list[Any]:
+def _as_list(captions: Any) -> list[Any]:
     return list(captions) if isinstance(captions, list) else [captions]
 
 
 def _rows(items: list[Any]) -> list[Any]:
-    """Items in the common form: one name for the path, captions as a list, paths below imgs/."""
+    """Converts items to the common form: one name for the path, captions as a list, paths below imgs/."""
     rows = []
     for item in items:
         if isinstance(item, dict):
@@ -201,5 +201,5 @@ PARSERS: dict[str, Callable[[bytes, Path], Source]] = {
     "cuhk-pedes": _json_list,
     "icfg-pedes": _json_list,
     "rstpreid": _json_list,
-    "own": _own,
+    "own": _own_data,
 }

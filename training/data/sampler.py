@@ -1,4 +1,4 @@
-"""Which images form a batch: identities times images (PK), or plain shuffled batches.
+"""Samplers: batches of identities times images (PK), or plain shuffled batches.
 
 A sampler yields one list of image indices per batch; the batches of an epoch depend on (seed, epoch) only.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Sampler(Protocol):
-    """What the loader needs of a sampler."""
+    """Interface of a sampler for the loader."""
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration yields the batches of this epoch."""
@@ -23,9 +23,9 @@ class Sampler(Protocol):
 
 
 def random_numbers(seed: int, purpose: Literal["order", "image"], *key: int) -> np.random.Generator:
-    """Independent stream for `seed` (any integer), a purpose and non-negative integers, the same on every machine.
+    """Independent random stream for `seed` (any integer), a purpose and non-negative integers, equal on every machine.
 
-    The purpose matters: numpy pads short keys with zeros, so (seed, epoch) and (seed, epoch, 0) are one stream.
+    The purpose is needed: numpy pads short keys with zeros, so (seed, epoch) and (seed, epoch, 0) are one stream.
     """
     return np.random.default_rng([seed % 2**64, {"order": 1, "image": 2}[purpose], *key])
 
@@ -33,8 +33,8 @@ def random_numbers(seed: int, purpose: Literal["order", "image"], *key: int) -> 
 class PKSampler:
     """Batches of up to `ids_per_batch` different identities with `images_per_id` images of each.
 
-    An identity's images are cut into chunks of `images_per_id`, in random order; the last chunk is filled with other
-    images of the identity, repeated only if it has too few. Every image appears at least once an epoch, no identity
+    An identity's images are cut into chunks of `images_per_id`, in random order; the last chunk is completed with
+    other images of the identity, repeated only if it has too few. Every image appears at least once an epoch, no identity
     twice in a batch, and the batches differ by at most one identity in size. (With ids_per_batch 2 and an odd number of
     chunks one batch has three identities: a single one has no negatives.)
 
@@ -54,9 +54,9 @@ class PKSampler:
         self.images_per_id = images_per_id
         self.seed, self.epoch = seed, 0
         chunks = [-(-len(group) // images_per_id) for group in self.groups]
-        # One identity's chunks need as many batches as there are chunks, all chunks together a batch per ids_per_batch.
-        wanted = min(-(-sum(chunks) // ids_per_batch), sum(chunks) // 2)
-        self.batches = max(wanted, *chunks, 0)
+        # One identity needs as many batches as it has chunks; all chunks together need one batch per ids_per_batch.
+        balanced = min(-(-sum(chunks) // ids_per_batch), sum(chunks) // 2)
+        self.batches = max(balanced, *chunks, 0)
         if sum(chunks) < 2 * self.batches or not chunks:
             raise ValueError(
                 f"PKSampler: {len(groups)} identities with at most {max(map(len, self.groups), default=0)} images "
@@ -73,20 +73,20 @@ class PKSampler:
     def __iter__(self) -> Iterator[list[int]]:
         rng = random_numbers(self.seed, "order", self.epoch)
         batches: list[list[int]] = [[] for _ in range(self.batches)]
-        dealt = 0
-        # Dealing one identity's chunks to consecutive batches keeps them apart, since no identity has more chunks than
-        # there are batches.
+        count = 0
+        # Consecutive batches for the chunks of one identity: no identity has more chunks than there are batches, so none is
+        # twice in a batch.
         for group in rng.permutation(len(self.groups)):
             for chunk in self._chunks(self.groups[group], rng):
-                batches[dealt % self.batches].extend(chunk)
-                dealt += 1
+                batches[count % self.batches].extend(chunk)
+                count += 1
         for i in rng.permutation(self.batches):
             yield batches[i]
 
     def _chunks(self, group: np.ndarray, rng: np.random.Generator) -> list[list[int]]:
         size = self.images_per_id
         order = rng.permutation(group)
-        # The full chunks have at least `size` images, enough to fill the last one without repeating any.
+        # The full chunks have at least `size` images, enough to complete the last one without repetition.
         in_full_chunks = order[: len(order) // size * size]
         filling = np.resize(in_full_chunks if len(in_full_chunks) else order, -len(order) % size)
         return np.concatenate([order, filling]).reshape(-1, size).tolist()

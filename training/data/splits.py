@@ -12,7 +12,7 @@ HELD_OUT, SEED = 0.1, 0
 
 
 def hold_out(rows: Sequence[Row]) -> tuple[list[Row], str]:
-    """(rows of which a tenth of the training identities has the split "val", a sentence that says so).
+    """(rows in which a tenth of the training identities has the split "val", a sentence about it).
 
     The identities are those whose SHA-256 of "SEED/id" is smallest, so they depend on the set of training identities
     only: not on the order of the file, a library or a machine.

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from training.config import EncoderConfig
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# A word that occurs once is spelt by characters: its own embedding would see one example.
+# A word that occurs once is split into characters: its own embedding would have one training example.
 MIN_COUNT = 2
 
 
@@ -24,12 +24,12 @@ def build_tokenizer(config: EncoderConfig, train_texts: Sequence[str]) -> Any:
 
     Without `config.pretrained` the vocabulary holds the lower-cased words that occur at least twice in `train_texts`
     (most frequent first, ties by alphabet), and every character of the texts and of ASCII as a word start and as a
-    continuation, so that only characters never seen in training become [UNK]. Equal texts give equal vocabularies.
+    continuation, so that only characters unseen in training become [UNK]. Equal texts give equal vocabularies.
 
     Raises RuntimeError when the pretrained tokenizer cannot be loaded.
     """
     if not config.pretrained:
-        return _whole_words(train_texts)
+        return _build_word_tokenizer(train_texts)
     try:
         return AutoTokenizer.from_pretrained(config.pretrained)
     except (OSError, ValueError, ImportError, KeyError) as error:
@@ -39,16 +39,16 @@ def build_tokenizer(config: EncoderConfig, train_texts: Sequence[str]) -> Any:
         ) from error
 
 
-def _whole_words(train_texts: Sequence[str]) -> PreTrainedTokenizerFast:
+def _build_word_tokenizer(train_texts: Sequence[str]) -> PreTrainedTokenizerFast:
     normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     counts: Counter[str] = Counter()
-    # Captions repeat in templates and ids; normalising each distinct text once is enough.
+    # Texts repeat; each distinct one is normalised once.
     for text, count in Counter(train_texts).items():
         for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)):
             counts[word] += count
     vocabulary = {token: i for i, token in enumerate(_vocabulary(counts))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    # Tokenizer's parts are attributes that its type stubs declare read-only.
+    # The type stubs of Tokenizer declare these attributes read-only.
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
     tokenizer.decoder = decoders.WordPiece()
     ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
@@ -64,7 +64,7 @@ def _whole_words(train_texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def _vocabulary(counts: Counter[str]) -> Iterable[str]:
-    """Special tokens, characters, continuations, then words; no token twice."""
+    """Special tokens, characters, continuations, then words, without repetition."""
     ascii_characters = {chr(i) for i in range(33, 127) if not chr(i).isupper()}
     characters = sorted(ascii_characters | {character for word in counts for character in word})
     words = sorted((word for word, count in counts.items() if count >= MIN_COUNT), key=lambda w: (-counts[w], w))
@@ -72,7 +72,7 @@ def _vocabulary(counts: Counter[str]) -> Iterable[str]:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path | str) -> None:
-    """Writes the tokenizer's files into `folder`, each of them atomically."""
+    """Writes the files of the tokenizer into `folder`, each one atomically."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
@@ -82,7 +82,7 @@ def save_tokenizer(tokenizer: Any, folder: Path | str) -> None:
 
 
 def load_tokenizer(folder: Path | str) -> Any:
-    """What `save_tokenizer` wrote. Raises FileNotFoundError if the folder holds no tokenizer."""
+    """Loads a tokenizer written by `save_tokenizer`. Raises FileNotFoundError if the folder holds none."""
     if not (Path(folder) / "tokenizer_config.json").is_file():
         raise FileNotFoundError(
             f"there is no tokenizer in {folder}; expected tokenizer_config.json as written by a run"

@@ -1,1 +1,1 @@
-"""Styles of captions, generated descriptions, and the page to check them by eye: `python -m training.describe`."""
+"""Styles of captions, generated descriptions, their checks, and a page to inspect them: `python -m training.describe`."""

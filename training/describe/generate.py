@@ -1,63 +1,38 @@
-"""Two texts for every training image, one about the person and one about the clothes, from a multimodal model.
+"""Generates two texts for every training image, one about the person and one about the clothes, with a multimodal model.
 
-Writes OUT/descriptions.jsonl, which training reads (--data.descriptions), OUT/answers.jsonl, every answer that was ever paid
-for, and OUT/generation.json, what the texts are made with. The same command goes on where an interrupted one ended.
+Writes OUT/descriptions.jsonl, which training reads (--data.descriptions), OUT/answers.jsonl with every answer that was ever
+paid for, and OUT/generation.json with the settings. The same command continues an interrupted generation.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
-from training.config import DataConfig
 from training.config.fields import Stage, Within
-from training.data.datasets import read_records
-from training.describe.generation import Item, Judge, Task
-from training.describe.inputs import Styles, claim, drop_unusable, no_styles, read_styles, to_items
-from training.describe.llm.answer_store import Answers, Records
-from training.describe.llm.client import Service, read_key
 from training.describe.llm.executor import Sampling
 from training.describe.llm.limits import Budget
-from training.describe.llm.providers import Provider, TransformersProvider
-from training.describe.session import Online, Result, Run
-from training.describe.text.prompts import Prompt, build_prompt, load_schema
-from training.describe.text.schema import Kind, Schema
-from training.describe.text.text_checks import Limits, NearDuplicates
+from training.describe.llm.service import Service
+from training.describe.options import CheckOptions, confirm
 from training.utils import cli
-
-# Part of what an answer of the provider template depends on: raise it when the templates change.
-TEMPLATES = 1
 
 
 @dataclass(frozen=True)
-class Texts(Stage):
-    """What is asked for, and what is accepted."""
+class Texts(CheckOptions):
+    """Requirements on the texts: style, attributes, length."""
 
     # Folder of `python -m training.describe styles`; without it all texts are in one neutral style.
     styles: Path | None = None
-    # Captions that the prompt shows of a style.
+    # Example captions of the style in a prompt.
     examples: Annotated[int, Within(0, 10)] = 5
-    # Attribute schema, in place of the package's own.
-    schema: Path | None = None
-    # Sensitive attributes that no text may mention.
-    leave_out: tuple[str, ...] = ()
-    # Words that the prompt asks for.
+    # Smallest and largest number of words that the prompt asks for.
     target_words: tuple[int, int] = (10, 45)
-    # Words that a text may have.
-    words: tuple[int, int] = Limits().words
-    # Attributes that a text must cover.
-    attributes: Annotated[int, Within(1)] = Limits().attributes
-    # Reject "appears to be", "possibly" and the like.
-    hedging: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,8 +44,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Options(Stage):
-    """Options of one generation."""
+class Arguments(Stage):
+    """Arguments of the command."""
 
     # Data set and its folder.
     source: Source
@@ -78,29 +53,29 @@ class Options(Stage):
     out: Path
     # An OpenAI-compatible server; a local model of transformers; or, for synthetic sets, templates.
     provider: Literal["openai", "transformers", "template"] = "openai"
-    # Name at the server, or name or folder for transformers.
+    # Model name on the server, or name or folder for transformers.
     model: str = ""
-    # Training needs texts of train only. Images of val and test get some with --for-gallery.
+    # Training needs texts of train only; val and test require --for-gallery.
     split: Literal["train", "val", "test"] = "train"
     # Texts of gallery images for the protocol gallery-text, in OUT/gallery-SPLIT.jsonl.
     for_gallery: bool = False
     # Images of this run at most; 0: all.
     limit: Annotated[int, Within(0)] = 0
-    # Do not ask before spending.
+    # Spend without asking for confirmation.
     yes: bool = False
-    # Forget the records that are not "ok" and try these images again: after a failure, or with more attempts.
+    # Remove the records that are not "ok" and retry these images: after a failure, or with more attempts.
     again: bool = False
-    # Of transformers: asks at a time.
+    # Batch size of transformers.
     batch: Annotated[int, Within(1, 1024)] = 1
-    # Of transformers: torch device.
+    # Torch device of transformers.
     device: str = "cpu"
-    # What is asked for, and what is accepted.
+    # Requirements on the texts.
     texts: Texts = field(default_factory=Texts)
-    # How a model is asked, and how often.
+    # Sampling parameters and number of attempts.
     sampling: Sampling = field(default_factory=Sampling)
-    # The server, and how fast it is asked.
+    # Server, rate limits, timeouts and retries.
     service: Service = field(default_factory=Service)
-    # Prices and limits.
+    # Prices and spending limits.
     budget: Budget = field(default_factory=Budget)
 
     def check(self) -> None:
@@ -109,109 +84,26 @@ class Options(Stage):
         )
         if self.split != "train" and not self.for_gallery:
             raise ValueError(
-                f"no text is generated from images of the {self.split} split, which holds queries; --for-gallery makes "
-                "texts of gallery images for the protocol gallery-text, in a file of their own"
+                f"no text is generated from images of the {self.split} split, which holds queries; --for-gallery writes "
+                "texts of gallery images for the protocol gallery-text, to a separate file"
             )
         self.require(self.split != "train" or not self.for_gallery, "for_gallery", "off for the train split")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Entry point; raises what `generate` raises."""
-    flat = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    options = tyro.cli(
-        Options, args=argv, prog="python -m training.describe generate", description=__doc__, config=flat
-    )
+    """Entry point; raises what `text_generation.generate` raises."""
+    arguments = cli.parse(Arguments, argv, "training.describe generate", __doc__)
+    # Not at the top: --help need not wait for them.
+    from rich.console import Console
+
+    from training.describe.text_generation import generate
+
     console = Console(stderr=True)
-    result = generate(options, os.environ, console, confirm)
-    if result.stopped:
-        console.print(f"{result.stopped}; the same command goes on with the {result.left} images left", highlight=False)
+    result = generate(arguments, os.environ, console, confirm)
+    if result.stop_reason:
+        remedy = f"run the same command to continue with the remaining {result.remaining} images"
+        console.print(f"{result.stop_reason}; {remedy}", highlight=False)
     print(result.descriptions)
-
-
-def confirm(question: str) -> bool:
-    """Asks on a terminal. Raises ValueError where there is none."""
-    if not sys.stdin.isatty():
-        raise ValueError(f"{question} Nobody can be asked here; --yes goes on without asking")
-    return input(f"{question} Go on? [y/N] ").strip().lower() in ("y", "yes")
-
-
-def generate(
-    options: Options,
-    environment: Mapping[str, str],
-    console: Console,
-    leave: Callable[[str], bool],
-) -> Result:
-    """Generates what is missing. `leave` is asked for before money is spent, unless options.yes.
-
-    Raises what reading the data, the styles and the schema raises, ValueError for texts of other settings in the folder,
-    RuntimeError when another process works there, and Stopped when the server refuses or fails for good.
-    """
-    fields: dict[str, Any] = {"dataset": options.source.name, "root": str(options.source.root)}
-    records = read_records(DataConfig(**fields))[options.split]
-    texts = options.texts
-    styles = read_styles(texts.styles, texts.examples) if texts.styles else no_styles()
-    schema = load_schema(texts.schema)
-    task = _task(options, schema.without(texts.leave_out) if texts.leave_out else schema, styles)
-    items, made_with = to_items(records, styles), _settings(options, task, styles)
-    provider = _provider(options, items, styles, environment)
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = "descriptions" if options.split == "train" else f"gallery-{options.split}"
-    path = options.out / f"{stem}.jsonl"
-    answers = Answers(options.out / "answers.jsonl")
-    try:
-        claim(options.out / "generation.json", made_with)
-        if options.again and path.exists():
-            console.print(f"{drop_unusable(path)} images are tried again", highlight=False)
-        stored = Records(path)
-        try:
-            run = Run(task, items, options.limit, answers, stored, options.budget, console)
-            return asyncio.run(run.go(provider, (lambda told: True) if options.yes else leave))
-        finally:
-            stored.lines.close()
-    finally:
-        answers.lines.close()
-
-
-def _task(options: Options, schema: Schema, styles: Styles) -> Task:
-    texts = options.texts
-
-    @cache
-    def prompt(kind: Kind, style: int) -> Prompt:
-        return build_prompt(schema, kind, styles.examples[style], texts.target_words)
-
-    limits = Limits(texts.words, texts.attributes, texts.hedging)
-    # Rendered people of one description exist, and a template would say the same again.
-    near = None if options.provider == "template" else NearDuplicates()
-    params: dict[str, Any] = {"provider": options.provider}
-    if options.provider == "template":
-        params["version"] = TEMPLATES
-    return Task(options.model or "template", params, options.sampling, prompt, Judge(schema, limits, near))
-
-
-def _settings(options: Options, task: Task, styles: Styles) -> dict[str, Any]:
-    """What the texts in a folder have in common."""
-    texts = {name: value for name, value in asdict(options.texts).items() if name not in ("styles", "schema")}
-    return {
-        "name": options.source.name,
-        "model": task.model,
-        "params": task.params,
-        "texts": {name: list(value) if isinstance(value, tuple) else value for name, value in texts.items()},
-        "styles": styles.digest,
-        "prompts": {str(style): task.prompt_hash(style) for style in sorted(styles.sizes)},
-    }
-
-
-def _provider(
-    options: Options, items: Sequence[Item], styles: Styles, environment: Mapping[str, str]
-) -> Provider | Online:
-    if options.provider == "openai":
-        return Online(options.service, read_key(options.service, environment), options.model)
-    if options.provider == "transformers":
-        return TransformersProvider(options.model, options.batch, options.device)
-    # It imports scikit-learn, which no other provider needs.
-    from training.describe.template_provider import TemplateProvider, read_scenes
-
-    return TemplateProvider(read_scenes(options.source.root, [item.file_path for item in items]), styles.examples)
 
 
 if __name__ == "__main__":

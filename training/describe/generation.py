@@ -1,7 +1,7 @@
-"""Two texts per image from a provider: asked for, checked, asked for again, recorded; many images at a time.
+"""Generation of two texts per image: requested from a provider, checked, requested again on a failure, and recorded.
 
-An image gets exactly one record: "ok", "rejected" (its texts failed a check as often as allowed) or "failed" (it got no
-answer, or is no image).
+An image gets exactly one record: "ok", "rejected" (its texts failed a check in every allowed attempt) or "failed" (no answer,
+or no readable image).
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.describe.llm.answer_store import Answers, Records, answer_key
-from training.describe.llm.client import CallFailed
-from training.describe.llm.executor import Asker, Sampling, text_of, work_through
-from training.describe.llm.limits import Halt, Meter
-from training.describe.llm.providers import Picture, Provider, load_picture
+from training.describe.llm.answer_store import AnswerStore, DescriptionStore, answer_key
+from training.describe.llm.client import RequestFailedError
+from training.describe.llm.executor import CachedProvider, Sampling, extract_text, run_concurrently
+from training.describe.llm.limits import StopSignal, UsageMeter
+from training.describe.llm.providers import EncodedImage, Provider, load_image
 from training.describe.text.prompts import Prompt
 from training.describe.text.schema import KINDS, Kind, Schema
 from training.describe.text.text_checks import Limits, NearDuplicates, check_text
 
-# Threads that read image files; the loop never does.
+# Threads that read image files, which would block the event loop.
 READERS = 4
 
 
 @dataclass(frozen=True)
-class Item:
-    """An image that is to get texts."""
+class ImageItem:
+    """An image to be described, with its person and the style of its texts."""
 
     file_path: str
     path: Path
@@ -39,36 +39,37 @@ class Item:
 
 
 @dataclass
-class Judge:
-    """Checks of the texts of an image; near-duplicates only where `near` is given."""
+class TextChecker:
+    """Checks of the texts of an image; near-duplicates only where an index is given."""
 
     schema: Schema
     limits: Limits
-    near: NearDuplicates | None = None
+    near_duplicates: NearDuplicates | None = None
 
-    def verdict(self, item: Item, texts: Mapping[Kind, str], problems: Mapping[Kind, str]) -> dict[str, str]:
-        """Check -> "" where it passed, else why not; `problems`: what was wrong with an answer as such, "" for nothing."""
+    def check(self, item: ImageItem, texts: Mapping[Kind, str], problems: Mapping[Kind, str]) -> dict[str, str]:
+        """Maps each check to "" where it passed, else to the reason; problems: reason why an answer was unusable, or ""."""
         checks = {f"{kind}.answer": problems[kind] for kind in KINDS}
         for kind in KINDS:
             if not problems[kind]:
                 found = check_text(kind, texts[kind], self.schema, self.limits)
-                checks |= {f"{kind}.{name}": why for name, why in found.items()}
-        if self.near is not None and not any(checks.values()):
-            other = self.near.add(item.file_path, f"{texts['identity']} {texts['clothing']}", item.person)
-            checks["near_duplicate"] = f"says almost the same as {other}" if other else ""
+                checks |= {f"{kind}.{name}": reason for name, reason in found.items()}
+        if self.near_duplicates is not None and not any(checks.values()):
+            other = self.near_duplicates.add(item.file_path, f"{texts['identity']} {texts['clothing']}", item.person)
+            checks["near_duplicate"] = f"near-duplicate of {other}" if other else ""
         return checks
 
 
 @dataclass
-class Task:
-    """All that the texts depend on besides the image."""
+class GenerationTask:
+    """Everything that the texts depend on besides the image."""
 
     model: str
-    # JSON values that decide what a model answers, beside those of `sampling` and the prompts.
+    # JSON values that the answers depend on, beside those of `sampling` and the prompts.
     params: dict[str, Any]
     sampling: Sampling
+    # Prompt of a kind of text in a style.
     prompts: Callable[[Kind, int], Prompt]
-    judge: Judge
+    checker: TextChecker
 
     def __post_init__(self) -> None:
         sampling = self.sampling
@@ -77,57 +78,58 @@ class Task:
         }
 
     def prompt_hash(self, style: int) -> str:
-        """Sixteen hexadecimal digits that name both prompts of a style."""
+        """Hash of both prompts of a style, 16 hexadecimal digits."""
         both = "/".join(self.prompts(kind, style).hash for kind in KINDS)
         return hashlib.sha256(both.encode()).hexdigest()[:16]
 
 
 @dataclass
-class Tally:
-    """Images by status, and those without texts by reason."""
+class StatusCounts:
+    """Counts of records by status, and of those that are not "ok" by reason."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def count(self, row: Mapping[str, Any]) -> None:
-        """Adds one record."""
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Counts one record."""
         self.statuses[row["status"]] += 1
         if row["status"] != "ok":
-            self.reasons[short_reason(str(row.get("reason", "")))] += 1
+            self.reasons[reason_group(str(row.get("reason", "")))] += 1
 
 
-def short_reason(reason: str) -> str:
-    """A reason without what differs from image to image."""
+def reason_group(reason: str) -> str:
+    """Reason of a status without the part that differs from image to image."""
     return reason.partition(":")[0]
 
 
-class Generator:
-    """Works through images with one provider and writes to the two stores. One object per event loop."""
+class DescriptionGenerator:
+    """Describes images with one provider and writes to the two stores. One object per event loop."""
 
     def __init__(
         self,
-        task: Task,
+        task: GenerationTask,
         provider: Provider,
-        answers: Answers,
-        records: Records,
-        meter: Meter,
-        halt: Halt,
-        recorded: Callable[[dict[str, Any]], None],
+        answers: AnswerStore,
+        descriptions: DescriptionStore,
+        meter: UsageMeter,
+        stop_signal: StopSignal,
+        on_record: Callable[[dict[str, Any]], None],
     ) -> None:
-        """recorded: called with every new record."""
-        self.task, self.asker, self.records, self.halt = task, Asker(provider, answers, meter), records, halt
-        self._recorded = recorded
+        """on_record: called with every new record."""
+        self.task, self.provider = task, CachedProvider(provider, answers, meter)
+        self.descriptions, self.stop_signal = descriptions, stop_signal
+        self._on_record = on_record
         self._readers = ThreadPoolExecutor(READERS)
 
-    async def run(self, items: Iterable[Item]) -> None:
-        """Records every item; see `work_through`."""
-        stores = self.asker.answers.lines, self.records.lines
-        await work_through(items, self._image, self.asker.provider.window, self.halt, stores)
+    async def run(self, items: Iterable[ImageItem]) -> None:
+        """Records every item until all are done or the stop signal is set; see `run_concurrently`."""
+        files = self.provider.store.lines, self.descriptions.lines
+        await run_concurrently(items, self._describe, self.provider.items_in_flight, self.stop_signal, files)
 
-    async def _image(self, item: Item) -> None:
+    async def _describe(self, item: ImageItem) -> None:
         loop = asyncio.get_running_loop()
         try:
-            picture = await loop.run_in_executor(self._readers, load_picture, item.path)
+            image = await loop.run_in_executor(self._readers, load_image, item.path)
         except OSError as error:
             return self._record(item, "failed", f"unreadable image: {error}", {}, {}, {})
         texts: dict[Kind, str] = {}
@@ -135,39 +137,39 @@ class Generator:
         attempts: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         wanted: list[Kind] = list(KINDS)
         while True:
-            asked = [self._ask(item, picture, kind, attempts[kind]) for kind in wanted]
-            # Both are waited for: an answer that is under way while the other call fails must be stored.
-            outcomes = await asyncio.gather(*asked, return_exceptions=True)
-            raised = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-            fatal = next((error for error in raised if not isinstance(error, CallFailed)), None)
+            requests = [self._request_text(item, image, kind, attempts[kind]) for kind in wanted]
+            # Awaits both: an answer still in flight when the other request fails must be stored.
+            outcomes = await asyncio.gather(*requests, return_exceptions=True)
+            errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+            fatal = next((error for error in errors if not isinstance(error, RequestFailedError)), None)
             if fatal is not None:
                 raise fatal
-            if raised:
-                return self._record(item, "failed", f"no answer: {raised[0]}", texts, {}, attempts)
+            if errors:
+                return self._record(item, "failed", f"no answer: {errors[0]}", texts, {}, attempts)
             for kind, outcome in zip(wanted, outcomes, strict=True):
                 assert not isinstance(outcome, BaseException)
                 texts[kind], problems[kind] = outcome
                 attempts[kind] += 1
-            checks = self.task.judge.verdict(item, texts, problems)
-            failing = [name for name, why in checks.items() if why]
+            checks = self.task.checker.check(item, texts, problems)
+            failing = [name for name, reason in checks.items() if reason]
             if not failing:
                 return self._record(item, "ok", "", texts, checks, attempts)
             wanted = [kind for kind in KINDS if any(name.split(".")[0] in (kind, "near_duplicate") for name in failing)]
             if any(attempts[kind] >= self.task.sampling.attempts for kind in wanted):
                 return self._record(item, "rejected", ", ".join(failing), texts, checks, attempts)
 
-    async def _ask(self, item: Item, picture: Picture, kind: Kind, attempt: int) -> tuple[str, str]:
-        """See `text_of`."""
+    async def _request_text(self, item: ImageItem, image: EncodedImage, kind: Kind, attempt: int) -> tuple[str, str]:
+        """Requests one text and returns it as `extract_text` does."""
         task, prompt = self.task, self.task.prompts(kind, item.style)
         key = answer_key(
-            image=picture.digest, prompt=prompt.hash, model=task.model, params=task.params, kind=kind, attempt=attempt
+            image=image.digest, prompt=prompt.hash, model=task.model, params=task.params, kind=kind, attempt=attempt
         )
-        ask = task.sampling.ask(key, prompt, attempt, picture, item.file_path, item.style)
-        return text_of(await self.asker.answer(ask), prompt)
+        request = task.sampling.request(key, prompt, attempt, image, item.file_path, item.style)
+        return extract_text(await self.provider.answer(request), prompt)
 
     def _record(
         self,
-        item: Item,
+        item: ImageItem,
         status: str,
         reason: str,
         texts: Mapping[Kind, str],
@@ -180,5 +182,5 @@ class Generator:
         row |= {"params": self.task.params, "status": status}
         row |= {"reason": reason} if reason else {}
         row |= {"checks": checks, "attempts": dict(attempts)}
-        self.records.add(row)
-        self._recorded(row)
+        self.descriptions.add(row)
+        self._on_record(row)

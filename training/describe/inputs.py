@@ -1,4 +1,4 @@
-"""What generation works on: images with the style that their texts are to have, and what a folder of answers belongs to."""
+"""Inputs of a generation: styles, the images with the style of their texts, and the recorded settings of a folder."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from training.data.datasets import Record
-from training.describe.generation import Item
+from training.describe.generation import ImageItem
 from training.describe.llm.answer_store import JsonLines
 from training.utils import io
 
-# The one style where no file of styles is given.
+# The only style where no folder of styles is given.
 NEUTRAL = 0
 
 
 @dataclass(frozen=True)
-class Styles:
+class StyleTable:
     """Styles of captions, as `python -m training.describe styles` writes them."""
 
-    # Style of the first caption of each image.
+    # Image -> style of its first caption.
     of_image: Mapping[str, int]
-    # Captions that show a style.
+    # Style -> example captions.
     examples: Mapping[int, tuple[str, ...]]
-    # Captions in each style.
+    # Style -> number of captions.
     sizes: Mapping[int, int]
     # SHA-256 (hex) over both files; "" without any.
     digest: str
 
     def style_of(self, file_path: str) -> int:
-        """The style for an image; one whose captions were not clustered gets one drawn by size, always the same."""
+        """Style of an image; one whose captions were not clustered gets a style drawn by size, the same in every call."""
         if file_path in self.of_image:
             return self.of_image[file_path]
         styles = sorted(self.sizes)
@@ -43,24 +43,24 @@ class Styles:
         return styles[bisect_right(ends, draw)]
 
 
-def no_styles() -> Styles:
-    """One neutral style without examples."""
-    return Styles({}, {NEUTRAL: ()}, {NEUTRAL: 1}, "")
+def neutral_style() -> StyleTable:
+    """A single neutral style without examples."""
+    return StyleTable({}, {NEUTRAL: ()}, {NEUTRAL: 1}, "")
 
 
-def read_styles(folder: Path, examples: int) -> Styles:
-    """The styles in a folder, with so many examples of each at most.
+def read_styles(folder: Path, examples: int) -> StyleTable:
+    """Reads styles.json and styles.jsonl in a folder, with at most `examples` captions of each style.
 
-    Raises FileNotFoundError, or ValueError for a file of another form.
+    Raises FileNotFoundError, or ValueError for a malformed file.
     """
     table, lines = Path(folder) / "styles.json", Path(folder) / "styles.jsonl"
     value = io.read_json(table)
     if not lines.is_file():
         raise FileNotFoundError(f"{lines} does not exist; `python -m training.describe styles` writes it")
-    shown: dict[int, tuple[str, ...]] = {}
+    shown_examples: dict[int, tuple[str, ...]] = {}
     sizes: dict[int, int] = {}
     for entry in _styles(value, table):
-        shown[entry["style"]] = tuple(entry["examples"][:examples])
+        shown_examples[entry["style"]] = tuple(entry["examples"][:examples])
         sizes[entry["style"]] = entry["size"]
     of_image: dict[str, int] = {}
     raw = lines.read_bytes()
@@ -70,18 +70,18 @@ def read_styles(folder: Path, examples: int) -> Styles:
             file_path, caption, style = row["file_path"], row["caption"], row["style"]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{lines}, line {number} must be an object with file_path, caption and style") from error
-        if style not in shown:
-            raise ValueError(f"{lines}, line {number} names style {style}, which {table} does not hold")
+        if style not in shown_examples:
+            raise ValueError(f"{lines}, line {number} names style {style}, which {table} lacks")
         if caption == 0:
             of_image[file_path] = style
-    return Styles(of_image, shown, sizes, hashlib.sha256(table.read_bytes() + raw).hexdigest())
+    return StyleTable(of_image, shown_examples, sizes, hashlib.sha256(table.read_bytes() + raw).hexdigest())
 
 
 def _styles(value: Any, table: Path) -> list[dict[str, Any]]:
     entries = value.get("styles") if isinstance(value, dict) else None
-    good = isinstance(entries, list) and entries and all(map(_is_style, entries))
-    if not isinstance(entries, list) or not good:
-        raise ValueError(f"{table} must hold `styles`, a list of objects with style, size (at least 1) and examples")
+    valid = isinstance(entries, list) and entries and all(map(_is_style, entries))
+    if not isinstance(entries, list) or not valid:
+        raise ValueError(f"{table} must contain `styles`, a list of objects with style, size (at least 1) and examples")
     return entries
 
 
@@ -89,19 +89,21 @@ def _is_style(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("examples"), list):
         return False
     numbers = (entry.get("style"), entry.get("size"))
-    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
-    return whole and entry["size"] > 0 and all(isinstance(text, str) for text in entry["examples"])
+    integers = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+    return integers and entry["size"] > 0 and all(isinstance(text, str) for text in entry["examples"])
 
 
-def to_items(records: Sequence[Record], styles: Styles) -> list[Item]:
-    """The records as generation takes them."""
-    return [Item(record.file_path, record.path, record.id, styles.style_of(record.file_path)) for record in records]
+def make_items(records: Sequence[Record], styles: StyleTable) -> list[ImageItem]:
+    """Converts records of the data set to items of a generation."""
+    return [
+        ImageItem(record.file_path, record.path, record.id, styles.style_of(record.file_path)) for record in records
+    ]
 
 
-def claim(path: Path, settings: dict[str, Any]) -> None:
-    """Writes down what the texts in a folder are made with, or checks that it is the same.
+def record_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of the texts in a folder, or compares them with those written before.
 
-    Raises ValueError naming what differs: texts of two settings do not mix in one file.
+    Raises ValueError naming what differs: texts of different settings must not share a file.
     """
     if not path.exists():
         io.write_json(path, settings)
@@ -110,12 +112,12 @@ def claim(path: Path, settings: dict[str, Any]) -> None:
     known = stored if isinstance(stored, dict) else {}
     differing = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
     if differing:
-        told = ", ".join(f"{name} {settings.get(name)!r} instead of {known.get(name)!r}" for name in differing)
-        raise ValueError(f"{path.parent} holds texts of other settings: {told}; give another folder")
+        changes = ", ".join(f"{name} {settings.get(name)!r} instead of {known.get(name)!r}" for name in differing)
+        raise ValueError(f"{path.parent} holds texts with different settings: {changes}; choose another folder")
 
 
-def drop_unusable(path: Path) -> int:
-    """Removes the records that are not "ok" from a file of descriptions; how many there were."""
+def drop_failed_records(path: Path) -> int:
+    """Removes the records that are not "ok" from a file of descriptions and returns their number."""
     lines = JsonLines(path)
     try:
         rows = [row for _, row in lines.rows()]

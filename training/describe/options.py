@@ -1,72 +1,77 @@
-"""Options that the commands share: the data set, and what the checks ask of a text."""
+"""Options and helpers that the commands share: thresholds of the checks, the data set, progress, confirmation."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
+import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
-from rich.progress import Progress
+from training.config.fields import Stage
+from training.describe.text.check_limits import Limits
 
-from training.config import DataConfig
-from training.data.datasets import Record, read_records
-from training.describe.text.prompts import load_schema
-from training.describe.text.schema import Schema
-from training.describe.text.text_checks import Limits
+if TYPE_CHECKING:
+    from training.data.datasets import Record
+    from training.describe.text.schema import Schema
 
 Item = TypeVar("Item")
 
 
-def add_checks(target: argparse.ArgumentParser) -> None:
-    """Options of the checks; `checks_of` reads them."""
-    limits = Limits()
-    target.add_argument("--schema", type=Path, metavar="FILE", help="attribute schema, in place of the package's own")
-    target.add_argument(
-        "--leave-out", nargs="+", default=[], metavar="NAME", help="sensitive attributes that no text may mention"
-    )
-    target.add_argument(
-        "--words",
-        nargs=2,
-        type=int,
-        default=limits.words,
-        metavar=("MIN", "MAX"),
-        help=f"least and largest number of words of a text; {limits.words[0]} {limits.words[1]} by default",
-    )
-    target.add_argument(
-        "--attributes",
-        type=int,
-        default=limits.attributes,
-        metavar="N",
-        help=f"least number of attributes that a text covers; {limits.attributes} by default",
-    )
-    target.add_argument("--hedging", action="store_true", help="reject 'appears to be', 'possibly' and the like")
+@dataclass(frozen=True)
+class CheckOptions(Stage):
+    """Requirements on the texts: attributes, length."""
+
+    # Attribute schema, in place of the package's own.
+    schema: Path | None = None
+    # Sensitive attributes that no text may mention.
+    leave_out: tuple[str, ...] = ()
+    # Smallest and largest number of words that a text may have.
+    words: tuple[int, int] = Limits().words
+    # Smallest number of attributes that a text must cover.
+    attributes: int = Limits().attributes
+    # Reject "appears to be", "possibly" and the like.
+    hedging: bool = False
+
+    def load(self) -> tuple[Schema, Limits]:
+        """The schema and the thresholds. Raises what `load_schema`, `Schema.without` and `Limits` raise."""
+        from training.describe.text.schema import load_schema
+
+        schema = load_schema(self.schema)
+        limits = Limits(self.words, self.attributes, self.hedging)
+        return (schema.without(self.leave_out) if self.leave_out else schema), limits
 
 
-def checks_of(known: argparse.Namespace) -> tuple[Schema, Limits]:
-    """What `add_checks` read. Raises what `load_schema`, `Schema.without` and `Limits` raise."""
-    schema = load_schema(known.schema)
-    limits = Limits((known.words[0], known.words[1]), known.attributes, known.hedging)
-    return (schema.without(known.leave_out) if known.leave_out else schema), limits
+def confirm(question: str) -> bool:
+    """Asks for a confirmation on the terminal. Raises ValueError where there is none."""
+    if not sys.stdin.isatty():
+        raise ValueError(f"{question} There is no terminal to confirm on; --yes continues without confirmation")
+    return input(f"{question} Continue? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def read_data(name: str, root: str) -> dict[str, Record]:
-    """The records of a data set of all splits by their file path. Raises what `read_records` raises."""
+    """Reads the records of all splits of a data set, by file path. Raises what `read_records` raises."""
+    # Not at the top: --help need not wait for them.
+    from training.config import DataConfig
+    from training.data.datasets import read_records
+
     fields: dict[str, Any] = {"dataset": name, "root": root}
     splits = read_records(DataConfig(**fields))
     return {record.file_path: record for record in itertools.chain.from_iterable(splits.values())}
 
 
-def shown(items: Iterable[Item], what: str) -> Iterator[Item]:
-    """The items, counted on a terminal while they pass."""
+def show_progress(items: Iterable[Item], noun: str) -> Iterator[Item]:
+    """Passes the items through and counts them on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     console = Console(stderr=True)
     with Progress(
         *Progress.get_default_columns()[:1], console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(noun, total=None)
         for count, item in enumerate(items, 1):
             yield item
             if count % 500 == 0:
-                bar.update(task, description=f"{what}: {count:,}")
+                bar.update(task, description=f"{noun}: {count:,}")

@@ -1,4 +1,4 @@
-"""Writes a page to read generated texts by eye: `python -m training.describe page DESCRIPTIONS --data NAME ROOT`.
+"""Writes a page for the inspection of generated texts: `python -m training.describe page DESCRIPTIONS --data NAME ROOT`.
 
 One self-contained HTML file: counts by status, reason, check and style, lengths, agreement with the captions, and a sample
 of images with their captions, both texts and the checks.
@@ -6,130 +6,55 @@ of images with their captions, both texts and the checks.
 
 from __future__ import annotations
 
-import argparse
-import random
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+import tyro
 
-from training import report
-from training.data.datasets import Record
-from training.describe.options import add_checks, checks_of, read_data, shown
-from training.describe.text.records import STATUSES, Text, read_texts
-from training.describe.text.schema import KINDS, Kind, Schema
-from training.describe.text.tally import Counts, checks_of_text
-from training.describe.text.text_checks import Limits
-from training.report import plots
-from training.report.run_page import write_whole
-from training.report.thumbnails import thumbnail
+from training.describe.options import CheckOptions, read_data
+from training.describe.text.records import Status
 from training.utils import cli
 
-# Reasons listed, the most frequent first.
-REASONS = 20
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of the command."""
+
+    # JSONL file of generated texts.
+    descriptions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DESCRIPTIONS")]
+    # The data set of the images.
+    data: Annotated[tuple[str, str], tyro.conf.arg(metavar="NAME ROOT")]
+    # By default beside DESCRIPTIONS, with the ending .html.
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PAGE")] = None
+    # Number of images in the sample.
+    sample: int = 60
+    # Seed of the sample.
+    seed: int = 0
+    # Show images of this status only.
+    status: Status | None = None
+    # Requirements on the texts.
+    checks: CheckOptions = field(default_factory=CheckOptions)
 
 
 def main(argv: Sequence[str]) -> None:
     """Entry point; prints where the page is. Raises ValueError or FileNotFoundError for bad input."""
-    parser = argparse.ArgumentParser("python -m training.describe page", description=__doc__, allow_abbrev=False)
-    parser.add_argument("descriptions", type=Path, metavar="DESCRIPTIONS", help="JSONL file of generated texts")
-    parser.add_argument("--data", nargs=2, metavar=("NAME", "ROOT"), required=True, help="the data set of the images")
-    parser.add_argument(
-        "--out", type=Path, metavar="PAGE", help="by default beside DESCRIPTIONS, with the ending .html"
-    )
-    parser.add_argument("--sample", type=int, default=60, metavar="N", help="images shown, 60 by default")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--status", choices=STATUSES, help="show images of this status only")
-    add_checks(parser)
-    known = parser.parse_args(argv)
-    if known.sample < 0:
-        raise ValueError(f"--sample must not be negative, got {known.sample}")
-    out = known.out or known.descriptions.with_suffix(".html")
+    arguments = cli.parse(Arguments, argv, "training.describe page", __doc__)
+    if arguments.sample < 0:
+        raise ValueError(f"--sample must not be negative, got {arguments.sample}")
+    out = arguments.out or arguments.descriptions.with_suffix(".html")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
-    schema, limits = checks_of(known)
-    records = read_data(*known.data)
-    html = build_page(known.descriptions, records, schema, limits, known.sample, known.seed, known.status)
+    schema, limits = arguments.checks.load()
+    # Not at the top: --help and wrong arguments need not wait for matplotlib.
+    from training.describe.description_page import build_page
+    from training.report.run_page import write_whole
+
+    records, sample = read_data(*arguments.data), (arguments.sample, arguments.seed, arguments.status)
+    html = build_page(arguments.descriptions, records, schema, limits, *sample)
     print(write_whole(out, html.encode()))
-
-
-def build_page(
-    descriptions: Path,
-    records: Mapping[str, Record],
-    schema: Schema,
-    limits: Limits,
-    sample: int,
-    seed: int,
-    status: str | None,
-) -> str:
-    """The page as one HTML text without any outside reference. The same files and arguments always give the same text.
-
-    Raises what `read_texts` raises, and ValueError where there is nothing of that status.
-    """
-    counts, candidates = Counts(schema, limits), list[str]()
-    for text in shown(read_texts(descriptions), "texts"):
-        counts.add(text, records.get(text.file_path))
-        if status in (None, text.status):
-            candidates.append(text.file_path)
-    if not candidates:
-        raise ValueError(f"{descriptions} has no record{f' of status {status}' if status else ''}")
-    chosen = set(random.Random(seed).sample(candidates, min(sample, len(candidates))))
-    cards = [_card(text, records, schema, limits) for text in read_texts(descriptions) if text.file_path in chosen]
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    sheets = (Path(report.__file__).with_name("page.css"), folder / "page.css")
-    return environment.get_template("page.html.j2").render(
-        css=Markup("".join(sheet.read_text(encoding="utf-8") for sheet in sheets)),
-        name=descriptions.name,
-        counts=counts,
-        statuses=STATUSES,
-        reasons=counts.reasons.most_common(REASONS),
-        styles=sorted(counts.styles.items(), key=lambda item: (item[0] is None, item[0])),
-        lengths={kind: _lengths(kind, counts.lengths[kind]) for kind in KINDS},
-        agreement={name: values for name, values in counts.agreement.items() if values[0]},
-        cards=cards,
-        shown_of=len(candidates),
-        status=status,
-    )
-
-
-def _lengths(kind: Kind, counted: Counter[int]) -> dict[str, Any] | None:
-    """A histogram of numbers of words with its mean, one bar a number or, beyond 60, a range of them."""
-    if not counted:
-        return None
-    least, most = min(counted), max(counted)
-    width = -(-(most - least + 1) // 60)
-    edges = np.arange(least, most + width + 1, width) - 0.5
-    heights, _ = np.histogram(list(counted), edges, weights=list(counted.values()))
-    mean = sum(length * count for length, count in counted.items()) / counted.total()
-    plot = plots.histogram(
-        edges.tolist(),
-        heights.tolist(),
-        mean,
-        label=f"words of the {kind} text",
-        x_label="words",
-        colour=KINDS.index(kind),
-    )
-    return {"mean": mean, "least": least, "most": most, "plot": plot}
-
-
-def _card(text: Text, records: Mapping[str, Record], schema: Schema, limits: Limits) -> dict[str, Any]:
-    record, checks = records.get(text.file_path), checks_of_text(text, schema, limits)
-    return {
-        "text": text,
-        "record": record,
-        "image": None if record is None else thumbnail(record.path),
-        "passed": [name for name, why in checks.items() if not why],
-        "failed": {name: why for name, why in checks.items() if why},
-        "recorded": text.checks is not None,
-    }
 
 
 if __name__ == "__main__":

@@ -1,43 +1,42 @@
-"""One run of a generation: what is left to do, a few images first, what the rest will cost, and then the rest."""
+"""One session of a generation: a pilot of a few images, an estimate of the cost of the rest, and then the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 
-from training.describe.generation import Generator, Item, Tally, Task
-from training.describe.llm.answer_store import Answers, Records
+from training.describe.generation import DescriptionGenerator, GenerationTask, ImageItem, StatusCounts
+from training.describe.llm.answer_store import AnswerStore, DescriptionStore
 from training.describe.llm.client import Client, Service
-from training.describe.llm.limits import Budget, BudgetSpent, Halt, Meter
+from training.describe.llm.limits import Budget, BudgetExceededError, StopSignal, UsageMeter
 from training.describe.llm.providers import OpenAIProvider, Provider
-from training.describe.progress import Reporter, show_summary
+from training.describe.progress import ProgressReporter, print_summary
 
-# Items whose answers tell what the rest will cost.
-PILOT = 5
+# Items of the pilot, whose answers predict the cost of the rest.
+PILOT_SIZE = 5
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a generation has come to."""
+class GenerationResult:
+    """Outcome of a generation."""
 
     descriptions: Path
-    # Records by status, earlier runs included, and images that have none yet.
+    # Records by status, earlier sessions included, and images without a record.
     statuses: dict[str, int]
-    left: int
-    # Why it ended before the last image; "" if it did not.
-    stopped: str
+    remaining: int
+    # Reason of an end before the last image; "" for none.
+    stop_reason: str
 
 
 @dataclass(frozen=True)
-class Online:
-    """A server, and what it is asked with."""
+class ServerModel:
+    """A model on a server, with the API key."""
 
     service: Service
     key: str
@@ -45,99 +44,107 @@ class Online:
 
 
 @dataclass(frozen=True)
-class Run:
-    """The images, the stores, and what may be spent."""
+class GenerationSession:
+    """Images, stores, and the budget."""
 
-    task: Task
-    items: list[Item]
+    task: GenerationTask
+    items: list[ImageItem]
+    # Images of this session at most; 0: all.
     limit: int
-    answers: Answers
-    records: Records
+    answers: AnswerStore
+    descriptions: DescriptionStore
     budget: Budget
     console: Console
 
-    async def go(self, provider: Provider | Online, leave: Callable[[str], bool]) -> Result:
-        """Generates what is missing. `leave`: asked for before the rest is paid for; a local provider costs nothing.
+    async def run(self, provider: Provider | ServerModel, confirm_spending: Callable[[str], bool]) -> GenerationResult:
+        """Generates the missing texts. `confirm_spending`: see `run_with_pilot`.
 
-        Raises Stopped when the server refuses or fails for good.
+        Raises StoppedError when the server refuses or fails for good; an exhausted budget ends the session quietly.
         """
-        tally = self._tally()
-        todo = [item for item in self.items if item.file_path not in self.records.done][: self.limit or None]
-        stored = self.answers
-        known = stored.counted, stored.prompt_tokens, stored.completion_tokens, stored.seconds
-        meter, halt = Meter(self.budget, len(stored), *known), Halt()
-        with Reporter(len(todo), meter, tally, self.console) as reporter:
-            if isinstance(provider, Online):
-                async with Client(provider.service, provider.key, meter, halt) as client:
-                    work = self._generator(OpenAIProvider(client, provider.model), meter, halt, reporter)
-                    cost = partial(estimate, meter, provider.service, calls_per_item=self._calls_per_image(tally))
-                    await pilot_first(todo, 0 if stored.counted else PILOT, work.run, cost, leave, halt, reporter)
-            else:
-                await self._generator(provider, meter, halt, reporter).run(todo)
-        if halt.error is not None and not isinstance(halt.error, BudgetSpent):
-            raise halt.error
-        left = len(self.items) - len(self.records.done)
-        show_summary(tally, meter, left, self.console)
-        return Result(self.records.lines.path, dict(tally.statuses), left, str(halt.error or ""))
+        counts = self._count_records()
+        todo = [item for item in self.items if item.file_path not in self.descriptions.file_paths][: self.limit or None]
+        meter, stop_signal = UsageMeter(self.budget, self.answers), StopSignal()
+        calls_per_image = max(2.0, len(self.answers) / max(1, counts.statuses.total()))
+        pilot_size = 0 if self.answers.with_usage else PILOT_SIZE
+        with ProgressReporter(len(todo), meter, counts, self.console) as reporter:
 
-    def _generator(self, provider: Provider, meter: Meter, halt: Halt, reporter: Reporter) -> Generator:
-        return Generator(self.task, provider, self.answers, self.records, meter, halt, reporter.recorded)
+            async def work(provider: Provider, items: Sequence[ImageItem]) -> None:
+                await DescriptionGenerator(
+                    self.task, provider, self.answers, self.descriptions, meter, stop_signal, reporter.record
+                ).run(items)
 
-    def _tally(self) -> Tally:
-        """What earlier runs recorded; their good texts are known to the search for near-duplicates afterwards."""
-        tally, near = Tally(), self.task.judge.near
+            await run_with_pilot(
+                provider, todo, pilot_size, work, calls_per_image, confirm_spending, meter, stop_signal, reporter
+            )
+        error = stop_signal.error
+        if error is not None and not isinstance(error, BudgetExceededError):
+            raise error
+        remaining = len(self.items) - len(self.descriptions.file_paths)
+        print_summary(counts, meter, remaining, self.console)
+        return GenerationResult(self.descriptions.lines.path, dict(counts.statuses), remaining, str(error or ""))
+
+    def _count_records(self) -> StatusCounts:
+        """Counts the records of earlier sessions, and adds their good texts to the search for near-duplicates."""
+        counts, near_duplicates = StatusCounts(), self.task.checker.near_duplicates
         people = {item.file_path: item.person for item in self.items}
-        for _, row in self.records.lines.rows():
-            tally.count(row)
-            if near is not None and row["status"] == "ok":
-                near.add(row["file_path"], f"{row['identity']} {row['clothing']}", people.get(row["file_path"]))
-        return tally
-
-    def _calls_per_image(self, tally: Tally) -> float:
-        return max(2.0, len(self.answers) / max(1, tally.statuses.total()))
+        for _, row in self.descriptions.lines.rows():
+            counts.add(row)
+            if near_duplicates is not None and row["status"] == "ok":
+                person = people.get(row["file_path"])
+                near_duplicates.add(row["file_path"], f"{row['identity']} {row['clothing']}", person)
+        return counts
 
 
-async def pilot_first(
-    todo: Sequence[T],
-    first: int,
-    work: Callable[[Sequence[T]], Awaitable[None]],
-    cost: Callable[[int], str],
-    leave: Callable[[str], bool],
-    halt: Halt,
-    reporter: Reporter,
+async def run_with_pilot(
+    provider: Provider | ServerModel,
+    items: Sequence[T],
+    pilot_size: int,
+    work: Callable[[Provider, Sequence[T]], Awaitable[None]],
+    calls_per_item: float,
+    confirm_spending: Callable[[str], bool],
+    meter: UsageMeter,
+    stop_signal: StopSignal,
+    reporter: ProgressReporter,
 ) -> None:
-    """Works through the first items, asks `leave` whether the rest may cost what `cost` says for so many, and goes on."""
-    await work(todo[:first])
-    rest = todo[first:]
-    if rest and halt.error is None:
-        with reporter.paused():
-            goes_on = leave(cost(len(rest)))
-        if not goes_on:
-            halt.stop(BudgetSpent("stopped as you said"))
-    await work(rest)
+    """Processes the items by `work`; on a server first a pilot, after which `confirm_spending` is asked about the rest.
+
+    confirm_spending: called with an estimate of calls, tokens, cost and time; False stops. A local provider costs nothing and
+    is not asked about.
+    """
+    if not isinstance(provider, ServerModel):
+        return await work(provider, items)
+    async with Client(provider.service, provider.key, meter, stop_signal) as client:
+        server = OpenAIProvider(client, provider.model)
+        await work(server, items[:pilot_size])
+        rest = items[pilot_size:]
+        if rest and stop_signal.error is None:
+            question = estimate(meter, provider.service, len(rest), calls_per_item, reporter.noun)
+            with reporter.paused():
+                accepted = confirm_spending(question)
+            if not accepted:
+                stop_signal.stop(BudgetExceededError("stopped at your request"))
+        await work(server, rest)
 
 
-def estimate(meter: Meter, service: Service, items: int, calls_per_item: float, what: str = "images") -> str:
-    """What so many items will take, from the answers so far: calls, tokens, money and time."""
+def estimate(meter: UsageMeter, service: Service, items: int, calls_per_item: float, noun: str = "images") -> str:
+    """Estimate for so many items, from the answers so far: calls, tokens, cost and time."""
     calls = items * calls_per_item
     seconds = [calls * meter.seconds / max(1, meter.answers) / service.concurrency]
-    told = [f"{items} {what} in about {calls:.0f} calls"]
+    parts = [f"{items} {noun} in about {calls:.0f} calls"]
     tokens = meter.tokens_per_call
     if tokens is None:
-        told.append("of unknown size, since the server counts no tokens")
+        parts.append("of unknown size, since the server reports no token usage")
     else:
-        sent, answered = calls * tokens[0], calls * tokens[1]
-        told.append(f"{sent / 1e6:.2f} million tokens sent and {answered / 1e6:.2f} million answered")
+        prompt, completion = calls * tokens[0], calls * tokens[1]
+        parts.append(f"{prompt / 1e6:.2f} million input and {completion / 1e6:.2f} million output tokens")
         priced = meter.budget.price_in or meter.budget.price_out
-        cost = (
-            f"a cost of {meter.budget.cost(sent, answered):.2f}" if priced else "no price given (price_in, price_out)"
-        )
-        told.append(cost)
+        cost = meter.budget.cost(prompt, completion)
+        parts.append(f"a cost of {cost:.2f}" if priced else "no price given (price_in, price_out)")
         if service.tokens_per_minute:
-            seconds.append((sent + answered) / service.tokens_per_minute * 60)
+            seconds.append((prompt + completion) / service.tokens_per_minute * 60)
     if service.requests_per_minute:
         seconds.append(calls / service.requests_per_minute * 60)
-    return f"{', '.join(told)}, {_duration(max(seconds))}."
+    return f"{', '.join(parts)}, {_duration(max(seconds))}."
 
 
 def _duration(seconds: float) -> str:

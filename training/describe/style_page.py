@@ -1,4 +1,4 @@
-"""The page about a clustering: a map of captions, the styles with examples, and the curve that the radius comes from."""
+"""HTML page of a clustering: a map of captions, the styles with examples, and the k-distance curve behind the radius."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from matplotlib.axes import Axes
 from sklearn.manifold import TSNE
 
 from training import report
-from training.describe.styles.clustering import Styles
+from training.describe.styles.clustering import Clustering
 from training.report import plots
 from training.report.run_page import write_whole
 
 # Captions on the map; t-SNE of 2,000 takes seconds.
-SHOWN = 2000
+MAP_CAPTIONS = 2000
 
 
 @dataclass(frozen=True)
-class Map:
-    """Where captions lie on the map."""
+class CaptionMap:
+    """Positions of captions on the map."""
 
-    # Captions shown, as indices (M,), and their places (M, 2).
+    # Indices of the captions shown, int64 (M,), and their positions, float32 (M, 2).
     chosen_M: np.ndarray
-    places_M2: np.ndarray
+    positions_M2: np.ndarray
 
 
-def draw_map(features_ND: np.ndarray, seed: int) -> Map:
-    """t-SNE of a random sample of the captions; the same for every method."""
-    count = min(SHOWN, len(features_ND))
+def project_captions(features_ND: np.ndarray, seed: int) -> CaptionMap:
+    """Projects a random sample of the captions by t-SNE; features (N, D). The map is the same for every method."""
+    count = min(MAP_CAPTIONS, len(features_ND))
     chosen_M = np.sort(np.random.default_rng(seed).choice(len(features_ND), count, replace=False))
     perplexity = min(30.0, (count - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init="random", learning_rate="auto", random_state=seed)
-    return Map(chosen_M, tsne.fit_transform(features_ND[chosen_M]))
+    return CaptionMap(chosen_M, tsne.fit_transform(features_ND[chosen_M]))
 
 
-def write_style_page(path: Path, table: dict[str, Any], styles: Styles, drawn: Map) -> Path:
-    """Writes the page about the contents `table` of a styles.json in one move and returns its path."""
+def write_style_page(path: Path, table: dict[str, Any], clustering: Clustering, caption_map: CaptionMap) -> Path:
+    """Writes the page of a styles.json with contents `table` atomically and returns its path."""
     folder = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(folder),
@@ -51,29 +51,33 @@ def write_style_page(path: Path, table: dict[str, Any], styles: Styles, drawn: M
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    picture = plots.raster(lambda axes, colours: _draw(axes, styles.styles_N[drawn.chosen_M], drawn), (6.4, 5.4))
+    image = plots.raster(
+        lambda axes, colours: _draw(axes, clustering.styles_N[caption_map.chosen_M], caption_map), (6.4, 5.4)
+    )
     html = environment.get_template("style_page.html.j2").render(
         css=Markup((Path(report.__file__).parent / "page.css").read_text(encoding="utf-8")),
         table=table,
-        total=len(styles.styles_N),
-        shown=len(drawn.chosen_M),
-        picture="data:image/png;base64," + base64.b64encode(picture).decode("ascii"),
-        curve=_curve(styles) if len(styles.curve) else None,
+        total=len(clustering.styles_N),
+        shown=len(caption_map.chosen_M),
+        image="data:image/png;base64," + base64.b64encode(image).decode("ascii"),
+        curve=_curve(clustering) if len(clustering.k_distances_P) else None,
     )
     return write_whole(path, html.encode())
 
 
-def _draw(axes: Axes, styles_M: np.ndarray, drawn: Map) -> None:
+def _draw(axes: Axes, styles_M: np.ndarray, caption_map: CaptionMap) -> None:
     palette = matplotlib.colormaps["tab20"]
     for style in np.unique(styles_M):
         inside = styles_M == style
-        x, y = drawn.places_M2[inside].T
+        x, y = caption_map.positions_M2[inside].T
         axes.scatter(x, y, s=5, color=palette(int(style) % 20), label=str(style), linewidths=0)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.legend(title="style", loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3)
 
 
-def _curve(styles: Styles) -> Markup:
-    series = {"k-distance": (list(range(len(styles.curve))), styles.curve.tolist())}
-    return plots.lines(series, label="k-distance curve with its knee", x_label="captions", mark=styles.found["knee"])
+def _curve(clustering: Clustering) -> Markup:
+    series = {"k-distance": (list(range(len(clustering.k_distances_P))), clustering.k_distances_P.tolist())}
+    return plots.lines(
+        series, label="k-distance curve with its knee", x_label="captions", mark=clustering.details["knee"]
+    )

@@ -1,6 +1,6 @@
-"""Offline stand-in for a multimodal model on a synthetic set: it reads what an image shows from factors.jsonl.
+"""Offline substitute for a multimodal model on a synthetic set: reads the contents of an image from factors.jsonl.
 
-The texts of a style are written by the caption writer whose captions are most like the style's examples.
+The texts of a style are written by the caption writer whose captions are most similar to the style's examples.
 """
 
 from __future__ import annotations
@@ -8,65 +8,52 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
+from training.data.ground_truth import FACTORS, read_factor_rows
 from training.describe.llm.answer_store import Answer
-from training.describe.llm.providers import Ask
-from training.describe.template_writer import imitate, nearest_writer
+from training.describe.llm.providers import Request
+from training.describe.template_writer import nearest_writer, write_texts
 from training.describe.text.schema import KINDS
 from training.synthetic.attributes import Identity, Outfit, Pose
-from training.synthetic.rng import Dice
+from training.synthetic.rng import KeyedRng
 from training.synthetic.text.captions import STYLES
 
 Scene = tuple[Identity, Outfit, Pose]
 
 
-def read_scenes(root: Path, wanted: Collection[str]) -> dict[str, Scene]:
-    """What the wanted images show.
+def read_scenes(root: Path, file_paths: Collection[str]) -> dict[str, Scene]:
+    """Reads the contents (identity, outfit, pose) of these images.
 
-    Raises FileNotFoundError for data that is not synthetic, ValueError for a broken line or an image that has none.
+    Raises what `read_factor_rows` raises, and ValueError for an image whose attributes are not those of the renderer.
     """
-    path, names = Path(root) / "factors.jsonl", set(wanted)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: the provider template describes synthetic sets only")
     scenes: dict[str, Scene] = {}
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                if row["file_path"] in names:
-                    scenes[row["file_path"]] = _scene(row)
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{path}, line {number} does not say what an image shows: {error}") from error
-    without = sorted(names - set(scenes))
-    if without:
-        raise ValueError(
-            f"{path} does not say what these images show: {', '.join(without[:5])} ({len(without)} in all)"
-        )
+    for row in read_factor_rows(root, file_paths, "the provider template describes synthetic sets only"):
+        try:
+            scenes[row["file_path"]] = Identity(**row["identity"]), Outfit(**row["outfit"]), Pose(**row["pose"])
+        except (TypeError, KeyError) as error:
+            raise ValueError(
+                f"{Path(root) / FACTORS} does not have the attributes of the renderer for {row['file_path']}: {error}"
+            ) from error
     return scenes
 
 
-def _scene(row: dict[str, Any]) -> Scene:
-    return Identity(**row["identity"]), Outfit(**row["outfit"]), Pose(**row["pose"])
-
-
 class TemplateProvider:
-    """Answers in JSON, as a model would; the same ask gets the same answer."""
+    """Answers in JSON, as a model would; equal requests get equal answers."""
 
-    window = 4
+    items_in_flight = 4
 
     def __init__(self, scenes: Mapping[str, Scene], examples: Mapping[int, tuple[str, ...]]) -> None:
-        """examples: captions that show each style; a style without any has the writer of its number."""
+        """examples: style -> example captions; a style without any is written by the writer of its number."""
         self._scenes = scenes
         self._writers = {
-            style: nearest_writer(shown) if shown else style % len(STYLES) for style, shown in examples.items()
+            style: nearest_writer(captions) if captions else style % len(STYLES) for style, captions in examples.items()
         }
 
-    async def answer(self, ask: Ask) -> Answer:
-        """The text of one kind."""
-        identity, outfit, pose = self._scenes[ask.file_path]
-        dice = Dice("template", ask.seed, ask.file_path)
+    async def answer(self, request: Request) -> Answer:
+        """Writes the text of the requested kind."""
+        identity, outfit, pose = self._scenes[request.file_path]
+        rng = KeyedRng("template", request.seed, request.file_path)
         texts: dict[str, str] = dict(
-            zip(KINDS, imitate(identity, outfit, pose, dice, self._writers[ask.style]), strict=True)
+            zip(KINDS, write_texts(identity, outfit, pose, rng, self._writers[request.style]), strict=True)
         )
-        return Answer(json.dumps({ask.kind: texts[ask.kind]}))
+        return Answer(json.dumps({request.kind: texts[request.kind]}))

@@ -7,33 +7,47 @@ compared: those that differ in nothing but their seed share a column. `--markdow
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
-from rich.progress import Progress, TextColumn
-from rich.table import Table
+import tyro
 
-from training.disentangle import RESULT, disentangle
-from training.disentangle.compare import compare, markdown
 from training.utils import cli
 from training.utils.io import atomic, read_json
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of the command."""
+
+    # Run folders of `python -m training.train`.
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RUN ...]")] = ()
+    # The --out of `python -m training.experiment`, in place of RUN.
+    experiment: Annotated[Path | None, tyro.conf.arg(metavar="OUT")] = None
+    # Table of the experiment.
+    table: str = "readings"
+    # HSIC and CKA only; needs no factors.jsonl.
+    dependence_only: bool = False
+    # Page that gets the comparison, between its markers.
+    markdown: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+
+
 def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `disentangle` and `compare` raise."""
-    parser = argparse.ArgumentParser("python -m training.disentangle", description=__doc__, allow_abbrev=False)
-    parser.add_argument("runs", metavar="RUN", nargs="*", type=Path, help="run folders of `python -m training.train`")
-    parser.add_argument("--experiment", metavar="OUT", type=Path, help="the --out of `python -m training.experiment`")
-    parser.add_argument("--table", default="readings", metavar="TABLE", help="its table; default: readings")
-    parser.add_argument("--dependence-only", action="store_true", help="HSIC and CKA only; needs no factors.jsonl")
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the comparison there, between its markers")
-    arguments = parser.parse_args(argv)
+    arguments = cli.parse(Arguments, argv, "training.disentangle", __doc__)
     if bool(arguments.runs) == (arguments.experiment is not None):
         raise ValueError("expected either RUN folders or --experiment OUT")
     labels = _rows(arguments.experiment, arguments.table) if arguments.experiment else None
+    # Not at the top: --help and wrong arguments need not wait for torch.
+    from rich.console import Console
+    from rich.table import Table
+
+    from training.disentangle.compare import compare, markdown
+    from training.disentangle.run import RESULT
+
     results = {}
     for run_dir in [run for runs in labels.values() for run in runs] if labels else arguments.runs:
         results[run_dir], new = _disentangle(run_dir, arguments.dependence_only)
@@ -70,6 +84,11 @@ def _rows(experiment: Path, table: str) -> dict[str, list[Path]]:
 
 
 def _disentangle(run_dir: Path, dependence_only: bool) -> tuple[dict, bool]:
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn
+
+    from training.disentangle.run import disentangle
+
     console = Console(stderr=True)
     columns = TextColumn("{task.fields[what]}"), *Progress.get_default_columns()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

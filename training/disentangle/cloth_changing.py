@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.evaluation.dual import METRICS, query_metrics
+from training.evaluation.metrics import METRICS, query_metrics
 
 RESAMPLINGS = 1000
 SEED = 0

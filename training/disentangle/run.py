@@ -12,7 +12,7 @@ from sklearn.manifold import TSNE
 
 from training.config import to_dict
 from training.data.datasets import Dataset
-from training.data.ground_truth import Truth, read_factors
+from training.data.ground_truth import GroundTruth, read_factors
 from training.disentangle import linear_probes
 from training.disentangle.cloth_changing import other_clothes
 from training.disentangle.dependence import MEASURES, dependence
@@ -47,7 +47,7 @@ def disentangle(
     and measure is, config, seconds. With `dependence_only`, or from an earlier call with it, probes, summary,
     retrieval and tsne are null; a call without it then measures everything.
 
-    Raises what `checkpoint.computed_once` and the measures raise: FileNotFoundError for data without factors.jsonl.
+    Raises what `checkpoint.cached_result` and the measures raise: FileNotFoundError for data without factors.jsonl.
     """
 
     def compute(run: TrainedRun, dataset: Dataset) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def disentangle(
     def suffices(stored: dict[str, Any]) -> bool:
         return dependence_only or stored.get("probes") is not None
 
-    return checkpoint.computed_once(Path(run_dir), RESULT, compute, suffices)
+    return checkpoint.cached_result(Path(run_dir), RESULT, compute, suffices)
 
 
 def _measure(
@@ -81,7 +81,7 @@ def _measure(
 
 
 def _with_truth(
-    features: dict[str, np.ndarray], truth: Truth, persons: Sequence[int], progress: Progress
+    features: dict[str, np.ndarray], truth: GroundTruth, persons: Sequence[int], progress: Progress
 ) -> dict[str, Any]:
     probed = {name: features[name] for name in PROBED if name in features}
     factors = {"identity": truth.identity, "clothing": truth.clothing}
@@ -107,7 +107,11 @@ def _identity_factor(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _layout(
-    features: dict[str, np.ndarray], truth: Truth, persons: Sequence[int], shown: dict[str, Any], progress: Progress
+    features: dict[str, np.ndarray],
+    truth: GroundTruth,
+    persons: Sequence[int],
+    shown: dict[str, Any],
+    progress: Progress,
 ) -> dict[str, np.ndarray]:
     """Places (n, 2) float32 "tsne_<feature>" of n images "tsne_images" (positions in the split), and their values
     "tsne_identity" and "tsne_clothing". Whole people are drawn until POINTS are reached."""

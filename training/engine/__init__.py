@@ -1,1 +1,1 @@
-"""Training: losses, GradNorm, the step, the loop, checkpoints."""
+"""Training: losses, GradNorm, training step, training loop, metrics log, checkpoints."""

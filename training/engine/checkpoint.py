@@ -1,5 +1,5 @@
-"""Files of a run, each written whole or not at all, checkpoints of tensors and plain values, a run loaded again, and
-results of its best checkpoint that are computed once."""
+"""Checkpoints of tensors and plain values, written atomically; loading of a trained run; cached results of its best
+checkpoint."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from training.utils.io import atomic, read_json, write_json
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What a killed process has left of files that it was writing into a run folder."""
+    """Temporary files of a killed process in a run folder."""
     return sorted(p for p in Path(folder).iterdir() if re.fullmatch(r"\..+\.tmp|\.tokenizer\..+", p.name))
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes `leftovers`."""
+    """Removes the files listed by `leftovers`."""
     for path in leftovers(folder):
         if path.is_dir():
             shutil.rmtree(path)
@@ -37,23 +37,25 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes a checkpoint atomically. Raises TypeError naming the entry that is neither tensor nor plain value."""
+    """Writes a checkpoint atomically. Raises TypeError naming an entry that is neither a tensor nor a plain value."""
     _require_plain("state", state)
     with atomic(path) as file:
         torch.save(state, file)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote, on the CPU, read with weights_only=True.
+    """Reads a checkpoint written by `save` to the CPU, with weights_only=True.
 
-    Raises FileNotFoundError, or ValueError naming a file that is not such a checkpoint.
+    Raises FileNotFoundError, or ValueError naming a file that is not a checkpoint.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise ValueError(f"{path} is not a checkpoint of this project: it is damaged or of another kind") from error
+        raise ValueError(
+            f"{path} is not a checkpoint of this project: it is damaged or a different kind of file"
+        ) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} is not a checkpoint of this project: it holds a {type(state).__name__}")
     return state
@@ -61,13 +63,13 @@ def load(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What the best checkpoint of a run folder holds."""
+    """Contents of the best checkpoint of a run folder."""
 
     config: Config
     tokenizer: Any
-    # With the weights of best.pt, in evaluation mode.
+    # Weights of best.pt, in evaluation mode.
     model: Model
-    # Finished epochs and steps, the clothing weight chosen on validation, and the fingerprint of the data.
+    # Finished epochs and steps, the clothing weight beta chosen on validation, and the fingerprint of the data.
     epoch: int
     step: int
     beta: float
@@ -75,17 +77,17 @@ class TrainedRun:
 
 
 def build_model(config: Config, tokenizer: Any) -> Model:
-    """A new model for `config` and the vocabulary of `tokenizer`; its random weights come from torch's global state."""
+    """A new model for `config` and the vocabulary of `tokenizer`, with random weights from torch's global generator."""
     size, length = config.data.image_size, config.data.text_length
     return Model(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id, length)
 
 
 def load_run(run_dir: Path) -> TrainedRun:
-    """The run in `run_dir`. Raises FileNotFoundError when it is not trained, ValueError when a file is damaged."""
+    """Loads the best checkpoint of `run_dir`. Raises FileNotFoundError when there is none, ValueError for a damaged file."""
     path = Path(run_dir) / "best.pt"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{run_dir} holds no trained model: there is no {path}; `python -m training.train` makes it"
+            f"{run_dir} holds no trained model: there is no {path}; `python -m training.train` creates it"
         )
     state = load(path)
     try:
@@ -99,17 +101,17 @@ def load_run(run_dir: Path) -> TrainedRun:
     return TrainedRun(config, tokenizer, model.eval(), **numbers)
 
 
-def computed_once(
+def cached_result(
     run_dir: Path,
     name: str,
     compute: Callable[[TrainedRun, Dataset], dict[str, Any]],
     suffices: Callable[[dict[str, Any]], bool] = lambda stored: True,
 ) -> tuple[dict[str, Any], bool]:
-    """(contents of RUN/name, whether they are new): what `compute` says of the best checkpoint on its data, and
-    "checkpoint" {epoch, step, sha256}; computed at the first call only, or again when what is there does not suffice.
+    """(contents of RUN/name, True if computed now): the result of `compute` for the best checkpoint and its data, with
+    "checkpoint" {epoch, step, sha256}; read from the file if that exists and `suffices` accepts it.
 
-    Raises FileNotFoundError for a run that is not trained, ValueError when the file belongs to another checkpoint or
-    the data is not what the run was trained on, and what the data stage and `compute` raise.
+    Raises FileNotFoundError for an untrained run, ValueError when the file was computed from a different checkpoint or the
+    data is not the training data of the run, and what `read_dataset` and `compute` raise.
     """
     run_dir = Path(run_dir)
     run = load_run(run_dir)
@@ -117,7 +119,9 @@ def computed_once(
     if path.exists():
         stored = read_json(path)
         if not isinstance(stored, dict) or stored.get("checkpoint", {}).get("sha256") != digest:
-            raise ValueError(f"{path} is of another checkpoint than best.pt; move it away to evaluate this one")
+            raise ValueError(
+                f"{path} was computed from a different checkpoint than best.pt; delete or move it to re-evaluate"
+            )
         if suffices(stored):
             return stored, False
     dataset = read_dataset(run.config.data)

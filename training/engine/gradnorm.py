@@ -18,8 +18,8 @@ from training.config import GradNormConfig
 
 
 class GradNorm:
-    """Weights of `tasks`, plain numbers outside every graph: neither can the weighted sum of the losses train them, nor
-    can eq. (5) train the model. They sum to the number of tasks. With `enabled` off they stay 1."""
+    """Weights of `tasks`, plain numbers outside the graph: the weighted sum of the losses does not train them, and eq. (5)
+    does not train the model. They sum to the number of tasks. With `enabled` off they stay 1."""
 
     def __init__(self, tasks: Sequence[str], config: GradNormConfig) -> None:
         self.config = config
@@ -29,16 +29,16 @@ class GradNorm:
         self._steps = 0
 
     def weights(self) -> dict[str, float]:
-        """w_k by task."""
+        """Weight w_k of each task."""
         return {task: math.exp(s) for task, s in self._log_weights.items()}
 
     def update(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> None:
         """One step: s -> w = exp(s) -> clip -> renormalise to sum K -> s = log w.
 
         losses: L_k of this step, unweighted. norms: gradient norm of each, unweighted, on the shared layer. The first
-        `warm_steps` calls only average the losses into L_k^0. A task whose norm is 0 takes no part in the targets and
-        keeps its place among the others. Raises ValueError, before anything changes, on another set of tasks than the
-        one it was built for and on numbers that are not finite.
+        `warm_steps` calls only average the losses into L_k^0. A task whose norm is 0 has no
+        target and keeps its relative weight. Raises ValueError, before any change, for tasks other than those of the
+        constructor and for numbers that are not finite.
         """
         for name, values in (("losses", losses), ("norms", norms)):
             if set(values) != set(self._log_weights):
@@ -65,12 +65,12 @@ class GradNorm:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` returned. Raises ValueError when it is of other tasks."""
+        """Restores the result of `state_dict`. Raises ValueError when its tasks differ."""
         if set(state["log_weights"]) != set(self._log_weights):
             raise ValueError(
                 f"GradNorm: the stored state is of the tasks {[*state['log_weights']]}, expected {[*self._log_weights]}"
             )
-        # In the order of this object: the first task is the reference of the printed form.
+        # In the task order of this object: the first task is the reference of the form "paper".
         self._log_weights = {task: float(state["log_weights"][task]) for task in self._log_weights}
         self._first_losses = {task: float(state["first_losses"][task]) for task in self._first_losses}
         # States of the time before Adam have none.
@@ -89,7 +89,7 @@ class GradNorm:
             pull = math.copysign(value, value - targets[task]) if value != targets[task] else 0.0
             gradient = strength * pull + 2 * config.log_penalty * self._log_weights[task]
             stepped[task] -= config.lr * (self._adam(task, gradient) if config.optimizer == "adam" else gradient)
-        # Clipped before exp, which a huge gradient would overflow.
+        # Clipped before exp, which would overflow after a huge gradient.
         low, high = (math.log(bound) for bound in config.clip)
         clipped = {task: math.exp(min(max(s, low), high)) for task, s in stepped.items()}
         scale = len(clipped) / sum(clipped.values())
@@ -105,7 +105,8 @@ class GradNorm:
         return first / (1 - 0.9**steps) / root if root > 0 else 0.0
 
     def _targets(self, losses: Mapping[str, float], weighted: Mapping[str, float]) -> dict[str, float]:
-        """Target norm of each live task: its share of the norms times ratio^alpha, or (paper) ratio times the first task's."""
+        """Target norm of each task with a gradient: its part of all norms times ratio^alpha, or (paper) ratio times the first
+        task's norm."""
         ratios = {t: max(losses[t], 0.0) / max(self._first_losses[t], self.config.floor) for t in weighted}
         mean_ratio = sum(ratios.values()) / len(ratios)
         relative = {t: ratio / mean_ratio if mean_ratio > 0 else 1.0 for t, ratio in ratios.items()}
@@ -129,12 +130,12 @@ def backward_tasks(
 ) -> dict[str, float]:
     """Adds the gradient of scale * (sum_k w_k L_k + sum of `fixed`) to the .grad of `shared` and `parameters`.
 
-    shared: leaves that the losses start from, the layer whose gradients are measured (the visual tokens) first.
+    shared: leaves on which the losses depend, first the layer whose gradients are measured (the visual tokens).
     Returns ||dL_k / d shared[0]|| (L2, unweighted) of each task, 0 where a loss does not depend on it; {} with
-    `measure` off, which saves one pass through the heads per task. These passes form no gradient of a parameter, so
+    `measure` off, which saves one pass through the heads per task. These passes compute no parameter gradients, so
     each costs about half a backward pass.
-    scale: a power of two that keeps gradients in float16 from vanishing; the norms are those of the losses without it,
-    infinite or NaN where a gradient overflows with it.
+    scale: a power of two that keeps float16 gradients from vanishing; the norms are those of the unscaled losses, infinite
+    or NaN where a scaled gradient overflows.
     """
     norms: dict[str, float] = {}
     with span("gradnorm norms"):
@@ -149,5 +150,5 @@ def backward_tasks(
 
 
 def _norm(gradient: Tensor) -> float:
-    """L2 norm, summed in float32 or more: the sum of squares of float16 numbers overflows at 65504."""
+    """L2 norm, accumulated in float32 or wider: a sum of squares in float16 overflows at 65504."""
     return float(torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32)))

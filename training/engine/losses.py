@@ -16,12 +16,12 @@ import bdam_fast
 from training.config import AdversarialMode, Backend, LossConfig
 from training.models.model import Features
 
-# Floor of a feature's HSIC with itself: below it a feature counts as constant.
-LEAST_HSIC = 1e-12
+# Lower bound of the HSIC of a feature with itself: below it the feature counts as constant.
+MIN_HSIC = 1e-12
 
 
 def _logits(left_BE: Tensor, right_NE: Tensor, temperature: Tensor | float) -> Tensor:
-    """Scaled dot products (B, N) in fp32 or fp64, whatever autocast says: 1 - P is lost in 16 bits."""
+    """Scaled dot products (B, N) in fp32 or fp64, even under autocast: 16 bits cannot represent 1 - P."""
     with torch.autocast(left_BE.device.type, enabled=False):
         wide = torch.promote_types(left_BE.dtype, torch.float32)
         return left_BE.to(wide) @ right_NE.to(wide).T / temperature
@@ -42,7 +42,7 @@ def info_nce(
     symmetric: bool,
     positives: Literal["own", "identity"] = "identity",
 ) -> Tensor:
-    """InfoNCE of embeddings (eq. 3; text i belongs to image i): texts L2-normalised, images too or sums of such.
+    """InfoNCE of embeddings (eq. 3; text i belongs to image i): texts L2-normalised, images too or sums of L2-normalised ones.
 
     symmetric: image to text and text to image, averaged. positives: "identity", every pair of one id, each row's target
     uniform over its positives; "own", pair (i, i), the other pairs of its id left out of both sums. Not symmetric: image to
@@ -79,23 +79,21 @@ def triplet(embedding_BE: Tensor, ids_B: Tensor, margin: float) -> Tensor:
 
 def log_match(image_BE: Tensor, text_BE: Tensor, group_B: Tensor, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
     """log P and log(1 - P), each (B,): P is the softmax over the batch's texts of s / tau, summed over the texts of the
-    image's own group (reading 7).
+    group of the image (reading 7).
 
     log(1 - P) is the log-sum over the *other* texts minus the log-sum over all: exact where P rounds to 1. In a batch
-    of one group P is 1 whatever the features are; both are 0 then, without a gradient.
+    of one group P is 1 for all features; both are 0 then, without a gradient.
     """
     logits_BB = _logits(image_BE, text_BE, temperature)
     positive_BB = group_B[:, None] == group_B[None]
-    everything_B = logits_BB.logsumexp(1)
-    # The log of an empty sum would be -inf and its gradient NaN.
+    total_B = logits_BB.logsumexp(1)
+    # The log of an empty sum would be -inf with gradient NaN.
     excluded_BB = positive_BB & ~positive_BB.all()
-    log_p_B = logits_BB.masked_fill(~positive_BB, -torch.inf).logsumexp(1) - everything_B
-    return log_p_B, logits_BB.masked_fill(excluded_BB, -torch.inf).logsumexp(1) - everything_B
+    log_p_B = logits_BB.masked_fill(~positive_BB, -torch.inf).logsumexp(1) - total_B
+    return log_p_B, logits_BB.masked_fill(excluded_BB, -torch.inf).logsumexp(1) - total_B
 
 
-def clothing_matching(
-    v_clo_BE: Tensor, t_clothing_BE: Tensor, group_B: Tensor, temperature: Tensor | float
-) -> Tensor:
+def clothing_matching(v_clo_BE: Tensor, t_clothing_BE: Tensor, group_B: Tensor, temperature: Tensor | float) -> Tensor:
     """-log P(f^_clo) of the own clothing text (reading 6): trains the clothing branch, its projection and the text, not the
     temperature. `group_B` is equal where clothing texts are."""
     return -log_match(v_clo_BE, t_clothing_BE, group_B, _constant(temperature))[0].mean()
@@ -110,15 +108,14 @@ def clothing_adversarial(
     mode: AdversarialMode,
     v_critic_BE: Tensor | None = None,
 ) -> Tensor:
-    """Clothing adversarial loss (eq. 1 and reading 6); `group_B` is equal where clothing texts are.
+    """Clothing adversarial loss (eq. 1 and reading 6); `group_B` is equal for equal clothing texts.
 
-    paper: -log(1 - P(f^_clo)), minimised by everything that it depends on. The others act on f^_id, and never train texts or
-    temperature, which could answer without changing the identity feature.
+    paper: -log(1 - P(f^_clo)), trains everything that it depends on. The other modes act on f^_id and never train texts or
+    temperature, which could lower the loss without a change of the identity feature.
     intent: -log(1 - P(f^_id)). Where P is 1/B its gradient is 1/(B - 1) of that of -log P.
-    odds: log P(f^_id) - log(1 - P(f^_id)), down to the odds of chance, below which it would name the clothes by avoiding
-    them.
-    critic: the same by the constant weights of a critic, which -log P of `v_critic_BE` trains.
-    minimax: -log P(f^_id) trains the critic, and with reversed sign f^_id.
+    odds: log P(f^_id) - log(1 - P(f^_id)), no lower than at chance: below it f^_id would name the clothes by avoiding them.
+    critic: the same by the constant weights of a probe, which -log P of `v_critic_BE` trains.
+    minimax: -log P(f^_id) trains the probe, and with reversed sign f^_id.
     """
     if mode == "paper":
         return -log_match(v_clo_BE, t_clothing_BE, group_B, _constant(temperature))[1].mean()
@@ -140,8 +137,8 @@ def _constant(temperature: Tensor | float) -> Tensor | float:
 
 
 def cka(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
-    """HSIC of x and y over the geometric mean of their HSIC with themselves: 0 for a feature that does not vary."""
-    return xy / (xx.clamp_min(LEAST_HSIC).sqrt() * yy.clamp_min(LEAST_HSIC).sqrt())
+    """CKA: HSIC of x and y over the geometric mean of the HSIC of each with itself; 0 for a constant feature."""
+    return xy / (xx.clamp_min(MIN_HSIC).sqrt() * yy.clamp_min(MIN_HSIC).sqrt())
 
 
 def hsic_decoupling(
@@ -153,17 +150,17 @@ def hsic_decoupling(
     kernel: Literal["linear", "rbf"],
     backend: Backend,
 ) -> Tensor:
-    """HSIC of the gated features (eq. 2), L2-normalised first where `normalise` says so (reading 8).
+    """HSIC of the gated features (eq. 2), L2-normalised first if `normalise` (reading 8).
 
-    "cka": unbiased, over the geometric mean of each feature's own HSIC, and 0 where that is negative (Nguyen et al., Do Wide
-    and Deep Networks Learn the Same Things?, ICLR 2021). HSIC alone falls with the variance of the features, dependent or
-    not: trained with it, CKA stays where it was.
+    "cka": unbiased HSIC over the geometric mean of the HSIC of each feature with itself, 0 where negative (Nguyen et al., Do Wide
+    and Deep Networks Learn the Same Things?, ICLR 2021). HSIC alone falls with the variance of the features, dependent
+    or not: training with it leaves CKA unchanged.
     """
     if normalise:
         f_id_BC, f_clo_BC = F.normalize(f_id_BC, dim=1), F.normalize(f_clo_BC, dim=1)
     if measure == "hsic":
         return bdam_fast.hsic(f_id_BC, f_clo_BC, kernel=kernel, backend=backend)
-    # Neither measure changes with the mean, whose size would cost the estimate its digits.
+    # Both measures are invariant to the mean, which would cost precision if large.
     f_id_BC, f_clo_BC = f_id_BC - f_id_BC.mean(0), f_clo_BC - f_clo_BC.mean(0)
     left, right = torch.stack([f_id_BC, f_id_BC, f_clo_BC]), torch.stack([f_clo_BC, f_id_BC, f_clo_BC])
     xy, xx, yy = bdam_fast.hsic(left, right, kernel=kernel, estimator="unbiased", backend=backend)
@@ -176,15 +173,15 @@ def gate_regularisation(gate_BC: Tensor) -> Tensor:
 
 
 def matching(logits_M: Tensor, labels_M: Tensor) -> Tensor:
-    """Binary cross-entropy of the image-text-matching head (reading 15); right and wrong pairs weigh the same."""
-    right = labels_M > 0.5
+    """Binary cross-entropy of the image-text-matching head (reading 15); matching and mismatched pairs have the same weight."""
+    matched = labels_M > 0.5
     value = F.binary_cross_entropy_with_logits(logits_M, labels_M, reduction="none")
-    parts = [value[mask].mean() for mask in (right, ~right) if bool(mask.any())]
+    parts = [value[mask].mean() for mask in (matched, ~matched) if bool(mask.any())]
     return torch.stack(parts).mean()
 
 
 def task_names(config: LossConfig, fusion: bool) -> list[str]:
-    """Names of the losses that GradNorm balances, in the order of eq. (6); `fusion`: the model has a fused feature."""
+    """Names of the losses that GradNorm balances, in the order of eq. (6); `fusion`: the model has a fusion module."""
     switches = {
         "info_nce": config.info_nce,
         "triplet": config.triplet,
@@ -199,8 +196,8 @@ def task_names(config: LossConfig, fusion: bool) -> list[str]:
 def task_losses(
     features: Features, ids_B: Tensor, clothing_group_B: Tensor, config: LossConfig, backend: Backend
 ) -> dict[str, Tensor]:
-    """The losses that GradNorm balances, by the names of `task_names`. "info_nce" averages over the texts of
-    reading 1 and, like "triplet", has the same loss on f_final added where reading 15 asks for it."""
+    """The losses that GradNorm balances, with the names of `task_names`. "info_nce" averages over the texts of reading 1;
+    for "info_nce" and "triplet" the same loss on f_final is added where reading 15 requires it."""
 
     def info() -> Tensor:
         v_id, captions = features.v_id, [features.t_caption]
@@ -262,7 +259,7 @@ def task_losses(
 
 
 def fixed_losses(features: Features, config: LossConfig) -> dict[str, Tensor]:
-    """Losses with a fixed weight, weight included: {"gate": ...}, or nothing where there is no gate or it is off."""
+    """Losses with a fixed weight, weight included: {"gate": ...}, or {} without a gate or when it is off."""
     if not config.gate_regularisation or features.gate is None:
         return {}
     return {"gate": config.gate_weight * gate_regularisation(features.gate)}

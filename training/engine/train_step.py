@@ -1,6 +1,6 @@
 """One optimiser step: encoders in micro-batches, heads and losses on the whole batch, task weights, mixed precision.
 
-A step costs K passes through the heads at most (one per task, for GradNorm) and one through the encoders.
+A step costs at most K passes through the heads (one per task, for GradNorm) and one through the encoders.
 """
 
 from __future__ import annotations
@@ -19,28 +19,27 @@ from training.config import Config, OptimConfig
 from training.data.loader import Batch
 from training.engine.gradnorm import GradNorm, backward_tasks
 from training.engine.losses import fixed_losses, task_losses, task_names
-from training.models.model import Encoded, Model
+from training.models.model import EncoderOutput, Model
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Parts of the model that torch.compile takes, one graph each.
+# Modules compiled by torch.compile, one graph each.
 COMPILED = ("visual", "text", "bdam", "identity_projection", "clothing_head", "text_projection", "fusion")
 
 
-class Step(NamedTuple):
-    """Values of one optimiser step; `losses` and `norms` unweighted, the gate regularisation among the losses."""
+class StepResult(NamedTuple):
+    """Values of one optimiser step; `losses` (including the gate regularisation) and `norms` are unweighted."""
 
     loss: float
     losses: dict[str, float]
     weights: dict[str, float]
     norms: dict[str, float]
-    # What the losses were multiplied by (fp16; 1 otherwise), and whether the gradients overflowed with it, so that the
-    # weights stayed as they were.
+    # Loss scale (fp16; 1 otherwise), and True if the scaled gradients overflowed, so that the weights did not change.
     scale: float
     skipped: bool
 
 
-class NotFinite(RuntimeError):
-    """Losses or a gradient norm, in `values`, of which one is not finite; no weight has changed."""
+class NonFiniteError(RuntimeError):
+    """Raised when one of the losses or a gradient norm, in `values`, is not finite; no weight has changed."""
 
     def __init__(self, values: dict[str, float]) -> None:
         super().__init__(", ".join(f"{name} {value:g}" for name, value in values.items()))
@@ -60,14 +59,14 @@ def build_optimizer(model: Model, config: OptimConfig) -> torch.optim.Optimizer:
     return kind(model.parameter_groups(config.lr), lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
-def prepare(model: Model, config: OptimConfig, compiler: str = "inductor") -> None:
-    """Sets the model up for `checkpointing` and `compile`, in place; names of parameters stay. compiler: of torch.compile."""
+def configure_model(model: Model, config: OptimConfig, compiler: str = "inductor") -> None:
+    """Applies `checkpointing` and `compile` to the model in place; parameter names stay. compiler: backend of torch.compile."""
     if config.checkpointing:
         model.visual.checkpoint_layers()
         model.text.checkpoint_layers()
         model.bdam.checkpointing = True
     if config.compile:
-        # Backward passes run once per task over the same graph; a donated buffer is gone after the first.
+        # Several backward passes (one per task) use the same graph; a donated buffer is lost after the first.
         torch._functorch.config.donated_buffer = False
         for name in COMPILED:
             part = getattr(model, name)
@@ -76,19 +75,19 @@ def prepare(model: Model, config: OptimConfig, compiler: str = "inductor") -> No
 
 
 def random_state(device: torch.device) -> list[Tensor]:
-    """States of torch's global generators: CPU, and that of `device` where it is another."""
+    """States of torch's global generators: CPU, and `device` if it is a GPU."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def set_random_state(state: Sequence[Tensor], device: torch.device) -> None:
-    """Restores what `random_state` returned; states of a device that is not there now are left out."""
+    """Restores the result of `random_state`; a GPU state is ignored on a CPU."""
     torch.set_rng_state(state[0])
     if device.type == "cuda" and len(state) > 1:
         torch.cuda.set_rng_state(state[1], device)
 
 
 class Stepper:
-    """Optimiser, gradient scaler and task weights of `model`, which is on its device, and the step that uses them."""
+    """Optimiser, gradient scaler and task weights of `model`, which is already on its device, and the training step."""
 
     def __init__(self, config: Config, model: Model) -> None:
         self.config, self.model = config, model
@@ -100,10 +99,10 @@ class Stepper:
         self.gradnorm = GradNorm(task_names(config.loss, config.model.fusion.enabled), config.gradnorm)
         self.head_parameters = model.head_parameters()
         self.parameters = [*model.encoder_parameters(), *self.head_parameters]
-        prepare(model, config.optim)
+        configure_model(model, config.optim)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs, as tensors and plain values; the model's weights are not in it."""
+        """State for `load_state_dict`, as tensors and plain values, without the weights of the model."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -111,24 +110,24 @@ class Stepper:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
+        """Restores the result of `state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.gradnorm.load_state_dict(state["gradnorm"])
 
-    def set_rate(self, factor: float) -> None:
-        """Learning rate of every group: `factor` times that of the configuration."""
+    def set_learning_rate(self, factor: float) -> None:
+        """Sets the learning rate of every group to `factor` times its configured rate."""
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = factor * rate
 
-    def run(self, batch: Batch, *, measure: bool) -> Step:
-        """One step; measure: GradNorm measures its norms and updates the task weights.
+    def run(self, batch: Batch, *, measure: bool) -> StepResult:
+        """Runs one optimiser step. measure: measure the gradient norms and update the task weights (GradNorm).
 
-        Raises NotFinite when a loss is not, or when the gradient norm is not without a scale that could be lowered.
+        Raises NonFiniteError for a loss that is not finite, and for such a gradient norm if the loss scale cannot be lowered.
         """
         self.optimizer.zero_grad(set_to_none=True)
         batch = batch.to(self.device)
-        parts = self._parts(batch)
+        parts = self._micro_batches(batch)
         with span("encoders"):
             encoded, states = self._encode(parts)
         leaves = encoded.leaves()
@@ -136,10 +135,10 @@ class Stepper:
             features = self.model.heads(leaves)
         loss, backend = self.config.loss, self.config.model.backend
         with span("losses"):
-            features = features.widened()
+            features = features.to_float32()
             tasks = task_losses(features, batch.ids_B, batch.clothing_group_B, loss, backend)
             fixed, weights = fixed_losses(features, loss), self.gradnorm.weights()
-            values, regular = _numbers(tasks), _numbers(fixed)
+            values, regular = _to_floats(tasks), _to_floats(fixed)
         _require_finite(values | regular)
         scale = float(self.scaler.scale(torch.ones((), device=self.device)))
         norms = backward_tasks(
@@ -157,31 +156,33 @@ class Stepper:
             with span("gradnorm update"):
                 self.gradnorm.update(values, norms)
         total = sum(weights[name] * value for name, value in values.items()) + sum(regular.values())
-        return Step(total, values | regular, weights, norms, scale, skipped)
+        return StepResult(total, values | regular, weights, norms, scale, skipped)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
-    def _parts(self, batch: Batch) -> list[Batch]:
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
         count, size = len(batch.paths), min(self.config.optim.accumulate, len(batch.paths))
         bounds = [count * i // size for i in range(size + 1)]
         return [batch.part(slice(a, b)) for a, b in zip(bounds, bounds[1:], strict=False)] if size > 1 else [batch]
 
-    def _encode(self, parts: list[Batch]) -> tuple[Encoded, list[list[Tensor]]]:
-        """Of the whole batch. One part keeps its graph; of several only the values and the random states are kept."""
+    def _encode(self, parts: list[Batch]) -> tuple[EncoderOutput, list[list[Tensor]]]:
+        """Encodes the whole batch. A single micro-batch keeps its graph; several keep only values and random states."""
         if len(parts) == 1:
             with self._autocast():
                 return self.model.encode(parts[0]), []
         encoded, states = [], []
         for part in parts:
             states.append(random_state(self.device))
-            # One autocast per part: what it caches of the weights without a graph must not serve the pass with one.
+            # One autocast per micro-batch: weights cached without a graph must not be used by the pass with one.
             with torch.no_grad(), self._autocast():
                 encoded.append(self.model.encode(part))
-        return _joined(encoded), states
+        return _concatenate(encoded), states
 
-    def _backward(self, encoded: Encoded, parts: list[Batch], states: list[list[Tensor]], leaves: Encoded) -> None:
-        """Through the encoders; several parts are encoded again one by one, with the random numbers of the first time."""
+    def _backward(
+        self, encoded: EncoderOutput, parts: list[Batch], states: list[list[Tensor]], leaves: EncoderOutput
+    ) -> None:
+        """Backward pass through the encoders; several micro-batches are encoded again, with their first random numbers."""
         if len(parts) == 1:
             encoded.backward(leaves)
             return
@@ -195,19 +196,19 @@ class Stepper:
         set_random_state(after, self.device)
 
     def _update(self, scale: float) -> bool:
-        """Clips and steps; whether the step was left out because the scaled gradients overflowed."""
+        """Clips and steps; True if the step was skipped because the scaled gradients overflowed."""
         self.scaler.unscale_(self.optimizer)
-        # A bound of infinity measures without clipping.
+        # An infinite bound measures without clipping.
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm or math.inf))
         finite = math.isfinite(norm)
         if not finite and scale <= 1.0:
-            raise NotFinite({"gradient norm": norm})
+            raise NonFiniteError({"gradient norm": norm})
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return not finite
 
 
-def _joined(parts: list[Encoded]) -> Encoded:
+def _concatenate(parts: list[EncoderOutput]) -> EncoderOutput:
     return replace(
         parts[0],
         image_tokens_BPC=torch.cat([part.image_tokens_BPC for part in parts]),
@@ -217,10 +218,10 @@ def _joined(parts: list[Encoded]) -> Encoded:
     )
 
 
-def _numbers(losses: dict[str, Tensor]) -> dict[str, float]:
+def _to_floats(losses: dict[str, Tensor]) -> dict[str, float]:
     return {name: float(value.detach()) for name, value in losses.items()}
 
 
 def _require_finite(values: dict[str, float]) -> None:
     if not all(map(math.isfinite, values.values())):
-        raise NotFinite(values)
+        raise NonFiniteError(values)

@@ -1,6 +1,6 @@
 """The training loop: schedule, validation selection, checkpoints, exact resume.
 
-A run folder gets metrics.jsonl and tensorboard/ (every step and every validation), last.pt after every epoch and every
+Files in a run folder: metrics.jsonl and tensorboard/ (every step and every validation), last.pt after every epoch and every
 `save_every_steps` steps, best.pt when validation improves, calls.json (operator calls per backend), and nonfinite.json
 when training stops because a loss or a gradient is not finite.
 """
@@ -24,8 +24,15 @@ from bdam_fast.profiling import span
 from training.config import Config, to_dict
 from training.data.loader import Batch, TrainLoader
 from training.engine import checkpoint, metrics_log
-from training.engine.metrics_log import Journal
-from training.engine.train_step import NotFinite, Step, Stepper, learning_rate_factor, random_state, set_random_state
+from training.engine.metrics_log import MetricsLog
+from training.engine.train_step import (
+    NonFiniteError,
+    Stepper,
+    StepResult,
+    learning_rate_factor,
+    random_state,
+    set_random_state,
+)
 from training.models.model import Model
 from training.utils.io import write_json
 
@@ -33,28 +40,28 @@ Validate = Callable[[Model], dict[str, float]]
 
 
 @dataclass
-class Progressed:
-    """How far a run is; stored in every checkpoint."""
+class RunProgress:
+    """Progress of a run, stored in every checkpoint."""
 
     # Finished epochs and steps.
     epoch: int = 0
     step: int = 0
-    # Finished batches of the epoch under way, and the sum of their losses.
+    # Finished batches of the current epoch, and the sum of their losses.
     batch: int = 0
     loss_sum: float = 0.0
-    # Largest validation value so far, its epoch, and the clothing weight chosen there.
+    # Best validation value so far, its epoch, and the clothing weight beta chosen there.
     best: float = -math.inf
     best_epoch: int = 0
     beta: float = 0.0
 
 
 class Trainer:
-    """Trains `model` on `loader` and writes the files of `run_dir`, which exists.
+    """Trains `model` on `loader` and writes the files to the existing folder `run_dir`.
 
-    validate(model) returns the metrics of the validation split with the chosen "beta"; the value named
-    `config.eval.select_by` selects the checkpoint. fingerprint: that of the data, so that no later stage continues on
-    other data. Files are written whole or not at all: a run that is killed at any moment continues with `resume` to
-    the same numbers as one that was not, on a CPU.
+    validate(model) returns the metrics of the validation split with the chosen "beta"; the metric
+    `config.eval.select_by` selects the checkpoint. fingerprint: of the data, so that no later stage uses different data.
+    Files are written atomically: on a CPU, a run killed at any moment continues with `resume` to the same numbers as an
+    uninterrupted one.
     """
 
     def __init__(
@@ -72,33 +79,33 @@ class Trainer:
         self.fingerprint = fingerprint
         self.console = console or Console()
         self.stepper = Stepper(config, model)
-        self.progress = Progressed()
+        self.progress = RunProgress()
         self.calls: Counter[str] = Counter()
-        # The operators' calls that `calls` already has.
+        # Operator calls already included in `calls`.
         self._counted: Counter[str] = Counter()
 
     def resume(self) -> None:
-        """Continues from last.pt; from the start where the run was killed before it was first written.
+        """Continues from last.pt; from the start if the run was killed before last.pt was first written.
 
-        Raises ValueError when last.pt is of another configuration or of other data, before anything is changed.
+        Raises ValueError when last.pt has a different configuration or data fingerprint, before anything is changed.
         """
         path = self.run_dir / "last.pt"
         if path.exists():
             state = checkpoint.load(path)
             for name, ours in (("config", to_dict(self.config)), ("fingerprint", self.fingerprint)):
                 if json.dumps(state[name]) != json.dumps(ours):
-                    raise ValueError(f"cannot resume from {path}: its {name} is not the one of this run")
+                    raise ValueError(f"cannot resume from {path}: its {name} differs from that of this run")
             self.model.load_state_dict(state["model"])
             self.stepper.load_state_dict(state)
-            self.progress = Progressed(**state["progress"])
+            self.progress = RunProgress(**state["progress"])
             self.calls = Counter(state["calls"])
             set_random_state(state["rng"], self.stepper.device)
         checkpoint.remove_leftovers(self.run_dir)
         (self.run_dir / metrics_log.NONFINITE).unlink(missing_ok=True)
-        metrics_log.keep(self.run_dir, self.progress.step)
+        metrics_log.truncate(self.run_dir, self.progress.step)
 
-    def fit(self) -> Progressed:
-        """Trains what is left. Raises RuntimeError when a loss or a gradient is no longer finite."""
+    def fit(self) -> RunProgress:
+        """Trains the remaining epochs. Raises RuntimeError when a loss or a gradient is no longer finite."""
         epochs = self.config.optim.epochs
         if self.progress.epoch >= epochs:
             return self.progress
@@ -107,19 +114,19 @@ class Trainer:
         bar = Progress(
             *columns, TimeRemainingColumn(), console=self.console, transient=True, disable=not self.console.is_terminal
         )
-        with Journal(self.run_dir, self.progress.step) as log, bar:
+        with MetricsLog(self.run_dir, self.progress.step) as log, bar:
             task = bar.add_task("training", total=epochs * len(self.loader), completed=self.progress.step)
             while self.progress.epoch < epochs:
                 self._epoch(log, lambda text: bar.update(task, completed=self.progress.step, description=text))
         return self.progress
 
-    def train_step(self, batch: Batch) -> Step:
+    def train_step(self, batch: Batch) -> StepResult:
         """One optimiser step. Raises RuntimeError, and writes nonfinite.json, when a loss or a gradient is not finite."""
         balance, progress = self.config.gradnorm, self.progress
-        self.stepper.set_rate(self._rate_factor())
+        self.stepper.set_learning_rate(self._rate_factor())
         try:
             step = self.stepper.run(batch, measure=balance.enabled and progress.step % balance.every == 0)
-        except NotFinite as error:
+        except NonFiniteError as error:
             number, files = progress.step + 1, ", ".join(batch.paths[:4]) + (", ..." if len(batch.paths) > 4 else "")
             path = metrics_log.write_nonfinite(self.run_dir, number, progress.epoch + 1, error.values, batch.paths)
             raise RuntimeError(
@@ -128,14 +135,14 @@ class Trainer:
         progress.step += 1
         return step
 
-    def _epoch(self, log: Journal, show: Callable[[str], None]) -> None:
-        """The rest of the epoch under way, its validation and its files."""
+    def _epoch(self, log: MetricsLog, show: Callable[[str], None]) -> None:
+        """Runs the rest of the current epoch, its validation, and writes its files."""
         progress, optim = self.progress, self.config.optim
         number, started = progress.epoch + 1, time.perf_counter()
         self.loader.set_epoch(number - 1, progress.batch)
         self.model.train()
         step_started = started
-        for batch in _ranged_batches(self.loader):
+        for batch in _profiled_batches(self.loader):
             rate = self._rate_factor() * optim.lr
             with span("training step"):
                 step = self.train_step(batch)
@@ -145,8 +152,7 @@ class Trainer:
             line = {"step": progress.step, "epoch": number, **step._asdict(), "lr": rate, "images": len(batch.paths)}
             log.step(line | {"seconds": seconds})
             show(f"epoch {number}/{optim.epochs} loss {step.loss:.3f}")
-            # After the last batch the epoch's own checkpoint follows; one in between would stand at the step of a validation
-            # that it does not know.
+            # After the last batch the checkpoint of the epoch follows; one here would lack the validation at the same step.
             due = optim.save_every_steps and progress.step % optim.save_every_steps == 0
             if due and progress.batch < len(self.loader):
                 self._save(log)
@@ -160,8 +166,8 @@ class Trainer:
         self._save(log)
         self.console.print(f"epoch {number:>3}/{optim.epochs}  {text}", highlight=False)
 
-    def _save(self, log: Journal) -> None:
-        """calls.json and last.pt, after everything that they imply is on disk."""
+    def _save(self, log: MetricsLog) -> None:
+        """Writes calls.json and last.pt, after the metrics log is on disk."""
         counts = Counter(bdam_fast.call_counts())
         self.calls += counts - self._counted
         self._counted = counts
@@ -172,8 +178,8 @@ class Trainer:
     def _validates(self, epoch: int) -> bool:
         return epoch % self.config.optim.validate_every == 0 or epoch == self.config.optim.epochs
 
-    def _validate(self, log: Journal, epoch: int) -> tuple[bool, str]:
-        """Whether this epoch is the best so far, and what to show."""
+    def _validate(self, log: MetricsLog, epoch: int) -> tuple[bool, str]:
+        """(True if this epoch is the best so far, text for the console)."""
         started = time.perf_counter()
         metrics = self.validate(self.model)
         seconds = time.perf_counter() - started
@@ -186,7 +192,7 @@ class Trainer:
         return improved, text + ("  best" if improved else "")
 
     def _state(self, whole: bool) -> dict[str, Any]:
-        """What best.pt holds; with `whole` also what only resuming needs."""
+        """Contents of best.pt; with `whole` also the state for resuming (last.pt)."""
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "config": to_dict(self.config),
@@ -204,8 +210,8 @@ class Trainer:
         return learning_rate_factor(self.progress.step, optim.warmup_epochs * steps, optim.epochs * steps)
 
 
-def _ranged_batches(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """The loader's batches, with a range round the wait for each."""
+def _profiled_batches(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of the loader, with a profiler range around the wait for each."""
     batches = iter(loader)
     while True:
         with span("data"):

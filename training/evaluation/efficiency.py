@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import bdam_fast
 from bdam_fast.nn import Mamba
 from training.data.loader import TextBatch
+from training.engine.memory import peak_memory_mb as peak_memory_mb
 from training.models.model import Model
 
 # Repetitions of a timed call; fewer when they take longer than SECONDS together, at least three.
@@ -38,14 +37,6 @@ def measure(model: Model, images_BCHW: Tensor, texts: TextBatch) -> dict[str, An
         speed["pairs"] = _speed(lambda: model.fuse(images_BCHW, texts), len(images_BCHW))
     one = TextBatch(texts.input_ids_BT[:1], texts.attention_mask_BT[:1])
     return {"parameters": _parameters(model), "flops": _flops(model, images_BCHW[:1], one), "speed": speed}
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak allocated on a GPU; on a CPU the largest resident size that this process ever had (its own start included)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    # Linux counts ru_maxrss in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _parameters(model: Model) -> dict[str, int]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +26,11 @@ from training.config import Config
 from training.data.datasets import Record, TextFile, descriptions_path, identity_texts, read_gallery_texts
 from training.data.loader import iterate_images, tokenize
 from training.engine.checkpoint import TrainedRun
-from training.evaluation.dual import METRICS, DualEmbeddings, chance_metrics, embed_dual, has_ties, retrieval_metrics
+from training.evaluation.dual import DualEmbeddings, embed_dual
+from training.evaluation.metrics import METRICS, chance_metrics, has_ties, retrieval_metrics
+from training.evaluation.protocol_names import PROTOCOLS, Protocol
 from training.models.model import Model
 
-Protocol = Literal["dual", "rerank", "gallery-text", "paired-audit"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
-DEFAULT_K = 128
 # Pairs fused at once, and queries ranked at once.
 PAIRS, QUERIES = 256, 512
 

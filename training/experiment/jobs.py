@@ -1,90 +1,110 @@
-"""What the processes of an experiment do: train a run, evaluate it, or time a configuration."""
+"""Jobs of an experiment: the runs that are not finished, and the seconds that each will take."""
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import torch
+from rich.console import Console
 
-from training.config import Config, from_dict
-from training.data.datasets import Dataset, read_dataset
-from training.data.loader import TrainLoader
-from training.data.tokenizer import build_tokenizer
-from training.engine import checkpoint
-from training.engine.trainer import Trainer
-from training.evaluate import evaluate
-from training.evaluation import dual
-from training.train import train
+from training.config import to_dict
+from training.config.ablations import Row
+from training.data.datasets import read_dataset
+from training.experiment.summary import is_finished, run_folder
+from training.utils.io import read_json, write_json
 
-# Steps that are timed after one that is not, and images of the pass through the evaluation that is timed.
-STEPS, IMAGES = 4, 64
+# child_process.run_command, or its substitute in tests.
+Launch = Callable[..., None]
+# Seconds that a run's two processes need to import everything.
+IMPORTS = 10.0
 
 
-def train_run(values: dict[str, Any], folder: Path) -> None:
-    """Trains the configuration `values` (config.to_dict) into `folder`, or what is left of it."""
-    # config.json is the first file of a run.
-    train(from_dict(values), folder, resume=(folder / "config.json").exists())
+class Job(NamedTuple):
+    """One configuration with one seed to train and evaluate, and the seconds that this will take."""
+
+    row: Row
+    seed: int
+    folder: Path
+    seconds: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """Words for the user: row and seed."""
+        return f"{self.row.label}, seed {self.seed}"
+
+    @property
+    def command(self) -> list[str]:
+        """Words of `python -m` that train the run, or continue it."""
+        own = self.folder / "config.json"
+        words = ["training.train", "--out", str(self.folder), "--seed", str(self.seed), "--config"]
+        # A run that another table has begun keeps the name of that table's row.
+        return [*words, str(own), "--resume"] if own.exists() else [*words, str(config_file(self.folder.parent))]
 
 
-def evaluate_run(folder: Path) -> dict[str, Any]:
-    """Contents of the eval.json of a trained run."""
-    return evaluate(folder)[0]
+def config_file(folder: Path) -> Path:
+    """The configuration of the runs in a folder (one for each seed), beside that folder."""
+    return folder.with_name(f"{folder.name}.json")
 
 
-def time_configurations(configurations: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """Seconds that a run of each configuration would take: {"start", "training", "evaluation"}.
+def missing_jobs(
+    rows: Sequence[Row], seeds: Sequence[int], out: Path, console: Console, launch: Launch, jobs: int = 1
+) -> list[Job]:
+    """The runs that are not finished, once for each configuration and seed, with the seconds that each will take; prints
+    their number and how long all take, `jobs` at a time. Writes OUT/KEY.json, the configuration of the runs OUT/KEY/seed*.
 
-    Measured on a few steps and a few images: the first epoch's, which decode images that later epochs find decoded, so
-    training is overestimated a little. Raises what reading the data and training raise.
+    A configuration that another seed has finished will take as long as that; others are timed for a few steps. Raises
+    ValueError for a seed given twice or none, and what reading the data and a training step raise.
     """
-    datasets: dict[Any, Dataset] = {}
-    results = []
-    for values in configurations:
-        started, config = time.perf_counter(), from_dict(values)
-        dataset = datasets.get(config.data) or read_dataset(config.data)
-        results.append(_time(config, dataset, time.perf_counter() - started))
-        datasets[config.data] = dataset
-    # Reading the data counts for every run; only the first configuration's measurement has it.
-    start = max(result["start"] for result in results)
-    return [result | {"start": start} for result in results]
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"--seeds must be different numbers, got {list(seeds)}")
+    # The first row of several that share a run names it.
+    configurations: dict[str, Row] = {}
+    for row in rows:
+        configurations.setdefault(row.key, row)
+    everything = [Job(row, seed, run_folder(out, row.key, seed)) for row in configurations.values() for seed in seeds]
+    missing = [job for job in everything if not is_finished(job.folder)]
+    text = f"{len(rows)} rows are {len(configurations)} configurations x {len(seeds)} seeds = {len(everything)} runs"
+    done = len(everything) - len(missing)
+    console.print(f"{text}: {done} finished, {len(missing)} to run", highlight=False)
+    if not missing:
+        return []
+    for data in {job.row.config.data for job in missing}:
+        # Data that cannot be read is found out before anything is written.
+        read_dataset(data)
+    seconds = _estimate({job.row.key: job.row for job in missing}, seeds, out, launch)
+    missing = [job._replace(seconds=seconds[job.row.key]) for job in missing]
+    total = sum(job.seconds for job in missing)
+    longest = max(missing, key=lambda job: job.seconds)
+    each = f"{total / len(missing):.0f} s each, at most {longest.seconds:.0f} s ({longest.row.label})"
+    text = f"about {minutes(total / jobs)} in all: {each}{f', {jobs} at a time' if jobs > 1 else ''}"
+    console.print(f"{text}; {out} can be continued at any time", highlight=False)
+    return missing
 
 
-def _time(config: Config, dataset: Dataset, read: float) -> dict[str, float]:
-    started = time.perf_counter()
-    torch.manual_seed(config.seed)
-    texts = [text for r in dataset.splits["train"] for text in (*r.captions, r.identity, r.clothing)]
-    tokenizer = build_tokenizer(config.model.text, texts)
-    model = checkpoint.build_model(config, tokenizer)
-    loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
-    loader.set_epoch(0)
-    with tempfile.TemporaryDirectory() as folder:
-        validate = partial(dual.validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
-        trainer = Trainer(config, model, loader, Path(folder), validate, fingerprint=dataset.fingerprint)
-        start = read + time.perf_counter() - started
-        model.train()
-        stamps = []
-        for batch, _ in zip(loader, range(STEPS + 1), strict=False):
-            trainer.train_step(batch)
-            stamps.append(time.perf_counter())
-    step = (stamps[-1] - stamps[0]) / max(len(stamps) - 1, 1) if len(stamps) > 1 else stamps[0] - started
-    image = _time_image(config, model, dataset, tokenizer)
-    optim = config.optim
-    validations = -(-optim.epochs // optim.validate_every)
-    return {
-        "start": start,
-        "training": step * optim.epochs * len(loader),
-        "evaluation": image * (validations * len(dataset.splits["val"]) + len(dataset.splits["test"])),
+def _estimate(rows: dict[str, Row], seeds: Sequence[int], out: Path, launch: Launch) -> dict[str, float]:
+    """Seconds of a run of each row, by key; `rows` are those that have runs to do."""
+    parts: dict[str, dict[str, float]] = {
+        key: read_json(folder / "eval.json")["seconds"]
+        for key in rows
+        for seed in seeds
+        if is_finished(folder := run_folder(out, key, seed))
     }
+    out.mkdir(parents=True, exist_ok=True)
+    files = {key: config_file(out / key) for key in rows}
+    for key, row in rows.items():
+        write_json(files[key], to_dict(row.config))
+    unknown = {key: str(file) for key, file in files.items() if key not in parts}
+    if unknown:
+        timing = out / "timing.json"
+        launch(["training.experiment.timing", *unknown.values(), "--out", str(timing)], log=out / "timing.log")
+        measured = read_json(timing)
+        parts |= {key: measured[file] for key, file in unknown.items()}
+    return {key: IMPORTS + sum(parts[key].values()) for key in rows}
 
 
-def _time_image(config: Config, model: Any, dataset: Dataset, tokenizer: Any) -> float:
-    """Seconds an image of a split, its captions and decoding included."""
-    records = dataset.splits["test"][:IMAGES]
-    started = time.perf_counter()
-    dual.embed_dual(model, records, tokenizer, config)
-    return (time.perf_counter() - started) / len(records)
+def minutes(seconds: float) -> str:
+    """A duration in words: seconds below two minutes, hours above two hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -13,23 +13,30 @@ from rich.console import Console
 
 from training.config.ablations import Row
 from training.data.ground_truth import FACTORS
-from training.describe.generate import Options, Source, Texts, generate
-from training.describe.styles.clustering import StyleOptions
-from training.describe.styles.command import Captions, Encoded, encode_captions, make_styles, read_captions, settings
-from training.describe.styles.neutral import LEXICON, Neutralised
+from training.describe.generate import Arguments, Source, Texts
+from training.describe.styles.caption_styles import (
+    Captions,
+    EncodedCaptions,
+    encode_captions,
+    make_styles,
+    read_captions,
+    style_settings,
+)
+from training.describe.styles.neutral import LEXICON, NeutralCaptions
 from training.describe.styles.neutral_rules import neutralise
-from training.describe.styles.style_encoders import STYLOMETRIC
+from training.describe.styles.style_options import STYLOMETRIC, StyleOptions
+from training.describe.text_generation import generate
 from training.utils.io import read_json
 
 TABLE = "table4"
 
 
 def with_texts(rows: Sequence[Row], console: Console) -> list[Row]:
-    """The rows, those of Table 4 with the adjusted Rand index of their styles in the label, their texts made where they are
-    not there yet: what is there is kept, what was interrupted is continued.
+    """The rows, those of Table 4 with the adjusted Rand index of their styles in the label. Generates the texts of Table 4
+    that do not exist yet, and continues an interrupted generation.
 
-    Only a synthetic set has its texts made here, by the provider `template`. Raises FileNotFoundError for other data
-    without them, and what clustering and generating raise.
+    Only the texts of a synthetic set are generated here, by the provider `template`. Raises FileNotFoundError for other
+    data without them, and what clustering and generating raise.
     """
     data_sets: dict[tuple[str, str], _DataSet] = {}
     found = []
@@ -52,8 +59,8 @@ class _DataSet:
         return read_captions(self.name, self.root)
 
     @cached_property
-    def encoded(self) -> Encoded:
-        neutral = Neutralised(neutralise(self.captions.texts), LEXICON, 0)
+    def encoded(self) -> EncodedCaptions:
+        neutral = NeutralCaptions(neutralise(self.captions.texts), LEXICON, 0)
         # The stylometric encoder keeps nothing in a folder.
         return encode_captions(neutral, STYLOMETRIC, self.root, Console(stderr=True))
 
@@ -66,7 +73,7 @@ def _with_texts(row: Row, data_set: _DataSet, console: Console) -> Row:
     elif not texts.is_file():
         command = "python -m training.describe"
         raise FileNotFoundError(
-            f"{row.name}: there are no texts {texts}; make them with `{command} styles {data.dataset} {data.root} --method "
+            f"{row.name}: there are no texts {texts}; generate them with `{command} styles {data.dataset} {data.root} --method "
             f"{method} --out {texts.parent}` and `{command} generate {data.dataset} {data.root} --out {texts.parent} "
             f"--styles {texts.parent} ...`"
         )
@@ -79,7 +86,7 @@ def _with_texts(row: Row, data_set: _DataSet, console: Console) -> Row:
 
 def _make(data_set: _DataSet, method: str, folder: Path, console: Console) -> None:
     options, table = StyleOptions(), folder / "styles.json"
-    wanted = settings(data_set.captions, LEXICON, STYLOMETRIC, method, options)
+    wanted = style_settings(data_set.captions, LEXICON, STYLOMETRIC, method, options)
     stored: Any = read_json(table) if table.is_file() else {}
     if any(stored.get(name) != value for name, value in wanted.items()):
         with console.status(f"{method}: {len(data_set.captions.texts):,} captions"):
@@ -87,5 +94,5 @@ def _make(data_set: _DataSet, method: str, folder: Path, console: Console) -> No
     source: Any = Source(data_set.name, data_set.root)  # type: ignore[arg-type]
     texts = Texts(styles=folder)
     generate(
-        Options(source, folder, provider="template", yes=True, texts=texts), os.environ, console, lambda told: True
+        Arguments(source, folder, provider="template", yes=True, texts=texts), os.environ, console, lambda told: True
     )

@@ -1,4 +1,4 @@
-"""What an experiment found, from the files of its runs: one dict, stored as summary.json and read by tables and pages."""
+"""Results of an experiment, from the files of its runs: one dict, stored as summary.json and read by tables and pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.config import Config, to_dict
 from training.config.ablations import FULL, REFERENCES, Row
 from training.evaluation import significance
 from training.evaluation.audit_guard import refuse_audit
-from training.evaluation.dual import METRICS
+from training.evaluation.metrics import METRICS
 from training.utils.io import read_json
 
 # Metrics that each query has a value of, and the array that holds it.
@@ -21,12 +21,12 @@ COMPARED = {"R1": "r1", "mAP": "ap"}
 
 
 def run_folder(out: Path, key: str, seed: int) -> Path:
-    """Where an experiment keeps the run of a configuration (tables.run_key) and seed."""
+    """Folder of the run of a configuration (ablations.run_key) and seed in an experiment."""
     return out / key / f"seed{seed}"
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run is trained and evaluated."""
+    """True when a run is trained and evaluated."""
     return (folder / "eval.json").is_file()
 
 
@@ -153,7 +153,7 @@ def _compare(rows: Sequence[Row], runs: dict[str, dict[str, Any]], seeds: Sequen
 def _same_queries(
     row: Row, full: Row, runs: dict[str, dict[str, Any]], ours: dict[str, np.ndarray], reference: dict[str, np.ndarray]
 ) -> bool:
-    """Whether two runs are of the same data, or (Table 4) of data that differs in its generated texts only, which no query
+    """True for two runs of the same data, or (Table 4) of data that differs in its generated texts only, which no query
     has."""
     if runs[row.key]["data"] == runs[full.key]["data"]:
         return True

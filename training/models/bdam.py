@@ -18,10 +18,12 @@ from training.config import BdamConfig
 
 @dataclass(frozen=True)
 class BdamOutput:
+    """Branches of the decoupling module before and after the gate."""
+
     # Pooled branches before the gate, f^_id and f^_clo.
     f_id_hat_BC: Tensor
     f_clo_hat_BC: Tensor
-    # g; None where there is no gate (BDAM off, or w/o gate) and both branches pass unweighted.
+    # g; None without a gate (BDAM off, or w/o gate), when both branches pass unweighted.
     gate_BC: Tensor | None
     # g * f^_id and (1 - g) * f^_clo.
     f_id_BC: Tensor
@@ -72,7 +74,7 @@ class _Branch(nn.Module):
         self.cross_attention = nn.ModuleList(_Attention(width, config, cross=True) for _ in range(cross_layers))
         self.norm = nn.LayerNorm(width) if config.enabled and config.pre_norm else nn.Identity()
 
-    def enter(self, tokens_BPC: Tensor, run: Callable[..., Tensor]) -> Tensor:
+    def self_attend(self, tokens_BPC: Tensor, run: Callable[..., Tensor]) -> Tensor:
         x_BPC = self.projection(tokens_BPC)
         for layer in self.self_attention:
             x_BPC = run(layer, x_BPC)
@@ -84,8 +86,8 @@ def _call(layer: nn.Module, *tokens: Tensor) -> Tensor:
 
 
 class Bdam(nn.Module):
-    """Splits tokens into identity and clothing (paper 3.2); with `enabled` off, pooled tokens through one linear layer
-    per branch (Table 1, baseline). Raises ValueError when `heads` does not divide `width`."""
+    """Splits tokens (B, P, C) into identity and clothing (paper 3.2); with `enabled` off, pooled tokens through one linear
+    layer per branch (Table 1, baseline). Raises ValueError when `heads` does not divide `width`."""
 
     def __init__(self, width: int, config: BdamConfig) -> None:
         super().__init__()
@@ -94,15 +96,15 @@ class Bdam(nn.Module):
         self.identity = _Branch(width, config)
         self.clothing = _Branch(width, config)
         self.gate = nn.Linear(2 * width, width) if config.enabled and config.gate else None
-        # Keep the inputs of the layers only, and run a layer again when its gradient is asked for.
+        # Keep only the inputs of the layers, and run a layer again for its gradient.
         self.checkpointing = False
 
     def forward(self, tokens_BPC: Tensor) -> BdamOutput:
         again = self.checkpointing and self.training and torch.is_grad_enabled()
         run = partial(checkpoint, use_reentrant=False) if again else _call
-        identity, clothing = self.identity.enter(tokens_BPC, run), self.clothing.enter(tokens_BPC, run)
+        identity, clothing = self.identity.self_attend(tokens_BPC, run), self.clothing.self_attend(tokens_BPC, run)
         for id_layer, clo_layer in zip(self.identity.cross_attention, self.clothing.cross_attention, strict=True):
-            # Both directions read the inputs of the layer: neither branch sees the other's update early.
+            # Both directions read the inputs of the layer, not the update of the other branch.
             identity, clothing = run(id_layer, identity, clothing), run(clo_layer, clothing, identity)
         identity, clothing = self.identity.norm(identity), self.clothing.norm(clothing)
         id_hat_BC, clo_hat_BC = identity.mean(1), clothing.mean(1)

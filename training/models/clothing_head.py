@@ -1,4 +1,4 @@
-"""Projections into the space of clothing texts: of the clothing branch, and of the identity branch (its adversary)."""
+"""Projections into the space of clothing texts: of the clothing branch, and of the identity branch (adversary)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from training.config import AdversarialMode
 
 
-class _ReverseGradient(torch.autograd.Function):
+class _GradientReversal(torch.autograd.Function):
     """Identity whose gradient changes sign (gradient reversal layer)."""
 
     @staticmethod
@@ -26,10 +26,10 @@ class _ReverseGradient(torch.autograd.Function):
 class ClothingHead(nn.Module):
     """Linear projection to the text dimension and L2 normalisation (paper 3.2), for f^_clo and for f^_id.
 
-    What reads clothing out of f^_id depends on the mode (reading 6). "intent", "odds" and "paper": the projection of the
-    clothing branch, its weights as constants, so that only f^_id can answer the adversary (the paper's loss does not
-    look at it). "critic" and "minimax": a probe of its own that learns to find clothing in f^_id; f^_id answers it with its
-    weights as constants, or through a gradient reversal.
+    The adversary on f^_id depends on the mode (reading 6). "intent", "odds" and "paper": the projection of the clothing
+    branch with constant weights, so that its loss trains f^_id only (the loss of "paper" does not use it). "critic" and
+    "minimax": a separate probe that learns to predict clothing from f^_id; the loss of f^_id uses its weights as constants, or
+    goes through a gradient reversal.
     """
 
     def __init__(self, width: int, out: int, mode: AdversarialMode) -> None:
@@ -39,12 +39,13 @@ class ClothingHead(nn.Module):
         self.probe = nn.Linear(width, out) if mode in ("critic", "minimax") else None
 
     def forward(self, f_id_hat_BC: Tensor, f_clo_hat_BC: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(B, C) twice -> v_clo (B, E), v_id_hat_clo (B, E), and what trains the critic (B, E) in its mode only."""
-        probe, found_BE = self.probe or self.projection, None
+        """f^_id and f^_clo, (B, C) each -> v_clo, v_id_hat_clo and, with a critic, its own embedding of f^_id for training it;
+        (B, E) each, L2-normalised."""
+        probe, critic_BE = self.probe or self.projection, None
         if self.mode == "critic":
-            found_BE = F.normalize(probe(f_id_hat_BC.detach()), dim=-1)
+            critic_BE = F.normalize(probe(f_id_hat_BC.detach()), dim=-1)
         if self.mode == "minimax":
-            hidden_BE = probe(_ReverseGradient.apply(f_id_hat_BC))
+            hidden_BE = probe(_GradientReversal.apply(f_id_hat_BC))
         else:
             hidden_BE = F.linear(f_id_hat_BC, probe.weight.detach(), probe.bias.detach())
-        return F.normalize(self.projection(f_clo_hat_BC), dim=-1), F.normalize(hidden_BE, dim=-1), found_BE
+        return F.normalize(self.projection(f_clo_hat_BC), dim=-1), F.normalize(hidden_BE, dim=-1), critic_BE

@@ -1,4 +1,4 @@
-"""Visual and text encoders: ViT and BERT of `transformers`, pretrained by name or folder, or small and untrained.
+"""Visual and text encoders: ViT and BERT of `transformers`, pretrained (by name or folder) or small with random weights.
 
 Shapes: B batch, P patches, T text tokens, C width.
 """
@@ -21,7 +21,7 @@ POSITION_STD, WORD_STD = 0.5, 0.1
 
 
 def _load(name: str, build: Callable[..., Any]) -> Any:
-    """A pretrained backbone, or one error that names what was asked for. Raises RuntimeError."""
+    """A pretrained backbone. Raises RuntimeError with the requested name."""
     try:
         return build(name, add_pooling_layer=False, attn_implementation=_ATTENTION)
     except (OSError, ValueError) as error:
@@ -32,7 +32,7 @@ def _load(name: str, build: Callable[..., Any]) -> Any:
 
 
 def _sizes(config: EncoderConfig) -> dict[str, Any]:
-    """What a small ViT and a small BERT have in common."""
+    """Arguments shared by the configurations of a small ViT and a small BERT."""
     return {
         "hidden_size": config.width,
         "num_hidden_layers": config.layers,
@@ -43,7 +43,7 @@ def _sizes(config: EncoderConfig) -> dict[str, Any]:
 
 
 class _Backbone(nn.Module):
-    """Holds one backbone; a frozen one stays in evaluation mode (no dropout) and outside the graph."""
+    """Wrapper of a backbone; a frozen one stays in evaluation mode (no dropout) and outside the graph."""
 
     def __init__(self, backbone: nn.Module, trainable: bool) -> None:
         super().__init__()
@@ -61,10 +61,10 @@ class _Backbone(nn.Module):
         return self
 
     def checkpoint_layers(self) -> None:
-        """From now on the backbone keeps the inputs of its layers only and runs a layer again in the backward pass."""
+        """Enables activation checkpointing: only the inputs of layers are kept, a layer runs again in the backward pass."""
         if self.trainable:
             backbone: Any = self.backbone
-            # BERT would switch its cache for decoding off by itself, with a warning.
+            # BERT would otherwise switch its decoding cache off with a warning.
             backbone.config.use_cache = False
             # The name before transformers 5.
             old = "gradient_checkpointing_enable"
@@ -76,23 +76,22 @@ class _Backbone(nn.Module):
             return self.backbone(*args, **kwargs).last_hidden_state
 
 
-def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+def _convolution(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 class _ConvolutionalStem(nn.Module):
-    """Patch embedding by convolutions in place of one linear map a patch (Xiao et al., Early Convolutions Help Transformers
-    See Better, NeurIPS 2021): each halves the image, down to a token a patch, and
-    doubles the channels, up to `width`.
+    """Patch embedding by convolutions (Xiao et al., Early Convolutions Help Transformers See Better, NeurIPS 2021): each halves
+    the image, down to one token per patch, and doubles the channels from 32, up to `width`; a last one keeps both.
 
-    `patch` is a power of two. Batch statistics are those of a micro-batch where there are several.
+    patch: a power of two. Batch statistics are those of a micro-batch if there are several.
     """
 
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
         halvings = patch.bit_length() - 1
         channels = [3, *(min(32 * 2**i, width) for i in range(halvings))]
-        self.convolutions = nn.Sequential(*(_convolution(a, b, 2) for a, b in zip(channels, channels[1:], strict=False)))
+        self.convolutions = nn.Sequential(*(_convolution(a, b) for a, b in zip(channels, channels[1:], strict=False)))
         self.projection = nn.Conv2d(channels[-1], width, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
 
@@ -102,8 +101,8 @@ class _ConvolutionalStem(nn.Module):
 
 
 class _WindowEmbeddings(nn.Module):
-    """Embeddings of BERT, and added to each what a window of three words says: which colour belongs to which garment
-    stands in neighbouring words, and attention takes long to find them."""
+    """Embeddings of BERT plus a non-linear map of the three words around each: which colour belongs to which garment is said by
+    neighbouring words, and attention takes long to find them."""
 
     def __init__(self, embeddings: nn.Module, width: int, pad_id: int) -> None:
         super().__init__()
@@ -111,18 +110,18 @@ class _WindowEmbeddings(nn.Module):
         self.window = nn.Linear(3 * width, width)
 
     def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
-        """Token ids (B, T) -> (B, T, C); what stands in padding changes nothing outside of it."""
+        """Token ids (B, T) -> (B, T, C); padding has no influence on other tokens."""
         x_BTC = self.embeddings(input_ids=input_ids, **kwargs)
         x_BTC = x_BTC * (input_ids != self.pad_id).to(x_BTC.dtype)[..., None]
-        around = torch.cat([F.pad(x_BTC[:, :-1], (0, 0, 1, 0)), x_BTC, F.pad(x_BTC[:, 1:], (0, 0, 0, 1))], dim=2)
-        return x_BTC + F.gelu(self.window(around))
+        before_BTC, after_BTC = F.pad(x_BTC[:, :-1], (0, 0, 1, 0)), F.pad(x_BTC[:, 1:], (0, 0, 0, 1))
+        return x_BTC + F.gelu(self.window(torch.cat([before_BTC, x_BTC, after_BTC], dim=2)))
 
 
-def _start_from_grid(positions_1NC: nn.Parameter, image_size: tuple[int, int], patch: int) -> None:
-    """Starts the trainable position embeddings of a new ViT from sines and cosines of row and column, [CLS] from 0.
+def _init_grid_positions(positions_1NC: nn.Parameter, image_size: tuple[int, int], patch: int) -> None:
+    """Initialises the trainable position embeddings of a new ViT with sines and cosines of row and column, [CLS] with 0.
 
-    Small random ones are drowned by the patches: InfoNCE of the synthetic set after 6 epochs 3.97, after 8 with random
-    ones 4.03.
+    Small random ones are dominated by the patches: InfoNCE on the synthetic set is 3.97 after 6 epochs, with random ones
+    4.03 after 8.
     """
     rows, columns = image_size[0] // patch, image_size[1] // patch
     quarter = positions_1NC.shape[2] // 4
@@ -137,8 +136,8 @@ def _start_from_grid(positions_1NC: nn.Parameter, image_size: tuple[int, int], p
 class VisualEncoder(_Backbone):
     """ViT (paper 3.2: ViT-B/16) whose last block's normalised patch tokens are the entangled feature f.
 
-    Position embeddings of pretrained weights are interpolated (bicubic) when `image_size` is another than theirs.
-    Raises RuntimeError when weights cannot be loaded, ValueError when `image_size` is no multiple of the patch.
+    Position embeddings of pretrained weights are interpolated (bicubic) to `image_size` where it differs.
+    Raises RuntimeError when weights cannot be loaded, ValueError when `image_size` is not a multiple of the patch.
     """
 
     def __init__(self, config: EncoderConfig, image_size: tuple[int, int]) -> None:
@@ -149,7 +148,7 @@ class VisualEncoder(_Backbone):
                 ViTConfig(
                     image_size=list(image_size),
                     patch_size=config.patch_size,
-                    # 0.02 is meant for width 768: at 96 a patch's content and place then hardly move the token mean.
+                    # 0.02 suits width 768: at 96 the content and position of a patch would hardly change the token mean.
                     initializer_range=config.width**-0.5,
                     **_sizes(config),
                 ),
@@ -158,10 +157,10 @@ class VisualEncoder(_Backbone):
             positions = backbone.embeddings.position_embeddings
             if config.stem == "convolutional":
                 backbone.embeddings.patch_embeddings = _ConvolutionalStem(config.width, config.patch_size)
-                # As large as what the stem says: smaller, the mean of the tokens would not know where anything was.
+                # As large as the output of the stem: with smaller ones the mean of the tokens loses their positions.
                 nn.init.normal_(positions, std=POSITION_STD)
             else:
-                _start_from_grid(positions, image_size, config.patch_size)
+                _init_grid_positions(positions, image_size, config.patch_size)
         super().__init__(backbone, config.trainable)
         size, patch = backbone.config.image_size, backbone.config.patch_size
         if image_size[0] % patch or image_size[1] % patch:
@@ -171,9 +170,9 @@ class VisualEncoder(_Backbone):
         self._interpolate = tuple(size if isinstance(size, (list, tuple)) else (size, size)) != self.image_size
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Float images (B, 3, H, W) with mean 0.5 and std 0.5 taken out -> patch tokens (B, P, C), [CLS] dropped.
+        """Float images (B, 3, H, W), normalised with mean 0.5 and std 0.5 -> patch tokens (B, P, C) without [CLS].
 
-        Raises ValueError for images of another size than the encoder was built for.
+        Raises ValueError for images of a different size than the encoder was built for.
         """
         if tuple(images_BCHW.shape[1:]) != (3, *self.image_size):
             raise ValueError(
@@ -199,10 +198,10 @@ class TextEncoder(_Backbone):
                 BertConfig(
                     vocab_size=vocab_size,
                     max_position_embeddings=max_length,
-                    # 160 -> 106 ms forward for 192 texts of 48 tokens (width 128, 2 layers) on 2 CPU cores: dropout of
-                    # the attention weights rules the fused attention out.
+                    # 160 -> 106 ms forward for 192 texts of 48 tokens (width 128, 2 layers) on 2 CPU cores: fused
+                    # attention does not support dropout of the attention weights.
                     attention_probs_dropout_prob=0.0,
-                    # Drawing its masks takes 20 of 258 ms of a step of the synthetic recipe; a new ViT has none either.
+                    # Its masks take 20 of 258 ms of a step of the synthetic recipe; a new ViT has no dropout either.
                     hidden_dropout_prob=0.0,
                     pad_token_id=pad_id,
                     **_sizes(config),
@@ -232,7 +231,7 @@ class TextEncoder(_Backbone):
         self.adapter = nn.ModuleList(layers)
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """Token ids and mask (B, T), int64, 1 where a token is -> tokens (B, T, C); those of padding mean nothing."""
+        """Token ids and mask (1 token, 0 padding), int64 (B, T) -> tokens (B, T, C); those of padding are undefined."""
         tokens_BTC = self._run(input_ids_BT, attention_mask=attention_mask_BT)
         for layer in self.adapter:
             tokens_BTC = layer(tokens_BTC, src_key_padding_mask=attention_mask_BT == 0)

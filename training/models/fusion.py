@@ -17,14 +17,16 @@ from training.config import Backend, FusionConfig
 
 @dataclass(frozen=True)
 class FusionOutput:
-    # f_final, not normalised.
+    """Fused feature of image-text pairs and the weights of the two modalities."""
+
+    # f_final, not L2-normalised.
     f_final_BE: Tensor
     # Softmax weights of image and text, in this order.
     weights_B2: Tensor
 
 
 def masked_mean(tokens_BLC: Tensor, mask_BL: Tensor) -> Tensor:
-    """Mean (B, C) of the tokens (B, L, C) whose mask (B, L) is not zero; zero for a row without any."""
+    """Mean (B, C) of the tokens (B, L, C) whose mask (B, L) is not zero; zero for a row without tokens."""
     mask = mask_BL.to(tokens_BLC.dtype)
     return torch.einsum("blc,bl->bc", tokens_BLC, mask) / mask.sum(1, keepdim=True).clamp_min(1)
 
@@ -43,7 +45,7 @@ class _MambaLayer(nn.Module):
 
 
 class _TransformerLayer(nn.Module):
-    """Pre-norm transformer layer that does not see padding; the order of its tokens is in what the encoders made of them."""
+    """Pre-norm transformer layer with padding masked; token order is known from the encoders' position embeddings."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -57,7 +59,7 @@ class _TransformerLayer(nn.Module):
 
 
 def _layers(config: FusionConfig, backend: Backend) -> nn.ModuleList:
-    """The stack between gate and projection: layers called as layer(x (B, L, W), index (B, L) that is -1 in padding)."""
+    """The stack between gate and projection: layers with the call layer(x (B, L, W), index (B, L), -1 for padding)."""
     if config.layers_kind == "none":
         return nn.ModuleList()
     if config.layers_kind == "transformer":
@@ -66,13 +68,13 @@ def _layers(config: FusionConfig, backend: Backend) -> nn.ModuleList:
 
 
 def projection(width: int, out: int, batch_norm: bool) -> nn.Module:
-    """Linear map (N, width) -> (N, out) to an embedding, batch-normalised where asked."""
+    """Linear map (N, width) -> (N, out) to an embedding, batch-normalised if `batch_norm`."""
     linear = nn.Linear(width, out)
     return nn.Sequential(linear, nn.BatchNorm1d(out)) if batch_norm else linear
 
 
 def _alignment(width: int, config: FusionConfig) -> nn.Module:
-    """MLP that brings one modality to the fusion's width; one linear map for Table 2, w/o alignment."""
+    """MLP from the width of one modality to that of the fusion; one linear map for Table 2, w/o alignment."""
     if not config.alignment:
         return nn.Linear(width, config.width)
     return nn.Sequential(
@@ -81,7 +83,11 @@ def _alignment(width: int, config: FusionConfig) -> nn.Module:
 
 
 class Fusion(nn.Module):
-    """Alignment, two-way softmax gate, Mamba or transformer layers, projection to `out` channels."""
+    """Alignment, two-way softmax gate, Mamba or transformer layers, projection to `out` channels.
+
+    forward: identity tokens (B, P, C) and feature (B, C), text tokens (B, T, C), their mask (B, T, 1 token, 0 padding) and
+    pooled text (B, C) -> FusionOutput. The form "pooled" uses the two pooled features only, "tokens" the others.
+    """
 
     def __init__(
         self,
@@ -128,7 +134,7 @@ class Fusion(nn.Module):
         return FusionOutput(self.projection(self.norm(x_BLW[:, 0])), weights_B2)
 
     def _tokens(self, id_tokens_BPC: Tensor, text_tokens_BTC: Tensor, text_mask_BT: Tensor) -> FusionOutput:
-        """[image; text] as one sequence, each token scaled by the weight of its modality; masked mean of the output."""
+        """[image; text] as one sequence, each token scaled by the weight of its modality; masked mean over the output."""
         image_BPW, text_BTW = self.align_image(id_tokens_BPC), self.align_text(text_tokens_BTC)
         weights_B2 = self._weights(image_BPW.mean(1), masked_mean(text_BTW, text_mask_BT))
         x_BLW = torch.cat([weights_B2[:, :1, None] * image_BPW, weights_B2[:, 1:, None] * text_BTW], dim=1)

@@ -1,4 +1,4 @@
-"""The whole model: encoders, decoupling, joint embedding, fusion. Its forward returns features, never a loss.
+"""The whole model: encoders, decoupling, joint embedding, fusion. Its forward pass returns features, not losses.
 
 Shapes: B batch, P patches, T text tokens, V text views (the first of VIEWS, in this order), C width of an encoder, E joint
 embedding, M image-text pairs shown to the matching head.
@@ -33,28 +33,28 @@ TEMPERATURE_RANGE = (0.01, 0.5)
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """What the encoders hand to the heads."""
+class EncoderOutput:
+    """Outputs of the encoders, the inputs of the heads."""
 
     image_tokens_BPC: Tensor
-    # All text views of the step, from one call of the text encoder.
+    # All text views of the batch, from one call of the text encoder.
     text_tokens_VBTC: Tensor
     text_mask_VBT: Tensor
     ids_B: Tensor
 
     def tensors(self) -> list[Tensor]:
-        """[visual tokens, text tokens]: where the encoders end and the heads begin."""
+        """[visual tokens, text tokens], the boundary between encoders and heads."""
         return [self.image_tokens_BPC, self.text_tokens_VBTC]
 
-    def leaves(self) -> Encoded:
-        """The same values cut off from the encoders, as leaves that collect gradients."""
+    def leaves(self) -> EncoderOutput:
+        """The same values detached from the encoders, as leaves that accumulate gradients."""
         image, text = (x.detach().requires_grad_() for x in self.tensors())
         return replace(self, image_tokens_BPC=image, text_tokens_VBTC=text)
 
-    def backward(self, leaves: Encoded, rows: slice = slice(None)) -> None:
-        """One backward pass through the encoders with the gradients that `leaves` has collected.
+    def backward(self, leaves: EncoderOutput, rows: slice = slice(None)) -> None:
+        """One backward pass through the encoders with the gradients accumulated in `leaves`.
 
-        rows: where the samples of this object stand in the batch of `leaves`.
+        rows: position of the samples of this object in the batch of `leaves`.
         """
         image, text = (leaf.grad for leaf in leaves.tensors())
         grads = [None if image is None else image[rows], None if text is None else text[:, rows]]
@@ -65,7 +65,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Features:
-    """Everything that losses, evaluation and reports read. Embeddings (B, E) are L2-normalised."""
+    """Features of a batch for losses, evaluation and reports. Embeddings (B, E) are L2-normalised."""
 
     # Pooled branches, gate (None without one) and gated branches of the decoupling module, (B, C).
     f_id_hat: Tensor
@@ -73,7 +73,7 @@ class Features:
     gate: Tensor | None
     f_id: Tensor
     f_clo: Tensor
-    # Image embeddings: identity, clothing, and what the adversary reads out of f^_id in the space of clothing texts.
+    # Image embeddings: identity, clothing, and the adversary's projection of f^_id to the space of clothing texts.
     v_id: Tensor
     v_clo: Tensor
     v_id_hat_clo: Tensor
@@ -90,19 +90,21 @@ class Features:
     # Fused embedding of each image with its own text, and the weights (B, 2) of image and text; None without fusion.
     f_final: Tensor | None = None
     fusion_weights: Tensor | None = None
-    # Logits (M,) and labels (M,) of the matching head: B right pairs, then one wrong pair for each image (none in a
+    # Logits (M,) and labels (M,) of the matching head: B matching pairs, then one mismatched pair per image (none in a
     # batch of one identity); None when the head is off.
     matching_logits: Tensor | None = None
     matching_labels: Tensor | None = None
 
-    def widened(self) -> Features:
-        """The same in float32 or more: what autocast leaves in 16 bits is too coarse for the losses."""
+    def to_float32(self) -> Features:
+        """The features in float32 or wider: the 16 bits of autocast are too coarse for the losses."""
         values = {k: v for k, v in vars(self).items() if v is not None}
         return replace(self, **{k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in values.items()})
 
 
 @dataclass(frozen=True)
 class ImageEmbedding:
+    """Embeddings of gallery images, L2-normalised."""
+
     v_id_BE: Tensor
     v_clo_BE: Tensor
     # None without a gate.
@@ -110,8 +112,8 @@ class ImageEmbedding:
 
 
 def hard_negatives(similarity_BB: Tensor, ids_B: Tensor) -> Tensor | None:
-    """For each row of `similarity_BB` the column of another id where it is largest, (B,) int64; None when the whole batch
-    has one id."""
+    """For each row the column of largest similarity among those of another id, (B,) int64. None when the whole batch has one
+    id."""
     different_BB = ids_B[:, None] != ids_B[None]
     if not bool(different_BB.any()):
         return None
@@ -123,24 +125,24 @@ def _limited(x: Tensor, share: float) -> Tensor:
     return x if share == 1.0 else share * x + (1.0 - share) * x.detach()
 
 
-def other_identity(ids_B: Tensor) -> Tensor | None:
-    """For each sample the index of one with another id, (B,) int64: the first one from half a batch further on,
-    cyclically. Deterministic. None when the whole batch has one id."""
+def negative_indices(ids_B: Tensor) -> Tensor | None:
+    """For each sample the index of one with a different id, (B,) int64: the first one, searched cyclically from half a batch
+    further on. Deterministic. None when the whole batch has one id."""
     count = ids_B.shape[0]
     steps = torch.arange(count, device=ids_B.device)
     order_BB = (steps[:, None] + count // 2 + steps[None]) % count
     different_BB = ids_B[:, None] != ids_B[order_BB]
-    # Two ids in the batch are enough for every row to have another one.
+    # With two ids in the batch every row has a different one.
     if not bool(different_BB.any()):
         return None
     return order_BB[steps, different_BB.to(torch.uint8).argmax(1)]
 
 
 class Model(nn.Module):
-    """Model of the paper's figure 2, in the readings that the configurations name.
+    """Model of the paper's figure 2, in the readings of the configurations.
 
-    The text that is fused is of the kind that InfoNCE reads: the identity text where `info_nce_texts` is "identity" (paper
-    3.4), a caption otherwise, because queries are captions.
+    The fused text is of the kind of the text of InfoNCE: the identity text if `info_nce_texts` is "identity" (paper 3.4),
+    otherwise a caption, because queries are captions.
 
     Raises RuntimeError or ValueError as the encoders, the decoupling module and the fusion do.
     """
@@ -178,13 +180,13 @@ class Model(nn.Module):
         self.log_temperature = nn.Parameter(start, requires_grad=loss.learn_temperature)
 
     def temperature(self) -> Tensor:
-        """Scalar tau, within TEMPERATURE_RANGE; the parameter itself is pulled back, so that it never gets stuck."""
+        """Scalar tau within TEMPERATURE_RANGE; the parameter itself is clamped, so that its gradient never vanishes outside."""
         with torch.no_grad():
             self.log_temperature.clamp_(math.log(TEMPERATURE_RANGE[0]), math.log(TEMPERATURE_RANGE[1]))
         return self.log_temperature.exp()
 
-    def encode(self, batch: Batch) -> Encoded:
-        """Runs both encoders; all text views in one call."""
+    def encode(self, batch: Batch) -> EncoderOutput:
+        """Runs both encoders on the images and the text views of a step."""
         views = [batch.captions, batch.identity, batch.clothing, batch.other][: len(self.views)]
         input_ids = torch.cat([view.input_ids_BT for view in views])
         mask = torch.cat([view.attention_mask_BT for view in views])
@@ -193,10 +195,10 @@ class Model(nn.Module):
         with span("visual encoder"):
             image = self.visual(batch.images_BCHW)
         split = (len(views), batch.images_BCHW.shape[0])
-        return Encoded(image, tokens.unflatten(0, split), mask.unflatten(0, split), batch.ids_B)
+        return EncoderOutput(image, tokens.unflatten(0, split), mask.unflatten(0, split), batch.ids_B)
 
-    def heads(self, encoded: Encoded) -> Features:
-        """Everything behind the encoders."""
+    def heads(self, encoded: EncoderOutput) -> Features:
+        """Runs everything after the encoders."""
         with span("bdam"):
             image = self.bdam(encoded.image_tokens_BPC)
         v_clo, v_id_hat_clo, v_critic = self.clothing_head(image.f_id_hat_BC, image.f_clo_hat_BC)
@@ -228,11 +230,11 @@ class Model(nn.Module):
         return self.heads(self.encode(batch))
 
     def embed_images(self, images_BCHW: Tensor) -> ImageEmbedding:
-        """Gallery side: both image embeddings and the gate of images (B, 3, H, W)."""
+        """Gallery side: both embeddings and the gate of float images (B, 3, H, W)."""
         return self.embed_branches(self.bdam(self.visual(images_BCHW)))
 
     def embed_branches(self, image: BdamOutput) -> ImageEmbedding:
-        """`embed_images` from where the decoupling module ends."""
+        """`embed_images` from the output of the decoupling module on."""
         v_clo_BE = self.clothing_head(image.f_id_hat_BC, image.f_clo_hat_BC)[0]
         return ImageEmbedding(self._embed_identity(image), v_clo_BE, image.gate_BC)
 
@@ -242,32 +244,32 @@ class Model(nn.Module):
         return self._embed_text(self._pool(tokens_BTC, texts.attention_mask_BT))
 
     def fuse(self, images_BCHW: Tensor, texts: TextBatch) -> FusionOutput:
-        """f_final and modality weights of image-text pairs. Raises ValueError when the model has no fusion."""
+        """f_final and modality weights of B image-text pairs. Raises ValueError when the model has no fusion."""
         if self.fusion is None:
-            raise ValueError("Model.fuse: the model was built with fusion.enabled=False, it has nothing to fuse with")
+            raise ValueError("Model.fuse: the model was built with fusion.enabled=False and has no fusion module")
         tokens_BTC = self.text(texts.input_ids_BT, texts.attention_mask_BT)
         image = self.bdam(self.visual(images_BCHW))
         return self.fuse_parts(image.id_tokens_BPC, image.f_id_BC, tokens_BTC, texts.attention_mask_BT)
 
     def fuse_parts(self, id_tokens_BPC: Tensor, f_id_BC: Tensor, tokens_BTC: Tensor, mask_BT: Tensor) -> FusionOutput:
-        """`fuse` from where the decoupling module and the text encoder end, for a model with a fusion."""
+        """`fuse` from the outputs of the decoupling module and the text encoder on, for a model with a fusion."""
         assert self.fusion is not None
         return self.fusion(id_tokens_BPC, f_id_BC, tokens_BTC, mask_BT, self._pool(tokens_BTC, mask_BT))
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Trainable parameters in front of `Encoded` (text adapter included)."""
+        """Trainable parameters of the encoders (text adapter included)."""
         return [p for part in (self.visual, self.text) for p in part.parameters() if p.requires_grad]
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Trainable parameters behind `Encoded`."""
+        """Trainable parameters of the heads."""
         encoder = {id(p) for part in (self.visual, self.text) for p in part.parameters()}
         return [p for p in self.parameters() if p.requires_grad and id(p) not in encoder]
 
     def parameter_groups(self, base_lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups with `name`, `params` and `lr` (an encoder's backbone at `lr_scale` times the base rate).
+        """Optimiser groups with `name`, `params` and `lr` (the backbone of an encoder at `lr_scale` times the base rate).
 
-        Groups named "... without decay" hold biases, norms, temperature and what asks for it (`_no_weight_decay`, as
-        Mamba's A and D do), with weight_decay 0; the others leave weight_decay to the optimiser.
+        Groups named "... without decay" hold biases, norms, the temperature and parameters marked `_no_weight_decay` (Mamba's
+        A and D), with weight_decay 0; the others leave weight_decay to the optimiser.
         """
         scales = {
             "visual": (self.visual.backbone, self.config.visual.lr_scale),
@@ -311,7 +313,7 @@ class Model(nn.Module):
         return F.normalize(self.identity_projection(image.f_id_BC), dim=-1)
 
     def _add_fusion(
-        self, features: Features, image: BdamOutput, encoded: Encoded, pooled_VBC: Tensor, t_VBE: Tensor
+        self, features: Features, image: BdamOutput, encoded: EncoderOutput, pooled_VBC: Tensor, t_VBE: Tensor
     ) -> Features:
         """Fuses right pairs and, for the matching head, one wrong pair for each, all in one pass."""
         if self.fusion is None:
@@ -323,7 +325,7 @@ class Model(nn.Module):
         labels_M = torch.ones(count, device=encoded.ids_B.device)
         wrong = self._wrong_pairs(features, t_VBE[view], encoded.ids_B) if self.matching_head is not None else None
         if wrong is not None:
-            # Joined, not indexed: the gradient of an index costs 8 of 258 ms of a step of the synthetic recipe.
+            # Concatenated, not indexed: the gradient of indexing costs 8 of 258 ms of a step of the synthetic recipe.
             image_parts = [torch.cat([part, _rows(part, wrong[0])]) for part in image_parts]
             text_parts = [torch.cat([part, _rows(part, wrong[1])]) for part in text_parts]
             labels_M = torch.cat([labels_M, torch.zeros_like(labels_M)])
@@ -342,7 +344,7 @@ class Model(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None] | None:
         """Images and texts (B,) of the wrong pairs, None for those of the right ones; None when there are no wrong pairs."""
         if self.loss.final_negatives == "next":
-            others = other_identity(ids_B)
+            others = negative_indices(ids_B)
             return None if others is None else (None, others)
         similarity_BB = (features.v_id + features.v_clo) @ t_fused_BE.T
         texts, images = hard_negatives(similarity_BB, ids_B), hard_negatives(similarity_BB.T, ids_B)

@@ -3,34 +3,50 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from training.report import read_experiment, read_run, write_experiment, write_markdown, write_page
+import tyro
+
 from training.utils import cli
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of the command."""
+
+    # Folder of a run that was evaluated.
+    run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
+    # Root of the data set, where it was moved since.
+    data: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
+    # The --out of `python -m training.experiment`, in place of RUN.
+    experiment: Annotated[Path | None, tyro.conf.arg(metavar="OUT")] = None
+    # Also the experiment as Markdown with PNG plots.
+    markdown: Annotated[Path | None, tyro.conf.arg(metavar="PAGE")] = None
 
 
 def main(argv: Sequence[str]) -> None:
     """Reads the run or the experiment, writes its page, prints where the page is. Raises what these raise."""
-    parser = argparse.ArgumentParser("python -m training.report", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", nargs="?", help="folder of a run that was evaluated")
-    parser.add_argument("--data", type=Path, metavar="ROOT", help="root of the data set, where it was moved since")
-    experiment_help = "folder of an experiment (the --out of training.experiment), in place of RUN"
-    parser.add_argument("--experiment", type=Path, metavar="OUT", help=experiment_help)
-    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="also the experiment as Markdown with PNG plots")
-    known = parser.parse_args(argv)
-    if (known.run is None) == (known.experiment is None):
+    arguments = cli.parse(Arguments, argv, "training.report", __doc__)
+    if (arguments.run is None) == (arguments.experiment is None):
         raise ValueError("expected either RUN or --experiment OUT")
-    if known.experiment is None:
-        if known.markdown is not None:
-            raise ValueError("--markdown is the page of an experiment: it needs --experiment OUT")
-        print(write_page(read_run(known.run), known.data))
+    if arguments.run is not None and arguments.markdown is not None:
+        raise ValueError("--markdown is the page of an experiment: it needs --experiment OUT")
+    # Not at the top: --help and wrong arguments need not wait for matplotlib.
+    from training.report.experiment_page import read_experiment, write_experiment, write_markdown
+    from training.report.run_files import read_run
+    from training.report.run_page import write_page
+
+    if arguments.run is not None:
+        print(write_page(read_run(arguments.run), arguments.data))
         return
-    print(write_experiment(known.experiment))
-    if known.markdown is not None:
-        for path in write_markdown(read_experiment(known.experiment), known.markdown):
+    assert arguments.experiment is not None
+    print(write_experiment(arguments.experiment))
+    if arguments.markdown is not None:
+        for path in write_markdown(read_experiment(arguments.experiment), arguments.markdown):
             print(path)
 
 

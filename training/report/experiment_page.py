@@ -91,7 +91,7 @@ def build_experiment(summary: dict[str, Any], name: str) -> str:
             label, polar = f"{view['name']} {kind}", kind == "radar"
             view["plots"][kind] = plots.vector(draw, size, label=label, polar=polar)
     css = Markup((HERE / "page.css").read_text(encoding="utf-8"))
-    return _render("experiment.html.j2", summary, views, name=name, css=css)
+    return _render("experiment_page.html.j2", summary, views, name=name, css=css)
 
 
 def write_markdown(summary: dict[str, Any], path: Path) -> list[Path]:
@@ -102,7 +102,7 @@ def write_markdown(summary: dict[str, Any], path: Path) -> list[Path]:
             image = path.with_name(f"{path.stem}-{view['name']}{suffix}.png")
             written.append(write_whole(image, plots.raster(draw, size, polar=kind == "radar")))
             view["plots"][kind] = image.name
-    text = _render("experiment.md.j2", summary, views, name=path.stem, css="")
+    text = _render("experiment_page.md.j2", summary, views, name=path.stem, css="")
     return [write_whole(path, text.encode()), *written]
 
 

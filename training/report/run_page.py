@@ -53,7 +53,7 @@ def build_page(run: Run, data_root: Path | None = None) -> str:
     templates = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     examples = _examples(evaluation, root / "imgs")
-    return environment.get_template("page.html.j2").render(
+    return environment.get_template("run_page.html.j2").render(
         name=run.folder.resolve().name,
         css=Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8")),
         evaluation=evaluation,

@@ -39,7 +39,7 @@ def build_validation(validation: Validation) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     splits = sorted({*validation.counts, *validation.official}, key=["train", "val", "test"].index)
-    return environment.get_template("validation.html.j2").render(
+    return environment.get_template("validation_page.html.j2").render(
         css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         validation=validation,
         verdict=verdict(validation),

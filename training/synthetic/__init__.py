@@ -1,1 +1,1 @@
-"""Synthetic pedestrians: what they are (factors), how they look (drawing) and how people describe them (texts)."""
+"""Synthetic pedestrians: their true attributes, their images (render) and their texts (text)."""

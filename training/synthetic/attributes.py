@@ -1,8 +1,8 @@
-"""The ground-truth factors of a picture: who the person is, what is worn, the pose and the shot."""
+"""True attributes of a rendered image, drawn at random: the person, the outfit, the pose and the shot."""
 
 from dataclasses import dataclass
 
-from training.synthetic.rng import Dice
+from training.synthetic.rng import KeyedRng
 
 RGB = tuple[int, int, int]
 
@@ -64,7 +64,7 @@ _BAG_COLOURS = {
 
 @dataclass(frozen=True)
 class Identity:
-    """What stays when a person changes clothes."""
+    """Attributes that stay when a person changes clothes."""
 
     sex: str  # man, woman
     age: str  # child, young, adult, elderly
@@ -79,13 +79,13 @@ class Identity:
 
 @dataclass(frozen=True)
 class Outfit:
-    """What changes: garments, their colour names and, in `rgb`, the colours as drawn (before light and camera)."""
+    """Attributes that change: garments, their colour names and, in `rgb`, the rendered colours (before light and camera)."""
 
     upper: str  # T-shirt, shirt, jacket, coat, hoodie, sweater, dress
     upper_colour: str
     pattern: str  # plain, striped, checked, logo, dotted
     pattern_colour: str
-    inner_colour: str  # what shows under an open jacket or coat, else "none"
+    inner_colour: str  # of the shirt under an open jacket or coat, else "none"
     lower: str  # trousers, jeans, shorts, skirt, leggings, bare legs (under a dress)
     lower_colour: str
     shoes: str
@@ -101,9 +101,9 @@ class Outfit:
 
 @dataclass(frozen=True)
 class Pose:
-    """How the person stands or walks. `yaw` in degrees: 0 towards the camera, 90 to the right of the picture."""
+    """Posture of the person. `yaw` in degrees: 0 towards the camera, 90 to the right of the image."""
 
-    facing: str  # front, back, left, right (of the picture)
+    facing: str  # front, back, left, right (of the image)
     yaw: float
     gait: str  # standing, walking
     phase: float  # of the walking cycle, degrees
@@ -113,10 +113,10 @@ class Pose:
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture of one camera: offsets and sizes as shares of the picture, light relative to the camera's own."""
+    """One image of one camera: offsets and sizes as shares of the image, light relative to the camera's own."""
 
     camera: str
-    pan: float  # where in the scene the crop lies, 0..1
+    pan: float  # position of the crop in the scene, 0..1
     offset_x: float
     offset_y: float
     scale: float
@@ -125,20 +125,20 @@ class Shot:
     noise_seed: int
 
 
-def shade(dice: Dice, name: str) -> RGB:
-    """An RGB value near the named colour, close enough to keep its name."""
-    gain, fade = dice.uniform(0.9, 1.1), dice.uniform(0.0, 0.2)
+def sample_shade(rng: KeyedRng, name: str) -> RGB:
+    """Draws an RGB value near the named colour, close enough to keep its name."""
+    gain, fade = rng.uniform(0.9, 1.1), rng.uniform(0.0, 0.2)
     base = COLOURS.get(name, (0, 0, 0))
     grey = sum(base) / 3 * fade
-    red, green, blue = (min(250, max(12, int((c * (1 - fade) + grey) * gain) + dice.integer(-7, 7))) for c in base)
+    red, green, blue = (min(250, max(12, int((c * (1 - fade) + grey) * gain) + rng.integer(-7, 7))) for c in base)
     return red, green, blue
 
 
-def sample_identity(dice: Dice) -> Identity:
-    """A person."""
-    sex = dice.pick(("man", "woman"))
-    age = dice.weighted({"child": 0.13, "young": 0.37, "adult": 0.33, "elderly": 0.17})
-    build = dice.weighted({"slim": 0.33, "average": 0.4, "heavy": 0.27})
+def sample_identity(rng: KeyedRng) -> Identity:
+    """Draws a person."""
+    sex = rng.choice(("man", "woman"))
+    age = rng.weighted_choice({"child": 0.13, "young": 0.37, "adult": 0.33, "elderly": 0.17})
+    build = rng.weighted_choice({"slim": 0.33, "average": 0.4, "heavy": 0.27})
     if sex == "man":
         styles = {"bald": 10, "buzzed": 20, "short": 48, "curly": 14, "long": 5, "ponytail": 3}
         if age == "child":
@@ -147,31 +147,31 @@ def sample_identity(dice: Dice) -> Identity:
             styles["bald"] = 35
     else:
         styles = {"short": 12, "curly": 14, "bob": 20, "long": 28, "ponytail": 16, "bun": 10}
-    skin = dice.weighted({"fair": 0.4, "tan": 0.28, "brown": 0.17, "dark": 0.15})
+    skin = rng.weighted_choice({"fair": 0.4, "tan": 0.28, "brown": 0.17, "dark": 0.15})
     colours = {"black": 40, "brown": 30, "blond": 20, "red": 10} if skin == "fair" else {"black": 65, "brown": 30}
-    hair_colour = dice.weighted(colours)
-    if age == "elderly" and dice.chance(0.85):
+    hair_colour = rng.weighted_choice(colours)
+    if age == "elderly" and rng.chance(0.85):
         hair_colour = "grey"
     grown_man = sex == "man" and age in ("adult", "elderly")
     return Identity(
         sex=sex,
         age=age,
         build=build,
-        height=dice.weighted({"short": 0.28, "average": 0.44, "tall": 0.28}),
+        height=rng.weighted_choice({"short": 0.28, "average": 0.44, "tall": 0.28}),
         skin=skin,
-        hair=dice.weighted(styles),
+        hair=rng.weighted_choice(styles),
         hair_colour=hair_colour,
-        beard=grown_man and dice.chance(0.35),
-        glasses=dice.chance(0.22),
+        beard=grown_man and rng.chance(0.35),
+        glasses=rng.chance(0.22),
     )
 
 
-def _sample_upper(dice: Dice, identity: Identity) -> tuple[str, str, str, str]:
+def _sample_upper(rng: KeyedRng, identity: Identity) -> tuple[str, str, str, str]:
     kinds = {"T-shirt": 26, "shirt": 15, "jacket": 19, "coat": 11, "hoodie": 13, "sweater": 12}
     if identity.sex == "woman":
         kinds["dress"] = 14
-    upper = dice.weighted(kinds)
-    colour = dice.pick(tuple(COLOURS))
+    upper = rng.weighted_choice(kinds)
+    colour = rng.choice(tuple(COLOURS))
     patterns = {
         "T-shirt": {"plain": 40, "striped": 22, "logo": 28, "dotted": 10},
         "shirt": {"plain": 42, "striped": 20, "checked": 38},
@@ -179,51 +179,51 @@ def _sample_upper(dice: Dice, identity: Identity) -> tuple[str, str, str, str]:
         "sweater": {"plain": 55, "striped": 45},
         "dress": {"plain": 50, "dotted": 25, "striped": 15, "checked": 10},
     }
-    pattern = dice.weighted(patterns.get(upper, {"plain": 1}))
+    pattern = rng.weighted_choice(patterns.get(upper, {"plain": 1}))
     light = colour in ("white", "yellow", "beige", "pink", "orange")
-    other = dice.pick(("black", "navy", "red", "blue", "green") if light else ("white", "yellow", "black", "beige"))
+    other = rng.choice(("black", "navy", "red", "blue", "green") if light else ("white", "yellow", "black", "beige"))
     if other == colour or (other == "black" and colour in ("navy", "brown")):
         other = "white"
     inner = "none"
-    if upper in OPEN_FRONT and dice.chance(0.6):
-        inner = dice.pick([name for name in ("white", "black", "grey", "red", "blue", "yellow") if name != colour])
+    if upper in OPEN_FRONT and rng.chance(0.6):
+        inner = rng.choice([name for name in ("white", "black", "grey", "red", "blue", "yellow") if name != colour])
     return upper, colour, pattern if pattern == "plain" else f"{pattern}/{other}", inner
 
 
-def _sample_lower(dice: Dice, identity: Identity, upper: str) -> tuple[str, str]:
+def _sample_lower(rng: KeyedRng, identity: Identity, upper: str) -> tuple[str, str]:
     if upper == "dress":
         kinds: dict[str, float] = {"bare legs": 60, "leggings": 40}
     else:
         kinds = {"trousers": 36, "jeans": 34, "shorts": 18 if upper != "coat" else 0}
         if identity.sex == "woman":
             kinds |= {"skirt": 20, "leggings": 14}
-    lower = dice.weighted(kinds)
-    return lower, dice.weighted(_LOWER_COLOURS[lower])
+    lower = rng.weighted_choice(kinds)
+    return lower, rng.weighted_choice(_LOWER_COLOURS[lower])
 
 
-def sample_outfit(dice: Dice, identity: Identity) -> Outfit:
-    """What this person may wear on one day."""
-    upper, upper_colour, pattern, inner_colour = _sample_upper(dice, identity)
-    lower, lower_colour = _sample_lower(dice, identity, upper)
+def sample_outfit(rng: KeyedRng, identity: Identity) -> Outfit:
+    """Draws an outfit that this person may wear on one day."""
+    upper, upper_colour, pattern, inner_colour = _sample_upper(rng, identity)
+    lower, lower_colour = _sample_lower(rng, identity, upper)
     shoes_kinds: dict[str, float] = {"sneakers": 48, "leather shoes": 22, "boots": 14, "sandals": 8}
     if identity.sex == "woman" and identity.age in ("young", "adult"):
         shoes_kinds["high heels"] = 14
-    shoes = dice.weighted(shoes_kinds)
+    shoes = rng.weighted_choice(shoes_kinds)
     bags: dict[str, float] = {"none": 38, "backpack": 28, "shoulder bag": 20}
     if identity.sex == "woman" and identity.age != "child":
         bags["handbag"] = 22
-    bag = dice.weighted(bags)
-    hat = dice.weighted({"none": 74, "cap": 15, "beanie": 11})
-    scarf = upper in ("jacket", "coat", "sweater") and dice.chance(0.22)
+    bag = rng.weighted_choice(bags)
+    hat = rng.weighted_choice({"none": 74, "cap": 15, "beanie": 11})
+    scarf = upper in ("jacket", "coat", "sweater") and rng.chance(0.22)
     names = {
         "upper": upper_colour,
         "pattern": pattern.partition("/")[2] or "none",
         "inner": inner_colour,
         "lower": lower_colour,
-        "shoes": dice.weighted(_SHOE_COLOURS[shoes]),
-        "bag": dice.weighted(_BAG_COLOURS) if bag != "none" else "none",
-        "hat": dice.weighted(_BAG_COLOURS) if hat != "none" else "none",
-        "scarf": dice.pick([c for c in COLOURS if c != upper_colour]) if scarf else "none",
+        "shoes": rng.weighted_choice(_SHOE_COLOURS[shoes]),
+        "bag": rng.weighted_choice(_BAG_COLOURS) if bag != "none" else "none",
+        "hat": rng.weighted_choice(_BAG_COLOURS) if hat != "none" else "none",
+        "scarf": rng.choice([c for c in COLOURS if c != upper_colour]) if scarf else "none",
     }
     return Outfit(
         upper=upper,
@@ -231,36 +231,36 @@ def sample_outfit(dice: Dice, identity: Identity) -> Outfit:
         lower=lower,
         shoes=shoes,
         bag=bag,
-        bag_side=dice.pick(("left", "right")),
+        bag_side=rng.choice(("left", "right")),
         hat=hat,
-        rgb={part: shade(dice, name) for part, name in names.items()},
+        rgb={part: sample_shade(rng, name) for part, name in names.items()},
         **{f"{part}_colour": name for part, name in names.items()},
     )
 
 
-def sample_pose(dice: Dice, outfit: Outfit) -> Pose:
-    """How the person is caught by the camera."""
-    facing = dice.weighted({"front": 32, "back": 28, "left": 20, "right": 20})
-    yaw = {"front": 0.0, "back": 180.0, "left": -90.0, "right": 90.0}[facing] + dice.uniform(-22, 22)
-    arms = {side: dice.weighted({"down": 60, "pocket": 22, "bent": 18}) for side in ("left", "right")}
-    action = dice.weighted({"none": 0.85, "phone": 0.1, "umbrella": 0.05})
+def sample_pose(rng: KeyedRng, outfit: Outfit) -> Pose:
+    """Draws a pose; a hand that carries a handbag is not used for a phone or an umbrella."""
+    facing = rng.weighted_choice({"front": 32, "back": 28, "left": 20, "right": 20})
+    yaw = {"front": 0.0, "back": 180.0, "left": -90.0, "right": 90.0}[facing] + rng.uniform(-22, 22)
+    arms = {side: rng.weighted_choice({"down": 60, "pocket": 22, "bent": 18}) for side in ("left", "right")}
+    action = rng.weighted_choice({"none": 0.85, "phone": 0.1, "umbrella": 0.05})
     busy = outfit.bag_side if outfit.bag == "handbag" else "none"
     if busy != "none":
         arms[busy] = "down"
     if action != "none":
         arms["left" if busy == "right" else "right"] = action
-    return Pose(facing, yaw, dice.weighted({"walking": 68, "standing": 32}), dice.uniform(0, 360), arms, action)
+    return Pose(facing, yaw, rng.weighted_choice({"walking": 68, "standing": 32}), rng.uniform(0, 360), arms, action)
 
 
-def sample_shot(dice: Dice, camera: str) -> Shot:
-    """The accidents of one picture of a camera."""
+def sample_shot(rng: KeyedRng, camera: str) -> Shot:
+    """Draws the position, light and noise of one image of a camera."""
     return Shot(
         camera=camera,
-        pan=dice.uniform(0, 1),
-        offset_x=dice.uniform(-0.06, 0.06),
-        offset_y=dice.uniform(-0.02, 0.02),
-        scale=dice.uniform(0.95, 1.05),
-        light=dice.uniform(0.88, 1.12),
-        roll=dice.uniform(-2.0, 2.0),
-        noise_seed=dice.integer(0, 2**32 - 1),
+        pan=rng.uniform(0, 1),
+        offset_x=rng.uniform(-0.06, 0.06),
+        offset_y=rng.uniform(-0.02, 0.02),
+        scale=rng.uniform(0.95, 1.05),
+        light=rng.uniform(0.88, 1.12),
+        roll=rng.uniform(-2.0, 2.0),
+        noise_seed=rng.integer(0, 2**32 - 1),
     )

@@ -1,8 +1,8 @@
 """A data set of rendered pedestrians in the layout of CUHK-PEDES, with texts and ground truth.
 
-`OUT/reid_raw.json` and `OUT/imgs/` are what a reader of CUHK-PEDES expects. Beside them lie `descriptions.jsonl` (one
-identity text and one clothing text per image), `factors.jsonl` (the ground truth, which no model may read) and
-`synthetic.json` (parameters and counts).
+`OUT/reid_raw.json` and `OUT/imgs/` follow CUHK-PEDES. Beside them are `descriptions.jsonl` (one identity text and one
+clothing text per image), `factors.jsonl` (the ground truth, which no model may read) and `synthetic.json` (parameters
+and counts).
 
 The same parameters give the same bytes, whatever the machine and the number of workers: all draws come from one stream
 per (seed, identity, image) of the generator whose stream Python guarantees, and light, blur and noise are integer
@@ -24,20 +24,20 @@ from typing import Any
 
 import PIL
 
+from training.data.ground_truth import FACTORS
+from training.data.readers import SPLITS, Row
 from training.synthetic.attributes import CAMERAS, sample_identity, sample_outfit, sample_pose, sample_shot
-from training.synthetic.render.camera import encode, take
-from training.synthetic.rng import Dice
-from training.synthetic.text.captions import tokens, write_captions
-from training.synthetic.text.descriptions import describe
+from training.synthetic.render.camera import encode_jpeg, render_image
+from training.synthetic.rng import KeyedRng
+from training.synthetic.text.captions import tokenize_caption, write_captions
+from training.synthetic.text.descriptions import write_descriptions
 
 VERSION = 1
-SPLITS = ("train", "val", "test")
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a data set depends on; checked when built. Images per identity vary by up to two around their mean."""
+    """Everything that determines a data set; checked when built. Images per identity vary by up to two around their mean."""
 
     ids: int
     seed: int
@@ -67,47 +67,51 @@ class Parameters:
         return "val" if person > self.ids - self.test_ids - self.val_ids else "train"
 
 
-def _plan(dice: Dice, parameters: Parameters) -> list[tuple[int, str]]:
+def _plan_images(rng: KeyedRng, parameters: Parameters) -> list[tuple[int, str]]:
     """(outfit, camera) of each image of an identity; there are two or three outfits, each in at least one image."""
     spread = min(2, parameters.images_per_id - 2)
-    count = dice.integer(parameters.images_per_id - spread, parameters.images_per_id + spread)
-    outfits = min(dice.integer(2, 3), count)
-    rest = [dice.weighted({0: 5, 1: 3, 2: 2 if outfits == 3 else 0}) for _ in range(count - outfits)]
-    cameras = [camera for _ in range(-(-count // len(CAMERAS))) for camera in dice.shuffled(CAMERAS)]
-    return list(zip(dice.shuffled([*range(outfits), *rest]), cameras, strict=False))
+    count = rng.integer(parameters.images_per_id - spread, parameters.images_per_id + spread)
+    outfits = min(rng.integer(2, 3), count)
+    rest = [rng.weighted_choice({0: 5, 1: 3, 2: 2 if outfits == 3 else 0}) for _ in range(count - outfits)]
+    cameras = [camera for _ in range(-(-count // len(CAMERAS))) for camera in rng.permutation(CAMERAS)]
+    return list(zip(rng.permutation([*range(outfits), *rest]), cameras, strict=False))
 
 
-def _rounded(value: Any) -> Any:
+def _round_floats(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: _round_floats(item) for key, item in value.items()}
     return round(value, 4) if isinstance(value, float) else value
 
 
 def render_identity(person: int, imgs: Path, parameters: Parameters) -> list[tuple[Row, Row, Row]]:
-    """Write the images of one identity below `imgs`; (record, description, factors) of each."""
-    dice = Dice(parameters.seed, "identity", person)
-    identity = sample_identity(dice)
-    plan = _plan(dice, parameters)
-    outfits = [sample_outfit(Dice(parameters.seed, "outfit", person, number), identity) for number in range(3)]
+    """Writes the images of one identity below `imgs`; returns (record, description, factors) of each."""
+    rng = KeyedRng(parameters.seed, "identity", person)
+    identity = sample_identity(rng)
+    plan = _plan_images(rng, parameters)
+    outfits = [sample_outfit(KeyedRng(parameters.seed, "outfit", person, number), identity) for number in range(3)]
     rows = []
     for image, (number, camera) in enumerate(plan, 1):
-        dice = Dice(parameters.seed, "image", person, image)
+        rng = KeyedRng(parameters.seed, "image", person, image)
         outfit = outfits[number]
-        pose, shot = sample_pose(dice, outfit), sample_shot(dice, camera)
+        pose, shot = sample_pose(rng, outfit), sample_shot(rng, camera)
         path = f"{camera}/{person:05d}_{image:02d}.jpg"
-        (imgs / path).write_bytes(encode(take(identity, outfit, pose, shot, parameters.height, parameters.width)))
-        captions = write_captions(Dice(parameters.seed, "captions", person, image), identity, outfit, pose)
+        (imgs / path).write_bytes(
+            encode_jpeg(render_image(identity, outfit, pose, shot, parameters.height, parameters.width))
+        )
+        captions = write_captions(KeyedRng(parameters.seed, "captions", person, image), identity, outfit, pose)
         texts = [caption.text for caption in captions]
         record = {
             "split": parameters.split(person),
             "captions": texts,
             "file_path": path,
-            "processed_tokens": [tokens(text) for text in texts],
+            "processed_tokens": [tokenize_caption(text) for text in texts],
             "id": person,
         }
-        description = describe(Dice(parameters.seed, "description", person, image), identity, outfit, pose)
+        description = write_descriptions(
+            KeyedRng(parameters.seed, "description", person, image), identity, outfit, pose
+        )
         factors: Row = {"file_path": path, "id": person, "outfit_number": number}
-        factors |= _rounded(
+        factors |= _round_floats(
             {"identity": asdict(identity), "outfit": asdict(outfit), "pose": asdict(pose), "shot": asdict(shot)}
         )
         factors["captions"] = [{key: item for key, item in asdict(c).items() if key != "text"} for c in captions]
@@ -115,7 +119,7 @@ def render_identity(person: int, imgs: Path, parameters: Parameters) -> list[tup
     return rows
 
 
-def _rendered(parameters: Parameters, imgs: Path, workers: int) -> Iterator[list[tuple[Row, Row, Row]]]:
+def _render_identities(parameters: Parameters, imgs: Path, workers: int) -> Iterator[list[tuple[Row, Row, Row]]]:
     work = partial(render_identity, imgs=imgs, parameters=parameters)
     people = range(1, parameters.ids + 1)
     if workers == 1:
@@ -125,13 +129,13 @@ def _rendered(parameters: Parameters, imgs: Path, workers: int) -> Iterator[list
         yield from pool.map(work, people, chunksize=4)
 
 
-def _write(folder: Path, parameters: Parameters, workers: int, progress: Callable[[int, int], None]) -> Row:
+def _write_files(folder: Path, parameters: Parameters, workers: int, progress: Callable[[int, int], None]) -> Row:
     imgs, records = folder / "imgs", []
     with (
         open(folder / "descriptions.jsonl", "w", encoding="utf-8", newline="\n") as descriptions,
-        open(folder / "factors.jsonl", "w", encoding="utf-8", newline="\n") as factors,
+        open(folder / FACTORS, "w", encoding="utf-8", newline="\n") as factors,
     ):
-        for done, rows in enumerate(_rendered(parameters, imgs, workers), 1):
+        for done, rows in enumerate(_render_identities(parameters, imgs, workers), 1):
             for record, description, truth in rows:
                 records.append(record)
                 descriptions.write(json.dumps(description) + "\n")
@@ -160,9 +164,9 @@ def generate(
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Row:
-    """Write a data set to the folder `out`, which appears complete or not at all, and return `synthetic.json`.
+    """Writes a data set to the folder `out`, which appears complete or not at all, and returns `synthetic.json`.
 
-    Of the identities, a tenth goes to validation and 15 % to test unless `val_ids` and `test_ids` say otherwise.
+    A tenth of the identities goes to validation and 15 % to test unless `val_ids` and `test_ids` say otherwise.
     More than one worker starts processes, so the calling script must be importable (`if __name__ == "__main__"`).
     `progress` is called with (identities done, `ids`).
 
@@ -176,13 +180,13 @@ def generate(
     if not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers!r}")
     with new_folder(out) as folder:
-        return _write(folder, parameters, workers, progress)
+        return _write_files(folder, parameters, workers, progress)
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder with an empty imgs/CAMERA for each camera, which takes the place of `out` when the block ends well and leaves
-    no trace when it does not. Raises FileExistsError when `out` exists and is not an empty folder."""
+    """A folder with an empty imgs/CAMERA for each camera, which replaces `out` when the block succeeds and is removed when it
+    fails. Raises FileExistsError when `out` exists and is not an empty folder."""
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} already exists and is not an empty folder; nothing was written")

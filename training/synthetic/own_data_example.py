@@ -1,4 +1,4 @@
-"""A small data set in the layout of own data, to be looked at, tried and overwritten."""
+"""A small example data set in the layout of own data."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Literal
 from training.data.readers import COLUMNS, Row
 from training.synthetic.dataset import Parameters, new_folder, render_identity
 
-PEOPLE = Parameters(ids=8, seed=0, images_per_id=2, val_ids=2, test_ids=2, height=192, width=96)
+PARAMETERS = Parameters(ids=8, seed=0, images_per_id=2, val_ids=2, test_ids=2, height=192, width=96)
 README = """A data set of your own, as the pipeline reads it with --data.dataset own --data.root FOLDER
 
 {file}
     {what}
     file_path   below imgs/
     id          whole number of the person; the same person has the same number in every image and is in one split only
-    split       train, val or test; each must have somebody
-    caption     what somebody wrote about the image; an image may have several
+    split       train, val or test; each must have at least one person
+    caption     text that describes the image; an image may have several
 imgs/
-    the pictures: JPEG, PNG, BMP, ...; any size
+    the images: JPEG, PNG, BMP, ...; any size
 descriptions.jsonl
     one identity and one clothing text per train image; python -m training.describe generate writes it for your images
 
-Replace all of it, then: python -m training.prepare validate own FOLDER
+Replace everything with your own data, then: python -m training.prepare validate own FOLDER
 """
 FORMS = {
     "csv": ("records.csv", "one line per caption: file_path,id,split,caption"),
@@ -33,8 +33,8 @@ FORMS = {
 }
 
 
-def write_template(out: Path, form: Literal["csv", "jsonl"] = "csv") -> None:
-    """Writes eight drawn people with two images each to the folder `out`, which appears complete or not at all.
+def write_example(out: Path, form: Literal["csv", "jsonl"] = "csv") -> None:
+    """Writes eight rendered people with two images each to the folder `out`, which appears complete or not at all.
 
     Raises FileExistsError when `out` exists and is not an empty folder.
     """
@@ -43,8 +43,8 @@ def write_template(out: Path, form: Literal["csv", "jsonl"] = "csv") -> None:
     file, what = FORMS[form]
     with new_folder(out) as folder:
         imgs = folder / "imgs"
-        for person in range(1, PEOPLE.ids + 1):
-            for record, description, _ in render_identity(person, imgs, PEOPLE):
+        for person in range(1, PARAMETERS.ids + 1):
+            for record, description, _ in render_identity(person, imgs, PARAMETERS):
                 records.append({key: record[key] for key in ("file_path", "id", "split", "captions")})
                 if record["split"] == "train":
                     descriptions.append(description)

@@ -1,4 +1,4 @@
-"""Random draws and trigonometry that give the same bits on every machine and Python version."""
+"""Random numbers and trigonometry that give the same bits on every machine and Python version."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,10 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Dice:
-    """Draws keyed by a path such as `Dice(seed, "person", 7)`: equal keys give equal draws, in any process.
+class KeyedRng:
+    """Random numbers keyed by a path such as `KeyedRng(seed, "person", 7)`: equal keys give equal draws in any process.
 
-    Only `random.Random.random()` is used: it is the one stream that Python promises to keep over versions.
+    Only `random.Random.random()` is used: the only stream that Python guarantees across versions.
     """
 
     def __init__(self, *key: object) -> None:
@@ -28,12 +28,12 @@ class Dice:
         """An integer from low to high, both included."""
         return low + int(self._random() * (high - low + 1))
 
-    def pick(self, items: Sequence[T]) -> T:
+    def choice(self, items: Sequence[T]) -> T:
         """One item, all equally likely."""
         return items[int(self._random() * len(items))]
 
-    def weighted(self, weights: Mapping[T, float]) -> T:
-        """One key of `weights`, with a probability proportional to its weight."""
+    def weighted_choice(self, weights: Mapping[T, float]) -> T:
+        """One key of `weights`, with probability proportional to its weight."""
         left = self._random() * sum(weights.values())
         for key, weight in weights.items():
             left -= weight
@@ -41,7 +41,7 @@ class Dice:
                 return key
         return next(key for key, weight in reversed(list(weights.items())) if weight > 0)
 
-    def shuffled(self, items: Sequence[T]) -> list[T]:
+    def permutation(self, items: Sequence[T]) -> list[T]:
         """The items in a random order."""
         rest = list(items)
         return [rest.pop(int(self._random() * len(rest))) for _ in range(len(rest))]

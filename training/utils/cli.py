@@ -1,25 +1,22 @@
-"""What the entry points share: recipe plus overrides on the command line, and one line for every user error."""
+"""Command lines: arguments from dataclasses, tables of commands, and one line for every user error."""
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import tyro
 
-from training.config import Config
-from training.config.recipes import RECIPES, ROWS, get_recipe
-
 # Set to 1 to see the traceback behind an "error: ..." line.
 TRACEBACK = "TRAINING_TRACEBACK"
-FIELDS = (
-    "Every field of the configuration is an option too, e.g. --data.root FOLDER --seed 1 --optim.epochs 5 "
-    "--model.backend reference; RECIPE --help lists them with their values in that recipe."
-)
+# Set to 1 by a process that starts a command: the command ends with its standard input, so it does not outlive that process.
+END_WITH_INPUT = "TRAINING_END_WITH_INPUT"
 
-RECIPE_HELP = f"one of {', '.join(RECIPES)}; or RECIPE/ROW, a row of the paper's tables: {', '.join(ROWS)}"
+T = TypeVar("T")
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
@@ -28,6 +25,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     User errors are the ValueError, OSError and RuntimeError that the stages raise; any other exception is a defect and
     passes through with its traceback.
     """
+    if os.environ.get(END_WITH_INPUT) == "1":
+        threading.Thread(target=_end_with_input, daemon=True).start()
     try:
         main(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
@@ -41,38 +40,35 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     return 0
 
 
-def parser(program: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser without abbreviations and without --help, which `parse` serves."""
-    return argparse.ArgumentParser(
-        f"python -m training.{program}", description=description, epilog=FIELDS, add_help=False, allow_abbrev=False
-    )
+def parse(arguments: type[T], argv: Sequence[str], program: str, description: str | None) -> T:
+    """An `arguments` (a dataclass; the comment above a field is its help) from the words of a command line.
 
-
-def add_recipe(target: argparse.ArgumentParser) -> None:
-    """The positional argument RECIPE."""
-    target.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
-
-
-def named_recipe(known: argparse.Namespace) -> str:
-    """The argument of `add_recipe`."""
-    return known.recipe
-
-
-def parse(
-    target: argparse.ArgumentParser,
-    argv: Sequence[str],
-    recipe_of: Callable[[argparse.Namespace], str] = named_recipe,
-) -> tuple[argparse.Namespace, Config]:
-    """The arguments of `target`, and the recipe that `recipe_of` finds in them with all other options applied to it.
-
-    Raises ValueError for an unknown recipe, and what `recipe_of` raises. Help and options that no field knows end the
-    process (status 0 and 2).
+    The fields of nested dataclasses are options without a prefix. Help and wrong arguments end the process (status 0, 2).
     """
-    if any(word in ("-h", "--help") for word in argv):
-        target.print_help()
-        for recipe in (word for word in argv if word.partition("/")[0] in RECIPES):
-            tyro.cli(Config, args=["--help"], default=get_recipe(recipe), prog=f"{target.prog} {recipe}")
-        raise SystemExit(0)
-    known, rest = target.parse_known_args(argv)
-    name = recipe_of(known)
-    return known, tyro.cli(Config, args=rest, default=get_recipe(name), prog=f"{target.prog} {name}")
+    flat = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    return tyro.cli(arguments, args=argv, prog=f"python -m {program}", description=description, config=flat)
+
+
+def dispatch(
+    commands: Mapping[str, tuple[str, str]], argv: Sequence[str], program: str, description: str | None
+) -> None:
+    """Runs the command that the first word names with the other words, or lists the commands without one.
+
+    commands: (module that has its main(argv), what it does) of each name. Raises ValueError for an unknown name.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: python -m {program} COMMAND ...\n\n{description}\n")
+        for name, (_, summary) in commands.items():
+            print(f"  {name:<{max(map(len, commands))}}  {summary}")
+        print(f"\n`python -m {program} COMMAND --help` lists the arguments of a command.")
+    elif argv[0] in commands:
+        importlib.import_module(commands[argv[0]][0]).main(argv[1:])
+    else:
+        raise ValueError(f"unknown command {argv[0]!r}, expected one of {', '.join(commands)}")
+
+
+def _end_with_input() -> None:
+    # Not sys.stdin: a thread that waits in its buffer blocks the end of the interpreter.
+    while os.read(0, 4096):
+        pass
+    os._exit(1)

@@ -4,13 +4,14 @@ import hashlib
 import json
 import re
 import time
+from dataclasses import replace
 
 import pytest
 
 from tests.support.pedes_dataset import make_pedes
 from training.config import DataConfig
 from training.data.datasets import Dataset, read_dataset
-from training.train import describe
+from training.engine.train_run import describe
 
 
 @pytest.fixture
@@ -95,7 +96,9 @@ def test_missing_folder_or_file(root, name):
 
 def test_missing_descriptions_name_the_remedy(root):
     (root / "descriptions.jsonl").unlink()
-    text = r'there is no file of generated texts .*descriptions.jsonl; it needs one JSON object a line with "file_path"'
+    text = (
+        r'there is no file of generated texts .*descriptions.jsonl; it needs one JSON object per line with "file_path"'
+    )
     with pytest.raises(FileNotFoundError, match=text):
         read(root)
 
@@ -197,7 +200,7 @@ def test_empty_split(root):
 
 def test_train_image_without_usable_texts(root):
     edit_line(root, 2, status="refused", identity=None)
-    text = r'train images have no generated texts in .*: train/0001_1.jpg \(1 in all\); it needs .*"status": "ok"'
+    text = r'training images have no generated texts in .*: train/0001_1.jpg \(1 in all\); it needs .*"status": "ok"'
     with pytest.raises(ValueError, match=text):
         read(root)
 
@@ -205,17 +208,20 @@ def test_train_image_without_usable_texts(root):
 def test_train_images_whose_texts_were_rejected_are_left_out_and_counted(root):
     edit_line(root, 2, status="rejected", reason="identity.leak: names a coat")
     dataset = read(root)
-    assert describe(dataset).endswith("; 1 train images left out, their texts were rejected")
-    assert dataset.left_out == 1 and len(dataset.splits["train"]) == 17
+    assert describe(dataset).endswith("; 1 training image skipped: its generated texts were rejected")
+    assert dataset.skipped_images == 1 and len(dataset.splits["train"]) == 17
     assert "train/0001_1.jpg" not in {record.file_path for record in dataset.splits["train"]}
     # A later attempt that went well counts.
     with (root / "descriptions.jsonl").open("a") as file:
         again = {"file_path": "train/0001_1.jpg", "identity": "a man", "clothing": "a coat", "status": "ok"}
         file.write(json.dumps(again) + "\n")
-    assert read(root).left_out == 0 and "left out" not in describe(read(root))
+    assert read(root).skipped_images == 0 and "skipped" not in describe(read(root))
+    assert describe(replace(dataset, skipped_images=3)).endswith(
+        "; 3 training images skipped: their generated texts were rejected"
+    )
     for line in range(1, 20):
         edit_line(root, line, status="rejected")
-    with pytest.raises(ValueError, match=r"the texts of all 18 train images in .*descriptions.jsonl were rejected"):
+    with pytest.raises(ValueError, match=r"the texts of all 18 training images in .*descriptions.jsonl were rejected"):
         read(root)
 
 

@@ -7,9 +7,7 @@ import torch
 
 from tests.support.pedes_dataset import make_pedes
 from training.config import DataConfig, EncoderConfig
-from training.data import loader as loading
 from training.data.datasets import read_dataset
-from training.data.images import source as sources
 from training.data.images import transforms
 from training.data.loader import Batch, TrainLoader, iterate_images, tokenize
 from training.data.tokenizer import build_tokenizer
@@ -26,8 +24,7 @@ def config(tmp_path):
 @pytest.fixture
 def make(config):
     dataset = read_dataset(config)
-    texts = [text for r in dataset.splits["train"] for text in (*r.captions, r.identity, r.clothing)]
-    tokenizer = build_tokenizer(EncoderConfig(), texts)
+    tokenizer = build_tokenizer(EncoderConfig(), dataset.train_texts())
 
     def build(seed: int = 0, **options) -> TrainLoader:
         return TrainLoader(dataset, tokenizer, dataclasses.replace(config, **options), seed)
@@ -102,7 +99,7 @@ def test_every_caption_is_drawn_sooner_or_later(make):
 
 def test_text_table_tokenizes_in_chunks_to_the_same_batches(make, monkeypatch):
     whole = list(make())
-    monkeypatch.setattr(loading, "TOKENIZE_CHUNK", 3)
+    monkeypatch.setattr("training.data.loader.TOKENIZE_CHUNK", 3)
     assert same(list(make()), whole)
 
 
@@ -157,7 +154,7 @@ def test_images_are_decoded_once(make, monkeypatch):
     loader = make()
     cached = [epoch_of(loader, epoch) for epoch in range(3)]
     assert len(opened) == len(set(opened)) == 30
-    monkeypatch.setattr(sources, "KEPT_BYTES", 30 * 3 * 32 * 16 - 1)
+    monkeypatch.setattr("training.data.images.source.MEMORY_LIMIT", 30 * 3 * 32 * 16 - 1)
     uncached = make()
     assert all(same(epoch_of(uncached, epoch), batches) for epoch, batches in enumerate(cached))
     assert len(opened) > 100
@@ -173,7 +170,7 @@ def test_cache_is_not_spoilt_by_the_augmentation(make):
 def test_truncated_image_is_one_clear_error(make, workers):
     path = make.dataset.splits["train"][3].path
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=r"0001_3.jpg is truncated or no readable image: ") as error:
+    with pytest.raises(ValueError, match=r"0001_3.jpg is truncated or not a readable image: ") as error:
         list(make(workers=workers))
     assert "\n" not in str(error.value)
 

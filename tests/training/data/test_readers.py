@@ -13,7 +13,8 @@ from training.config import DataConfig
 from training.data.datasets import SPLITS, read_dataset, read_records
 from training.data.readers import LAYOUTS
 from training.data.splits import hold_out
-from training.report import build_page, read_run
+from training.report.run_files import read_run
+from training.report.run_page import build_page
 from training.utils import cli
 
 FILES = [
@@ -97,7 +98,9 @@ def test_two_names_of_the_icfg_file(tmp_path):
     (root / "ICFG_PEDES.json").write_bytes((root / "ICFG-PEDES.json").read_bytes())
     assert len(read(root, "icfg-pedes")["test"]) == 6
     (root / "ICFG_PEDES.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds ICFG-PEDES.json and ICFG_PEDES.json, and they differ: keep the right"):
+    with pytest.raises(
+        ValueError, match="holds ICFG-PEDES.json and ICFG_PEDES.json with different contents: keep only"
+    ):
         read(root, "icfg-pedes")
 
 
@@ -117,7 +120,7 @@ def test_a_folder_without_the_file_names_it(tmp_path, name):
 
 def test_captions_without_splits_cannot_take_the_place_of_the_records(tmp_path):
     (tmp_path / "caption_all.json").write_text("[]")
-    with pytest.raises(FileNotFoundError, match="caption_all.json names no splits, so it cannot take its place"):
+    with pytest.raises(FileNotFoundError, match="caption_all.json has no splits, so it cannot replace it"):
         read(tmp_path, "cuhk-pedes")
 
 
@@ -214,7 +217,7 @@ def test_own_data_that_is_no_text_or_twice_there(tmp_path):
     with pytest.raises(ValueError, match="records.csv is not UTF-8 text: "):
         read(root, "own")
     (root / "records.jsonl").write_text("{}")
-    with pytest.raises(ValueError, match="holds records.jsonl and records.csv, and they differ"):
+    with pytest.raises(ValueError, match="holds records.jsonl and records.csv with different contents"):
         read(root, "own")
 
 

@@ -50,11 +50,12 @@ def test_repeated_texts_count_each_time():
 
 
 def test_nothing_in_a_data_set_is_unknown(tmp_path):
-    splits = read_dataset(DataConfig(root=str(make_pedes(tmp_path)))).splits
-    texts = [text for record in splits["train"] for text in (*record.captions, record.identity, record.clothing)]
+    dataset = read_dataset(DataConfig(root=str(make_pedes(tmp_path))))
+    texts = dataset.train_texts()
+    assert texts[:4] == [*dataset.splits["train"][0].captions, "a stout adult", texts[3]] and len(texts) == 4 * 18
     tokenizer = build_tokenizer(EncoderConfig(), texts)
     assert tokenizer.unk_token_id not in tokenize(tokenizer, texts, 64).input_ids_BT
-    unseen = [caption for record in splits["test"] for caption in record.captions]
+    unseen = [caption for record in dataset.splits["test"] for caption in record.captions]
     assert tokenizer.unk_token_id not in tokenize(tokenizer, unseen, 64).input_ids_BT
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.generated_texts import HONEST, rows, write
+from tests.support.generated_texts import VALID_TEXTS, make_rows, write_rows
 from tests.support.pedes_dataset import make_pedes
 from training.describe import check
 from training.describe.options import read_data
-from training.describe.text.records import Text, read_texts
-from training.describe.text.schema import DEFAULT
+from training.describe.text.records import TextRecord, read_text_records
+from training.describe.text.schema import DEFAULT_SCHEMA
 
 
 @pytest.fixture(scope="module")
@@ -21,53 +21,53 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def descriptions(data, tmp_path) -> Path:
-    return write(tmp_path / "descriptions.jsonl", rows(data))
+    return write_rows(tmp_path / "descriptions.jsonl", make_rows(data))
 
 
 def test_the_last_record_of_an_image_counts(data, tmp_path):
-    first, other = rows(data)[0], rows(data)[1]
-    path = write(tmp_path / "twice.jsonl", [first | {"status": "failed", "reason": "x"}, other, first])
-    assert [(text.file_path, text.status) for text in read_texts(path)] == [
+    first, other = make_rows(data)[0], make_rows(data)[1]
+    path = write_rows(tmp_path / "twice.jsonl", [first | {"status": "failed", "reason": "x"}, other, first])
+    assert [(text.file_path, text.status) for text in read_text_records(path)] == [
         (other["file_path"], "ok"),
         (first["file_path"], "ok"),
     ]
 
 
 def test_a_torn_last_line_is_left_out(descriptions):
-    whole = list(read_texts(descriptions))
+    whole = list(read_text_records(descriptions))
     with open(descriptions, "a") as file:
         file.write('\n{"file_path": "a.jp')
-    assert list(read_texts(descriptions)) == whole and len(whole) == 12
+    assert list(read_text_records(descriptions)) == whole and len(whole) == 12
     assert whole[11] == replace(whole[11], status="failed", identity="", clothing="", checks=None)
-    assert isinstance(whole[0], Text)
+    assert isinstance(whole[0], TextRecord)
 
 
 @pytest.mark.parametrize(
     ("line", "match"),
     [
         ("{\n", "line 2 is not valid JSON"),
-        ("[3]\n", "line 2 must be an object with the texts file_path and status"),
-        ('{"file_path": "a.jpg"}\n', "line 2 must be an object with the texts file_path and status"),
+        ("[3]\n", "line 2 must be an object with the strings file_path and status"),
+        ('{"file_path": "a.jpg"}\n', "line 2 must be an object with the strings file_path and status"),
         (
             '{"file_path": "a.jpg", "status": "good"}\n',
             "line 2: status must be one of ok, rejected, failed, got 'good'",
         ),
-        ('{"file_path": "a.jpg", "status": "ok", "identity": 3}\n', "line 2: identity must be texts"),
-        ('{"file_path": "a.jpg", "status": "ok", "style": "x"}\n', "line 2: style must be a whole number, got 'x'"),
-        ('{"file_path": "a.jpg", "status": "ok", "checks": {"a": 1}}\n', "line 2: checks must be an object of texts"),
+        ('{"file_path": "a.jpg", "status": "ok", "identity": 3}\n', "line 2: identity must be strings"),
+        ('{"file_path": "a.jpg", "status": "ok", "style": "x"}\n', "line 2: style must be an integer, got 'x'"),
+        ('{"file_path": "a.jpg", "status": "ok", "checks": {"a": 1}}\n', "line 2: checks must be an object of strings"),
     ],
 )
 def test_files_that_are_broken(data, tmp_path, line, match):
-    path = write(tmp_path / "broken.jsonl", rows(data)[:1])
+    path = write_rows(tmp_path / "broken.jsonl", make_rows(data)[:1])
     with open(path, "a") as file:
         file.write(line)
     with pytest.raises(ValueError, match=match):
-        list(read_texts(path))
+        list(read_text_records(path))
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file of generated texts .*none.jsonl"):
-        list(read_texts(tmp_path / "none.jsonl"))
+    with pytest.raises(FileNotFoundError, match="the file of generated texts .*none.jsonl does not exist"):
+        list(read_text_records(tmp_path / "none.jsonl"))
 
 
 def checked(capsys, *words: str) -> tuple[int, str]:
@@ -86,9 +86,9 @@ def test_the_check_passes_what_is_good(descriptions, capsys):
 
 
 def test_the_check_fails_on_a_bad_text_of_status_ok(data, tmp_path, capsys):
-    made = rows(data)[:4]
+    made = make_rows(data)[:4]
     made[2]["status"] = "ok"
-    path = write(tmp_path / "bad.jsonl", made)
+    path = write_rows(tmp_path / "bad.jsonl", made)
     status, out = checked(capsys, str(path))
     assert status == 1 and "any │ 1 │ 25.00" in out
     assert f"identity.leak, for instance {made[2]['file_path']}: has words of clothing: coat (upper)" in out
@@ -99,7 +99,7 @@ def test_the_check_obeys_schema_and_limits(descriptions, tmp_path, capsys):
     assert checked(capsys, str(descriptions), "--leave-out", "skin")[0] == 1
     assert checked(capsys, str(descriptions), "--words", "40", "80")[0] == 1
     assert checked(capsys, str(descriptions), "--attributes", "9")[0] == 1
-    schema = json.loads(DEFAULT.read_text())
+    schema = json.loads(DEFAULT_SCHEMA.read_text())
     schema["identity"]["attributes"][0]["words"] = ["queen"]
     (tmp_path / "own.json").write_text(json.dumps(schema))
     status, out = checked(capsys, str(descriptions), "--schema", str(tmp_path / "own.json"))
@@ -107,18 +107,18 @@ def test_the_check_obeys_schema_and_limits(descriptions, tmp_path, capsys):
 
 
 def test_the_check_counts_texts_of_two_people(data, tmp_path, capsys):
-    made = rows(data)
+    made = make_rows(data)
     records = read_data("cuhk-pedes", str(data))
     people = {records[row["file_path"]].id for row in made}
     assert len(people) > 1
     for row in made:
-        row |= {"identity": HONEST[0][0], "clothing": HONEST[0][1], "status": "ok"}
-    status, out = checked(capsys, str(write(tmp_path / "same.jsonl", made)), "--data", "cuhk-pedes", str(data))
+        row |= {"identity": VALID_TEXTS[0][0], "clothing": VALID_TEXTS[0][1], "status": "ok"}
+    status, out = checked(capsys, str(write_rows(tmp_path / "same.jsonl", made)), "--data", "cuhk-pedes", str(data))
     first = records[made[0]["file_path"]].id
     others = [row for row in made if records[row["file_path"]].id != first]
-    assert status == 0 and f"{len(others)} of 12 say almost the same of another person, for instance" in out
+    assert status == 0 and f"{len(others)} of 12 are near-duplicates of a text of another person, for instance" in out
 
 
 def test_there_must_be_something_to_check(data, tmp_path):
     with pytest.raises(ValueError, match="holds no record of status ok to check"):
-        check.main([str(write(tmp_path / "failed.jsonl", rows(data)[11:]))])
+        check.main([str(write_rows(tmp_path / "failed.jsonl", make_rows(data)[11:]))])

@@ -14,14 +14,21 @@ from typing import Any
 import pytest
 
 from bench.pipeline.fake_openai import Behaviour, serve
-from tests.support.fake_provider import Scripted
+from tests.support.fake_provider import ScriptedProvider
 from tests.support.pedes_dataset import make_pedes
-from training.describe.generation import Generator, Item, Judge, Tally, Task, short_reason
-from training.describe.llm.answer_store import Answer, Answers, Records
-from training.describe.llm.client import CallFailed, Client, Service
+from training.describe.generation import (
+    DescriptionGenerator,
+    GenerationTask,
+    ImageItem,
+    StatusCounts,
+    TextChecker,
+    reason_group,
+)
+from training.describe.llm.answer_store import Answer, AnswerStore, DescriptionStore
+from training.describe.llm.client import Client, RequestFailedError, Service
 from training.describe.llm.executor import Sampling
-from training.describe.llm.limits import Budget, BudgetSpent, Halt, Meter, Stopped
-from training.describe.llm.providers import Ask, OpenAIProvider
+from training.describe.llm.limits import Budget, BudgetExceededError, StoppedError, StopSignal, UsageMeter
+from training.describe.llm.providers import OpenAIProvider, Request
 from training.describe.text.prompts import build_prompt
 from training.describe.text.schema import load_schema
 from training.describe.text.text_checks import Limits, NearDuplicates
@@ -37,46 +44,52 @@ def said(kind: str, text: str = "") -> Answer:
     return Answer(json.dumps({kind: text or GOOD[kind]}), "", "stop", 100, 10, 0.1)
 
 
-def make_task(near: NearDuplicates | None = None, attempts: int = 3, **params: Any) -> Task:
+def make_task(near: NearDuplicates | None = None, attempts: int = 3, **params: Any) -> GenerationTask:
     prompts = {
         (kind, style): build_prompt(SCHEMA, kind, ["A man." * style] if style else [], (10, 45))
         for kind in GOOD
         for style in (0, 1)
     }
     sampling = Sampling(attempts=attempts, temperature=0.5, temperature_step=0.2, seed=3)
-    return Task("m", params, sampling, lambda kind, style: prompts[kind, style], Judge(SCHEMA, LIMITS, near))
+    return GenerationTask(
+        "m", params, sampling, lambda kind, style: prompts[kind, style], TextChecker(SCHEMA, LIMITS, near)
+    )
 
 
 @pytest.fixture
-def items(tmp_path) -> list[Item]:
+def items(tmp_path) -> list[ImageItem]:
     root = make_pedes(tmp_path / "pedes", {"train": 2, "val": 1, "test": 1}, 2)
     records = [record for record in json.loads((root / "reid_raw.json").read_text()) if record["split"] == "train"]
-    return [Item(r["file_path"], root / "imgs" / r["file_path"], r["id"], i % 2) for i, r in enumerate(records)]
+    return [ImageItem(r["file_path"], root / "imgs" / r["file_path"], r["id"], i % 2) for i, r in enumerate(records)]
 
 
-def run(out: Path, items: list[Item], provider: Any, task: Task | None = None, halt_on: bool = True) -> list[dict]:
-    """Runs a generation into `out` and returns its new records. Raises what stopped it, unless halt_on is False."""
+def run(
+    out: Path, items: list[ImageItem], provider: Any, task: GenerationTask | None = None, raise_stop: bool = True
+) -> list[dict]:
+    """Runs a generation into `out` and returns its new descriptions. Raises what stopped it, unless raise_stop is False."""
     rows: list[dict] = []
 
     async def inside() -> None:
-        answers, records = Answers(out / "answers.jsonl"), Records(out / "descriptions.jsonl")
-        halt = Halt()
-        meter = Meter(Budget(), len(answers), answers.counted, 0, 0, 0.0)
+        answers, descriptions = AnswerStore(out / "answers.jsonl"), DescriptionStore(out / "descriptions.jsonl")
+        stop_signal = StopSignal()
+        meter = UsageMeter(Budget(), answers)
         try:
-            todo = [item for item in items if item.file_path not in records.done]
-            await Generator(task or make_task(), provider, answers, records, meter, halt, rows.append).run(todo)
-            if halt_on:
-                halt.check()
+            todo = [item for item in items if item.file_path not in descriptions.file_paths]
+            await DescriptionGenerator(
+                task or make_task(), provider, answers, descriptions, meter, stop_signal, rows.append
+            ).run(todo)
+            if raise_stop:
+                stop_signal.check()
         finally:
             answers.lines.close()
-            records.lines.close()
+            descriptions.lines.close()
 
     asyncio.run(inside())
     return rows
 
 
 def test_a_record_has_texts_style_and_checks(tmp_path, items):
-    provider = Scripted(lambda ask: said(ask.kind))
+    provider = ScriptedProvider(lambda request: said(request.kind))
     rows = sorted(run(tmp_path, items, provider, make_task(colour="red")), key=lambda row: row["file_path"])
     assert [row["file_path"] for row in rows] == sorted(item.file_path for item in items)
     for row, item in zip(rows, items, strict=True):
@@ -88,20 +101,20 @@ def test_a_record_has_texts_style_and_checks(tmp_path, items):
     assert len({row["prompt_hash"] for row in rows}) == 2
     stored = [json.loads(line) for line in (tmp_path / "descriptions.jsonl").read_text().splitlines()]
     assert sorted(stored, key=lambda row: row["file_path"]) == rows
-    assert len(provider.asks) == 2 * len(items)
+    assert len(provider.requests) == 2 * len(items)
 
 
 def test_a_failed_check_is_asked_again_with_other_numbers(tmp_path, items):
-    def script(ask: Ask) -> Answer:
-        leaking = ask.kind == "identity" and ask.attempt < 2
-        return said(ask.kind, "A young man with short black hair in a red jacket." if leaking else "")
+    def script(request: Request) -> Answer:
+        leaking = request.kind == "identity" and request.attempt < 2
+        return said(request.kind, "A young man with short black hair in a red jacket." if leaking else "")
 
-    provider = Scripted(script)
+    provider = ScriptedProvider(script)
     (row,) = run(tmp_path, items[:1], provider)
     assert row["status"] == "ok" and row["attempts"] == {"identity": 3, "clothing": 1}
-    asked = [(a.attempt, a.temperature, a.seed) for a in provider.asks if a.kind == "identity"]
+    asked = [(a.attempt, a.temperature, a.seed) for a in provider.requests if a.kind == "identity"]
     assert asked == [(0, 0.5, 3), (1, 0.7, 4), (2, 0.9, 5)]
-    assert len({ask.key for ask in provider.asks}) == 4
+    assert len({request.key for request in provider.requests}) == 4
 
 
 @pytest.mark.parametrize(
@@ -115,24 +128,24 @@ def test_a_failed_check_is_asked_again_with_other_numbers(tmp_path, items):
     ],
 )
 def test_what_stays_bad_is_rejected_with_its_reason(tmp_path, items, answer, name, why):
-    provider = Scripted(lambda ask: answer if ask.kind == "clothing" else said(ask.kind))
+    provider = ScriptedProvider(lambda request: answer if request.kind == "clothing" else said(request.kind))
     (row,) = run(tmp_path, items[:1], provider, make_task(attempts=2))
     assert row["status"] == "rejected" and name in row["reason"].split(", ")
-    assert row["attempts"] == {"identity": 1, "clothing": 2} and len(provider.asks) == 3
+    assert row["attempts"] == {"identity": 1, "clothing": 2} and len(provider.requests) == 3
     assert row["identity"] == GOOD["identity"]
     assert re.search(why, row["checks"][name])
 
 
 def test_the_same_text_of_two_people_is_asked_again(tmp_path, items):
-    def script(ask: Ask) -> Answer:
+    def script(request: Request) -> Answer:
         other = "A tall elderly woman of heavy build with long grey hair, brown skin and glasses."
-        return said(ask.kind, other if ask.attempt and ask.kind == "identity" else "")
+        return said(request.kind, other if request.attempt and request.kind == "identity" else "")
 
-    rows = run(tmp_path, items, Scripted(script), make_task(NearDuplicates(0.8)))
+    rows = run(tmp_path, items, ScriptedProvider(script), make_task(NearDuplicates(0.8)))
     assert [row["status"] for row in rows] == ["ok"] * 4
     # Both images of one person may share their texts; the other person's differ after a second try.
     assert sorted(sum(row["attempts"].values()) for row in rows) == [2, 2, 4, 4]
-    stubborn = Scripted(lambda ask: said(ask.kind))
+    stubborn = ScriptedProvider(lambda request: said(request.kind))
     (tmp_path / "again").mkdir()
     rows = run(tmp_path / "again", items, stubborn, make_task(NearDuplicates(0.8), attempts=2))
     assert Counter(row["status"] for row in rows) == {"ok": 2, "rejected": 2}
@@ -142,94 +155,104 @@ def test_the_same_text_of_two_people_is_asked_again(tmp_path, items):
 def test_a_call_without_an_answer_and_a_broken_image_are_failed(tmp_path, items):
     items[0].path.write_bytes(items[0].path.read_bytes()[:100])
     bad = items[1].file_path
-    provider = Scripted(lambda ask: CallFailed("HTTP 500: no (3 times)") if ask.file_path == bad else said(ask.kind))
+    provider = ScriptedProvider(
+        lambda request: RequestFailedError("HTTP 500: no (3 times)") if request.file_path == bad else said(request.kind)
+    )
     rows = {row["file_path"]: row for row in run(tmp_path, items, provider)}
     assert Counter(row["status"] for row in rows.values()) == {"failed": 2, "ok": 2}
     assert rows[items[0].file_path]["reason"].startswith("unreadable image: the image cannot be read: ")
     assert rows[bad]["reason"] == "no answer: HTTP 500: no (3 times)"
-    tally = Tally()
+    counts = StatusCounts()
     for row in rows.values():
-        tally.count(row)
-    assert tally.reasons == {"unreadable image": 1, "no answer": 1} and short_reason("a.b, c.d") == "a.b, c.d"
+        counts.add(row)
+    assert counts.reasons == {"unreadable image": 1, "no answer": 1} and reason_group("a.b, c.d") == "a.b, c.d"
 
 
 def test_stored_answers_are_never_asked_for_again(tmp_path, items):
-    run(tmp_path, items, Scripted(lambda ask: said(ask.kind)))
+    run(tmp_path, items, ScriptedProvider(lambda request: said(request.kind)))
     (tmp_path / "descriptions.jsonl").unlink()
-    again = Scripted(lambda ask: AssertionError("asked twice"))
+    again = ScriptedProvider(lambda request: AssertionError("asked twice"))
     rows = run(tmp_path, items, again)
-    assert [row["status"] for row in rows] == ["ok"] * 4 and again.asks == []
+    assert [row["status"] for row in rows] == ["ok"] * 4 and again.requests == []
     (tmp_path / "descriptions.jsonl").unlink()
-    other = Scripted(lambda ask: said(ask.kind))
+    other = ScriptedProvider(lambda request: said(request.kind))
     run(tmp_path, items, other, make_task(other=1))
-    assert len(other.asks) == 8
+    assert len(other.requests) == 8
 
 
 def test_files_of_the_same_bytes_share_their_calls(tmp_path, items):
     items[1].path.write_bytes(items[0].path.read_bytes())
-    twins = [Item(item.file_path, item.path, item.person, 0) for item in items[:2]]
-    provider = Scripted(lambda ask: said(ask.kind))
-    assert len(run(tmp_path, twins, provider)) == 2 and len(provider.asks) == 2
+    twins = [ImageItem(item.file_path, item.path, item.person, 0) for item in items[:2]]
+    provider = ScriptedProvider(lambda request: said(request.kind))
+    assert len(run(tmp_path, twins, provider)) == 2 and len(provider.requests) == 2
 
 
 def test_a_stop_keeps_the_answers_under_way(tmp_path, items):
-    def script(ask: Ask) -> Answer | Exception:
-        return Stopped("refused") if ask.kind == "identity" else said(ask.kind)
+    def script(request: Request) -> Answer | Exception:
+        return StoppedError("refused") if request.kind == "identity" else said(request.kind)
 
-    provider = Scripted(script)
-    with pytest.raises(Stopped, match="^refused$"):
+    provider = ScriptedProvider(script)
+    with pytest.raises(StoppedError, match="^refused$"):
         run(tmp_path, items, provider)
     assert (tmp_path / "descriptions.jsonl").read_text() == ""
     kept = [json.loads(line)["kind"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert kept == ["clothing"] * 3 and len(provider.asks) == 6
+    assert kept == ["clothing"] * 3 and len(provider.requests) == 6
 
 
 def test_a_disk_that_does_not_keep_answers_stops_everything(tmp_path, items, monkeypatch):
-    monkeypatch.setattr("training.describe.llm.executor.SYNC_EVERY", 0.001)
+    monkeypatch.setattr("training.describe.llm.executor.SYNC_INTERVAL", 0.001)
 
     def broken(fd: int) -> None:
         raise OSError("Input/output error")
 
-    slow = Scripted(lambda ask: said(ask.kind))
-    slow.window = 1
+    slow = ScriptedProvider(lambda request: said(request.kind))
+    slow.items_in_flight = 1
 
-    def patched(ask: Ask) -> Answer:
+    def patched(request: Request) -> Answer:
         monkeypatch.setattr(os, "fsync", broken)
         time.sleep(0.02)
-        return said(ask.kind)
+        return said(request.kind)
 
     slow.script = patched
-    with pytest.raises((Stopped, OSError), match="Input/output error"):
+    with pytest.raises((StoppedError, OSError), match="Input/output error"):
         run(tmp_path, items, slow)
-    assert len(slow.asks) < 8
+    assert len(slow.requests) < 8
 
 
 def test_a_defect_of_a_provider_comes_through(tmp_path, items):
     with pytest.raises(ZeroDivisionError):
-        run(tmp_path, items, Scripted(lambda ask: ZeroDivisionError()))
+        run(tmp_path, items, ScriptedProvider(lambda request: ZeroDivisionError()))
 
 
 def test_a_spent_budget_ends_quietly_and_a_larger_one_goes_on(tmp_path, items):
-    async def inside(budget: Budget) -> tuple[Meter, Halt]:
+    async def inside(budget: Budget) -> tuple[UsageMeter, StopSignal]:
         server, port = await serve(Behaviour())
-        answers, records = Answers(tmp_path / "answers.jsonl"), Records(tmp_path / "descriptions.jsonl")
-        known = answers.counted, answers.prompt_tokens, answers.completion_tokens, 0.0
-        meter, halt = Meter(budget, len(answers), *known), Halt()
-        async with Client(Service(f"http://127.0.0.1:{port}/v1", concurrency=2), "", meter, halt) as client:
-            todo = [item for item in items if item.file_path not in records.done]
+        answers, descriptions = (
+            AnswerStore(tmp_path / "answers.jsonl"),
+            DescriptionStore(tmp_path / "descriptions.jsonl"),
+        )
+        meter, stop_signal = UsageMeter(budget, answers), StopSignal()
+        async with Client(Service(f"http://127.0.0.1:{port}/v1", concurrency=2), "", meter, stop_signal) as client:
+            todo = [item for item in items if item.file_path not in descriptions.file_paths]
             provider = OpenAIProvider(client, "m")
-            await Generator(make_task(), provider, answers, records, meter, halt, lambda row: None).run(todo)
+            await DescriptionGenerator(
+                make_task(), provider, answers, descriptions, meter, stop_signal, lambda row: None
+            ).run(todo)
         answers.lines.close()
-        records.lines.close()
+        descriptions.lines.close()
         server.close()
-        return meter, halt
+        return meter, stop_signal
 
     cost = 840e-6
-    meter, halt = asyncio.run(inside(Budget(1.0, 1.0, max_cost=6.5 * cost)))
-    assert isinstance(halt.error, BudgetSpent) and meter.answers == 6 and meter.cost == pytest.approx(6 * cost)
+    meter, stop_signal = asyncio.run(inside(Budget(1.0, 1.0, max_cost=6.5 * cost)))
+    assert (
+        isinstance(stop_signal.error, BudgetExceededError)
+        and meter.answers == 6
+        and meter.cost == pytest.approx(6 * cost)
+    )
     # The budget is that of the folder, not of a run.
-    meter, halt = asyncio.run(inside(Budget(1.0, 1.0, max_cost=6.5 * cost)))
+    meter, stop_signal = asyncio.run(inside(Budget(1.0, 1.0, max_cost=6.5 * cost)))
     assert meter.requests == 0
-    meter, halt = asyncio.run(inside(Budget(1.0, 1.0, max_cost=1.0)))
-    assert halt.error is None and meter.requests == 2
+    meter, stop_signal = asyncio.run(inside(Budget(1.0, 1.0, max_cost=1.0)))
+    assert stop_signal.error is None and meter.requests == 2
     assert len((tmp_path / "descriptions.jsonl").read_text().splitlines()) == 4

@@ -9,11 +9,12 @@ from rich.console import Console
 
 from tests.support.pedes_dataset import make_pedes
 from tests.support.style_folder import LONG, TERSE, write_styles
-from training.describe.generation import Tally
+from training.describe.generation import StatusCounts
 from training.describe.inputs import read_styles
+from training.describe.llm.answer_store import Answer
 from training.describe.llm.client import Service
-from training.describe.llm.limits import Budget, Meter
-from training.describe.progress import Reporter
+from training.describe.llm.limits import Budget, UsageMeter
+from training.describe.progress import ProgressReporter
 from training.describe.session import estimate
 
 
@@ -23,29 +24,32 @@ def pedes(tmp_path):
 
 
 def test_estimates():
-    meter = Meter(Budget(), 10, 10, 8000, 400, 20.0)
+    meter, blind = UsageMeter(Budget()), UsageMeter(Budget())
+    for _ in range(10):
+        meter.count(Answer("text", "", "stop", 800, 40, 2.0))
+        blind.count(Answer("text", seconds=2.0))
     assert estimate(meter, Service(concurrency=4), 1000, 2.2).endswith("no price given (price_in, price_out), 18 min.")
     assert estimate(meter, Service(concurrency=64), 1000, 2.0).endswith(", 62 s.")
     assert estimate(meter, Service(requests_per_minute=10), 1000, 2.0).endswith(", 3.3 h.")
     assert estimate(meter, Service(tokens_per_minute=8400, concurrency=64), 1000, 2.0).endswith(", 3.3 h.")
-    unknown = estimate(Meter(Budget(), 10, 0, 0, 0, 20.0), Service(), 10, 2.0)
-    assert unknown == "10 images in about 20 calls, of unknown size, since the server counts no tokens, 5 s."
+    unknown = estimate(blind, Service(), 10, 2.0)
+    assert unknown == "10 images in about 20 calls, of unknown size, since the server reports no token usage, 5 s."
 
 
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
         ("styles.json", None, "styles.json does not exist"),
-        ("styles.json", "[]", "must hold `styles`, a list of objects with style, size"),
+        ("styles.json", "[]", "must contain `styles`, a list of objects with style, size"),
         (
             "styles.json",
             '{"styles": [{"style": 0, "size": 0, "examples": []}]}',
-            "must hold `styles`, a list of objects",
+            "must contain `styles`, a list of objects",
         ),
         (
             "styles.json",
             '{"styles": [{"style": 0, "size": 1, "examples": 3}]}',
-            "must hold `styles`, a list of objects",
+            "must contain `styles`, a list of objects",
         ),
         ("styles.jsonl", None, "styles.jsonl does not exist; `python -m training.describe styles` writes it"),
         ("styles.jsonl", "[]\n", "line 1 must be an object with file_path, caption and style"),
@@ -70,17 +74,18 @@ def test_images_without_clustered_captions_get_a_style_by_size(tmp_path, pedes):
 
 
 def test_progress_on_a_terminal_and_in_a_log(monkeypatch):
-    meter = Meter(Budget(price_in=1000.0), 2, 2, 3000, 80, 1.0)
+    meter = UsageMeter(Budget(price_in=1000.0))
+    meter.count(Answer("text", "", "stop", 3000, 80, 1.0))
     row = {"file_path": "a", "status": "rejected", "reason": "identity.leak"}
     for terminal in (True, False):
-        monkeypatch.setattr("training.describe.progress.LOG_EVERY", 0.0)
+        monkeypatch.setattr("training.describe.progress.LOG_INTERVAL", 0.0)
         shown = io.StringIO()
         console = Console(file=shown, force_terminal=terminal, width=150)
-        with Reporter(3, meter, Tally(), console) as reporter:
-            reporter.recorded(row)
+        with ProgressReporter(3, meter, StatusCounts(), console) as reporter:
+            reporter.record(row)
             with reporter.paused():
                 console.print("question")
-            reporter.recorded(row)
+            reporter.record(row)
         text = shown.getvalue()
         assert "question" in text and "cost 3.00, 2 identity.leak" in text
         assert ("2 of 3 images, " in text) is not terminal

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.generated_texts import HONEST, rows, write
+from tests.support.generated_texts import VALID_TEXTS, make_rows, write_rows
 from tests.support.html import Page
 from tests.support.pedes_dataset import make_pedes
 from training.describe import page
@@ -19,7 +19,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def descriptions(data, tmp_path) -> Path:
-    return write(tmp_path / "descriptions.jsonl", rows(data))
+    return write_rows(tmp_path / "descriptions.jsonl", make_rows(data))
 
 
 def made_page(descriptions: Path, data: Path, *words: str) -> Page:
@@ -37,7 +37,7 @@ def test_the_page_counts_everything(descriptions, data, capsys):
     assert "identity.leak 8 3 27.3" in words and "clothing.leak 11 0 0.0" in words
     assert "style ok rejected failed not ok, % 0 4 0 0 0.0 1 3 0 0 0.0 2 0 3 1 100.0 none 1 0 0 0.0" in words
     assert "upper 8" in words and "12 of 12 images" in words and "not in the data set" not in words
-    lengths = [len(HONEST[i][0].replace("-", " ").split()) for i in range(11) if i not in (2, 5, 8)]
+    lengths = [len(VALID_TEXTS[i][0].replace("-", " ").split()) for i in range(11) if i not in (2, 5, 8)]
     assert f"mean {sum(lengths) / len(lengths):.1f} words (dashed), from {min(lengths)} to {max(lengths)}" in words
 
 
@@ -56,7 +56,7 @@ def test_the_page_is_well_formed_and_self_contained(descriptions, data):
 
 
 def test_a_card_says_all_about_its_image(descriptions, data):
-    first = rows(data)[2]
+    first = make_rows(data)[2]
     words = made_page(descriptions, data, "--status", "rejected", "--sample", "9").words()
     assert "3 of 3 images of status rejected" in words
     record = read_data("cuhk-pedes", str(data))[first["file_path"]]
@@ -70,15 +70,15 @@ def test_a_card_says_all_about_its_image(descriptions, data):
 
 def test_records_without_checks_or_texts(descriptions, data):
     words = made_page(descriptions, data).words()
-    assert words.count("checks passed (made for this page)") == 1
-    failed = words[words.index(rows(data)[11]["file_path"]) :]
+    assert words.count("checks passed (computed for this page)") == 1
+    failed = words[words.index(make_rows(data)[11]["file_path"]) :]
     assert "failed style 2" in failed and "timeout: no answer within 60 s identity – clothing –" in failed
     assert "no checks: there is no text" in failed
 
 
 def test_texts_are_escaped(data, tmp_path):
-    row = rows(data)[0] | {"identity": "<script>alert(1)</script> & <b>more</b>"}
-    made = made_page(write(tmp_path / "one.jsonl", [row]), data)
+    row = make_rows(data)[0] | {"identity": "<script>alert(1)</script> & <b>more</b>"}
+    made = made_page(write_rows(tmp_path / "one.jsonl", [row]), data)
     assert not {tag for tag, _ in made.tags} & {"script"} and row["identity"] in made.words()
 
 
@@ -94,15 +94,15 @@ def test_the_sample_is_drawn_by_its_seed(descriptions, data):
 
 
 def test_images_that_the_data_set_lacks(data, tmp_path):
-    made = rows(data)
+    made = make_rows(data)
     made[0]["file_path"], made[2]["file_path"] = "nowhere/1.jpg", "nowhere/2.jpg"
-    words = made_page(write(tmp_path / "some.jsonl", made), data).words()
-    assert "2 records are of images that the data set does not have." in words
+    words = made_page(write_rows(tmp_path / "some.jsonl", made), data).words()
+    assert "2 records belong to images that are not in the data set." in words
     assert words.count("· not in the data set") == 2 == words.count("no image")
 
 
 def test_a_page_of_failures_only(data, tmp_path):
-    words = made_page(write(tmp_path / "failed.jsonl", [rows(data)[11] | {"style": None}]), data).words()
+    words = made_page(write_rows(tmp_path / "failed.jsonl", [make_rows(data)[11] | {"style": None}]), data).words()
     assert "No record has a text that could be checked." in words and words.count("No record has status ok.") == 2
     assert "No caption of an image of status ok names an attribute" in words
 
@@ -119,7 +119,7 @@ def test_agreement_with_the_captions(data, tmp_path):
         (f"A {colours[0]} shirt and trousers.", ("upper 1 100.0 100.0", "lower 1 100.0 100.0", "colour 1 100.0 100.0")),
         (f"A {other} coat.", ("upper 1 100.0 0.0", "lower 1 0.0 0.0", "colour 1 100.0 0.0")),
     ):
-        words = made_page(write(tmp_path / "one.jsonl", [text | {"clothing": clothing}]), data).words()
+        words = made_page(write_rows(tmp_path / "one.jsonl", [text | {"clothing": clothing}]), data).words()
         assert all(row in words for row in expected) and "hair 1" not in words
 
 
@@ -127,15 +127,15 @@ def test_rare_reasons_are_counted(data, tmp_path):
     made = [
         row | {"status": "failed", "reason": f"reason {i}: x", "file_path": f"{i}.jpg"}
         for i in range(22)
-        for row in rows(data)[:1]
+        for row in make_rows(data)[:1]
     ]
-    words = made_page(write(tmp_path / "many.jsonl", made), data).words()
+    words = made_page(write_rows(tmp_path / "many.jsonl", made), data).words()
     assert "and 2 rarer reasons" in words
 
 
 def test_long_ranges_of_lengths_share_bars(data, tmp_path):
-    made = [rows(data)[0] | {"identity": "word " * count, "file_path": f"{count}.jpg"} for count in (1, 50, 200)]
-    words = made_page(write(tmp_path / "long.jsonl", made), data).words()
+    made = [make_rows(data)[0] | {"identity": "word " * count, "file_path": f"{count}.jpg"} for count in (1, 50, 200)]
+    words = made_page(write_rows(tmp_path / "long.jsonl", made), data).words()
     assert f"mean {251 / 3:.1f} words (dashed), from 1 to 200" in words
 
 
@@ -155,6 +155,6 @@ def test_bad_options(descriptions, data, capsys, extra, match):
 
 
 def test_nothing_of_that_status(data, tmp_path):
-    path = write(tmp_path / "ok.jsonl", rows(data)[:2])
+    path = write_rows(tmp_path / "ok.jsonl", make_rows(data)[:2])
     with pytest.raises(ValueError, match="ok.jsonl has no record of status rejected"):
         made_page(path, data, "--status", "rejected")

@@ -20,12 +20,12 @@ from training.config import FusionConfig
 from training.data.datasets import read_dataset
 from training.data.ground_truth import CLOTHING, IDENTITY, read_factors
 from training.data.images import transforms
-from training.disentangle import disentangle
 from training.disentangle.__main__ import main
 from training.disentangle.compare import compare
 from training.disentangle.dependence import MEASURES
+from training.disentangle.run import disentangle
 from training.engine import checkpoint
-from training.evaluate import evaluate
+from training.evaluation.run_evaluation import evaluate
 from training.synthetic.dataset import generate
 from training.train import train
 from training.utils import cli
@@ -116,7 +116,7 @@ def test_real_data_has_dependence_only(tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert cli.run(main, [str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
-    assert "factors.jsonl: which factors an image shows is known of synthetic sets only" in error
+    assert "factors.jsonl: the true attributes are known for synthetic data only" in error
     assert "--dependence-only measures HSIC and CKA" in error and error.count("\n") == 1
     assert not (tmp_path / "run" / "disentangle.json").exists()
     assert cli.run(main, [str(tmp_path / "run"), "--dependence-only"]) == 0

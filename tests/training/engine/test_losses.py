@@ -207,7 +207,8 @@ def test_odds_pull_where_the_printed_form_does_not():
 
     match = pull(lambda f: losses.clothing_matching(f, text, group, 1e3))
     printed, odds = (
-        pull(lambda f, mode=mode: losses.clothing_adversarial(f, f, text, group, 1e3, mode)) for mode in ("intent", "odds")
+        pull(lambda f, mode=mode: losses.clothing_adversarial(f, f, text, group, 1e3, mode))
+        for mode in ("intent", "odds")
     )
     assert_close(printed, -match / 63, rtol=0.02, atol=1e-9)
     above = odds.abs().amax(1) > 0
@@ -269,17 +270,19 @@ def test_names_of_the_tasks(features):
 
 def test_info_nce_averages_over_texts_and_adds_the_fused_feature(features):
     def value(**changes):
-        return tasks(features, **changes)["info_nce"]
+        return tasks(features, **{"both_captions": False} | changes)["info_nce"]
 
-    def own(image, text, **changes):
-        return losses.info_nce(image, text, DATA.ids_B, 0.07, symmetric=True, positives="own", **changes)
+    def own(image, text):
+        return losses.info_nce(image, text, DATA.ids_B, 0.07, symmetric=True, positives="own")
 
     caption, identity = (value(info_nce_texts=t, final_info_nce=False) for t in ("caption", "identity"))
     assert_close(caption, own(features.v_id, features.t_caption))
     assert_close(identity, losses.info_nce(features.v_id, features.t_identity, DATA.ids_B, 0.07, symmetric=True))
     assert_close(value(final_info_nce=False, info_nce_texts="both"), (caption + identity) / 2)
-    scored = own(features.v_id + features.v_clo, features.t_caption)
+    sums = features.v_id + features.v_clo
+    scored, other = own(sums, features.t_caption), own(sums, features.t_other)
     assert_close(value(final_info_nce=False), (scored + identity) / 2)
+    assert_close(value(final_info_nce=False, both_captions=True), ((scored + other) / 2 + identity) / 2)
     final = own(features.f_final, features.t_caption)
     assert_close(value(), (scored + identity) / 2 + final)
     everybody = losses.info_nce(features.v_id, features.t_caption, DATA.ids_B, 0.07, symmetric=True)
@@ -288,6 +291,19 @@ def test_info_nce_averages_over_texts_and_adds_the_fused_feature(features):
         value(info_nce_symmetric=False, info_nce_texts="identity", final_info_nce=False),
         losses.info_nce(features.v_id, features.t_identity, DATA.ids_B, 0.07, symmetric=False),
     )
+
+
+@pytest.mark.parametrize("trained", ["both", "clothing"])
+def test_captions_need_not_train_the_identity_embedding(trained):
+    """With "clothing" the identity embedding is a constant of the sum: only identity texts train it, the value is the same."""
+    model = build(*recommended())
+    features = model(DATA)
+    config = LossConfig(captions_train=trained, final_info_nce=False)
+    value = losses.task_losses(features, DATA.ids_B, DATA.clothing_group_B, config, "reference")["info_nce"]
+    identity = losses.info_nce(features.v_id, features.t_identity, DATA.ids_B, features.temperature, symmetric=True) / 2
+    got, of_identity = (torch.autograd.grad(x, features.v_id, retain_graph=True)[0] for x in (value, identity))
+    assert torch.allclose(got, of_identity, atol=1e-7) == (trained == "clothing")
+    assert torch.autograd.grad(value, features.v_clo)[0].abs().max() > 0
 
 
 def test_triplet_adds_the_fused_feature(features):

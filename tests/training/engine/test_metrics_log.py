@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import read_events, read_lines, tiny_config
 from training.engine import metrics_log
-from training.engine.metrics_log import Journal
+from training.engine.metrics_log import MetricsLog
 from training.train import train
 from training.utils.io import read_json
 
@@ -25,7 +25,7 @@ def step_line(step: int) -> dict[str, object]:
 
 
 def write(run_dir: Path, finished: int, steps: range) -> None:
-    with Journal(run_dir, finished) as log:
+    with MetricsLog(run_dir, finished) as log:
         for step in steps:
             log.step(step_line(step))
         log.flush()
@@ -56,7 +56,7 @@ def test_images_per_second(tmp_path: Path) -> None:
 
 def test_points_behind_the_checkpoint_are_replaced(tmp_path: Path) -> None:
     write(tmp_path, 0, range(1, 9))
-    metrics_log.keep(tmp_path, 5)
+    metrics_log.truncate(tmp_path, 5)
     write(tmp_path, 5, range(6, 8))
     assert [line["step"] for line in read_lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
     assert [step for step, _ in read_events(tmp_path)["losses/a"]] == [1, 2, 3, 4, 5, 6, 7]
@@ -91,9 +91,9 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     lines += [{"kind": "validation", "step": 2, "epoch": 1}, {"kind": "step", "step": 3, "epoch": 2}]
     for steps, kept in {0: 0, 1: 1, 2: 3, 3: 4, 9: 4}.items():
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "st')
-        metrics_log.keep(tmp_path, steps)
+        metrics_log.truncate(tmp_path, steps)
         assert read_lines(tmp_path) == lines[:kept]
-    metrics_log.keep(tmp_path / "new", 0)
+    metrics_log.truncate(tmp_path / "new", 0)
 
 
 def test_numbers_that_json_has_no_words_for(tmp_path: Path) -> None:
@@ -120,5 +120,5 @@ def test_without_tensorboard_the_remedy_is_named(tmp_path: Path, monkeypatch: py
     with pytest.raises(
         RuntimeError, match="needs the package tensorboard .*; install it with `pip install tensorboard`"
     ):
-        Journal(tmp_path, 0)
+        MetricsLog(tmp_path, 0)
     assert not list(tmp_path.iterdir())

@@ -11,21 +11,27 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from tests.support import ROOT
+from tests.support.commands import run_here
 from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import Interrupting, read_events, read_lines, same_state, tiny_config
 from training.config import Config, to_dict
+from training.config.ablations import FULL, Row
 from training.data.loader import TrainLoader
 from training.engine import checkpoint
-from training.experiment import jobs
+from training.experiment.jobs import Job, config_file
+from training.experiment.scheduler import run_jobs
+from training.experiment.summary import run_folder
 from training.train import train
-from training.utils.io import read_json
+from training.utils.io import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +51,7 @@ def check_same_run(ours: Path, theirs: Path) -> None:
 
 def interrupt(config: Config, run_dir: Path, batches: int, monkeypatch: pytest.MonkeyPatch, resume: bool) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("training.train.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), batches))
+        patch.setattr("training.engine.train_run.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), batches))
         with pytest.raises(KeyboardInterrupt):
             train(config, run_dir, resume=resume)
 
@@ -104,10 +110,14 @@ def test_what_a_kill_left_behind_is_removed(root: Path, tmp_path: Path) -> None:
 
 
 def test_experiment_starts_a_run_that_was_killed_before_its_first_file(root: Path, tmp_path: Path) -> None:
-    (tmp_path / ".config.json.x.tmp").write_text("half")
     config = tiny_config(root)
-    jobs.train_run(to_dict(replace(config, optim=replace(config.optim, epochs=2))), tmp_path)
-    assert (tmp_path / "best.pt").exists()
+    row = Row("recipe", FULL, "mine", replace(config, optim=replace(config.optim, epochs=2)))
+    folder = run_folder(tmp_path, row.key, 0)
+    folder.mkdir(parents=True)
+    (folder / ".config.json.x.tmp").write_text("half")
+    write_json(config_file(folder.parent), to_dict(row.config))
+    run_jobs([Job(row, 0, folder)], Console(file=StringIO()), run_here)
+    assert (folder / "best.pt").exists()
 
 
 # Loads torch once, then forks for every line: a start costs 0.3 s instead of 4, and all of it is training.
@@ -115,39 +125,39 @@ SERVER = """
 import os, signal, sys, time
 from pathlib import Path
 import torch.utils.tensorboard, transformers
-import test_resume
+from tests.training.engine.test_resume import train_or_resume
 print("ready", flush=True)
 for line in sys.stdin:
     root, run_dir, seconds = line.split()
     process = os.fork()
     if not process:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        test_resume.train_or_resume(Path(root), Path(run_dir))
+        train_or_resume(Path(root), Path(run_dir))
         os._exit(0)
     if seconds != "inf":
         time.sleep(float(seconds))
-        # Not waited for yet, so the number is still its own even if it has ended.
+        # Before waitpid, so that the process id is still its own even if it has ended.
         os.kill(process, signal.SIGKILL)
     print(os.waitpid(process, 0)[1], flush=True)
 """
 
 
 def kill_config(root: Path) -> Config:
-    """Saves at every step: a good part of the time is spent writing checkpoints."""
+    """Saves at every step, so that many kills hit the writing of a checkpoint."""
     config = tiny_config(root)
     optim = replace(config.optim, epochs=4, save_every_steps=1)
     return replace(config, optim=optim, gradnorm=replace(config.gradnorm, warm_steps=2))
 
 
 def train_or_resume(root: Path, run_dir: Path) -> None:
-    """What `make demo` does."""
+    """Trains or resumes, as `make demo` does."""
     torch.set_num_threads(1)
     train(kill_config(root), run_dir, resume=(run_dir / "config.json").exists())
 
 
 @pytest.fixture
 def server() -> Iterator[subprocess.Popen[str]]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     with subprocess.Popen([sys.executable, "-c", SERVER], env=environment, **pipes) as process:
@@ -158,14 +168,14 @@ def server() -> Iterator[subprocess.Popen[str]]:
 
 
 def attempt(server: subprocess.Popen[str], root: Path, run_dir: Path, seconds: float = math.inf) -> int:
-    """Starts or continues a run and kills it after so many seconds; how the process ended."""
+    """Starts or continues a run and kills it after so many seconds; returns the wait status of the process."""
     assert server.stdin is not None and server.stdout is not None
     server.stdin.write(f"{root} {run_dir} {seconds}\n")
     return int(server.stdout.readline())
 
 
 def check_whole_files(run_dir: Path) -> dict[str, Any]:
-    """Everything that is there can be read; how far last.pt is."""
+    """Checks that every file can be read; returns the progress of last.pt."""
     for path in run_dir.glob("*.json"):
         read_json(path)
     states = {path.name: checkpoint.load(path) for path in run_dir.glob("*.pt")}

@@ -18,7 +18,7 @@ from tests.training.engine.test_trainer import build, first_batch
 from training.config import Config
 from training.data.loader import Batch
 from training.engine.losses import fixed_losses, task_losses
-from training.engine.train_step import COMPILED, NotFinite, Stepper, prepare, random_state
+from training.engine.train_step import COMPILED, NonFiniteError, Stepper, configure_model, random_state
 from training.engine.trainer import Trainer
 
 
@@ -210,7 +210,7 @@ def test_a_norm_of_one_task_that_is_not_finite_is_named(config: Config, tmp_path
     batch = first_batch(build(config, tmp_path))
     projection = stepper.model.bdam.identity.projection
     projection.register_full_backward_hook(lambda module, grads, outs: (grads[0] * math.inf,))
-    with pytest.raises(NotFinite, match="gradient norm of info_nce (nan|inf)"):
+    with pytest.raises(NonFiniteError, match="gradient norm of info_nce (nan|inf)"):
         stepper.run(batch, measure=True)
 
 
@@ -232,7 +232,7 @@ def check_compiled(config: Config, tmp_path: Path, compiler: str) -> None:
     if compiler == "inductor":
         compiled.stepper = Stepper(using(config, compile=True), compiled.model)
     else:
-        prepare(compiled.model, using(config, compile=True).optim, compiler)
+        configure_model(compiled.model, using(config, compile=True).optim, compiler)
     batch = first_batch(plain)
     for _ in range(2):
         expected, step = plain.train_step(batch), compiled.train_step(batch)

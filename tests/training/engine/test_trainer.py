@@ -184,7 +184,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     run_dir, config = tmp_path / "run", tiny_config(root)
     steps = max(line["step"] for line in read_lines(whole)) // 3
     with monkeypatch.context() as patch:
-        patch.setattr("training.train.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), int(steps * epochs_done)))
+        patch.setattr(
+            "training.engine.train_run.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), int(steps * epochs_done))
+        )
         with pytest.raises(KeyboardInterrupt):
             train(config, run_dir)
     assert (run_dir / "last.pt").exists() == (epochs_done > 1)
@@ -245,7 +247,7 @@ def test_last_checkpoint_of_another_run_is_refused(name: str, root: Path, tmp_pa
     before = contents(tmp_path)
     other = build(replace(config, seed=9) if name == "config" else config, tmp_path)
     other.fingerprint += "x" if name == "fingerprint" else ""
-    with pytest.raises(ValueError, match=rf"cannot resume from .*last\.pt: its {name} is not the one of this run"):
+    with pytest.raises(ValueError, match=rf"cannot resume from .*last\.pt: its {name} differs from that of this run"):
         other.resume()
     assert other.progress.epoch == 0 and contents(tmp_path) == before
 

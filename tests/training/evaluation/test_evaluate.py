@@ -19,8 +19,10 @@ from tests.support.tiny_run import contents, tiny_config
 from training.config import from_dict
 from training.data.datasets import read_dataset
 from training.engine import checkpoint
-from training.evaluate import evaluate, print_table
-from training.evaluation.dual import METRICS, chance_metrics, evaluate_dual
+from training.evaluation.dual import evaluate_dual
+from training.evaluation.metric_tables import print_table
+from training.evaluation.metrics import METRICS, chance_metrics
+from training.evaluation.run_evaluation import evaluate
 from training.train import train
 from training.utils.io import read_json, write_json
 
@@ -161,7 +163,9 @@ def test_evaluation_of_another_checkpoint_is_not_overwritten(run_dir: Path) -> N
     evaluate(run_dir)
     shutil.copy(run_dir / "last.pt", run_dir / "best.pt")
     before = contents(run_dir)
-    with pytest.raises(ValueError, match=r"eval\.json is of another checkpoint than best\.pt; move it away"):
+    with pytest.raises(
+        ValueError, match=r"eval\.json was computed from a different checkpoint than best\.pt; delete or"
+    ):
         evaluate(run_dir)
     assert contents(run_dir) == before
 

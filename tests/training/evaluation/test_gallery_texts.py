@@ -16,7 +16,8 @@ from tests.support.tiny_run import contents, tiny_config
 from training import evaluate
 from training.data.datasets import read_dataset, read_gallery_texts
 from training.describe import __main__ as describe
-from training.evaluation.protocols import PROTOCOLS
+from training.evaluation import run_evaluation
+from training.evaluation.protocol_names import PROTOCOLS
 from training.synthetic.dataset import generate as render
 from training.train import train
 from training.utils import cli
@@ -107,7 +108,7 @@ def test_no_other_protocol_has_texts(folder: Path, protocol: Any, capsys: pytest
     told = f"error: --texts is for the protocol gallery-text, got {gallery(folder)} with {protocol}\n"
     assert capsys.readouterr().err == told
     with pytest.raises(ValueError, match="--texts is for the protocol gallery-text, got "):
-        evaluate.evaluate_protocol(folder / "run", protocol, 128, read_gallery_texts(gallery(folder)))
+        run_evaluation.evaluate_protocol(folder / "run", protocol, 128, read_gallery_texts(gallery(folder)))
     assert not list((folder / "run").glob("eval*"))
 
 
@@ -130,4 +131,4 @@ def test_a_file_that_is_not_there_or_broken(folder: Path, capsys: pytest.Capture
     ],
 )
 def test_names_of_results_without_texts(protocol: Any, k: int, name: str) -> None:
-    assert evaluate.result_name(protocol, k) == name
+    assert run_evaluation.result_name(protocol, k) == name

@@ -24,11 +24,12 @@ from training.data.loader import tokenize
 from training.data.tokenizer import build_tokenizer
 from training.engine import checkpoint
 from training.engine.checkpoint import TrainedRun, build_model
-from training.evaluation import protocols
-from training.evaluation.dual import METRICS, embed_dual, retrieval_metrics
+from training.evaluation import metric_tables, protocols, run_evaluation
+from training.evaluation.dual import embed_dual
+from training.evaluation.metrics import METRICS, retrieval_metrics
 from training.evaluation.protocols import candidates, in_front, matching_logits, measure
 from training.experiment.summary import run_folder, summarise
-from training.report import read_run
+from training.report.run_files import read_run
 from training.train import train
 from training.utils import cli
 from training.utils.io import read_json, write_json
@@ -244,13 +245,13 @@ def test_audit_enters_no_table(run_dir: Path, capsys: pytest.CaptureFixture[str]
     assert "not a text-to-image result" in printed and "│" not in printed
     audit = read_json(run_dir / "eval-paired-audit.json")
     # Dressed up as the headline, by a copy or by hand, it is still refused.
-    evaluation = entry.evaluate(run_dir)[0]
+    evaluation = run_evaluation.evaluate(run_dir)[0]
     disguised = evaluation | {"audit": True}
     renamed = {key: value for key, value in audit.items() if key != "audit"}
     for values in (audit, disguised, renamed):
         write_json(run_dir / "eval.json", values)
         for refuse in (
-            lambda values=values: entry.print_table(values, Console(file=StringIO())),
+            lambda values=values: metric_tables.print_table(values, Console(file=StringIO())),
             lambda values=values: experiment_of(values, run_dir),
             lambda: read_run(run_dir),
         ):
@@ -262,5 +263,7 @@ def test_the_note_is_printed(run_dir: Path) -> None:
     values = dict.fromkeys(METRICS, 1.0)
     counts, out = {"queries": 1, "gallery": 1, "ids": 1}, StringIO()
     result = {"protocol": "gallery-text", "parameters": {}, "metrics": values, "metrics_dual": values, "note": "beware"}
-    entry.print_protocol(result | {"chance": values, "counts": counts, "ties": True}, Console(file=out, width=120))
+    metric_tables.print_protocol(
+        result | {"chance": values, "counts": counts, "ties": True}, Console(file=out, width=120)
+    )
     assert "beware" in out.getvalue() and "gallery-text" in out.getvalue() and "Tied scores occur" in out.getvalue()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.evaluation.dual import METRICS, query_metrics, retrieval_metrics
+from training.evaluation.metrics import METRICS, query_metrics, retrieval_metrics
 from training.evaluation.significance import RESAMPLES, compare
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -14,28 +14,26 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from tests.support.commands import run_here
 from tests.support.pedes_dataset import as_layout, make_pedes
 from tests.support.tiny_run import tiny_config, tiny_options
 from training.config import Config
 from training.config.ablations import FULL, Row
 from training.config.recipes import with_row
 from training.evaluation import significance
-from training.evaluation.dual import METRICS
+from training.evaluation.metrics import METRICS
 from training.experiment import __main__ as experiment
-from training.experiment import jobs
-from training.experiment.__main__ import ALL, missing_runs, plan, print_summary, run_experiment
+from training.experiment import child_process
+from training.experiment.jobs import config_file, missing_jobs
+from training.experiment.plan import ALL, plan
+from training.experiment.scheduler import run_experiment
 from training.experiment.summary import run_folder, summarise
+from training.experiment.summary_table import print_summary
 from training.train import train
 from training.utils import cli
 from training.utils.io import read_json, write_json
 
 SEEDS = (0, 1)
-
-
-def here(function: Callable[..., Any], *arguments: Any, log: Path, tick: Callable[[], None] = lambda: None) -> Any:
-    """In place of process.isolated: in this process, which has imported everything."""
-    tick()
-    return function(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +48,12 @@ def base(root: Path) -> Config:
     return replace(config, model=model, optim=replace(config.optim, epochs=1, warmup_epochs=0))
 
 
-def do(name: str, base: Config, out: Path, only: list[str] | None = None, launch: Any = here) -> tuple[dict, str]:
+def do(name: str, base: Config, out: Path, only: Sequence[str] = (), launch: Any = run_here) -> tuple[dict, str]:
     """(summary, what was printed)"""
     console = Console(file=StringIO(), width=150, soft_wrap=True)
     titles, rows = plan(name, base, None, only)
-    runs = missing_runs(rows, SEEDS, out, console, launch)
-    summary = run_experiment(runs, rows, titles, SEEDS, out, base, console, command="the command", launch=launch)
+    jobs = missing_jobs(rows, SEEDS, out, console, launch)
+    summary = run_experiment(jobs, rows, titles, SEEDS, out, base, console, command="the command", launch=launch)
     return summary, console.file.getvalue()
 
 
@@ -67,7 +65,7 @@ def done(base: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 def test_shared_rows_are_run_once_and_what_is_there_is_kept(done: tuple, base: Config) -> None:
     out, summary, text = done
-    assert "4 rows are 3 configurations x 2 seeds = 6 runs; 0 are there, 6 to run" in text
+    assert "4 rows are 3 configurations x 2 seeds = 6 runs: 0 finished, 6 to run" in text
     assert text.count("about ") == 6 and "[6/6]" in text and "; done" in text
     assert [line.split(":")[0] for line in text.splitlines() if line.startswith("[")] == [
         f"[{number}/6] {label}, seed {seed}"
@@ -81,7 +79,7 @@ def test_shared_rows_are_run_once_and_what_is_there_is_kept(done: tuple, base: C
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == sorted(summary["runs"])
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
     again, text = do("all", base, out, [FULL, "no-gate", "no-fusion"])
-    assert again == summary and "6 are there, 0 to run" in text and len(stamps) == 12
+    assert again == summary and "6 finished, 0 to run" in text and len(stamps) == 12
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
 
@@ -132,7 +130,7 @@ def test_table_on_the_terminal(done: tuple) -> None:
     print_summary(partial, Console(file=out, width=150))
     text = out.getvalue()
     run = next(run for run in summary["runs"].values() if run["comparison"])
-    assert f"{run['mean']['mAP']:.2f} ± {run['std']['mAP']:.2f}" in text and "not there yet" in text
+    assert f"{run['mean']['mAP']:.2f} ± {run['std']['mAP']:.2f}" in text and "pending" in text
     assert f"{run['comparison']['mAP']['delta']:+.2f}" in text and f"p {run['comparison']['mAP']['p']:.4f}" in text
     assert "chance" in text and "Delta is the row minus the full model" in text
 
@@ -148,10 +146,12 @@ def test_one_seed_has_no_deviation_and_a_recipe_no_comparison(done: tuple, base:
 
 
 def test_a_run_that_fails_stops_with_its_error_and_keeps_the_others(base: Config, tmp_path: Path) -> None:
-    def launch(function: Callable[..., Any], *arguments: Any, log: Path, tick: Callable[[], None] = print) -> Any:
-        if function is jobs.train_run and not arguments[0]["model"]["bdam"]["gate"] and arguments[0]["seed"] == 1:
+    without_gate = config_file(tmp_path / plan("table1", base, None, ["no-gate"])[1][0].key)
+
+    def launch(words: Sequence[str], **options: Any) -> None:
+        if {"training.train", str(without_gate), "1"} <= {*words}:
             raise RuntimeError("no memory")
-        return here(function, *arguments, log=log)
+        run_here(words, **options)
 
     only = [FULL, "no-gate"]
     kept = r"w/o gate, seed 1 \(.*seed1\) failed: no memory; finished runs are kept, the same command continues"
@@ -161,7 +161,7 @@ def test_a_run_that_fails_stops_with_its_error_and_keeps_the_others(base: Config
     assert stored["missing"] == [["w/o gate", 1]]
     assert [bool(row["run"]) for row in stored["tables"]["table1"]["rows"]] == [True, False]
     text = do("table1", base, tmp_path, only)[1]
-    assert "3 are there, 1 to run" in text and "[1/1] w/o gate, seed 1" in text
+    assert "3 finished, 1 to run" in text and "[1/1] w/o gate, seed 1" in text
 
 
 def test_a_run_that_was_begun_under_another_name_is_continued(base: Config, tmp_path: Path) -> None:
@@ -206,19 +206,14 @@ def test_the_other_real_sets_are_bases_of_the_tables(
     name: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = as_layout(make_pedes(tmp_path / "set", ids={"train": 18, "val": 2, "test": 2}), name, file)
-    timed: list[dict[str, Any]] = []
-
-    def isolated(function: Callable[..., Any], configurations: list[dict[str, Any]], **options: Any) -> Any:
-        timed.extend(configurations)
-        return function(configurations)
-
-    monkeypatch.setattr(experiment.isolated, "isolated", isolated)
+    monkeypatch.setattr(child_process, "run_command", run_here)
     # The encoders of the recipes are downloaded: small ones with random weights in their place.
     small = [*tiny_options(data)[:-2], "--model.visual.pretrained", "", "--model.text.pretrained", ""]
     words = ["table1", "--base", name, "--data", str(data), "--out", str(tmp_path / "out"), "--rows", "full", "shallow"]
     small += ["--model.bdam.self-layers", "2"]
     assert cli.run(experiment.main, [*words, *small, "--seeds", "0", "--estimate"]) == 0
-    assert "2 rows are 2 configurations x 1 seeds = 2 runs; 0 are there, 2 to run" in capsys.readouterr().out
+    assert "2 rows are 2 configurations x 1 seeds = 2 runs: 0 finished, 2 to run" in capsys.readouterr().out
+    timed = [read_json(Path(file)) for file in read_json(tmp_path / "out" / "timing.json")]
     assert [values["recipe"] for values in timed] == [name, f"{name}/shallow"]
     assert {values["data"]["dataset"] for values in timed} == {name}
     assert {values["data"]["root"] for values in timed} == {str(data)}
@@ -227,8 +222,8 @@ def test_the_other_real_sets_are_bases_of_the_tables(
 def test_bad_requests_are_named(base: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="--rows: table1 has no row 'no-mamba', expected some of no-bdam, full, "):
         plan("table1", base, None, ["no-mamba"])
-    with pytest.raises(ValueError, match=r"--seeds must be different, got \[1, 1\]"):
-        missing_runs(plan("table1", base)[1], [1, 1], tmp_path / "none", Console(), here)
+    with pytest.raises(ValueError, match=r"--seeds must be different numbers, got \[1, 1\]"):
+        missing_jobs(plan("table1", base)[1], [1, 1], tmp_path / "none", Console(), run_here)
     assert not (tmp_path / "none").exists()
     assert cli.run(experiment.main, ["synthetic", "--base", "synthetic"]) == 2
     assert (

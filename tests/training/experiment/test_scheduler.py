@@ -1,30 +1,33 @@
-"""Runs side by side, each in processes of its own, and what is said about them."""
+"""Jobs side by side, each in processes of its own, and what is said about them."""
 
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
-from tests.support import ROOT, child_processes
+from tests.support import ROOT
 from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import tiny_config
 from training.config import Config
 from training.config.ablations import FULL, Row
-from training.experiment import isolated, jobs, scheduler
-from training.experiment.__main__ import missing_runs, plan
+from training.experiment import jobs, scheduler
+from training.experiment.child_process import run_command
+from training.experiment.jobs import Job, missing_jobs
+from training.experiment.plan import plan
 from training.experiment.summary import run_folder
+from training.utils.io import write_json
+
+CHILD = "tests.support.child_processes"
+Tick = Callable[[], None]
 
 
 @pytest.fixture
@@ -32,23 +35,31 @@ def base(tmp_path: Path) -> Config:
     return tiny_config(make_pedes(tmp_path / "pedes"))
 
 
+def value_of(words: Sequence[str], option: str) -> str:
+    return words[words.index(option) + 1]
+
+
 def test_runs_go_on_side_by_side(base: Config, tmp_path: Path) -> None:
     together, meeting = [], threading.Barrier(2, timeout=60)
 
-    def launch(function: Callable[..., Any], *arguments: Any, log: Path, tick: Callable[[], None] = print) -> Any:
-        if function is jobs.time_configurations:
-            return [{"start": 30.0, "training": 40.0, "evaluation": 20.0}]
+    def launch(words: Sequence[str], *, log: Path, tick: Tick = print) -> None:
+        if words[0] == "training.experiment.timing":
+            file, out = words[1], Path(value_of(words, "--out"))
+            write_json(out, {file: {"start": 30.0, "training": 40.0, "evaluation": 20.0}})
+            return
         tick()
-        if function is jobs.train_run:
+        if words[0] == "training.train":
             # Passes only when the other run has come as far.
             meeting.wait()
-            together.append(arguments[0]["seed"])
-        return {"metrics": {"R1": 1.0, "mAP": 2.0}, "training_memory_mb": 3.0}
+            together.append(int(value_of(words, "--seed")))
+        else:
+            Path(words[1]).mkdir()
+            write_json(Path(words[1]) / "eval.json", {"metrics": {"R1": 1.0, "mAP": 2.0}, "training_memory_mb": 3.0})
 
     console = Console(file=StringIO(), width=150, soft_wrap=True)
-    runs = missing_runs(plan("synthetic", base)[1], (0, 1, 2, 3), tmp_path, console, launch, 2)
-    scheduler.run_all(runs, console, launch, 2)
-    text = console.file.getvalue()
+    missing = missing_jobs(plan("synthetic", base)[1], (0, 1, 2, 3), tmp_path, console, launch, 2)
+    scheduler.run_jobs(missing, console, launch, 2)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "about 3 min in all: 100 s each, at most 100 s (synthetic), 2 at a time;" in text
     assert sorted(together) == [0, 1, 2, 3] and "[4/4]" in text and "; done" in text
 
@@ -56,9 +67,9 @@ def test_runs_go_on_side_by_side(base: Config, tmp_path: Path) -> None:
 def test_the_first_run_that_fails_ends_those_beside_it(base: Config, tmp_path: Path) -> None:
     beside, ended = threading.Event(), []
 
-    def launch(function: Callable[..., Any], *arguments: Any, log: Path, tick: Callable[[], None] = print) -> Any:
+    def launch(words: Sequence[str], *, log: Path, tick: Tick = print) -> None:
         tick()
-        if arguments[0]["seed"] == 0:
+        if value_of(words, "--seed") == "0":
             assert beside.wait(60)
             raise RuntimeError("no memory")
         beside.set()
@@ -71,27 +82,58 @@ def test_the_first_run_that_fails_ends_those_beside_it(base: Config, tmp_path: P
             raise
 
     row = Row("table1", FULL, "Full", base)
-    runs = [scheduler.Run(row, seed, run_folder(tmp_path, row.key, seed), 10.0) for seed in (0, 1, 2)]
+    three = [Job(row, seed, run_folder(tmp_path, row.key, seed), 10.0) for seed in (0, 1, 2)]
     with pytest.raises(RuntimeError, match="Full, seed 0 .* failed: no memory"):
-        scheduler.run_all(runs, Console(file=StringIO()), launch, 2)
+        scheduler.run_jobs(three, Console(file=StringIO()), launch, 2)
     # The third has not begun, or has been ended too.
-    assert set(ended) == {"_Stopped"}
+    assert set(ended) == {"_StopRequest"}
+
+
+def test_a_job_is_a_command_that_can_be_repeated_by_hand(base: Config, tmp_path: Path) -> None:
+    row = Row("table1", FULL, "Full", base)
+    job = Job(row, 4, run_folder(tmp_path, row.key, 4))
+    words = ["training.train", "--out", str(job.folder), "--seed", "4", "--config"]
+    assert job.command == [*words, str(tmp_path / f"{row.key}.json")]
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.json").write_text("{}")
+    assert job.command == [*words, str(job.folder / "config.json"), "--resume"]
 
 
 def test_durations_in_words() -> None:
-    assert [scheduler.minutes(x) for x in (59.6, 150, 7199, 9000)] == ["60 s", "2 min", "120 min", "2.5 h"]
+    assert [jobs.minutes(x) for x in (59.6, 150, 7199, 9000)] == ["60 s", "2 min", "120 min", "2.5 h"]
 
 
-def test_a_process_of_its_own_hands_over_results_errors_and_its_end(tmp_path: Path) -> None:
+def test_a_process_of_its_own_hands_over_errors_and_its_end(tmp_path: Path) -> None:
     log, ticks = tmp_path / "log", []
-    assert isolated.isolated(statistics.fmean, [1, 2, 6], log=log) == 3
-    assert isolated.isolated(torch.get_num_threads, log=log, threads=3) == 3
-    assert isolated.isolated(time.sleep, 0.6, log=log, tick=lambda: ticks.append(1)) is None and ticks
-    with pytest.raises(RuntimeError, match=f"two words; what it printed is in {log}"):
-        isolated.isolated(child_processes.fail, "two\n words", log=log)
-    assert "on the way" in log.read_text() and "ValueError: two" in log.read_text()
+    log.write_text("before\n")
+    run_command([CHILD, "sleep", "0.6"], log=log, threads=3, tick=lambda: ticks.append(1))
+    assert ticks
+    assert log.read_text() == f"before\nOMP_NUM_THREADS=3 python -m {CHILD} sleep 0.6\nthreads 3\n"
+    with pytest.raises(RuntimeError, match=f"^two words; what it printed is in {log}"):
+        run_command([CHILD, "fail", "two\n words"], log=log)
+    assert "error: two words\n" in log.read_text()
+    with pytest.raises(RuntimeError, match="^TypeError: defect; what it printed"):
+        run_command([CHILD, "defect", "defect"], log=log)
+    assert "Traceback" in log.read_text()
+    with pytest.raises(RuntimeError, match="^its process ended with status 3; what it printed"):
+        run_command([CHILD, "exit", "3"], log=log)
     with pytest.raises(RuntimeError, match=r"its process was ended by signal 9 \(out of memory\?\); what it printed"):
-        isolated.isolated(child_processes.vanish, log=log)
+        run_command([CHILD, "vanish"], log=log)
+
+
+def test_an_interruption_ends_the_process(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def interrupt() -> None:
+        with open(pipe) as file:
+            assert file.readline() == "here\n"
+        raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_command([CHILD, "stay", str(pipe)], log=tmp_path / "log", tick=interrupt)
+    assert time.monotonic() - started < 50
 
 
 @pytest.mark.timeout(120)
@@ -100,9 +142,8 @@ def test_a_process_does_not_outlive_the_one_that_started_it(tmp_path: Path) -> N
     os.mkfifo(pipe)
     script = tmp_path / "script.py"
     script.write_text(
-        "from pathlib import Path\nfrom tests.support import child_processes\nfrom training.experiment import isolated\n"
-        "if __name__ == '__main__': "
-        f"isolated.isolated(child_processes.stay, Path({str(pipe)!r}), log=Path({str(log)!r}))"
+        "from pathlib import Path\nfrom training.experiment.child_process import run_command\n"
+        f"run_command([{CHILD!r}, 'stay', {str(pipe)!r}], log=Path({str(log)!r}))"
     )
     parent = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": str(ROOT)})
     with open(pipe) as file:

@@ -12,15 +12,18 @@ import pytest
 from rich.console import Console
 
 from tests.support.caption_dataset import write_people
+from tests.support.commands import run_here
 from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import tiny_config
-from tests.training.experiment.test_experiment import SEEDS, here
 from training.config import STYLE_METHODS, Config
 from training.config.ablations import ABLATIONS, REFERENCES, Row
 from training.data.datasets import read_dataset
-from training.experiment.__main__ import ALL, missing_runs, plan, print_summary, run_experiment
+from training.experiment.jobs import missing_jobs
+from training.experiment.plan import ALL, plan
+from training.experiment.scheduler import run_experiment
 from training.experiment.style_texts import with_texts
-from training.report import build_experiment
+from training.experiment.summary_table import print_summary
+from training.report.experiment_page import build_experiment
 
 NAMES = ("style-none", "style-dbscan")
 
@@ -85,7 +88,7 @@ def test_real_data_need_their_texts_made_before(tmp_path: Path) -> None:
     config = tiny_config(make_pedes(tmp_path / "data"))
     rows = rows_of(config, tmp_path / "out", ("style-gmm",))
     missing = (
-        "style-gmm: there are no texts .*gmm/descriptions.jsonl; make them with `python -m training.describe styles"
+        "style-gmm: there are no texts .*gmm/descriptions.jsonl; generate them with `python -m training.describe styles"
     )
     with pytest.raises(FileNotFoundError, match=missing):
         with_texts(rows, Console(quiet=True))
@@ -100,8 +103,8 @@ def test_runs_are_compared_although_their_texts_differ(made: tuple[Path, list[Ro
     out, rows, _ = made
     console = Console(file=StringIO(), width=150)
     titles: dict[str, str] = {"table4": "Table 4"}
-    runs = missing_runs(rows, SEEDS[:1], out, console, here)
-    summary: dict[str, Any] = run_experiment(runs, rows, titles, SEEDS[:1], out, base, console, launch=here)
+    jobs = missing_jobs(rows, [0], out, console, run_here)
+    summary: dict[str, Any] = run_experiment(jobs, rows, titles, [0], out, base, console, launch=run_here)
     none, dbscan = (summary["runs"][row["run"]] for row in summary["tables"]["table4"]["rows"])
     assert none["data"] != dbscan["data"] and dbscan["comparison"] is None
     delta = none["mean"]["mAP"] - dbscan["mean"]["mAP"]

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from tests.support.models import PRESETS, batch, build, paper, recommended, texts
 from training.engine.losses import fixed_losses, task_losses
-from training.models.model import VIEWS, Encoded, hard_negatives, other_identity
+from training.models.model import VIEWS, EncoderOutput, hard_negatives, negative_indices
 
 DATA = batch()
 # Parameters behind a softmax or a normalisation that removes what they add, up to rounding.
@@ -131,7 +131,8 @@ def test_a_switch_changes_the_graph_and_leaves_the_rest_trained(switch):
     (model_config, loss), vanished, untrained = SWITCHES[switch]
     full_model, model = build(*recommended()), build(model_config, loss)
     full_names, names = (
-        {name for name, _ in m.named_parameters() if not name.startswith("clothing_head.probe")} for m in (full_model, model)
+        {name for name, _ in m.named_parameters() if not name.startswith("clothing_head.probe")}
+        for m in (full_model, model)
     )
     expected = {n for n in full_names if not (vanished and re.match(vanished, n))}
     if switch == "transformer":
@@ -185,14 +186,14 @@ def test_which_text_is_fused(configs, view):
             assert not torch.equal(getattr(before, f"t_{name}"), getattr(after, f"t_{name}"))
 
 
-def test_wrong_pairs_are_of_another_identity():
+def test_wrong_pairs_are_of_annegative_indices():
     ids = torch.tensor([7, 7, 7, 3, 3, 5])
-    others = other_identity(ids)
+    others = negative_indices(ids)
     assert (ids != ids[others]).all()
     # From half a batch further on: 0 -> 3, 1 -> 4, 2 -> 5, 3 -> 0, 4 -> 1, 5 -> 2.
     assert others.tolist() == [3, 4, 5, 0, 1, 2]
-    assert other_identity(torch.tensor([1, 1, 2, 1])).tolist() == [2, 2, 0, 2]
-    assert other_identity(torch.tensor([4, 4, 4])) is None
+    assert negative_indices(torch.tensor([1, 1, 2, 1])).tolist() == [2, 2, 0, 2]
+    assert negative_indices(torch.tensor([4, 4, 4])) is None
 
 
 def test_batch_of_one_identity_has_only_right_pairs():
@@ -211,12 +212,13 @@ def logits_of(model, encoded, images, texts):
     return model.heads(paired).matching_logits[: len(images)]
 
 
-def test_wrong_pairs_in_order_are_images_with_the_text_of_another_identity():
+def test_wrong_pairs_in_order_are_images_with_the_text_of_annegative_indices():
     """Row B + i is image i with the text of its wrong partner: what a separate fusion of that pair gives."""
     model = build(*loss_switch(final_negatives="next"))
     encoded = model.encode(DATA)
     assert_close(
-        model.heads(encoded).matching_logits[8:], logits_of(model, encoded, torch.arange(8), other_identity(DATA.ids_B))
+        model.heads(encoded).matching_logits[8:],
+        logits_of(model, encoded, torch.arange(8), negative_indices(DATA.ids_B)),
     )
 
 
@@ -226,7 +228,9 @@ def test_hard_wrong_pairs_are_the_most_similar_ones():
     model = build(*recommended())
     encoded = model.encode(DATA)
     f = model.heads(encoded)
-    fused = F.normalize(model.text_projection(model._pool(encoded.text_tokens_VBTC[3], encoded.text_mask_VBT[3])), dim=1)
+    fused = F.normalize(
+        model.text_projection(model._pool(encoded.text_tokens_VBTC[3], encoded.text_mask_VBT[3])), dim=1
+    )
     similar = ((f.v_id + f.v_clo) @ fused.T).tolist()
     images, texts = [], []
     for i in range(8):
@@ -242,7 +246,7 @@ def test_hard_wrong_pairs_are_the_most_similar_ones():
 @pytest.mark.parametrize("share", [0.0, 0.25])
 def test_the_losses_of_the_fusion_reach_the_encoders_as_far_as_the_field_says(share):
     gradients = []
-    for model in (build(*recommended()), build(*loss_switch(final_gradient=share))):
+    for model in (build(*loss_switch(final_gradient=part)) for part in (1.0, share)):
         leaves = model.encode(DATA).leaves()
         features = model.heads(leaves)
         losses = features.matching_logits.square().sum() + features.f_final.pow(3).sum()
@@ -347,7 +351,7 @@ def test_gradients_through_leaves_equal_those_of_one_graph():
 
 def test_backward_of_frozen_encoders_does_nothing():
     x = torch.zeros(2, 3, 4)
-    encoded = Encoded(x, x, x, torch.arange(2))
+    encoded = EncoderOutput(x, x, x, torch.arange(2))
     leaves = encoded.leaves()
     (leaves.image_tokens_BPC * 2).sum().backward()
     encoded.backward(leaves)

@@ -11,9 +11,8 @@ from tests.support.fake_experiment import make_summary
 from tests.support.html import Page
 from training.config.ablations import ABLATIONS
 from training.config.recipes import ROWS
-from training.report import build_experiment, read_experiment, write_experiment, write_markdown
 from training.report.__main__ import main
-from training.report.experiment_page import PAPER
+from training.report.experiment_page import PAPER, build_experiment, read_experiment, write_experiment, write_markdown
 from training.utils import cli
 
 

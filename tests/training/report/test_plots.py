@@ -14,7 +14,8 @@ import pytest
 from tests.support.fake_run import make_run
 from tests.support.pedes_dataset import make_pedes
 from tests.training.report.test_run_page import page_of
-from training.report import disentangle_section, radar, read_run
+from training.report import disentangle_section, radar
+from training.report.run_files import read_run
 
 PROBED = ("entangled", "f_id", "f_clo", "f_final")
 

@@ -17,10 +17,13 @@ from tests.support import ROOT
 from tests.support.fake_run import CHANCE, TASKS, make_run
 from tests.support.html import Page
 from tests.support.pedes_dataset import make_pedes
-from training.config import to_dict
+from training import train as train_command
+from training.config import command_line, to_dict
 from training.config.recipes import get_recipe
-from training.report import build_page, config_rows, plots, read_run, write_page
+from training.report import config_rows, plots
 from training.report.__main__ import main
+from training.report.run_files import read_run
+from training.report.run_page import build_page, write_page
 from training.utils import cli
 
 
@@ -182,10 +185,7 @@ def test_command_repeats_the_configuration_exactly():
     words = shlex.split(train)
     assert evaluate == "python -m training.evaluate runs/again"
     assert words[:6] == ["python", "-m", "training.train", "synthetic", "--out", "runs/again"]
-    parser = cli.parser("train", "")
-    cli.add_recipe(parser)
-    parser.add_argument("--out")
-    assert cli.parse(parser, words[3:])[1] == changed
+    assert command_line.parse(train_command.Arguments, words[3:], "", "", lambda a: get_recipe(a.recipe))[1] == changed
     assert config_rows.repeat_command(stored | {"recipe": "mine"}, "x") is None
 
 

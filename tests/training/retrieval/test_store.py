@@ -20,7 +20,7 @@ from training.data.loader import tokenize
 from training.data.tokenizer import build_tokenizer, save_tokenizer
 from training.engine import checkpoint
 from training.evaluation.dual import embed_dual
-from training.retrieval import store
+from training.retrieval import gallery_search, store
 from training.retrieval.store import Index, build_index, folder_records, index_key, load_index, save_index
 from training.utils import cli
 
@@ -166,7 +166,7 @@ def test_key_changes_with_checkpoint_and_images(tmp_path):
 
 
 def test_find_gives_the_best_images_of_the_test_split(run_dir, root):
-    found = search.find(run_dir, "a tall person in a red shirt", 4, "test")
+    found = gallery_search.search_gallery(run_dir, "a tall person in a red shirt", 4, "test")
     run = checkpoint.load_run(run_dir)
     dual = embed_dual(run.model, read_dataset(run.config.data).splits["test"], run.tokenizer, run.config)
     with torch.inference_mode():
@@ -177,14 +177,14 @@ def test_find_gives_the_best_images_of_the_test_split(run_dir, root):
 
 
 def test_index_is_kept_until_something_changes(run_dir, root, monkeypatch):
-    first, built = search.find(run_dir, "red", 3, "test"), []
-    original = search.build_index
-    monkeypatch.setattr(search, "build_index", lambda *a, **k: built.append(1) or original(*a, **k))
-    assert search.find(run_dir, "red", 3, "test") == first and not built
-    folder = search.find(run_dir, "red", 3, str(root / "imgs/val"))
+    first, built = gallery_search.search_gallery(run_dir, "red", 3, "test"), []
+    original = gallery_search.build_index
+    monkeypatch.setattr(gallery_search, "build_index", lambda *a, **k: built.append(1) or original(*a, **k))
+    assert gallery_search.search_gallery(run_dir, "red", 3, "test") == first and not built
+    folder = gallery_search.search_gallery(run_dir, "red", 3, str(root / "imgs/val"))
     assert len(built) == 1 and all("imgs/val" in path for _, path in folder)
     (run_dir / "index.pt").write_bytes(b"damaged")
-    assert search.find(run_dir, "red", 3, "test") == first and len(built) == 2
+    assert gallery_search.search_gallery(run_dir, "red", 3, "test") == first and len(built) == 2
 
 
 def test_table_keeps_long_paths_whole_and_unformatted():

@@ -18,12 +18,12 @@ from tests.support import ROOT
 from training import prepare
 from training.config import DataConfig
 from training.data.datasets import read_dataset
-from training.synthetic import attributes as people
-from training.synthetic import dataset as synthetic
-from training.synthetic.render.camera import take
-from training.synthetic.rng import Dice, cosine, sine
-from training.synthetic.text.captions import MAX_WORDS, MIN_WORDS, STYLES, tokens, write_captions
-from training.synthetic.text.descriptions import describe
+from training.synthetic import attributes
+from training.synthetic.dataset import SPLITS, generate
+from training.synthetic.render.camera import render_image
+from training.synthetic.rng import KeyedRng, cosine, sine
+from training.synthetic.text.captions import MAX_WORDS, MIN_WORDS, STYLES, tokenize_caption, write_captions
+from training.synthetic.text.descriptions import write_descriptions
 from training.synthetic.text.vocabulary import COLOUR_WORDS
 from training.utils import cli
 
@@ -41,17 +41,17 @@ def digest(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def sample(number: int) -> tuple[people.Identity, people.Outfit, people.Pose]:
-    dice = Dice("test", number)
-    identity = people.sample_identity(dice)
-    outfit = people.sample_outfit(dice, identity)
-    return identity, outfit, people.sample_pose(dice, outfit)
+def sample(number: int) -> tuple[attributes.Identity, attributes.Outfit, attributes.Pose]:
+    rng = KeyedRng("test", number)
+    identity = attributes.sample_identity(rng)
+    outfit = attributes.sample_outfit(rng, identity)
+    return identity, outfit, attributes.sample_pose(rng, outfit)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("synthetic") / "nested" / "set"
-    synthetic.generate(out, ids=40, seed=3)
+    generate(out, ids=40, seed=3)
     return out
 
 
@@ -67,7 +67,7 @@ def test_layout_is_that_of_cuhk_pedes(root, records):
     for record in records:
         assert list(record) == ["split", "captions", "file_path", "processed_tokens", "id"]
         assert re.fullmatch(r"cam_[a-f]/\d{5}_\d\d\.jpg", record["file_path"])
-        assert record["processed_tokens"] == [tokens(caption) for caption in record["captions"]]
+        assert record["processed_tokens"] == [tokenize_caption(caption) for caption in record["captions"]]
         assert all(re.fullmatch(r"[a-z0-9]+", word) for words in record["processed_tokens"] for word in words)
     on_disk = {str(path.relative_to(root / "imgs")) for path in (root / "imgs").rglob("*.jpg")}
     assert on_disk == {record["file_path"] for record in records}
@@ -82,7 +82,7 @@ def test_the_reader_of_cuhk_pedes_reads_it(root, records):
 
 
 def test_splits_share_no_identity_and_the_summary_counts_them(root, records):
-    splits = {split: {r["id"] for r in records if r["split"] == split} for split in synthetic.SPLITS}
+    splits = {split: {r["id"] for r in records if r["split"] == split} for split in SPLITS}
     assert [len(ids) for ids in splits.values()] == [30, 4, 6]
     assert set.union(*splits.values()) == set(range(1, 41))
     summary = json.loads((root / "synthetic.json").read_text())
@@ -131,7 +131,7 @@ def test_captions_agree_with_the_garments_in_most_cases():
     named, wrong, slips, total = 0, 0, 0, 0
     for number in range(600):
         identity, outfit, pose = sample(number)
-        for caption in write_captions(Dice("captions", number), identity, outfit, pose):
+        for caption in write_captions(KeyedRng("captions", number), identity, outfit, pose):
             total += 1
             named += any(word in caption.text.lower() for word in COLOUR_WORDS[outfit.upper_colour])
             wrong += "colour:upper" in caption.errors
@@ -147,8 +147,11 @@ def test_captions_tell_only_what_the_view_shows():
         identity, outfit, pose = sample(number)
         identity = replace(identity, glasses=True, beard=True)
         outfit = replace(outfit, pattern="logo", pattern_colour="white", upper="T-shirt")
-        texts = [caption.text for caption in write_captions(Dice("view", number), identity, outfit, pose)]
-        texts += [str(describe(Dice("view", number), identity, outfit, pose)[key]) for key in ("identity", "clothing")]
+        texts = [caption.text for caption in write_captions(KeyedRng("view", number), identity, outfit, pose)]
+        texts += [
+            str(write_descriptions(KeyedRng("view", number), identity, outfit, pose)[key])
+            for key in ("identity", "clothing")
+        ]
         seen = " ".join(texts)
         told[pose.facing, "face"] += "glasses" in seen or "beard" in seen
         told[pose.facing, "logo"] += "on the front" in seen
@@ -170,20 +173,20 @@ def test_generated_texts_keep_identity_and_clothing_apart(root, records):
 
 
 def test_same_bytes_in_every_run_and_with_two_processes(tmp_path, root):
-    first = synthetic.generate(tmp_path / "a", ids=6, seed=5, images_per_id=3, height=160, width=64)
+    first = generate(tmp_path / "a", ids=6, seed=5, images_per_id=3, height=160, width=64)
     script = "import sys, pathlib\nfrom training.synthetic.dataset import generate\nif __name__ == '__main__':\n"
     script += "    generate(pathlib.Path(sys.argv[1]), 6, 5, 3, height=160, width=64, workers=2)\n"
     (tmp_path / "two.py").write_text(script)
     command = [sys.executable, str(tmp_path / "two.py"), str(tmp_path / "b")]
     subprocess.run(command, check=True, env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}, timeout=120)
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
-    synthetic.generate(tmp_path / "c", ids=6, seed=6, images_per_id=3, height=160, width=64)
+    generate(tmp_path / "c", ids=6, seed=6, images_per_id=3, height=160, width=64)
     assert digest(tmp_path / "a")["reid_raw.json"] != digest(tmp_path / "c")["reid_raw.json"]
     assert first["parameters"]["height"] == 160
 
 
 def test_factors_and_texts_are_those_of_every_other_machine(tmp_path):
-    synthetic.generate(tmp_path / "set", ids=5, seed=0, images_per_id=2)
+    generate(tmp_path / "set", ids=5, seed=0, images_per_id=2)
     found = digest(tmp_path / "set")
     assert found["reid_raw.json"][:16] == "cb515415c5f185c0"
     assert found["descriptions.jsonl"][:16] == "58e054e40c3c0275"
@@ -198,23 +201,23 @@ def test_pictures_show_the_colours_of_the_garments():
         identity, outfit, _ = sample(number)
         name = names[number % len(names)]
         outfit = replace(outfit, upper="T-shirt", pattern="plain", bag="none", scarf_colour="none", inner_colour="none")
-        outfit = replace(outfit, rgb=outfit.rgb | {"upper": people.shade(Dice("shade", number), name)})
-        pose = people.Pose("back", 180.0, "standing", 0.0, {"left": "down", "right": "down"}, "none")
+        outfit = replace(outfit, rgb=outfit.rgb | {"upper": attributes.sample_shade(KeyedRng("shade", number), name)})
+        pose = attributes.Pose("back", 180.0, "standing", 0.0, {"left": "down", "right": "down"}, "none")
         identity = replace(identity, hair="short", age="adult")
-        shot = people.sample_shot(Dice("shot", number), people.CAMERAS[number % 6 - number // 6 % 6])
+        shot = attributes.sample_shot(KeyedRng("shot", number), attributes.CAMERAS[number % 6 - number // 6 % 6])
         shot = replace(shot, offset_x=0.0, offset_y=0.0)
-        chest = take(identity, outfit, pose, shot, 192, 96)[66:84, 42:54].reshape(-1, 3)
+        chest = render_image(identity, outfit, pose, shot, 192, 96)[66:84, 42:54].reshape(-1, 3)
         median = np.median(chest, axis=0)
-        right += min(names, key=lambda n: float(np.abs(median - people.COLOURS[n]).sum())) == name  # noqa: B023
+        right += min(names, key=lambda n: float(np.abs(median - attributes.COLOURS[n]).sum())) == name  # noqa: B023
     assert right >= 86
 
 
 def test_cameras_keep_their_look_and_differ():
     identity, outfit, pose = sample(1)
     corners = {}
-    for camera in people.CAMERAS:
-        shots = [replace(people.sample_shot(Dice(camera, k), camera), light=1.0) for k in range(6)]
-        skies = [take(identity, outfit, pose, shot, 160, 64)[:20, :12].mean((0, 1)) for shot in shots]
+    for camera in attributes.CAMERAS:
+        shots = [replace(attributes.sample_shot(KeyedRng(camera, k), camera), light=1.0) for k in range(6)]
+        skies = [render_image(identity, outfit, pose, shot, 160, 64)[:20, :12].mean((0, 1)) for shot in shots]
         corners[camera] = np.mean(skies, axis=0)
     distances = [np.abs(corners[a] - corners[b]).sum() for a in corners for b in corners if a < b]
     assert min(distances) > 8
@@ -223,7 +226,7 @@ def test_cameras_keep_their_look_and_differ():
 def test_a_used_folder_is_refused_and_left_alone(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="already exists and is not an empty folder; nothing was written"):
-        synthetic.generate(tmp_path, ids=5)
+        generate(tmp_path, ids=5)
     assert cli.run(prepare.main, ["synthetic", str(tmp_path), "--ids", "5"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} already exists")
     assert digest(tmp_path) == {"notes.txt": hashlib.sha256(b"mine").hexdigest()}
@@ -244,7 +247,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthetic.generate(tmp_path / "set", ids=5, progress=stop)
+        generate(tmp_path / "set", ids=5, progress=stop)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -263,7 +266,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
 )
 def test_bad_parameters(tmp_path, changed, error, message):
     with pytest.raises(error, match=message):
-        synthetic.generate(tmp_path / "set", **({"ids": 5} | changed))
+        generate(tmp_path / "set", **({"ids": 5} | changed))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -274,12 +277,14 @@ def test_sine_is_a_sine():
 
 
 def test_dice_draw_what_they_are_asked_for():
-    dice = Dice("dice")
-    assert Counter(dice.weighted({"a": 3, "b": 1, "never": 0}) for _ in range(4000))["a"] == pytest.approx(
+    rng = KeyedRng("dice")
+    assert Counter(rng.weighted_choice({"a": 3, "b": 1, "never": 0}) for _ in range(4000))["a"] == pytest.approx(
         3000, abs=120
     )
-    assert {dice.integer(2, 4) for _ in range(100)} == {2, 3, 4}
-    assert sorted(dice.shuffled(range(9))) == list(range(9))
+    assert {rng.integer(2, 4) for _ in range(100)} == {2, 3, 4}
+    assert sorted(rng.permutation(range(9))) == list(range(9))
     assert (
-        [Dice(1, 2).uniform(0, 1) for _ in range(2)] == [Dice(1, 2).uniform(0, 1)] * 2 != [Dice(12).uniform(0, 1)] * 2
+        [KeyedRng(1, 2).uniform(0, 1) for _ in range(2)]
+        == [KeyedRng(1, 2).uniform(0, 1)] * 2
+        != [KeyedRng(12).uniform(0, 1)] * 2
     )

@@ -1,4 +1,4 @@
-"""Brings the packed cache up to date: what changed is decoded by worker processes and written under a lock."""
+"""Updates the packed cache: worker processes decode changed files, one process writes under a lock."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from training.data.images import transforms
-from training.data.images.cache import DAMAGED, Index, Store, stamp_of
-from training.data.images.prefetch import filled
+from training.data.images.cache import DAMAGED, CacheFiles, CacheIndex, file_stamp
+from training.data.images.prefetch import prefetched
 from training.utils.io import atomic
 
-# Files that a worker takes at a time, and seconds between two writes of the index: what a kill can lose.
+# Files per task of a worker, and seconds between two writes of the index: at most this much is lost by a kill.
 CHUNK, SAVE_SECONDS = 32, 10.0
 
 
-class Counts(NamedTuple):
-    """What `pack` found: files whose row was there, whose content was known under another name or time, and decoded."""
+class PackCounts(NamedTuple):
+    """Numbers of files by outcome: row current, content known under another name or time, decoded."""
 
     current: int
     renamed: int
     decoded: int
 
 
-class _Read(NamedTuple):
-    """One file as a worker found it: its row number if the content is known, else the checksum of the buffer's next row."""
+class _ReadResult(NamedTuple):
+    """Result for one file: its row if the content is known, else the checksum of the buffer's next row; or a problem."""
 
     path: str
     stamp: tuple[int, int]
@@ -45,48 +45,48 @@ class _Read(NamedTuple):
     problem: str = ""
 
 
-def pack(
+def pack_images(
     paths: Sequence[Path], folder: Path | str, image_size: tuple[int, int], workers: int = 0, *, check: bool = False
-) -> Counts:
-    """Brings the cache of `image_size` in `folder` up to date for the image files `paths`; others in it stay.
+) -> PackCounts:
+    """Updates the cache of `image_size` (H, W) in `folder` for the image files `paths`; other rows stay.
 
-    Only what changed is decoded, by `workers` processes (0: this one), with progress on a terminal; an interrupted call
-    keeps what it has done. check: read every file and every row again instead of believing size and time of change.
+    Only changed files are decoded, by `workers` processes (0: this one), with progress on a terminal; an interrupted call
+    keeps its results. check: read every file and every row again instead of trusting size and modification time.
 
-    Raises ValueError when images cannot be read, after all others are done, with five of them and the name of a file
-    that lists them all; OSError when the folder cannot be written or has too little space, before anything is decoded.
+    Raises ValueError for unreadable images, after all others are done, with five of them and the name of a file that lists
+    all; OSError when the folder cannot be written or has too little space, before anything is decoded.
     """
-    store, names = Store(Path(folder), image_size), list(dict.fromkeys(map(os.path.abspath, paths)))
-    index = store.read_index()
+    files, names = CacheFiles(Path(folder), image_size), list(dict.fromkeys(map(os.path.abspath, paths)))
+    index = files.read_index()
     if index is not None and not check and all(map(index.is_current, names)):
-        return Counts(len(names), 0, 0)
+        return PackCounts(len(names), 0, 0)
     try:
-        store.folder.mkdir(parents=True, exist_ok=True)
+        files.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"data.cache={folder}: cannot make this folder: {error.strerror}") from error
-    with _locked(store.file("lock")):
-        for path in store.folder.glob(f".{store.file('').name}*.tmp"):
-            # Of a process that was killed: nobody else writes while the lock is held.
+        raise OSError(f"data.cache={folder}: cannot create this folder: {error.strerror}") from error
+    with _write_lock(files.path("lock")):
+        for path in files.folder.glob(f".{files.path('').name}*.tmp"):
+            # Left by a killed process: no other process writes while the lock is held.
             path.unlink()
-        # Another process may have done it meanwhile.
-        index = store.read_index()
+        # Another process may have updated it meanwhile.
+        index = files.read_index()
         if index is None:
-            # Whoever has the old file mapped keeps it.
-            store.file("u8").unlink(missing_ok=True)
-            index = Index()
-        store.file("u8").touch()
+            # A process that has mapped the old file keeps it.
+            files.path("u8").unlink(missing_ok=True)
+            index = CacheIndex()
+        files.path("u8").touch()
         if check:
-            _mark_damaged(store, index)
+            _mark_damaged(files, index)
         stale = names if check else [name for name in names if not index.is_current(name)]
-        _require_space(store, index, len(names))
-        counts, problems = _Packing(store, index).run(stale, workers)
-    _report(store, problems, len(names))
+        _require_space(files, index, len(names))
+        counts, problems = _CacheUpdate(files, index).run(stale, workers)
+    _raise_unreadable(files, problems, len(names))
     return counts._replace(current=counts.current + len(names) - len(stale))
 
 
 @contextmanager
-def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, and what moves it on."""
+def _progress_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal; yields the function that advances it."""
     console = Console(stderr=True)
     columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -95,8 +95,8 @@ def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Waits for its turn to write; the lock of a process that was killed is free."""
+def _write_lock(path: Path) -> Iterator[None]:
+    """Waits for the lock of the cache; the lock of a killed process is free."""
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,29 +108,29 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _mark_damaged(store: Store, index: Index) -> None:
-    """Marks the rows whose bytes are not those that were written."""
-    with open(store.file("u8"), "rb") as file, _progress("checking rows", len(index.rows)) as advance:
+def _mark_damaged(files: CacheFiles, index: CacheIndex) -> None:
+    """Marks the rows whose checksum does not match."""
+    with open(files.path("u8"), "rb") as file, _progress_bar("checking rows", len(index.rows)) as advance:
         for row, (content, checksum) in enumerate(index.rows):
-            if zlib.crc32(file.read(store.row_bytes)) != checksum:
+            if zlib.crc32(file.read(files.row_bytes)) != checksum:
                 index.rows[row] = (content, DAMAGED)
             advance(1)
 
 
-def _require_space(store: Store, index: Index, images: int) -> None:
-    """Raises OSError when the disk cannot hold a row for each image, counting all rows that are there."""
-    needed = max(0, images - len(index.known())) * store.row_bytes
-    free = shutil.disk_usage(store.folder).free
+def _require_space(files: CacheFiles, index: CacheIndex, images: int) -> None:
+    """Raises OSError when the disk has no space for the rows that may be missing."""
+    needed = max(0, images - len(index.rows_by_content())) * files.row_bytes
+    free = shutil.disk_usage(files.folder).free
     if needed > free:
         raise OSError(
-            f"data.cache={store.folder}: {needed / 1e9:.2f} GB are needed for images of {store.image_size[0]}x"
-            f"{store.image_size[1]}, {free / 1e9:.2f} GB are free"
+            f"data.cache={files.folder}: {needed / 1e9:.2f} GB are needed for images of {files.image_size[0]}x"
+            f"{files.image_size[1]}, {free / 1e9:.2f} GB are free"
         )
 
 
-def _report(store: Store, problems: list[str], images: int) -> None:
-    """Raises ValueError if there are problems, and writes all of them to a file; removes it if there are none."""
-    path = store.file("unreadable.txt")
+def _raise_unreadable(files: CacheFiles, problems: list[str], images: int) -> None:
+    """Writes all problems to a file and raises ValueError; without problems removes the file."""
+    path = files.path("unreadable.txt")
     if not problems:
         path.unlink(missing_ok=True)
         return
@@ -140,89 +140,89 @@ def _report(store: Store, problems: list[str], images: int) -> None:
     raise ValueError(f"{len(problems)} of {images} images cannot be read: {shown}; all of them are listed in {path}")
 
 
-class _Reader:
-    """What a worker does: reads files, and decodes those whose content is not known to the buffer's first rows."""
+class _PackWorker:
+    """Reads files in a worker process, and decodes those of unknown content to the first rows of the buffer."""
 
     def __init__(self, known: dict[str, int], image_size: tuple[int, int]) -> None:
-        self.known, self.image_size = known, image_size
+        self.row_of, self.image_size = known, image_size
 
-    def __call__(self, paths: Sequence[str], out_BCHW: Tensor) -> list[_Read]:
-        found: list[_Read] = []
-        filled_rows = 0
+    def __call__(self, paths: Sequence[str], out_BCHW: Tensor) -> list[_ReadResult]:
+        results: list[_ReadResult] = []
+        rows_used = 0
         for path in paths:
-            # Before reading: a file that changes meanwhile is read again next time.
-            stamp = stamp_of(path)
+            # Before reading: a file that changes while it is read is read again next time.
+            stamp = file_stamp(path)
             try:
                 if stamp is None:
                     raise FileNotFoundError(f"there is no image {path}")
                 raw = Path(path).read_bytes()
                 content = hashlib.sha256(raw).hexdigest()
-                if content in self.known:
-                    found.append(_Read(path, stamp, content, self.known[content]))
+                if content in self.row_of:
+                    results.append(_ReadResult(path, stamp, content, self.row_of[content]))
                     continue
-                out_BCHW[filled_rows] = transforms.decode(path, self.image_size, raw)
+                out_BCHW[rows_used] = transforms.decode(path, self.image_size, raw)
             except (OSError, ValueError) as error:
-                found.append(_Read(path, stamp or (0, 0), problem=" ".join(str(error).split())))
+                results.append(_ReadResult(path, stamp or (0, 0), problem=" ".join(str(error).split())))
                 continue
-            found.append(_Read(path, stamp, content, checksum=zlib.crc32(out_BCHW[filled_rows].numpy().data)))
-            filled_rows += 1
-        return found
+            results.append(_ReadResult(path, stamp, content, checksum=zlib.crc32(out_BCHW[rows_used].numpy().data)))
+            rows_used += 1
+        return results
 
 
-class _Packing:
+class _CacheUpdate:
     """One update of a cache, under its lock."""
 
-    def __init__(self, store: Store, index: Index) -> None:
-        self.store, self.index, self.known = store, index, index.known()
-        # A damaged row is written again where it is, and by its own content only: other processes may have it mapped.
+    def __init__(self, files: CacheFiles, index: CacheIndex) -> None:
+        self.files, self.index, self.row_of = files, index, index.rows_by_content()
+        # A damaged row is rewritten in place, with its own content only: other processes may have it mapped.
         self.damaged = {content: row for row, (content, checksum) in enumerate(index.rows) if checksum == DAMAGED}
-        self.counts, self.problems = Counts(0, 0, 0), list[str]()
+        self.counts, self.problems = PackCounts(0, 0, 0), list[str]()
 
-    def run(self, stale: list[str], workers: int) -> tuple[Counts, list[str]]:
-        """Counts of `stale`, and what is wrong with those that could not be read."""
+    def run(self, stale: list[str], workers: int) -> tuple[PackCounts, list[str]]:
+        """(counts of `stale`, problems of the unreadable files)."""
         chunks = [stale[i : i + CHUNK] for i in range(0, len(stale), CHUNK)]
-        reader = _Reader(dict(self.known), self.store.image_size)
-        buffers = filled(reader, chunks, (CHUNK, 3, *self.store.image_size), min(workers, len(chunks)))
+        reader = _PackWorker(dict(self.row_of), self.files.image_size)
+        buffers = prefetched(reader, chunks, (CHUNK, 3, *self.files.image_size), min(workers, len(chunks)))
         saved = time.monotonic()
-        with open(self.store.file("u8"), "r+b") as file, _progress("packing images", len(stale)) as advance:
+        with open(self.files.path("u8"), "r+b") as file, _progress_bar("packing images", len(stale)) as advance:
             try:
-                for found, buffer in buffers:
-                    self._take(found, buffer, file)
-                    advance(len(found))
+                for results, buffer in buffers:
+                    self._write_rows(results, buffer, file)
+                    advance(len(results))
                     if time.monotonic() - saved > SAVE_SECONDS:
-                        self._save(file)
+                        self._save_index(file)
                         saved = time.monotonic()
             finally:
-                self._save(file)
+                self._save_index(file)
         return self.counts, self.problems
 
-    def _take(self, found: list[_Read], buffer: Tensor, file: IO[bytes]) -> None:
-        """Writes the rows of a chunk and enters its files into the index."""
+    def _write_rows(self, results: list[_ReadResult], buffer: Tensor, file: IO[bytes]) -> None:
+        """Writes the rows of a chunk and adds its files to the index."""
         current, renamed, decoded = self.counts
         next_row = 0
-        for read in found:
+        for read in results:
             if read.problem:
                 self.problems.append(read.problem)
                 continue
-            row = self.known.get(read.content)
+            row = self.row_of.get(read.content)
             if read.row is None:
                 next_row += 1
             if row is None:
                 row = self.damaged.pop(read.content, len(self.index.rows))
-                file.seek(row * self.store.row_bytes)
+                file.seek(row * self.files.row_bytes)
                 file.write(buffer[next_row - 1].numpy().data)
                 self.index.rows[row : row + 1] = [(read.content, read.checksum)]
-                self.known[read.content] = row
+                self.row_of[read.content] = row
                 decoded += 1
             elif self.index.files.get(read.path) == (*read.stamp, row):
                 current += 1
             else:
                 renamed += 1
             self.index.files[read.path] = (*read.stamp, row)
-        self.counts = Counts(current, renamed, decoded)
+        self.counts = PackCounts(current, renamed, decoded)
 
-    def _save(self, file: IO[bytes]) -> None:
-        """The rows first, so that the index never names one that is not on the disk."""
+    def _save_index(self, file: IO[bytes]) -> None:
+        """Writes the rows to disk before the index, which thus never names a missing row."""
         file.flush()
         os.fsync(file.fileno())
-        self.store.write_index(self.index)
+        self.files.write_index(self.index)

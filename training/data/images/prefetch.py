@@ -1,4 +1,4 @@
-"""Buffers that worker processes fill ahead of time, in an order that does not depend on how many there are."""
+"""Prefetching: worker processes fill buffers in advance, in an order independent of their number."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-# Buffers that each worker may have filled, or have under way, before they are needed.
-AHEAD = 2
+# Buffers per worker that are filled or being filled before they are needed.
+PREFETCH_FACTOR = 2
 
 K = TypeVar("K")
 T = TypeVar("T")
 
 
-class _Filling(Generic[K, T]):
-    """Map-style data set of results of `fill`, whose work lies in `buffers`. An error is returned, not raised: DataLoader
+class _PrefetchDataset(Generic[K, T]):
+    """Map-style data set of the results of `fill`, which writes to `buffers`. An error is returned, not raised: DataLoader
     would wrap its text in a traceback."""
 
     def __init__(self, fill: Callable[[K, Tensor], T], buffers: Tensor) -> None:
@@ -31,35 +31,35 @@ class _Filling(Generic[K, T]):
             return error
 
 
-def _identity(value: T) -> T:
+def _unchanged(value: T) -> T:
     return value
 
 
-def filled(
+def prefetched(
     fill: Callable[[K, Tensor], T], keys: Sequence[K], shape: Sequence[int], workers: int
 ) -> Iterator[tuple[T, Tensor]]:
-    """(fill(key, buffer), buffer) for each key in order, in this process or ahead of time in `workers` others.
+    """Yields (fill(key, buffer), buffer) for each key in order, computed in this process or in advance by `workers` others.
 
-    `buffer` is a uint8 tensor of `shape` that `fill` writes to; it holds until the next one is asked for. Raises what
-    `fill` raises, OSError or ValueError, when that key's turn comes.
+    `buffer` is a uint8 tensor of `shape` that `fill` writes to; it is valid until the next item is requested. Raises the
+    OSError or ValueError of `fill` in place of that key's item.
     """
     if workers == 0:
         buffer = torch.empty(tuple(shape), dtype=torch.uint8)
         for key in keys:
             yield fill(key, buffer), buffer
         return
-    # DataLoader keeps at most AHEAD keys a worker in flight and sends out the next one before it hands over a result, so
-    # the buffer in the caller's hands is one more. Shared memory that is written again and again: a fresh piece for
-    # every batch costs 2 us a page in the worker and again in this process.
-    buffers = torch.empty((AHEAD * workers + 1, *shape), dtype=torch.uint8).share_memory_()
+    # DataLoader keeps at most PREFETCH_FACTOR keys per worker in flight and sends the next one before it returns a
+    # result, so the caller's buffer is one more. The shared memory is reused: new memory for every batch costs 2 us per
+    # page in the worker and again in this process.
+    buffers = torch.empty((PREFETCH_FACTOR * workers + 1, *shape), dtype=torch.uint8).share_memory_()
     source: Any = DataLoader(
-        _Filling(fill, buffers),  # type: ignore[arg-type]
+        _PrefetchDataset(fill, buffers),  # type: ignore[arg-type]
         batch_size=None,
         sampler=list(enumerate(keys)),
         num_workers=workers,
-        prefetch_factor=AHEAD,
-        collate_fn=_identity,
-        # Of its own, so that the number of workers does not shift torch's global random numbers.
+        prefetch_factor=PREFETCH_FACTOR,
+        collate_fn=_unchanged,
+        # A separate generator: torch's global random state must not depend on the number of workers.
         generator=torch.Generator().manual_seed(0),
     )
     for number, result in enumerate(source):

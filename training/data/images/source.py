@@ -1,4 +1,4 @@
-"""Where pixels come from: image files, or the packed cache of them.
+"""Sources of decoded images: image files, or the packed cache.
 
 Shapes: B images, C = 3 channels (RGB), H, W pixels.
 """
@@ -15,30 +15,30 @@ from torch import Tensor
 
 from training.config import DataConfig
 from training.data.images import transforms
-from training.data.images.cache import Packed
-from training.data.images.pack import pack
-from training.data.images.prefetch import filled
+from training.data.images.cache import PackedImages
+from training.data.images.pack import pack_images
+from training.data.images.prefetch import prefetched
 
 # Decoded images are kept in memory up to this many bytes: 43,690 images of 128x64.
-KEPT_BYTES = 2**30
+MEMORY_LIMIT = 2**30
 
 
-class Images(Protocol):
-    """Resized images of a list of files, by their place in it."""
+class ImageSource(Protocol):
+    """Resized images of a list of files, by index."""
 
     image_size: tuple[int, int]
 
     def fill(self, indices: Sequence[int], out_BCHW: Tensor) -> None:
-        """Writes the images at these places to the first rows of uint8 (B, 3, H, W). Raises ValueError or OSError."""
+        """Writes the images of these indices to the first rows of uint8 (B, 3, H, W). Raises ValueError or OSError."""
 
 
-class Files:
-    """Images decoded from their files; with `keep` only once, if all of them fit into KEPT_BYTES."""
+class ImageFiles:
+    """Images decoded from their files; with `keep` only once, if all of them fit into MEMORY_LIMIT."""
 
     def __init__(self, paths: Sequence[Path], image_size: tuple[int, int], keep: bool) -> None:
         self.paths, self.image_size = list(paths), image_size
         shape = (len(paths), 3, *image_size)
-        fits = keep and int(np.prod(shape, dtype=np.int64)) <= KEPT_BYTES
+        fits = keep and int(np.prod(shape, dtype=np.int64)) <= MEMORY_LIMIT
         # Untouched pages of torch.empty cost no memory.
         self.pixels = torch.empty(shape, dtype=torch.uint8) if fits else None
         self.known = [False] * len(paths)
@@ -56,25 +56,25 @@ class Files:
 
 
 def update_cache(paths: Sequence[Path], config: DataConfig) -> None:
-    """Packs what the cache of `config` lacks of these files, if there is to be one. Raises what `packing.pack` does."""
+    """Updates the cache of `config` for these files; without a cache does nothing. Raises what `pack_images` does."""
     if config.cache:
-        pack(paths, config.cache, config.image_size, config.workers)
+        pack_images(paths, config.cache, config.image_size, config.workers)
 
 
-def open_images(paths: Sequence[Path], config: DataConfig, keep: bool = False) -> Images:
-    """The images of `paths` in the size and from the source that `config` says; its cache is brought up to date.
+def open_images(paths: Sequence[Path], config: DataConfig, keep: bool = False) -> ImageSource:
+    """The images of `paths` in the size and from the source of `config`, whose cache is updated.
 
-    keep: hold decoded images in memory where there is no cache. Raises what `packing.pack` does.
+    keep: keep decoded images in memory if there is no cache. Raises what `pack_images` does.
     """
     update_cache(paths, config)
     if config.cache:
-        return Packed(paths, config.cache, config.image_size)
-    return Files(paths, config.image_size, keep)
+        return PackedImages(paths, config.cache, config.image_size)
+    return ImageFiles(paths, config.image_size, keep)
 
 
-def read(images: Images, batches: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:
-    """uint8 (B, 3, H, W) of each batch of places, read by `workers` processes; it holds until the next one is asked for."""
+def read_batches(images: ImageSource, batches: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:
+    """Yields uint8 (B, 3, H, W) of each batch of indices, read by `workers` processes; valid until the next is requested."""
     largest = max(map(len, batches), default=0)
-    buffers = filled(images.fill, batches, (largest, 3, *images.image_size), workers)
+    buffers = prefetched(images.fill, batches, (largest, 3, *images.image_size), workers)
     for indices, (_, buffer) in zip(batches, buffers, strict=True):
         yield buffer[: len(indices)]

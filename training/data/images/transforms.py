@@ -1,4 +1,4 @@
-"""Images: decoding, normalisation and the train augmentation (reading 22).
+"""Image transforms: decoding, normalisation and the augmentation of training images (reading 22).
 
 Shapes: B images, C = 3 channels (RGB), H, W pixels. No colour jitter: captions name colours.
 """
@@ -21,15 +21,15 @@ MEAN = STD = 0.5
 # (AAAI 2020), section 4.2.
 ERASE_AREA = (0.02, 0.4)
 ERASE_RATIO = (0.3, 1 / 0.3)
-# Uniform numbers that `augment` takes per image (D).
+# Uniform numbers per image for `augment` (D).
 DRAWS = 8
 
 
 def decode(path: Path | str, image_size: tuple[int, int], content: bytes | None = None) -> Tensor:
     """One image as uint8 (3, H, W), RGB, decoded in full and resized with an antialiased bilinear filter.
 
-    content: what the file holds, where it has been read already. Raises FileNotFoundError if there is no file, ValueError
-    if it is truncated, no image or a folder.
+    content: the bytes of the file, if already read. Raises FileNotFoundError if there is no file, ValueError if it is
+    truncated, not an image or a folder.
     """
     pixels = torch.empty(3, *image_size, dtype=torch.uint8)
     _decode(path, pixels.numpy(), content)
@@ -42,7 +42,7 @@ def decode_into(out_BCHW: Tensor, rows: Sequence[int], paths: Sequence[Path]) ->
     All paths are tried before an error that names every bad one: FileNotFoundError if all of those are missing, else
     ValueError. The rows of bad images keep their contents.
     """
-    # Straight into the row: a tensor per image and a stack would copy 147 kB twice more.
+    # Directly into the row: a tensor per image and a stack would copy 147 kB twice more.
     out = out_BCHW.numpy()
     errors: list[Exception] = []
     for row, path in zip(rows, paths, strict=True):
@@ -60,19 +60,19 @@ def _decode(path: Path | str, out_CHW: np.ndarray, content: bytes | None = None)
     height, width = out_CHW.shape[1:]
     try:
         if content is None:
-            # In one read: from a path Pillow reads in several, and all of `_decode` takes 2 % longer for a JPEG of 192x96, as
-            # long for one of 600x250. With a buffer, as Path.read_bytes has one, nothing is gained.
+            # In one unbuffered read: Pillow reads a path in several, and `_decode` takes 2 % longer for a JPEG of 192x96 (no
+            # difference at 600x250). A buffered read, as in Path.read_bytes, gains nothing.
             with open(path, "rb", buffering=0) as file:
                 content = file.read()
         with Image.open(io.BytesIO(content)) as image:
-            # Of an image that is RGB, convert would make a copy.
+            # convert would copy an image that is already RGB.
             image = image if image.mode == "RGB" else image.convert("RGB")
             image = image.resize((width, height), Image.Resampling.BILINEAR)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no image {path}") from error
-    # What Pillow's decoders raise on damaged bytes; UnidentifiedImageError is an OSError.
+    # Errors of Pillow's decoders on damaged bytes; UnidentifiedImageError is an OSError.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is truncated or no readable image: {error}") from error
+        raise ValueError(f"{path} is truncated or not a readable image: {error}") from error
     # Channel by channel: 0.03 ms for 384x128, all channels at once and a transposition take 0.08.
     for plane_HW, channel in zip(out_CHW, "RGB", strict=True):
         plane_HW[:] = np.frombuffer(image.tobytes("raw", channel), np.uint8).reshape(height, width)
@@ -80,34 +80,34 @@ def _decode(path: Path | str, out_CHW: np.ndarray, content: bytes | None = None)
 
 def normalise(images_BCHW: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) -> float32 of the same shape, (x / 255 - MEAN) / STD."""
-    source, result = images_BCHW.numpy(), _fresh(images_BCHW.shape)
+    source, result = images_BCHW.numpy(), _empty_float32(images_BCHW.shape)
     for pixels, out in zip(source, result, strict=True):
-        _centre(pixels, out)
+        _normalise_into(pixels, out)
     return torch.from_numpy(result)
 
 
 def augment(images_BCHW: Tensor, draws_BD: np.ndarray, pad: int, flip: float, erase: float) -> Tensor:
-    """Normalised train images: flipped, padded by `pad` pixels and cropped back, one rectangle erased.
+    """Augments and normalises training images: flip, padding by `pad` pixels and crop, one rectangle erased.
 
     `images_BCHW` is uint8 (B, 3, H, W), the result float32 of the same shape; `flip` and `erase` are probabilities.
     Padding and erased pixels get 0, the mean after normalisation. Row i of `draws_BD` (B, DRAWS), uniform in [0, 1),
-    decides everything about image i; each number has its use, so that an image is treated the same when another option
-    is switched off.
+    determines the augmentation of image i; each number has one use, so that an image gets the same crop when another
+    option is switched off.
     """
     height, width = images_BCHW.shape[2:]
     shift = np.floor(draws_BD[:, 1:3] * (2 * pad + 1)).astype(int) - pad
-    # An image smaller than the padding could be cropped away whole: at least half of it stays.
+    # An image smaller than the padding could be cropped away: at least half of it stays.
     limit = np.array([height // 2, width // 2])
     shift = np.clip(shift, -limit, limit).tolist()
-    boxes = _erased_boxes(draws_BD[:, 4:], height, width)
-    result, crop = _fresh(images_BCHW.shape), np.zeros(images_BCHW.shape[1:], np.uint8)
+    boxes = _erase_boxes(draws_BD[:, 4:], height, width)
+    result, crop = _empty_float32(images_BCHW.shape), np.zeros(images_BCHW.shape[1:], np.uint8)
     for i, (dy, dx) in enumerate(shift):
-        # torch mirrors bytes eight times as fast as numpy does.
+        # torch flips bytes eight times as fast as numpy.
         image, out = (images_BCHW[i].flip(-1) if draws_BD[i, 0] < flip else images_BCHW[i]).numpy(), result[i]
         top, bottom, left, right = max(dy, 0), height + min(dy, 0), max(dx, 0), width + min(dx, 0)
-        # Bytes are moved, then the whole image is centred: arithmetic on a part of each line takes twice as long.
+        # Bytes are copied, then the whole image is normalised: arithmetic on a part of each line takes twice as long.
         crop[:, top:bottom, left:right] = image[:, top - dy : bottom - dy, left - dx : right - dx]
-        _centre(crop, out)
+        _normalise_into(crop, out)
         out[:, :top], out[:, bottom:], out[:, :, :left], out[:, :, right:] = 0, 0, 0, 0
         if draws_BD[i, 3] < erase:
             top, left, bottom, right = boxes[i]
@@ -115,21 +115,21 @@ def augment(images_BCHW: Tensor, draws_BD: np.ndarray, pad: int, flip: float, er
     return torch.from_numpy(result)
 
 
-def _fresh(shape: Sequence[int]) -> np.ndarray:
-    """Uninitialised float32. Of numpy, because it asks for huge pages: 64 images of 384x128 in 5 ms, torch takes 15."""
+def _empty_float32(shape: Sequence[int]) -> np.ndarray:
+    """Uninitialised float32. numpy requests huge pages: 64 images of 384x128 take 5 ms, with torch 15."""
     return np.empty(tuple(shape), np.float32)
 
 
-def _centre(pixels: np.ndarray, out: np.ndarray) -> None:
-    """(x / 255 - MEAN) / STD in float32, image by image, so that the second pass finds the first one's in the cache."""
+def _normalise_into(pixels: np.ndarray, out: np.ndarray) -> None:
+    """(x / 255 - MEAN) / STD in float32, per image, so that the second pass finds the result of the first in the CPU cache."""
     np.subtract(pixels, np.float32(255 * MEAN), out=out)
     np.divide(out, np.float32(255 * STD), out=out)
 
 
-def _erased_boxes(draws: np.ndarray, height: int, width: int) -> list[list[int]]:
+def _erase_boxes(draws: np.ndarray, height: int, width: int) -> list[list[int]]:
     """Top, left, bottom, right of the rectangle of each image from `draws` (B, 4), uniform in [0, 1).
 
-    A side longer than the image is cut to it; the paper draws again instead, an unbounded number of times.
+    A side longer than the image is clipped; the paper draws again instead, an unbounded number of times.
     """
     area = height * width * (ERASE_AREA[0] + draws[:, 0] * (ERASE_AREA[1] - ERASE_AREA[0]))
     ratio = np.exp(np.log(ERASE_RATIO[0]) + draws[:, 1] * np.log(ERASE_RATIO[1] / ERASE_RATIO[0]))

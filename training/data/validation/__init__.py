@@ -1,1 +1,1 @@
-"""Checks of a data set before anybody trains on it."""
+"""Validation of a data set before training."""

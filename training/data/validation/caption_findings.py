@@ -1,4 +1,4 @@
-"""Captions that are no description of a person, or of more than one."""
+"""Captions that do not describe a person, or that describe several."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from training.data.readers import Row
-from training.data.validation.findings import SAMPLES, Finding, Sample, spread, verb
+from training.data.validation.findings import SAMPLES, Finding, Sample, count_phrase, spread
 
-# Words of the longest caption that a person would write; the official sets stay below.
+# Largest plausible number of words in a caption; the official data sets stay below.
 LONGEST = 120
-# Texts that the page shows as shared, each with pictures of different people.
+# Shared texts on the page, each with images of different people.
 SHOWN = SAMPLES // 2
 _WIDE = re.compile(r"[^\x00-\u024f\u2000-\u206f\u2190-\u21ff]")
 
@@ -28,8 +28,8 @@ def _pattern(pattern: str) -> Callable[[str], bool]:
     return lambda text: compiled.search(text) is not None
 
 
-# Name of each kind of stray text, and whether a caption has it.
-STRAY: dict[str, Callable[[str], bool]] = {
+# Kind of suspicious text -> predicate of a caption.
+SUSPICIOUS: dict[str, Callable[[str], bool]] = {
     "control characters or line breaks": _pattern(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]"),
     "wrongly decoded characters": _pattern("\ufffd|\u00e2\u20ac|\u00c3[\u0080-\u00bf]|\u00ef\u00bf\u00bd"),
     "another script": _other_script,
@@ -42,23 +42,23 @@ STRAY: dict[str, Callable[[str], bool]] = {
 }
 
 
-def stray_texts(rows: Sequence[Row], images: Path) -> list[Finding]:
-    """One finding for each kind of stray text that occurs, or one that says that none does."""
+def suspicious_captions(rows: Sequence[Row], images: Path) -> list[Finding]:
+    """One finding per kind of suspicious text that occurs, or a single one that none does."""
     captions = [(row, caption.strip()) for row in rows for caption in row["captions"] if caption.strip()]
     findings = []
-    for kind, has in STRAY.items():
+    for kind, has in SUSPICIOUS.items():
         hits = [(row, text) for row, text in captions if has(text)]
         if hits:
             first = ", ".join(dict.fromkeys(row["file_path"] for row, _ in hits[:5]))
-            text = f"{verb(len(hits), 'caption', 'captions')} with {kind}, e.g. of {first}"
+            text = f"{count_phrase(len(hits), 'caption', 'captions')} with {kind}, e.g. of {first}"
             shown = tuple(Sample(images / row["file_path"], row["file_path"], repr(t)[1:-1]) for row, t in spread(hits))
-            findings.append(Finding("stray text", "warning", text, shown))
-    none = f"none in {len(captions):,} captions (looked for: {', '.join(STRAY)})"
-    return findings or [Finding("stray text", "ok", none)]
+            findings.append(Finding("suspicious captions", "warning", text, shown))
+    none = f"none in {len(captions):,} captions (checked for: {', '.join(SUSPICIOUS)})"
+    return findings or [Finding("suspicious captions", "ok", none)]
 
 
 def shared_captions(rows: Sequence[Row], images: Path) -> Finding:
-    """Texts that describe several people; case, white space and the last stop do not count."""
+    """Texts that describe several people; case, white space and final punctuation are ignored."""
     people: dict[str, dict[int, Row]] = {}
     in_test: dict[str, set[int]] = {}
     uses: list[tuple[str, str]] = []
@@ -71,7 +71,7 @@ def shared_captions(rows: Sequence[Row], images: Path) -> Finding:
                 if row["split"] == "test":
                     in_test.setdefault(key, set()).add(row["id"])
     shared = {key: by_id for key, by_id in people.items() if len(by_id) > 1}
-    check = "captions shared by people"
+    check = "captions shared between people"
     if not shared:
         return Finding(check, "ok", f"none of {len(uses):,} captions describes two people in the same words")
     share = sum(key in shared for key, _ in uses)
@@ -79,9 +79,9 @@ def shared_captions(rows: Sequence[Row], images: Path) -> Finding:
     worst = sorted(shared.items(), key=lambda item: -len(item[1]))
     top, by_id = worst[0]
     text = (
-        f"{verb(len(shared), 'text describes', 'texts describe')} several people, {share:,} of {len(uses):,} captions "
-        f"({share / len(uses):.1%}); {verb(queries, 'test query has', 'test queries have')} more than one right answer; "
-        f"most often ({len(by_id)} people): {top[:120]!r}"
+        f"{count_phrase(len(shared), 'text describes', 'texts describe')} several people, {share:,} of {len(uses):,} captions "
+        f"({share / len(uses):.1%}); {count_phrase(queries, 'test query has', 'test queries have')} more than one correct "
+        f"person; most often ({len(by_id)} people): {top[:120]!r}"
     )
     shown = [
         Sample(images / row["file_path"], f"{row['file_path']} (id {row['id']})", key)

@@ -1,7 +1,7 @@
-"""Image files looked into: content hash, format, whether every byte of the picture can be decoded; kept in a cache.
+"""Hashes, formats and decode errors of image files, with a cache on disk.
 
-The cache is one JSON line per file, appended as the work goes on, so an interrupted run continues where it was. A file is
-looked into again when its absolute path, its size or its time of change differs.
+The cache has one JSON line per file and is appended to during the work, so an interrupted run continues. A file is decoded
+again when its absolute path, its size or its modification time differs.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from PIL import Image, UnidentifiedImageError
 
 # Name of the cache in the folder of a data set.
 CACHE = ".bdam-hashes.jsonl"
-# Files whose results are written at once: what an interruption can lose.
+# Files whose results are written at once: at most these are lost by an interruption.
 BATCH = 256
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What the bytes of one file say."""
+class DecodeResult:
+    """Result of decoding one file."""
 
     # SHA-256 (hex) of the content; "" for a file that cannot be read from the disk.
     sha256: str
-    # Pillow's names, "" for what is no image.
+    # Pillow's names; "" if the file is not an image.
     format: str = ""
     mode: str = ""
     # Kind of damage ("zero bytes", "truncated", "no image", "damaged", "not readable") and details; "" if there is none.
@@ -40,48 +40,48 @@ class Picture:
     detail: str = ""
 
 
-def look_into(path: Path) -> Picture:
-    """Reads and decodes one file; never raises for what is in it."""
+def decode_file(path: Path) -> DecodeResult:
+    """Reads and decodes one file; errors are part of the result, never raised."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        return Picture("", damage="not readable", detail=error.strerror or type(error).__name__)
+        return DecodeResult("", damage="not readable", detail=error.strerror or type(error).__name__)
     digest = hashlib.sha256(content).hexdigest()
     if not content:
-        return Picture(digest, damage="zero bytes")
+        return DecodeResult(digest, damage="zero bytes")
     form, mode = "", ""
     try:
         with Image.open(io.BytesIO(content)) as image:
             form, mode = image.format or "", image.mode
-            # A JPEG is decoded at an eighth of its size: every byte is still needed, most of the arithmetic is not.
+            # A JPEG is decoded at an eighth of its size: that still reads every byte, but saves most of the arithmetic.
             image.draft(None, (image.width // 8, image.height // 8))
             image.load()
     except UnidentifiedImageError:
-        return Picture(digest, damage="no image")
+        return DecodeResult(digest, damage="no image")
     except OSError as error:
         damage = "truncated" if "truncated" in str(error) else "damaged"
-        return Picture(digest, form, mode, damage, str(error))
-    # What Pillow's decoders raise on damaged bytes.
+        return DecodeResult(digest, form, mode, damage, str(error))
+    # Errors of Pillow's decoders on damaged bytes.
     except (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        return Picture(digest, form, mode, "damaged", str(error))
-    return Picture(digest, form, mode)
+        return DecodeResult(digest, form, mode, "damaged", str(error))
+    return DecodeResult(digest, form, mode)
 
 
-class PictureCache:
-    """Results by path, size and time of change, in a file that is only ever appended to; without a file in memory."""
+class DecodeCache:
+    """Results by path, size and modification time, in an append-only file; without a file, in memory."""
 
     def __init__(self, file: Path | None) -> None:
-        self.known: dict[str, tuple[list[int], Picture]] = {}
+        self.known: dict[str, tuple[list[int], DecodeResult]] = {}
         self.stream: IO[str] | None = None
         if file is not None:
-            # Opened first: a cache that cannot be written is of no use, and its OSError comes before the work.
+            # Opened first: the OSError of a cache that cannot be written comes before the work.
             self.stream = open(file, "a+", encoding="utf-8")
             self.stream.seek(0)
             text = self.stream.read()
             for line in text.split("\n"):
-                self._remember(line)
+                self._load_line(line)
             if text and not text.endswith("\n"):
-                # A killed process left half a line.
+                # A killed process left an incomplete line.
                 self.stream.write("\n")
 
     def close(self) -> None:
@@ -89,43 +89,43 @@ class PictureCache:
         if self.stream is not None:
             self.stream.close()
 
-    def get(self, path: str, stamp: list[int]) -> Picture | None:
-        """What is known of a file of this size and time of change."""
+    def get(self, path: str, stamp: list[int]) -> DecodeResult | None:
+        """The result for a file of this size and modification time; None if unknown."""
         found = self.known.get(path)
         return found[1] if found is not None and found[0] == stamp else None
 
-    def add(self, results: Sequence[tuple[str, list[int], Picture]]) -> None:
-        """Keeps results; a file that could not be read from the disk may be readable next time."""
+    def add(self, results: Sequence[tuple[str, list[int], DecodeResult]]) -> None:
+        """Stores results, except of files that could not be read from the disk: those may be readable next time."""
         lines = []
-        for path, stamp, picture in results:
-            if picture.sha256:
-                self.known[path] = stamp, picture
-                lines.append(json.dumps({"path": path, "stamp": stamp, **asdict(picture)}) + "\n")
+        for path, stamp, result in results:
+            if result.sha256:
+                self.known[path] = stamp, result
+                lines.append(json.dumps({"path": path, "stamp": stamp, **asdict(result)}) + "\n")
         if self.stream is not None:
             self.stream.write("".join(lines))
             self.stream.flush()
 
-    def _remember(self, line: str) -> None:
-        """Lines that a kill has cut or another program has written are as if they were not there."""
+    def _load_line(self, line: str) -> None:
+        """Loads one line; lines cut by a kill or written by another program are ignored."""
         try:
             item: Any = json.loads(line)
             path, stamp = item.pop("path"), item.pop("stamp")
-            if set(item) == {field.name for field in fields(Picture)}:
-                self.known[path] = stamp, Picture(**item)
+            if set(item) == {field.name for field in fields(DecodeResult)}:
+                self.known[path] = stamp, DecodeResult(**item)
         except (ValueError, KeyError, AttributeError, TypeError):
             pass
 
 
 def default_workers() -> int:
-    """Threads that are worth starting: one per core that this process may use."""
+    """Default number of threads: one per core available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def look_into_all(
-    images: Path, names: Sequence[str], cache: PictureCache, workers: int, progress: Progress = lambda done, total: None
-) -> dict[str, Picture]:
-    """name -> Picture of the files `names` below the folder `images`, in threads; `progress` gets (files done, files)."""
-    found: dict[str, Picture] = {}
+def decode_files(
+    images: Path, names: Sequence[str], cache: DecodeCache, workers: int, progress: Progress = lambda done, total: None
+) -> dict[str, DecodeResult]:
+    """name -> result of the files `names` below the folder `images`, in threads; `progress` gets (files done, files)."""
+    found: dict[str, DecodeResult] = {}
     todo: list[tuple[str, str, list[int]]] = []
     folder = str(images.resolve())
     for name in dict.fromkeys(names):
@@ -142,8 +142,8 @@ def look_into_all(
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(todo), BATCH):
             batch = todo[start : start + BATCH]
-            pictures = list(pool.map(look_into, [Path(path) for _, path, _ in batch]))
-            cache.add([(path, stamp, picture) for (_, path, stamp), picture in zip(batch, pictures, strict=True)])
-            found |= {name: picture for (name, _, _), picture in zip(batch, pictures, strict=True)}
+            results = list(pool.map(decode_file, [Path(path) for _, path, _ in batch]))
+            cache.add([(path, stamp, result) for (_, path, stamp), result in zip(batch, results, strict=True)])
+            found |= {name: result for (name, _, _), result in zip(batch, results, strict=True)}
             progress(len(found), total)
     return found

@@ -1,4 +1,4 @@
-"""What the validator says: findings, each with a level and pictures to look at."""
+"""Findings of the validator, each with a level and sample images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-# "error": the protocol cannot be run. "warning": it can, but what it measures may not be what it seems. "note": worth
-# knowing. "ok": looked for, not found.
+# "error": the protocol cannot be run. "warning": it can, but its results may be misleading. "note": for information. "ok":
+# checked, nothing found.
 Level = Literal["error", "warning", "note", "ok"]
-# Pictures or texts that one finding shows on the page.
+# Images or texts per finding on the page.
 SAMPLES = 8
 
 T = TypeVar("T")
@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sample:
-    """One thing to look at."""
+    """One image or text of a finding, as shown on the page."""
 
-    # Picture file; it need not be there or be readable.
+    # Image file; may be missing or unreadable.
     path: Path
-    # Names it, e.g. its path below imgs/.
+    # Title, e.g. the path below imgs/.
     name: str
-    # Its caption, or what is wrong with it.
+    # Its caption, or the problem.
     text: str
 
 
@@ -45,6 +45,6 @@ def spread(values: Sequence[T], count: int = SAMPLES) -> list[T]:
     return [values[i * len(values) // count] for i in range(count)]
 
 
-def verb(count: int, one: str, several: str) -> str:
-    """'1 image is' or '3 images are': the number and the words that go with it."""
+def count_phrase(count: int, one: str, several: str) -> str:
+    """'1 image is' or '3 images are': the number with the singular or plural words."""
     return f"{count:,} {one if count == 1 else several}"

@@ -1,1 +1,1 @@
-"""Language models: client, limits, responses, stored answers."""
+"""Requests to language models: client, limits, providers, responses, execution, stored answers."""

@@ -1,8 +1,8 @@
-"""Answers and descriptions on disk: append-only JSON lines that survive a kill, and answers found again by their key.
+"""Answers and descriptions on disk: append-only JSON Lines that survive a kill, and answers looked up by their key.
 
-What a file promises: a row that `append` returned for is there after the process is killed, since it is one write to a
-descriptor opened for appending. fsync, which a power cut needs, is the caller's to ask for (`sync`); generation does so
-every second, so a power cut loses at most the rows of the last one.
+Durability: once `append` has returned, the row survives a kill of the process, since it is one write to a descriptor opened
+for appending. A power cut needs fsync, which is left to the caller (`sync`); generation calls it every second, so a power cut
+loses at most one second of rows.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# Bytes that are read at a time where a row is looked up by its place.
+# Bytes read at a time when a row is looked up by its offset.
 _BLOCK = 4096
 
 
 class JsonLines:
-    """An append-only file of one JSON object a line, held by one process at a time.
+    """Append-only file with one JSON object per line, locked by one process at a time.
 
-    Opening makes the file, and removes what a kill or a full disk left of a last line. Raises RuntimeError when another
-    process holds it.
+    Opening creates the file and removes an incomplete last line, as left by a kill or a full disk. Raises RuntimeError when
+    another process holds the lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +38,7 @@ class JsonLines:
         self._size = self._repair()
 
     def _repair(self) -> int:
-        """The size in bytes after the last line is whole; one that lacks only its line end is kept."""
+        """Removes an incomplete last line, completes one that only lacks its line end, and returns the size in bytes."""
         size = os.fstat(self._fd).st_size
         start, tail = size, b""
         while start > 0 and b"\n" not in tail:
@@ -49,41 +49,41 @@ class JsonLines:
         if end == size:
             return size
         try:
-            whole = isinstance(json.loads(tail[tail.rfind(b"\n") + 1 :]), dict)
+            complete = isinstance(json.loads(tail[tail.rfind(b"\n") + 1 :]), dict)
         except ValueError:
-            whole = False
-        if whole:
+            complete = False
+        if complete:
             return size + os.write(self._fd, b"\n")
         os.ftruncate(self._fd, end)
         return end
 
     def append(self, row: dict[str, Any]) -> int:
-        """Writes one row and returns its place. Raises OSError, with the file as before, when it does not fit."""
+        """Writes one row and returns its byte offset. Raises OSError when it does not fit; the file is then unchanged."""
         data = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        place = self._size
+        offset = self._size
         try:
             written = os.write(self._fd, data)
         except OSError as error:
             raise OSError(f"{self.path} cannot be written: {error.strerror}") from error
         if written != len(data):
-            os.ftruncate(self._fd, place)
+            os.ftruncate(self._fd, offset)
             raise OSError(f"{self.path}: {written} of {len(data)} bytes could be written; is the disk full?")
         self._size += written
-        return place
+        return offset
 
-    def at(self, place: int) -> dict[str, Any]:
-        """The row at a place that `append` or `rows` gave."""
+    def read_at(self, offset: int) -> dict[str, Any]:
+        """Row at an offset returned by `append` or `rows`. Raises ValueError when the file has been truncated."""
         data = b""
         while b"\n" not in data:
-            block = os.pread(self._fd, _BLOCK, place + len(data))
+            block = os.pread(self._fd, _BLOCK, offset + len(data))
             if not block:
-                raise ValueError(f"{self.path} was cut short by somebody else while it was in use")
+                raise ValueError(f"{self.path} was truncated by another process while in use")
             data += block
         return json.loads(data[: data.index(b"\n")])
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(place, row) of every line, one line in memory at a time. Raises ValueError naming a line that is no object."""
-        place = 0
+        """Streams (offset, row) of every line. Raises ValueError naming the line that is not a JSON object."""
+        offset = 0
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -93,104 +93,107 @@ class JsonLines:
                         raise ValueError(f"{self.path}, line {number} is not valid JSON: {error}") from error
                     if not isinstance(row, dict):
                         raise ValueError(f"{self.path}, line {number} must be an object, got {type(row).__name__}")
-                    yield place, row
-                place += len(line)
+                    yield offset, row
+                offset += len(line)
 
     def sync(self) -> None:
-        """Everything so far survives a power cut."""
+        """Flushes to disk (fsync), so that all rows so far survive a power cut. Raises OSError."""
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """Syncs and lets go of the file."""
+        """Syncs and closes the file, which releases the lock."""
         self.sync()
         os.close(self._fd)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said to one call."""
+    """A model's answer to one request."""
 
     text: str
-    # Why the model would not answer, in its own words; "" if it did not refuse.
+    # The model's own words of refusal; "" if it did not refuse.
     refusal: str = ""
-    # "stop", "length" (cut off), "content_filter", ... as the server reports it.
+    # Finish reason as reported by the server: "stop", "length" (truncated), "content_filter", ...
     finish: str = "stop"
-    # As the server counts them; None where it does not.
+    # Token usage as reported by the server; None where it reports none.
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    # From the start of the request that was answered to its last byte.
+    # Latency: from sending the request that succeeded to the last byte of its response.
     seconds: float = 0.0
 
 
 def answer_key(**parts: Any) -> str:
-    """SHA-256 (hex) over everything that an answer depends on; JSON values only."""
+    """SHA-256 (hex) over everything that an answer depends on, given as JSON values.
+
+    Names and values are part of the key: changing either would orphan every stored answer.
+    """
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-class Answers:
-    """Every answer that was ever paid for, on disk; in memory only where each one lies (about 180 bytes an answer).
+class AnswerStore:
+    """Every answer that was ever paid for, on disk; memory holds only their offsets (about 180 bytes an answer).
 
-    Raises ValueError for a row without a key or with one that is there already.
+    Raises ValueError for a row without a key, or with a key that occurred before.
     """
 
     def __init__(self, path: Path) -> None:
         self.lines = JsonLines(path)
-        self._places: dict[bytes, int] = {}
-        # For estimates: the seconds of all answers, and the sums over those whose tokens are known.
-        self.counted, self.prompt_tokens, self.completion_tokens, self.seconds = 0, 0, 0, 0.0
-        for place, row in self.lines.rows():
+        self._offsets: dict[bytes, int] = {}
+        # For estimates: answers with known token usage, the sums over these, and the seconds of all answers.
+        self.with_usage, self.prompt_tokens, self.completion_tokens, self.seconds = 0, 0, 0, 0.0
+        for offset, row in self.lines.rows():
             key = row.get("key")
             if not isinstance(key, str) or not isinstance(row.get("text"), str):
-                raise ValueError(f"{path} has a row without the texts key and text at byte {place}")
-            if _short(key) in self._places:
-                raise ValueError(f"{path} holds two answers of the key {key}")
-            self._note(key, place, row)
+                raise ValueError(f"{path}: the row at byte {offset} lacks the strings key and text")
+            if _short_key(key) in self._offsets:
+                raise ValueError(f"{path} holds two answers for the key {key}")
+            self._index(key, offset, row)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._offsets)
 
     def get(self, key: str) -> Answer | None:
-        """The stored answer of a key."""
-        place = self._places.get(_short(key))
-        if place is None:
+        """Stored answer for a key, None without one."""
+        offset = self._offsets.get(_short_key(key))
+        if offset is None:
             return None
-        row = self.lines.at(place)
+        row = self.lines.read_at(offset)
         return Answer(**{name: row[name] for name in Answer.__dataclass_fields__ if name in row})
 
-    def add(self, key: str, answer: Answer, **about: Any) -> None:
-        """Stores an answer under a key that has none yet; `about`: further fields of its row, for readers of the file."""
-        row = {"key": key, **about, **asdict(answer)}
-        self._note(key, self.lines.append(row), row)
+    def add(self, key: str, answer: Answer, **fields: Any) -> None:
+        """Stores an answer under a new key; `fields`: further columns of its row, for readers of the file. Raises OSError."""
+        row = {"key": key, **fields, **asdict(answer)}
+        self._index(key, self.lines.append(row), row)
 
-    def _note(self, key: str, place: int, row: dict[str, Any]) -> None:
-        self._places[_short(key)] = place
+    def _index(self, key: str, offset: int, row: dict[str, Any]) -> None:
+        self._offsets[_short_key(key)] = offset
         if row.get("prompt_tokens") is not None and row.get("completion_tokens") is not None:
-            self.counted += 1
+            self.with_usage += 1
             self.prompt_tokens += row["prompt_tokens"]
             self.completion_tokens += row["completion_tokens"]
         self.seconds += row.get("seconds", 0.0)
 
 
-def _short(key: str) -> bytes:
-    """128 bits tell the answers apart as well as all 256, in half the memory."""
+def _short_key(key: str) -> bytes:
+    """The first 128 bits, which identify an answer as well as all 256 do, in half the memory."""
     return bytes.fromhex(key)[:16]
 
 
-class Records:
-    """descriptions.jsonl: one row per image. Raises ValueError for a row without a path, or for a second one of an image."""
+class DescriptionStore:
+    """descriptions.jsonl, one row per image. Raises ValueError for a row without a path, or for a second row of an image."""
 
     def __init__(self, path: Path) -> None:
         self.lines = JsonLines(path)
-        self.done: set[str] = set()
-        for place, row in self.lines.rows():
+        self.file_paths: set[str] = set()
+        for offset, row in self.lines.rows():
             file_path = row.get("file_path")
             if not isinstance(file_path, str) or not isinstance(row.get("status"), str):
-                raise ValueError(f"{path} has a row without the texts file_path and status at byte {place}")
-            if file_path in self.done:
+                raise ValueError(f"{path}: the row at byte {offset} lacks the strings file_path and status")
+            if file_path in self.file_paths:
                 raise ValueError(f"{path} has more than one record of {file_path}")
-            self.done.add(file_path)
+            self.file_paths.add(file_path)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Stores the record of an image that has none yet."""
+        """Stores the record of an image that has none yet. Raises OSError."""
         self.lines.append(row)
-        self.done.add(row["file_path"])
+        self.file_paths.add(row["file_path"])

@@ -1,8 +1,8 @@
-"""Requests to one OpenAI-compatible server: limits of rate and time, retries, and what a refusal of a field teaches.
+"""Client of one OpenAI-compatible server: rate limits, timeouts, retries, and adaptation to fields it does not support.
 
-A failed request is repeated after a random time below base x 2^n (full jitter: callers that failed together do not come back
-together), or after what the server asks for in Retry-After. The key is in the headers of requests only: it is taken out of
-everything that a server says before anybody sees it.
+A failed request is retried after a random wait below base x 2^n (full jitter, so that callers which failed together do not
+retry together), or after the server's Retry-After. The API key is sent in headers only and redacted from every response
+before anything else sees it.
 """
 
 from __future__ import annotations
@@ -13,97 +13,64 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
 
 import anyio
 import httpx2
 
-from training.config.fields import Stage, Within
-from training.describe.llm.limits import Halt, Meter, Pace, Stopped, clock
-from training.describe.llm.responses import message_of, object_in, refused_field, retry_after, shaped, tokens_of
+from training.describe.llm.limits import RateLimiter, StoppedError, StopSignal, UsageMeter
+from training.describe.llm.responses import (
+    adapt_body,
+    error_message,
+    parse_object,
+    retry_after_seconds,
+    token_usage,
+    unsupported_field,
+)
+from training.describe.llm.service import OPENAI, Service
 
-OPENAI = "https://api.openai.com/v1"
-# Answers are kilobytes; more is no answer.
-LARGEST_ANSWER = 8 << 20
-# Answers that repeating does not change: wrong key, wrong address, a page that has moved.
-_REFUSALS = {301, 302, 303, 307, 308, 401, 403, 404, 405}
-_PASSING = {408, 409, 425, 429}
-
-
-@dataclass(frozen=True)
-class Service(Stage):
-    """Where the requests go, and how fast."""
-
-    # Address of the server, up to and including /v1.
-    base_url: str = OPENAI
-    # Environment variable with the key; by default OPENAI_API_KEY for api.openai.com, and none elsewhere.
-    key_variable: str = ""
-    # Requests under way at a time.
-    concurrency: Annotated[int, Within(1, 1024)] = 8
-    # Limit that the service sets, 0: none. Requests are spread evenly over the minute.
-    requests_per_minute: Annotated[float, Within(0)] = 0
-    # The same for tokens, those of a request guessed from the answers so far.
-    tokens_per_minute: Annotated[float, Within(0)] = 0
-    # Seconds to connect.
-    connect_timeout: Annotated[float, Within(0.01)] = 10.0
-    # Seconds between two pieces of an answer.
-    read_timeout: Annotated[float, Within(0.01)] = 60.0
-    # Seconds for a whole request: no answer that drips holds its place for ever.
-    total_timeout: Annotated[float, Within(0.01)] = 120.0
-    # Repetitions of a request that failed on the way.
-    retries: Annotated[int, Within(0, 100)] = 6
-    # Seconds that the wait before the first repetition is below; the bound doubles each time.
-    first_wait: Annotated[float, Within(0)] = 1.0
-    # Seconds that every such wait is below.
-    longest_wait: Annotated[float, Within(0)] = 60.0
-    # Stop when a server asks to wait longer than this, seconds.
-    patience: Annotated[float, Within(0)] = 900.0
-    # Stop after so many refusals in a row: wrong key, no such address or model.
-    refusals: Annotated[int, Within(1)] = 3
-    # Stop after so many calls in a row that failed for good.
-    failures: Annotated[int, Within(1)] = 20
-
-    def check(self) -> None:
-        url = urlsplit(self.base_url)
-        plain = not (url.username or url.password or url.query or url.fragment)
-        if not (url.scheme in ("http", "https") and url.hostname and plain):
-            # Not through `require`: what is wrong may hold a key, and no error shows one.
-            raise ValueError("Service.base_url must be http(s)://HOST[:PORT]/PATH without user, password or query")
+# Answers are kilobytes; a larger body is no answer.
+MAX_RESPONSE_BYTES = 8 << 20
+# Statuses that a retry does not change: wrong key, wrong address, a page that has moved.
+_REFUSAL_STATUSES = {301, 302, 303, 307, 308, 401, 403, 404, 405}
+_TRANSIENT_STATUSES = {408, 409, 425, 429}
 
 
-class CallFailed(Exception):
-    """One call got no answer; the text says why. Others may."""
+class RequestFailedError(Exception):
+    """One request got no answer; the message gives the reason. Other requests may still succeed."""
 
 
 @dataclass(frozen=True)
-class _Again:
-    """Why a request is to be sent again, and the seconds that the server asks to wait."""
+class _Retry:
+    """Reason to retry a request, and the wait in seconds that the server asks for."""
 
     reason: str
     wait: float | None = None
 
 
-class _Reply(NamedTuple):
-    """What came of one request."""
+class _Response(NamedTuple):
+    """Outcome of one HTTP request."""
 
-    # 0: nothing came, and the text says why.
+    # 0: no response arrived, and the text gives the reason.
     status: int
     headers: Mapping[str, str]
     text: str
-    # When it was sent, and the tokens that were reserved for it.
-    begun: float = 0.0
-    guess: float = 0.0
+    # Monotonic time of sending, and the tokens reserved for the request.
+    started: float = 0.0
+    reserved: float = 0.0
 
 
-def read_key(service: Service, environment: Mapping[str, str]) -> str:
-    """The key that `service` says, "" for none. Raises ValueError for a variable that is not set or holds no key."""
+def read_api_key(service: Service, environment: Mapping[str, str]) -> str:
+    """API key from the environment variable named by `service`, "" for none.
+
+    Raises ValueError when the variable is not set or its value cannot be a key.
+    """
     name = service.key_variable or ("OPENAI_API_KEY" if service.base_url.rstrip("/") == OPENAI else "")
     if not name:
         return ""
     key = environment.get(name, "").strip()
     if not key:
-        raise ValueError(f"the environment variable {name} is not set; put the key of {service.base_url} there")
+        raise ValueError(f"the environment variable {name} is not set; set it to the API key of {service.base_url}")
     if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError(
             f"the environment variable {name} holds no key: expected 8 or more printable characters, no spaces"
@@ -112,19 +79,19 @@ def read_key(service: Service, environment: Mapping[str, str]) -> str:
 
 
 class Client:
-    """Sends requests until they are answered. Use as an async context manager inside a running event loop."""
+    """Sends chat completions and retries them. Use as an async context manager inside a running event loop."""
 
-    def __init__(self, service: Service, key: str, meter: Meter, halt: Halt) -> None:
-        self.service, self.meter, self.halt = service, meter, halt
+    def __init__(self, service: Service, key: str, meter: UsageMeter, stop_signal: StopSignal) -> None:
+        self.service, self.meter, self.stop_signal = service, meter, stop_signal
         self._key = key
         self._slots = asyncio.Semaphore(service.concurrency)
-        self._requests, self._tokens = Pace(service.requests_per_minute), Pace(service.tokens_per_minute)
-        # Fields that this server has refused.
-        self._without: frozenset[str] = frozenset()
-        self._refused, self._failed = 0, 0
+        self._requests, self._tokens = RateLimiter(service.requests_per_minute), RateLimiter(service.tokens_per_minute)
+        self._unsupported: frozenset[str] = frozenset()
+        # Both in a row.
+        self._refusals, self._failures = 0, 0
         timeout = httpx2.Timeout(service.read_timeout, connect=service.connect_timeout, pool=None)
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        # A client with one connection for each place: a shared pool looks through all its connections for every request.
+        # One HTTP client with a single connection per slot: a shared pool scans all its connections for every request.
         one, trust = httpx2.Limits(max_connections=1, max_keepalive_connections=1), httpx2.create_ssl_context()
         self._clients = [
             httpx2.AsyncClient(limits=one, timeout=timeout, headers=headers, verify=trust)
@@ -141,122 +108,124 @@ class Client:
             await http.aclose()
 
     async def complete(self, body: dict[str, Any], key: str) -> tuple[dict[str, Any], float]:
-        """(the server's answer to a chat completion, seconds of the request that got it).
+        """Returns (the response to a chat completion as an object, seconds of the request that succeeded).
 
-        key: names the call; sent as Idempotency-Key, so that a server that knows it does not charge twice for a
-        repetition. Raises CallFailed, and Stopped when no further request makes sense.
+        key: sent as Idempotency-Key, so that a server that supports it does not charge twice for a retry. Raises
+        RequestFailedError, and StoppedError when no further request makes sense.
         """
-        without, last = self._without, _Again("")
-        turn = 0
-        while turn <= self.service.retries:
-            if turn:
-                await self.halt.sleep(self._wait(turn, last))
-            reply = await self._send(shaped(body, without), key)
-            seconds, status = clock() - reply.begun, reply.status
-            outcome = self._judge(reply)
+        unsupported, last = self._unsupported, _Retry("")
+        attempt = 0
+        while attempt <= self.service.retries:
+            if attempt:
+                await self.stop_signal.sleep(self._wait(attempt, last))
+            response = await self._send(adapt_body(body, unsupported), key)
+            seconds, status = time.monotonic() - response.started, response.status
+            outcome = self._interpret(response)
             if isinstance(outcome, dict):
-                self._without |= without
-                self._refused = self._failed = 0
-                sent, answered = tokens_of(outcome)
-                if sent is not None and answered is not None:
-                    self._tokens.correct(sent + answered - reply.guess)
+                self._unsupported |= unsupported
+                self._refusals = self._failures = 0
+                prompt_tokens, completion_tokens = token_usage(outcome)
+                if prompt_tokens is not None and completion_tokens is not None:
+                    self._tokens.correct(prompt_tokens + completion_tokens - response.reserved)
                 return outcome, seconds
             if status == 400 or status == 422:
-                field = refused_field(outcome.reason, body, without)
+                field = unsupported_field(outcome.reason, body, unsupported)
                 if not field:
                     raise self._failure(outcome.reason)
-                without |= {field}
+                unsupported |= {field}
                 continue
-            if 400 < status < 500 and status not in _PASSING | _REFUSALS:
+            if 400 < status < 500 and status not in _TRANSIENT_STATUSES | _REFUSAL_STATUSES:
                 raise self._failure(outcome.reason)
-            last, turn = outcome, turn + 1
-        raise self._failure(f"{last.reason} ({turn} times)")
+            last, attempt = outcome, attempt + 1
+        raise self._failure(f"{last.reason} ({attempt} times)")
 
-    def _wait(self, turn: int, last: _Again) -> float:
-        jitter = random.uniform(0, min(self.service.longest_wait, self.service.first_wait * 2 ** (turn - 1)))
-        # What the server asks for is the least; the jitter keeps all that were told the same apart.
+    def _wait(self, attempt: int, last: _Retry) -> float:
+        jitter = random.uniform(0, min(self.service.longest_wait, self.service.first_wait * 2 ** (attempt - 1)))
+        # Retry-After is the minimum; the jitter spreads callers that got the same one.
         return jitter if last.wait is None else last.wait + min(jitter, self.service.first_wait)
 
-    def _failure(self, reason: str) -> CallFailed:
-        """Counts a call that failed for good; too many in a row stop everything."""
-        self._failed += 1
-        if self._failed >= self.service.failures:
-            text = f"{self._failed} calls in a row failed, the last with: {reason}"
-            self.halt.stop(Stopped(f"{text}; the answers so far are kept, run the same command to go on"))
-        return CallFailed(reason)
+    def _failure(self, reason: str) -> RequestFailedError:
+        """Counts a call that failed for good; too many in a row stop all requests."""
+        self._failures += 1
+        if self._failures >= self.service.failures:
+            text = f"{self._failures} calls in a row failed, the last with: {reason}"
+            self.stop_signal.stop(
+                StoppedError(f"{text}; the answers so far are kept, run the same command to continue")
+            )
+        return RequestFailedError(reason)
 
-    async def _send(self, body: dict[str, Any], key: str) -> _Reply:
-        # Made before a place is taken: the less is done in it, the more requests go through.
+    async def _send(self, body: dict[str, Any], key: str) -> _Response:
+        # Built before a slot is occupied: the less is done in a slot, the more requests go through.
         content, name = json.dumps(body).encode(), {"Idempotency-Key": key}
         request = self._clients[0].build_request("POST", self._url, content=content, headers=name)
         async with self._slots:
-            guess, now = sum(self.meter.expected_tokens), clock()
-            self.halt.check()
+            reserved, now = sum(self.meter.expected_tokens), time.monotonic()
+            self.stop_signal.check()
             self.meter.admit()
             http = self._idle.pop()
             try:
-                wait = max(self._requests.reserve(1, now), self._tokens.reserve(guess, now))
+                wait = max(self._requests.reserve(1, now), self._tokens.reserve(reserved, now))
                 if wait:
-                    await self.halt.sleep(wait)
-                begun = clock()
+                    await self.stop_signal.sleep(wait)
+                started = time.monotonic()
                 with anyio.fail_after(self.service.total_timeout):
-                    reply = await _receive(http, request)
+                    response = await _receive(http, request)
             except TimeoutError:
-                reply = _Reply(0, {}, f"no whole answer within {self.service.total_timeout:g} s")
+                response = _Response(0, {}, f"no complete answer within {self.service.total_timeout:g} s")
             except httpx2.TimeoutException as error:
-                reply = _Reply(0, {}, f"the server did not answer in time ({type(error).__name__})")
+                response = _Response(0, {}, f"the server did not answer in time ({type(error).__name__})")
             except httpx2.RequestError as error:
-                reply = _Reply(0, {}, f"the connection failed ({type(error).__name__}: {error})")
+                response = _Response(0, {}, f"the connection failed ({type(error).__name__}: {error})")
             finally:
                 self.meter.in_flight -= 1
                 self._idle.append(http)
-        return reply._replace(text=self.clean(reply.text), begun=begun, guess=guess)
+        return response._replace(text=self.redact(response.text), started=started, reserved=reserved)
 
-    def clean(self, text: str) -> str:
-        """The text without the key."""
+    def redact(self, text: str) -> str:
+        """Replaces the API key in a text by "[key]"."""
         return text.replace(self._key, "[key]") if self._key else text
 
-    def _judge(self, reply: _Reply) -> dict[str, Any] | _Again:
-        """The answer, or why there is none; stops everything where repeating cannot help."""
-        status, text = reply.status, reply.text
+    def _interpret(self, response: _Response) -> dict[str, Any] | _Retry:
+        """The chat completion, or the reason why there is none; stops all requests where a retry cannot help."""
+        status, text = response.status, response.text
         if status == 0:
-            return _Again(text)
-        value = object_in(text)
+            return _Retry(text)
+        value = parse_object(text)
         if status == 200 and "choices" in value:
             return value
-        told = message_of(value, text)
+        message = error_message(value, text)
         if status == 200:
-            return _Again(f"the answer is no chat completion: {told}" if value else f"the answer is no JSON: {told}")
-        reason = f"HTTP {status}: {told}"
+            return _Retry(f"the answer is {'no chat completion' if value else 'no JSON'}: {message}")
+        reason = f"HTTP {status}: {message}"
         if status == 402 or "insufficient_quota" in text:
             self._stop(f"the account has no credit left ({reason})")
-        elif status in _REFUSALS:
-            self._refused += 1
-            if self._refused >= self.service.refusals:
+        elif status in _REFUSAL_STATUSES:
+            self._refusals += 1
+            if self._refusals >= self.service.refusals:
                 self._stop(
                     f"{self.service.base_url} refuses every request ({reason}); check base_url, model and key_variable"
                 )
-        wait = retry_after(reply.headers, time.time())
+        wait = retry_after_seconds(response.headers, time.time())
         if wait is not None and wait > self.service.patience:
             self._stop(f"{self.service.base_url} asks to wait {wait:.0f} s, longer than patience ({reason})")
         if wait is not None and status == 429:
-            # It holds for the account, not for one request.
-            self._requests.hold(clock() + wait)
-        return _Again(reason, wait)
+            # The limit is that of the account, not of one request.
+            self._requests.block_until(time.monotonic() + wait)
+        return _Retry(reason, wait)
 
     def _stop(self, text: str) -> None:
-        self.halt.stop(Stopped(f"{text}; the answers so far are kept"))
-        self.halt.check()
+        self.stop_signal.stop(StoppedError(f"{text}; the answers so far are kept"))
+        self.stop_signal.check()
 
 
-async def _receive(http: httpx2.AsyncClient, request: httpx2.Request) -> _Reply:
+async def _receive(http: httpx2.AsyncClient, request: httpx2.Request) -> _Response:
     response = await http.send(request, stream=True)
     try:
         body = bytearray()
-        async for piece in response.aiter_bytes():
-            body += piece
-            if len(body) > LARGEST_ANSWER:
-                return _Reply(0, {}, f"the answer has more than {LARGEST_ANSWER >> 20} MiB")
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > MAX_RESPONSE_BYTES:
+                return _Response(0, {}, f"the answer has more than {MAX_RESPONSE_BYTES >> 20} MiB")
     finally:
         await response.aclose()
-    return _Reply(response.status_code, response.headers, body.decode("utf-8", "replace"))
+    return _Response(response.status_code, response.headers, body.decode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""What servers say in their replies: tokens, errors, how long to wait, and which field of a request they do not know."""
+"""Parsing of server responses: token usage, error messages, Retry-After, and which field of a request is not supported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-# Optional fields of a request and words by which a server that does not know them says so.
+# Optional fields of a request, each with the words by which a server that does not support it says so.
 OPTIONAL = {
     "response_format": ("response_format", "json_schema", "structured output", "grammar", "guided"),
     "max_tokens": ("max_tokens", "max_completion_tokens"),
@@ -16,32 +16,32 @@ OPTIONAL = {
 }
 
 
-def tokens_of(value: dict[str, Any]) -> tuple[int | None, int | None]:
-    """Tokens (sent, answered) as a server counts them; None where it does not."""
+def token_usage(value: dict[str, Any]) -> tuple[int | None, int | None]:
+    """(prompt, completion) tokens as reported by the server; None where it reports none."""
     usage = value.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    sent, answered = (n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in counts)
-    return sent, answered
+    prompt, completion = (n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in counts)
+    return prompt, completion
 
 
-def shaped(body: dict[str, Any], without: frozenset[str]) -> dict[str, Any]:
-    """The body without the fields that a server refuses; a limit of tokens goes by its newer name then."""
-    kept = {name: value for name, value in body.items() if name not in without}
-    if "max_tokens" in without:
-        kept["max_completion_tokens"] = body["max_tokens"]
-    return kept
+def adapt_body(body: dict[str, Any], unsupported: frozenset[str]) -> dict[str, Any]:
+    """The body without unsupported fields; `max_tokens` is then sent under its newer name `max_completion_tokens`."""
+    adapted = {name: value for name, value in body.items() if name not in unsupported}
+    if "max_tokens" in unsupported:
+        adapted["max_completion_tokens"] = body["max_tokens"]
+    return adapted
 
 
-def refused_field(reason: str, body: dict[str, Any], without: frozenset[str]) -> str:
-    """The optional field that a 400 is about, "" for none; where it names none, the one that fewest servers know."""
-    there = [name for name in OPTIONAL if name in body and name not in without]
+def unsupported_field(reason: str, body: dict[str, Any], unsupported: frozenset[str]) -> str:
+    """Optional field that a 400 or 422 complains about, "" for none; if unnamed, the one that fewest servers support."""
+    candidates = [name for name in OPTIONAL if name in body and name not in unsupported]
     low = reason.lower()
-    named = [name for name in there if any(word in low for word in OPTIONAL[name])]
-    return named[0] if named else "response_format" if "response_format" in there else ""
+    named = [name for name in candidates if any(word in low for word in OPTIONAL[name])]
+    return named[0] if named else "response_format" if "response_format" in candidates else ""
 
 
-def object_in(text: str) -> dict[str, Any]:
-    """The object in a body, {} for anything else."""
+def parse_object(text: str) -> dict[str, Any]:
+    """The JSON object in a response body, {} for anything else."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -49,16 +49,19 @@ def object_in(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def message_of(value: dict[str, Any], text: str) -> str:
-    """What a server says about an error: its message, else the beginning of the body."""
+def error_message(value: dict[str, Any], text: str) -> str:
+    """The server's error message, else the beginning of the body; one line of at most 200 characters."""
     error = value.get("error", value.get("message", value.get("detail", "")))
-    told = error.get("message", error) if isinstance(error, dict) else error
-    line = " ".join(str(told or text).split())
+    message = error.get("message", error) if isinstance(error, dict) else error
+    line = " ".join(str(message or text).split())
     return (line if len(line) <= 200 else line[:197] + "...") or "empty body"
 
 
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds to wait: Retry-After as seconds or as an HTTP date, or retry-after-ms; None without a usable one."""
+def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds to wait by Retry-After (seconds or an HTTP date) or retry-after-ms; None without a usable header.
+
+    now: Unix time, against which an HTTP date is taken.
+    """
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * unit

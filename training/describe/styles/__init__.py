@@ -1,1 +1,1 @@
-"""Styles of captions: features, clusters, captions without their content."""
+"""Styles of captions: neutral captions, style features, clustering, and the command."""

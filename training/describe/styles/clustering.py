@@ -1,4 +1,4 @@
-"""Styles of captions: clusters of their style features by one of the methods of Table 4, and what shows a style.
+"""Clustering of captions into styles by the methods of Table 4, and examples and marker phrases of each style.
 
 Shapes: N captions, D features, S styles.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans
@@ -17,59 +17,40 @@ from sklearn.metrics import silhouette_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
-from training.config.fields import Stage, Within
 from training.describe.styles.dbscan import dbscan, k_distances, knee, merge_small
 from training.describe.styles.style_encoders import TOKEN
+from training.describe.styles.style_options import StyleOptions
 
-# Captions that methods of quadratic memory, and the choice of the number of styles, look at; the others get the style of
-# the nearest mean (agglomerative) or caption (hdbscan). 6,000^2 distances are 290 MB.
-SAMPLE = 6000
-# Numbers of styles among which the silhouette chooses.
-CHOICES = range(2, 21)
-# A Gaussian with a full covariance has as many parameters as this squared.
+# Captions used by methods of quadratic memory and by the choice of the number of styles; the others get the style of the
+# nearest mean (agglomerative) or caption (hdbscan). 6,000^2 distances are 290 MB.
+MAX_SAMPLE = 6000
+# Candidate numbers of styles, of which the silhouette chooses one.
+CLUSTER_COUNTS = range(2, 21)
+# A Gaussian with full covariance has as many parameters as this squared.
 GAUSSIAN_DIMENSIONS = 32
-EXAMPLES = 10
-MARKERS = 8
+MAX_EXAMPLES = 10
+MAX_MARKERS = 8
 
 
 @dataclass(frozen=True)
-class StyleOptions(Stage):
-    """How captions are put into styles (readings 19 and 20)."""
+class Clustering:
+    """Result of a clustering."""
 
-    # Captions within reach that make one the core of a cluster, itself counted (dbscan, hdbscan).
-    min_samples: Annotated[int, Within(2)] = 20
-    # Reach (dbscan), a distance between features of norm 1; 0: the knee of the k-distance curve, k = min_samples.
-    eps: Annotated[float, Within(0, 2)] = 0.0
-    # Clusters of a smaller share of the captions are merged into the nearest (dbscan, hdbscan).
-    min_share: Annotated[float, Within(0, 0.5)] = 0.05
-    # Number of styles (random, kmeans, gmm, agglomerative); 0: the one from 2 to 20 with the largest mean
-    # silhouette of K-means.
-    clusters: Annotated[int, Within(0)] = 0
-    # Of random, the starts of kmeans and gmm, and the samples.
-    seed: Annotated[int, Within(0)] = 0
-
-
-@dataclass(frozen=True)
-class Styles:
-    """Styles of captions."""
-
-    # int64 (N,), from 0, the most frequent style first.
+    # Style of each caption, int64 (N,), from 0, the most frequent style first.
     styles_N: np.ndarray
-    # Share of the captions that belonged to no cluster and got the nearest.
+    # Share of the captions that belonged to no cluster and were assigned to the nearest.
     noise_share: float
-    # What the method chose for itself: its radius, how many clusters there were before merging.
-    found: dict[str, Any] = field(default_factory=dict)
-    # Sorted k-distances of the different features (dbscan), else empty.
-    curve: np.ndarray = field(default_factory=lambda: np.empty(0))
+    # Parameters that the method chose itself, such as its radius and the number of clusters before merging.
+    details: dict[str, Any] = field(default_factory=dict)
+    # Sorted k-distances of the P distinct features (dbscan), float32 (P,); else empty.
+    k_distances_P: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
-def cluster(features_ND: np.ndarray, method: str, options: StyleOptions) -> Styles:
-    """The styles of captions with these features (norm 1, float32) by one of config.STYLE_METHODS.
+def cluster(features_ND: np.ndarray, method: str, options: StyleOptions) -> Clustering:
+    """Clusters captions by their style features (N, D) (norm 1, float32); method: one of config.STYLE_METHODS.
 
-    Equal arguments give equal styles.
-
-    Raises ValueError when there are fewer captions than styles asked for or than min_samples, and what `density.dbscan`
-    raises.
+    Equal arguments give equal styles. Raises ValueError when there are fewer distinct captions than requested styles or than
+    min_samples, and what `dbscan.dbscan` raises.
     """
     found = _CLUSTERERS[method](features_ND, options)
     # The most frequent first; of equally frequent ones the one whose first caption comes first.
@@ -79,45 +60,45 @@ def cluster(features_ND: np.ndarray, method: str, options: StyleOptions) -> Styl
     order = np.lexsort((first, -sizes))
     rank = np.empty(len(names), dtype=np.int64)
     rank[order] = np.arange(len(names))
-    return Styles(rank[labels_N], found.noise_share, found.found, found.curve)
+    return Clustering(rank[labels_N], found.noise_share, found.details, found.k_distances_P)
 
 
-def _none(features_ND: np.ndarray, options: StyleOptions) -> Styles:
-    return Styles(np.zeros(len(features_ND), dtype=np.int64), 0.0)
+def _none(features_ND: np.ndarray, options: StyleOptions) -> Clustering:
+    return Clustering(np.zeros(len(features_ND), dtype=np.int64), 0.0)
 
 
-def _random(features_ND: np.ndarray, options: StyleOptions) -> Styles:
-    count = _number(features_ND, options)
+def _random(features_ND: np.ndarray, options: StyleOptions) -> Clustering:
+    count = _cluster_count(features_ND, options)
     draws = np.random.default_rng(options.seed).integers(count, size=len(features_ND))
-    return Styles(draws, 0.0, {"clusters": count})
+    return Clustering(draws, 0.0, {"clusters": count})
 
 
-def _kmeans(features_ND: np.ndarray, options: StyleOptions) -> Styles:
-    count = _number(features_ND, options)
+def _kmeans(features_ND: np.ndarray, options: StyleOptions) -> Clustering:
+    count = _cluster_count(features_ND, options)
     labels_N = KMeans(count, n_init=10, random_state=options.seed).fit_predict(features_ND)
-    return Styles(labels_N, 0.0, {"clusters": count})
+    return Clustering(labels_N, 0.0, {"clusters": count})
 
 
-def _gmm(features_ND: np.ndarray, options: StyleOptions) -> Styles:
-    count = _number(features_ND, options)
+def _gmm(features_ND: np.ndarray, options: StyleOptions) -> Clustering:
+    count = _cluster_count(features_ND, options)
     if features_ND.shape[1] > GAUSSIAN_DIMENSIONS:
         features_ND = PCA(GAUSSIAN_DIMENSIONS, random_state=options.seed).fit_transform(features_ND)
     # The smallest variance keeps a component of equal captions from collapsing into a point.
     model = GaussianMixture(count, reg_covar=1e-3, n_init=3, random_state=options.seed).fit(
         _sample(features_ND, options)
     )
-    return Styles(model.predict(features_ND), 0.0, {"clusters": count})
+    return Clustering(model.predict(features_ND), 0.0, {"clusters": count})
 
 
-def _agglomerative(features_ND: np.ndarray, options: StyleOptions) -> Styles:
-    count = _number(features_ND, options)
+def _agglomerative(features_ND: np.ndarray, options: StyleOptions) -> Clustering:
+    count = _cluster_count(features_ND, options)
     sample = _sample(features_ND, options)
     labels = AgglomerativeClustering(count, linkage="ward").fit_predict(sample)
     means_SD = np.stack([sample[labels == label].mean(0) for label in range(count)])
-    return Styles(_nearest(means_SD, features_ND)[0], 0.0, {"clusters": count})
+    return Clustering(_nearest(means_SD, features_ND)[0], 0.0, {"clusters": count})
 
 
-def _hdbscan(features_ND: np.ndarray, options: StyleOptions) -> Styles:
+def _hdbscan(features_ND: np.ndarray, options: StyleOptions) -> Clustering:
     sample = np.unique(_sample(features_ND, options), axis=0)
     least = max(options.min_samples, round(options.min_share * len(sample)))
     if len(sample) < least:
@@ -126,16 +107,16 @@ def _hdbscan(features_ND: np.ndarray, options: StyleOptions) -> Styles:
     labels = model.fit_predict(sample.astype(np.float64))
     inside = labels >= 0
     if not inside.any():
-        return Styles(np.zeros(len(features_ND), dtype=np.int64), 1.0, {"clusters": 0})
+        return Clustering(np.zeros(len(features_ND), dtype=np.int64), 1.0, {"clusters": 0})
     nearest, _ = _nearest(sample, features_ND)
     noise = float((~inside)[nearest].mean())
     labels_N = labels[inside][_nearest(sample[inside], features_ND)[0]]
-    return Styles(merge_small(features_ND, labels_N, options.min_share), noise, {"clusters": int(labels.max()) + 1})
+    return Clustering(merge_small(features_ND, labels_N, options.min_share), noise, {"clusters": int(labels.max()) + 1})
 
 
-def _dbscan(features_ND: np.ndarray, options: StyleOptions) -> Styles:
-    # Captions that are equal without their attributes are one point: counted each, they would be a cluster of their own,
-    # with k-distance 0. The last digits of a text model's features depend on the batch.
+def _dbscan(features_ND: np.ndarray, options: StyleOptions) -> Clustering:
+    # Captions whose neutral forms are equal are one point: counted singly they would be a cluster of their own, with
+    # k-distance 0. Rounded, since the last digits of a text model's features depend on the batch.
     points_PD, which_N = np.unique(features_ND.round(5), axis=0, return_inverse=True)
     distances_P = k_distances(points_PD, options.min_samples)
     curve_P = np.sort(distances_P)
@@ -143,10 +124,10 @@ def _dbscan(features_ND: np.ndarray, options: StyleOptions) -> Styles:
     dense = dbscan(points_PD, options.eps or float(curve_P[at]), distances_P)
     labels_N = merge_small(features_ND, dense.labels_N[which_N], options.min_share)
     found = {"eps": options.eps or float(curve_P[at]), "knee": at, "points": len(points_PD), "clusters": dense.clusters}
-    return Styles(labels_N, float(dense.noise_N[which_N].mean()), found, curve_P)
+    return Clustering(labels_N, float(dense.noise_N[which_N].mean()), found, curve_P)
 
 
-_CLUSTERERS: dict[str, Callable[[np.ndarray, StyleOptions], Styles]] = {
+_CLUSTERERS: dict[str, Callable[[np.ndarray, StyleOptions], Clustering]] = {
     "none": _none,
     "random": _random,
     "kmeans": _kmeans,
@@ -158,15 +139,15 @@ _CLUSTERERS: dict[str, Callable[[np.ndarray, StyleOptions], Styles]] = {
 
 
 def _sample(features_ND: np.ndarray, options: StyleOptions) -> np.ndarray:
-    """At most SAMPLE of the features, in their order."""
-    if len(features_ND) <= SAMPLE:
+    """At most MAX_SAMPLE of the features, in their order."""
+    if len(features_ND) <= MAX_SAMPLE:
         return features_ND
-    chosen = np.random.default_rng(options.seed).choice(len(features_ND), SAMPLE, replace=False)
+    chosen = np.random.default_rng(options.seed).choice(len(features_ND), MAX_SAMPLE, replace=False)
     return features_ND[np.sort(chosen)]
 
 
-def _number(features_ND: np.ndarray, options: StyleOptions) -> int:
-    """How many styles: as asked for, or by the silhouette."""
+def _cluster_count(features_ND: np.ndarray, options: StyleOptions) -> int:
+    """Number of styles: as requested, or by the silhouette."""
     different = len(np.unique(features_ND.round(5), axis=0))
     if options.clusters > different:
         raise ValueError(
@@ -176,7 +157,7 @@ def _number(features_ND: np.ndarray, options: StyleOptions) -> int:
         return options.clusters
     sample = _sample(features_ND, options)
     scores = {}
-    for count in CHOICES:
+    for count in CLUSTER_COUNTS:
         if count < min(different, len(sample)):
             labels = KMeans(count, n_init=3, random_state=options.seed).fit_predict(sample)
             scores[count] = silhouette_score(
@@ -186,7 +167,7 @@ def _number(features_ND: np.ndarray, options: StyleOptions) -> int:
 
 
 def _nearest(points_MD: np.ndarray, features_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(index of the nearest of some points, distance to it) for each feature, both (N,)."""
+    """Returns (index of the nearest of M points, distance to it) for each feature, both (N,)."""
     distance, index = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(points_MD).kneighbors(features_ND)
     return index[:, 0], distance[:, 0]
 
@@ -196,34 +177,33 @@ def prototypes(features_ND: np.ndarray, styles_N: np.ndarray) -> np.ndarray:
     return np.stack([features_ND[styles_N == style].mean(0) for style in range(styles_N.max() + 1)])
 
 
-def examples(features_ND: np.ndarray, styles_N: np.ndarray, neutral: Sequence[str]) -> list[list[int]]:
-    """For each style up to EXAMPLES captions, as indices, that are nearest to its prototype and differ in more than their
-    attributes."""
+def choose_examples(features_ND: np.ndarray, styles_N: np.ndarray, neutral: Sequence[str]) -> list[list[int]]:
+    """Indices of up to MAX_EXAMPLES captions for each style: the nearest to its prototype, with distinct neutral forms."""
     chosen = []
     for style, prototype_D in enumerate(prototypes(features_ND, styles_N)):
         members = np.flatnonzero(styles_N == style)
         ordered = members[np.argsort(((features_ND[members] - prototype_D) ** 2).sum(1), kind="stable")]
-        # The nearest of several that are equal without their attributes.
+        # The nearest of several captions with the same neutral form.
         nearest: dict[str, int] = {}
         for index in ordered:
             nearest.setdefault(neutral[index], int(index))
-        chosen.append(list(nearest.values())[:EXAMPLES])
+        chosen.append(list(nearest.values())[:MAX_EXAMPLES])
     return chosen
 
 
-def markers(styles_N: np.ndarray, neutral: Sequence[str]) -> list[list[str]]:
-    """For each style up to MARKERS phrases (1 to 3 words) that most more of its captions hold than of all others."""
+def find_markers(styles_N: np.ndarray, neutral: Sequence[str]) -> list[list[str]]:
+    """Up to MAX_MARKERS phrases (1 to 3 words) for each style whose share of captions exceeds that of the others the most."""
     vectorizer = CountVectorizer(
         token_pattern=TOKEN, ngram_range=(1, 3), binary=True, max_features=5000, dtype=np.int32
     )
-    holds_NV, phrases = vectorizer.fit_transform(neutral), vectorizer.get_feature_names_out()
-    total_V = np.asarray(holds_NV.sum(0)).ravel()
+    contains_NV, phrases = vectorizer.fit_transform(neutral), vectorizer.get_feature_names_out()
+    total_V = np.asarray(contains_NV.sum(0)).ravel()
     found = []
     for style in range(int(styles_N.max()) + 1):
         inside = styles_N == style
-        here_V = np.asarray(holds_NV[np.flatnonzero(inside)].sum(0)).ravel()
+        inside_V = np.asarray(contains_NV[np.flatnonzero(inside)].sum(0)).ravel()
         size, rest = int(inside.sum()), len(styles_N) - int(inside.sum())
-        more_V = here_V / size - (total_V - here_V) / max(rest, 1)
-        best = np.argsort(-more_V, kind="stable")[:MARKERS]
-        found.append([str(phrases[index]) for index in best if more_V[index] > 0])
+        excess_V = inside_V / size - (total_V - inside_V) / max(rest, 1)
+        best = np.argsort(-excess_V, kind="stable")[:MAX_MARKERS]
+        found.append([str(phrases[index]) for index in best if excess_V[index] > 0])
     return found

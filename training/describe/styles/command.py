@@ -1,48 +1,35 @@
-"""Puts the captions of a data set's train split into styles: `python -m training.describe styles NAME ROOT --out OUT`.
+"""Clusters the training captions of a data set by their style: `python -m training.describe styles NAME ROOT --out OUT`.
 
-Attribute words are replaced by neutral ones, by word lists or by a language model, what is left is turned into features and
-clustered. Writes OUT/styles.jsonl
-(style of each caption), OUT/styles.json (each style with its size, captions that show it and phrases that mark it) and
-OUT/styles.html (a map to look at). `--method all` does so for every method, in a folder each. Where factors.jsonl tells who
-wrote a caption (synthetic sets) the adjusted Rand index against that truth is printed; nothing else ever looks at it.
+Attribute words are replaced by neutral ones, by word lists or by a language model; the rest is turned into features and
+clustered. Writes OUT/styles.jsonl (style of each caption), OUT/styles.json (each style with its size, example captions and
+marker phrases) and OUT/styles.html (with a map). `--method all` runs every method, each in a folder of its own. Where
+factors.jsonl records the writers (synthetic sets), the adjusted Rand index against them is printed; nothing else reads them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import time
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-from sklearn.metrics import adjusted_rand_score
 
-from training.config import STYLE_METHODS, DataConfig, StyleMethod
-from training.data.datasets import read_records
-from training.data.ground_truth import read_caption_styles
-from training.describe.generate import confirm
-from training.describe.style_page import draw_map, write_style_page
-from training.describe.styles.clustering import StyleOptions, Styles, cluster, examples, markers
-from training.describe.styles.neutral import Neutralised, Neutraliser, neutral_captions
-from training.describe.styles.style_encoders import STYLOMETRIC, encode
-from training.utils.io import atomic, write_json
+from training.config import STYLE_METHODS, StyleMethod
+from training.describe.options import confirm
+from training.describe.styles.style_options import STYLOMETRIC, NeutraliserOptions, StyleOptions
+from training.utils import cli
 
-# Part of what a stored result depends on: raise it when lexicon, encoder or clustering change.
-VERSION = 1
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
-class Options:
-    """Options of one clustering."""
+class Arguments:
+    """Arguments of the command."""
 
     # Data set: cuhk-pedes, icfg-pedes, rstpreid or own.
     name: Annotated[str, tyro.conf.Positional]
@@ -50,129 +37,48 @@ class Options:
     root: Annotated[Path, tyro.conf.Positional]
     # Folder to write to.
     out: Path
-    # How captions are put into styles; all: each method in OUT/METHOD.
+    # Clustering method (Table 4); all: each method in OUT/METHOD.
     method: StyleMethod | Literal["all"] = "dbscan"
     # "stylometric" (offline), or a CLIP or BERT-like text model by Hugging Face name or folder (reading 19).
     encoder: str = STYLOMETRIC
-    # How the methods work.
+    # Parameters of the methods.
     style: StyleOptions = field(default_factory=StyleOptions)
-    # What takes the content out of the captions (reading 20).
-    neutral: Neutraliser = field(default_factory=Neutraliser)
-
-
-@dataclass(frozen=True)
-class Captions:
-    """The captions of the train split, in order."""
-
-    # (file_path, index within the image) of each.
-    keys: list[tuple[str, int]]
-    texts: list[str]
-    # SHA-256 (hex) over keys and texts.
-    source: str
-    # Who wrote each, where the data tells; for measuring only.
-    truth: list[int] | None
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What is clustered."""
-
-    # Captions without their attributes, and their style features.
-    neutral: Neutralised
-    features_ND: np.ndarray
-    encoder: str
+    # Neutralisation of the captions (reading 20).
+    neutral: NeutraliserOptions = field(default_factory=NeutraliserOptions)
 
 
 def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `read_captions` and `make_styles` raise."""
-    flat = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    options = tyro.cli(Options, args=argv, prog="python -m training.describe styles", description=__doc__, config=flat)
+    arguments = cli.parse(Arguments, argv, "training.describe styles", __doc__)
+    # Not at the top: --help need not wait for scikit-learn and torch.
+    from rich.console import Console
+
+    from training.describe.style_page import project_captions, write_style_page
+    from training.describe.styles.caption_styles import encode_captions, make_styles, read_captions
+    from training.describe.styles.neutral import neutral_captions
+
     console = Console(stderr=True)
-    captions = read_captions(options.name, options.root)
-    neutral = neutral_captions(captions.texts, options.neutral, options.out / "neutral", os.environ, console, confirm)
-    encoded = encode_captions(neutral, options.encoder, options.out / "features", console)
-    every = options.method == "all"
+    captions = read_captions(arguments.name, arguments.root)
+    neutral = neutral_captions(
+        captions.texts, arguments.neutral, arguments.out / "neutral", os.environ, console, confirm
+    )
+    encoded = encode_captions(neutral, arguments.encoder, arguments.out / "features", console)
+    all_methods = arguments.method == "all"
     found: dict[str, dict[str, Any]] = {}
-    drawn = draw_map(encoded.features_ND, options.style.seed)
-    for method in STYLE_METHODS if every else (options.method,):
-        folder = options.out / method if every else options.out
+    caption_map = project_captions(encoded.features_ND, arguments.style.seed)
+    for method in STYLE_METHODS if all_methods else (arguments.method,):
+        folder = arguments.out / method if all_methods else arguments.out
         with console.status(f"{method}: {len(captions.texts):,} captions"):
-            found[method], styles = make_styles(captions, encoded, method, options.style, folder)
-        write_style_page(folder / "styles.html", found[method], styles, drawn)
+            found[method], clustering = make_styles(captions, encoded, method, arguments.style, folder)
+        write_style_page(folder / "styles.html", found[method], clustering, caption_map)
     print_styles(found, Console(soft_wrap=True))
-    print(options.out)
+    print(arguments.out)
 
 
-def read_captions(name: str, root: Path) -> Captions:
-    """The train captions of a data set. Raises what reading the data raises."""
-    fields: dict[str, Any] = {"dataset": name, "root": str(root)}
-    records = read_records(DataConfig(**fields))["train"]
-    keys = [(record.file_path, index) for record in records for index in range(len(record.captions))]
-    texts = [caption for record in records for caption in record.captions]
-    source = hashlib.sha256(json.dumps([keys, texts]).encode()).hexdigest()
-    return Captions(keys, texts, source, read_caption_styles(root, records))
+def print_styles(found: Mapping[str, dict[str, Any]], console: Console) -> None:
+    """Prints one row a method; for a single method its styles too."""
+    from rich.table import Table
 
-
-def encode_captions(neutral: Neutralised, encoder: str, folder: Path, console: Console) -> Encoded:
-    """Captions without their attributes, with features; those of a text model are kept in `folder`.
-
-    Raises what the encoder raises.
-    """
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("features", total=None)
-        features_ND = encode(
-            neutral.texts, encoder, folder, lambda done, total: bar.update(task, completed=done, total=total)
-        )
-    return Encoded(neutral, features_ND, encoder)
-
-
-def make_styles(
-    captions: Captions, encoded: Encoded, method: str, options: StyleOptions, folder: Path
-) -> tuple[Row, Styles]:
-    """Clusters and writes styles.jsonl and styles.json into `folder`; returns (contents of styles.json, the styles).
-
-    Raises what `style.cluster` raises, before anything is written.
-    """
-    started = time.perf_counter()
-    styles = cluster(encoded.features_ND, method, options)
-    seconds = time.perf_counter() - started
-    sizes = np.bincount(styles.styles_N)
-    shown = examples(encoded.features_ND, styles.styles_N, encoded.neutral.texts)
-    marked = markers(styles.styles_N, encoded.neutral.texts)
-    table = settings(captions, encoded.neutral.by, encoded.encoder, method, options) | {
-        "found": styles.found,
-        # Different captions that a model did not make neutral and the word lists did.
-        "neutral_by_lists": encoded.neutral.replaced,
-        "noise_share": round(styles.noise_share, 6),
-        # Against the truth of a synthetic set.
-        "ari": None if captions.truth is None else round(adjusted_rand_score(captions.truth, styles.styles_N), 6),
-        "seconds": round(seconds, 2),
-        "styles": [
-            {
-                "style": style,
-                "size": int(sizes[style]),
-                "examples": [captions.texts[index] for index in shown[style]],
-                "markers": marked[style],
-            }
-            for style in range(len(sizes))
-        ],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / "styles.jsonl") as file:
-        for (file_path, index), style in zip(captions.keys, styles.styles_N.tolist(), strict=True):
-            file.write(json.dumps({"file_path": file_path, "caption": index, "style": style}).encode() + b"\n")
-    write_json(folder / "styles.json", table)
-    return table, styles
-
-
-def settings(captions: Captions, neutral: Row, encoder: str, method: str, options: StyleOptions) -> Row:
-    """What a result depends on, in the words of styles.json."""
-    params = asdict(options) | {"version": VERSION}
-    return {"method": method, "encoder": encoder, "neutral": neutral, "params": params, "source": captions.source}
-
-
-def print_styles(found: Mapping[str, Row], console: Console) -> None:
-    """One row a method; for a single one its styles too."""
     table = Table("method", "styles", "captions in each", "noise", "ARI", "seconds")
     for method, row in found.items():
         sizes = [style["size"] for style in row["styles"]]
@@ -183,9 +89,13 @@ def print_styles(found: Mapping[str, Row], console: Console) -> None:
     if len(found) > 1:
         return
     for row in found.values():
-        styles = Table("style", "captions", "what marks it", "example", show_lines=True)
+        styles = Table("style", "captions", "markers", "example", show_lines=True)
         for style in row["styles"]:
             cells = (str(style["style"]), f"{style['size']:,}", " · ".join(style["markers"][:5]), style["examples"][0])
             styles.add_row(*cells)
         console.print(styles, markup=False)
         console.print(f"{row['encoder']}: {json.dumps(row['found'])}", highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,171 +1,126 @@
-"""The captions of a clustering without their content: by word lists, or by a language model, whose answers are kept."""
+"""Neutral captions of a data set: by word lists, or by a language model, whose answers are stored."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from rich.console import Console
 
-from training.config.fields import Stage, Within
-from training.describe.generation import Tally
-from training.describe.llm.answer_store import Answers
-from training.describe.llm.client import Client, Service, read_key
-from training.describe.llm.executor import Asker, Sampling
-from training.describe.llm.limits import Budget, Halt, Meter, Stopped
-from training.describe.llm.providers import OpenAIProvider, Provider, TransformersProvider
-from training.describe.progress import Reporter
-from training.describe.session import PILOT, Online, estimate, pilot_first
-from training.describe.styles.neutral_llm import Neutral, build_prompt, call_key, neutralise_by_model
+from training.describe.generation import StatusCounts
+from training.describe.llm.answer_store import AnswerStore
+from training.describe.llm.client import read_api_key
+from training.describe.llm.executor import CachedProvider
+from training.describe.llm.limits import StoppedError, StopSignal, UsageMeter
+from training.describe.llm.providers import Provider, TransformersProvider
+from training.describe.progress import ProgressReporter
+from training.describe.session import PILOT_SIZE, ServerModel, run_with_pilot
+from training.describe.styles.neutral_llm import NeutralResult, build_prompt, call_key, neutralise_by_model
 from training.describe.styles.neutral_rules import neutralise
+from training.describe.styles.style_options import NeutraliserOptions
 
-# What `Neutralised.by` says of the word lists.
+# `NeutralCaptions.by` of the word lists.
 LEXICON = {"by": "lexicon"}
 
 
 @dataclass(frozen=True)
-class Neutraliser(Stage):
-    """What takes the content out of captions."""
-
-    # Word lists (offline); an OpenAI-compatible server; or a local vision-language model of transformers.
-    neutraliser: Literal["lexicon", "openai", "transformers"] = "lexicon"
-    # Name at the server, or name or folder for transformers.
-    model: str = ""
-    # Times that a caption is asked for until it passes the checks; after that the word lists do it.
-    attempts: Annotated[int, Within(1, 20)] = 2
-    # Longest answer in tokens.
-    max_tokens: Annotated[int, Within(16)] = 300
-    # Do not ask before spending.
-    yes: bool = False
-    # Of transformers: asks at a time.
-    batch: Annotated[int, Within(1, 1024)] = 1
-    # Of transformers: torch device.
-    device: str = "cpu"
-    # The server, and how fast it is asked.
-    service: Service = field(default_factory=Service)
-    # Prices and limits.
-    budget: Budget = field(default_factory=Budget)
-
-    def check(self) -> None:
-        given = self.neutraliser != "lexicon"
-        self.require(bool(self.model) == given, "model", f"{'given' if given else 'empty'} for {self.neutraliser}")
-
-    @property
-    def sampling(self) -> Sampling:
-        """The likeliest words first, others where those were no good."""
-        return Sampling(0.0, 0.3, 0, self.max_tokens, self.attempts)
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """What decides the answers, the model and the caption aside."""
-        return {"provider": self.neutraliser} | asdict(self.sampling)
-
-
-@dataclass(frozen=True)
-class Neutralised:
+class NeutralCaptions:
     """Captions without their content."""
 
     texts: list[str]
-    # What took it out, in the words of styles.json.
+    # Method, model and parameters, as in styles.json.
     by: dict[str, Any]
-    # Captions (counted once if equal) that the model did not make neutral and the word lists did.
-    replaced: int
+    # Distinct captions that the model failed to neutralise, so that the word lists were used.
+    fallbacks: int
 
 
 def neutral_captions(
     captions: Sequence[str],
-    options: Neutraliser,
+    options: NeutraliserOptions,
     folder: Path,
     environment: Mapping[str, str],
     console: Console,
-    leave: Callable[[str], bool],
-) -> Neutralised:
-    """The captions without their content. What a model answers is kept in `folder` and not asked for again.
+    confirm_spending: Callable[[str], bool],
+) -> NeutralCaptions:
+    """Neutralises captions. A model's answers are stored in `folder` and not requested again.
 
-    `leave`: asked for before the rest is paid for, unless options.yes. Raises RuntimeError (Stopped) when the server fails
-    for good, the budget is spent, or captions got no answer: the same command goes on with what is left.
+    confirm_spending: asked after a pilot about the cost of the rest, unless options.yes. Raises RuntimeError (StoppedError)
+    when the server fails for good, the budget is spent, or captions got no answer: the same command then continues.
     """
     if options.neutraliser == "lexicon":
-        return Neutralised(neutralise(captions), LEXICON, 0)
-    # Equal captions are asked for once, in the order of the data.
+        return NeutralCaptions(neutralise(captions), LEXICON, 0)
+    # Equal captions are requested once, in the order of the data.
     distinct = list(dict.fromkeys(captions))
-    provider: Provider | Online
+    provider: Provider | ServerModel
     if options.neutraliser == "openai":
-        provider = Online(options.service, read_key(options.service, environment), options.model)
+        provider = ServerModel(options.service, read_api_key(options.service, environment), options.model)
     else:
         provider = TransformersProvider(options.model, options.batch, options.device)
     folder.mkdir(parents=True, exist_ok=True)
-    answers = Answers(folder / "answers.jsonl")
+    answers = AnswerStore(folder / "answers.jsonl")
     try:
-        agreed = (lambda told: True) if options.yes else leave
-        found = asyncio.run(_ask(distinct, options, provider, answers, console, agreed))
+        confirm = (lambda question: True) if options.yes else confirm_spending
+        result = asyncio.run(_neutralise(distinct, options, provider, answers, console, confirm))
     finally:
         answers.lines.close()
-    rest = dict(zip(found.rejected, neutralise(list(found.rejected)), strict=True))
-    every = found.texts | rest
-    about = {"by": options.neutraliser, "model": options.model, "params": options.params}
-    about["prompt"] = build_prompt("").hash
-    return Neutralised([every[caption] for caption in captions], about, len(rest))
+    fallbacks = dict(zip(result.rejected, neutralise(list(result.rejected)), strict=True))
+    texts = result.texts | fallbacks
+    by = {"by": options.neutraliser, "model": options.model, "params": options.params}
+    by["prompt"] = build_prompt("").hash
+    return NeutralCaptions([texts[caption] for caption in captions], by, len(fallbacks))
 
 
-async def _ask(
+async def _neutralise(
     distinct: Sequence[str],
-    options: Neutraliser,
-    provider: Provider | Online,
-    answers: Answers,
+    options: NeutraliserOptions,
+    provider: Provider | ServerModel,
+    answers: AnswerStore,
     console: Console,
-    leave: Callable[[str], bool],
-) -> Neutral:
-    known = answers.counted, answers.prompt_tokens, answers.completion_tokens, answers.seconds
-    meter, halt, tally = Meter(options.budget, len(answers), *known), Halt(), Tally()
-    found = Neutral({}, {}, {})
-    # Those whose first answer is stored cost little or nothing, and tell at once.
+    confirm_spending: Callable[[str], bool],
+) -> NeutralResult:
+    meter, stop_signal, counts = UsageMeter(options.budget, answers), StopSignal(), StatusCounts()
+    result = NeutralResult({}, {}, {})
+    # Captions whose first answer is stored cost little or nothing, and predict the cost of the rest at once.
     stored = {text for text in distinct if answers.get(call_key(text, options.model, options.params, 0)) is not None}
     todo = sorted(distinct, key=lambda text: text not in stored)
-    with Reporter(len(todo), meter, tally, console, "captions") as reporter:
+    with ProgressReporter(len(todo), meter, counts, console, "captions") as reporter:
 
-        async def work(asked: Provider, some: Sequence[str]) -> None:
+        async def work(provider: Provider, captions: Sequence[str]) -> None:
             part = await neutralise_by_model(
-                some,
-                Asker(asked, answers, meter),
+                captions,
+                CachedProvider(provider, answers, meter),
                 options.model,
                 options.params,
                 options.sampling,
-                halt,
-                reporter.recorded,
+                stop_signal,
+                reporter.record,
             )
             for name in ("texts", "rejected", "failed"):
-                getattr(found, name).update(getattr(part, name))
+                getattr(result, name).update(getattr(part, name))
 
-        if isinstance(provider, Online):
-            async with Client(provider.service, provider.key, meter, halt) as client:
-                cost = partial(estimate, meter, provider.service, calls_per_item=1.0, what="captions")
-                run = partial(work, OpenAIProvider(client, provider.model))
-                await pilot_first(todo, len(stored) if stored else PILOT, run, cost, leave, halt, reporter)
-        else:
-            await work(provider, todo)
-    _check_whole(distinct, found, halt)
-    told = ", ".join(f"{count} {reason}" for reason, count in tally.reasons.most_common())
+        pilot_size = len(stored) if stored else PILOT_SIZE
+        await run_with_pilot(provider, todo, pilot_size, work, 1.0, confirm_spending, meter, stop_signal, reporter)
+    _check_complete(distinct, result, stop_signal)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.reasons.most_common())
     console.print(
-        f"{len(found.texts)} different captions made neutral by {options.model}, {len(found.rejected)} by the word lists"
-        + (f" ({told})" if told else ""),
+        f"{len(result.texts)} distinct captions neutralised by {options.model}, {len(result.rejected)} by the word lists"
+        + (f" ({reasons})" if reasons else ""),
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
-    return found
+    return result
 
 
-def _check_whole(distinct: Sequence[str], found: Neutral, halt: Halt) -> None:
-    """Raises Stopped where captions have no answer."""
-    left = len(distinct) - len(found.texts) - len(found.rejected)
-    if not left:
+def _check_complete(distinct: Sequence[str], result: NeutralResult, stop_signal: StopSignal) -> None:
+    """Raises StoppedError where captions have no answer."""
+    remaining = len(distinct) - len(result.texts) - len(result.rejected)
+    if not remaining:
         return
-    goes_on = f"{left} of {len(distinct)} captions are left; the same command goes on with them"
-    if halt.error is not None:
-        raise type(halt.error)(f"{halt.error}; {goes_on}") from halt.error
-    raise Stopped(f"no answer for a caption: {next(iter(found.failed.values()))}; {goes_on}")
+    remedy = f"{remaining} of {len(distinct)} captions remain; run the same command to continue"
+    if stop_signal.error is not None:
+        raise type(stop_signal.error)(f"{stop_signal.error}; {remedy}") from stop_signal.error
+    raise StoppedError(f"no answer for a caption: {next(iter(result.failed.values()))}; {remedy}")

@@ -1,6 +1,6 @@
-"""Captions without their content, by a language model (paper 3.3, "generalise and substitute entity attributes").
+"""Neutral captions by a language model (paper 3.3, "generalise and substitute entity attributes").
 
-The model is asked for the same neutral words as lexicon.py writes; what it answers is checked with that lexicon.
+The model is asked for the same neutral words as neutral_rules.py uses, whose word lists check its answers.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from functools import cache
 from typing import Any
 
 from training.describe.llm.answer_store import answer_key
-from training.describe.llm.client import CallFailed
-from training.describe.llm.executor import Asker, Sampling, text_of, work_through
-from training.describe.llm.limits import Halt
-from training.describe.styles.neutral_rules import attributes, neutralise
-from training.describe.text.patterns import refusal
+from training.describe.llm.client import RequestFailedError
+from training.describe.llm.executor import CachedProvider, Sampling, extract_text, run_concurrently
+from training.describe.llm.limits import StopSignal
+from training.describe.styles.neutral_rules import find_content, neutralise
+from training.describe.text.patterns import find_refusal
 from training.describe.text.prompts import Prompt
 
 KIND = "caption"
-# A neutral caption has from a third to one and a half times the words of the caption, and a few more or fewer.
-SHORTEST, LONGEST, SLACK = 1 / 3, 3 / 2, 3
-# Of the phrases that name people, things and colours, this share may be left.
-LEFT = 0.25
+# Accepted length of a neutral caption: from a third to one and a half times the words of the caption, plus or minus a few.
+MIN_LENGTH_RATIO, MAX_LENGTH_RATIO, LENGTH_SLACK = 1 / 3, 3 / 2, 3
+# Largest accepted share of the phrases for people, things and colours that a neutral caption still contains.
+MAX_CONTENT_SHARE = 0.25
+# Every word of the prompt is part of its hash, and so of the keys of stored answers: an edit makes all of them paid again.
 _SYSTEM = (
     "You take the content out of captions and leave their style. You answer with one JSON object and nothing else."
 )
@@ -43,19 +44,19 @@ _EXAMPLES = (
 
 
 @dataclass
-class Neutral:
-    """What has become of captions."""
+class NeutralResult:
+    """Outcome of a set of captions, each a mapping from the caption."""
 
-    # Captions that the model made neutral, by themselves.
+    # To its neutral form by the model.
     texts: dict[str, str]
-    # Captions whose answers failed the checks as often as allowed, and why the last one did.
+    # To the reason why the last of the allowed answers failed the checks.
     rejected: dict[str, str]
-    # Captions without an answer, and why.
+    # To the reason why there was no answer.
     failed: dict[str, str]
 
 
 def build_prompt(caption: str) -> Prompt:
-    """What is asked of a model for one caption, with examples that lexicon.py answers."""
+    """Builds the prompt for one caption, with examples answered by neutral_rules.py."""
     # As a JSON string: quotes and line breaks inside a caption cannot end it.
     user = f"{_RULES}\nExamples:\n{_examples()}\nThe caption:\n{json.dumps(caption, ensure_ascii=False)}"
     field = {"type": "string", "description": "the rewritten caption"}
@@ -70,57 +71,57 @@ def _examples() -> str:
     return "\n".join(f"{json.dumps(example)} becomes {json.dumps({KIND: neutral})}" for example, neutral in pairs)
 
 
-def problem_of(caption: str, neutral: str) -> str:
-    """Why a text is no neutral form of a caption, "" if it is one."""
-    refused = refusal(neutral)
-    if refused and not refusal(caption):
-        return f"refusal: {refused}"
-    had, has = len(caption.split()), len(neutral.split())
-    if not SHORTEST * had - SLACK <= has <= LONGEST * had + SLACK:
-        return f"length: {has} words for {had}"
-    left = attributes(neutral)
-    if len(left) > LEFT * len(attributes(caption)):
-        return f"content: still names {', '.join(left[:3])}"
+def find_problem(caption: str, neutral: str) -> str:
+    """Reason why a text is no neutral form of a caption, "" if it is one."""
+    refusal = find_refusal(neutral)
+    if refusal and not find_refusal(caption):
+        return f"refusal: {refusal}"
+    before, after = len(caption.split()), len(neutral.split())
+    if not MIN_LENGTH_RATIO * before - LENGTH_SLACK <= after <= MAX_LENGTH_RATIO * before + LENGTH_SLACK:
+        return f"length: {after} words for {before}"
+    content = find_content(neutral)
+    if len(content) > MAX_CONTENT_SHARE * len(find_content(caption)):
+        return f"content: still names {', '.join(content[:3])}"
     return ""
 
 
 def call_key(caption: str, model: str, params: dict[str, Any], attempt: int) -> str:
-    """Names the call of an attempt: everything that its answer depends on."""
+    """Key of the answer to an attempt, see answer_store.answer_key."""
     return answer_key(prompt=build_prompt(caption).hash, model=model, params=params, kind=KIND, attempt=attempt)
 
 
 async def neutralise_by_model(
     captions: Sequence[str],
-    asker: Asker,
+    provider: CachedProvider,
     model: str,
     params: dict[str, Any],
     sampling: Sampling,
-    halt: Halt,
-    done: Callable[[dict[str, str]], None] = lambda row: None,
-) -> Neutral:
-    """Asks for every caption until the answer passes `problem_of` or all attempts are spent.
+    stop_signal: StopSignal,
+    on_record: Callable[[dict[str, str]], None] = lambda row: None,
+) -> NeutralResult:
+    """Neutralises captions by a model, each until an answer passes `find_problem` or all attempts are used.
 
-    params: JSON values that decide what a model answers beside its name and the prompt. done: called with the status ("ok",
-    "rejected", "failed") and the reason of each caption. Where something stops it, captions are missing from the result,
-    and `halt.error` says what; see `work_through`.
+    params: JSON values that the answers depend on beside the model's name and the prompt. on_record: called with the status
+    ("ok", "rejected", "failed") and the reason of each caption. After a stop, captions are missing from the result, and
+    `stop_signal.error` gives the reason; see `run_concurrently`.
     """
-    found = Neutral({}, {}, {})
+    result = NeutralResult({}, {}, {})
 
-    async def one(caption: str) -> None:
+    async def process(caption: str) -> None:
         prompt, problem = build_prompt(caption), ""
         for attempt in range(sampling.attempts):
-            ask = sampling.ask(call_key(caption, model, params, attempt), prompt, attempt, None)
+            request = sampling.request(call_key(caption, model, params, attempt), prompt, attempt, None)
             try:
-                text, problem = text_of(await asker.answer(ask), prompt)
-            except CallFailed as error:
-                found.failed[caption] = str(error)
-                return done({"status": "failed", "reason": f"no answer: {error}"})
-            problem = f"answer: {problem}" if problem else problem_of(caption, text)
+                text, problem = extract_text(await provider.answer(request), prompt)
+            except RequestFailedError as error:
+                result.failed[caption] = str(error)
+                return on_record({"status": "failed", "reason": f"no answer: {error}"})
+            problem = f"answer: {problem}" if problem else find_problem(caption, text)
             if not problem:
-                found.texts[caption] = " ".join(text.split())
-                return done({"status": "ok", "reason": ""})
-        found.rejected[caption] = problem
-        return done({"status": "rejected", "reason": problem})
+                result.texts[caption] = " ".join(text.split())
+                return on_record({"status": "ok", "reason": ""})
+        result.rejected[caption] = problem
+        return on_record({"status": "rejected", "reason": problem})
 
-    await work_through(captions, one, asker.provider.window, halt, [asker.answers.lines])
-    return found
+    await run_concurrently(captions, process, provider.items_in_flight, stop_signal, [provider.store.lines])
+    return result

@@ -1,8 +1,8 @@
-"""Captions without their content: attribute words replaced by neutral ones, so that what is left is how somebody writes.
+"""Neutral captions by word lists: attribute words are replaced by neutral ones, so that only the writing style remains.
 
-The paper (3.3) lets a language model "generalise and substitute entity attributes" (neutral.py); this is the offline way, by
-word lists. Whatever says what is seen (people, clothes, colours, hair, bags, places on the body, movement) becomes one
-neutral word per kind; articles, pronouns' places, verbs of wearing, punctuation, order, spelling and case stay.
+The paper (3.3) lets a language model "generalise and substitute entity attributes" (neutral_llm.py); this is the offline
+alternative. Words for content (people, clothes, colours, hair, bags, places on the body, movement) become one neutral word per
+kind; articles, positions of pronouns, verbs of wearing, punctuation, order, spelling and case stay.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-# Words before a noun that describe it, and vanish into its neutral word. A space also stands for a hyphen.
+# Modifiers before a noun, which vanish into its neutral word. A space also matches a hyphen.
 MODIFIERS = {
     "colour": (
         "black white grey gray red orange yellow green blue navy purple violet pink brown beige tan cream khaki "
@@ -42,8 +42,7 @@ MODIFIERS = {
     ),
     "hair": ("straight curly wavy frizzy bald balding shaved buzzed thinning messy full almost no very"),
 }
-# Nouns by kind, a blank for one of several words. All kinds but people share one neutral word: which of them a caption
-# speaks of is content as well.
+# Nouns by kind. All kinds but people share one neutral word: the kind itself is content as well.
 ITEM = "item"
 PERSON = "person"
 NOUNS = {
@@ -77,7 +76,7 @@ NOUNS = {
         "text|picture on it|emblem|trim|pocket|pockets|zipper|buttons|sleeves|sleeve|collar|lining|accents"
     ),
 }
-# What somebody does and where something is carried, from the first word to the last, each with its neutral words.
+# Actions and places where something is carried, as whole phrases, each with its neutral words.
 _BODY = "back|hand|hands|shoulder|shoulders|side|sides|arm|arms"
 _WHERE = (
     "the camera|us|the viewer|the left|the right|left|right|forward|forwards|ahead|straight|behind|the front|the side"
@@ -85,7 +84,7 @@ _WHERE = (
 _MOVE = "walking|walks|standing|stands|facing|faces|running|strolling|stepping|moving|posing|sitting|riding"
 _HANDLE = "holding|looking at|looking down at|talking on|talking into|speaking on|using|carrying|walking under"
 PHRASES: tuple[tuple[str, str], ...] = (
-    # How hair is worn is one attribute with the hair.
+    # The way hair is worn is one attribute with the hair.
     (r"hair (?:is |that is )?(?:tied|pulled|put|worn|up|back|in)(?: up| back)?(?: (?:in|into))?(?: an? \w+)?", "hair"),
     (rf"(?:seen|viewed|shown|photographed) from (?:behind|the {_BODY})(?: while (?:{_MOVE}))?", "moving"),
     (rf"(?:{_HANDLE}) (?:an? |the |(?:his|her|their) )?(?:\w+ )?(?:umbrella|phone|cellphone)", "moving"),
@@ -115,12 +114,12 @@ _PRONOUNS = {
     "them": "his",
 }
 _PRONOUNS |= {"shes": "hes", "theyre": "hes", "she's": "he's", "they're": "he's", "an": "a"}
-# After the pronouns: "they are" has become "he are", and its verb tells of "they" only.
+# Applied after the pronouns: "they are" has become "he are", whose verb would give "they" away.
 _AGREEMENT = {"he are": "he is", "he have": "he has", "he were": "he was", "they got": "hes got"}
 
 
 def _alternatives(words: Iterable[str]) -> str:
-    """The words as a pattern, the longest first, with a space or a hyphen between the parts of a word."""
+    """Pattern of alternatives, the longest first, with a space or a hyphen between the parts of a term."""
     return "|".join(word.replace(" ", "[ -]") for word in sorted(set(words), key=lambda word: (-len(word), word)))
 
 
@@ -130,10 +129,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 _MODIFIER = _alternatives(word for words in MODIFIERS.values() for word in words.split())
 _NOUN = "|".join(f"(?P<{kind}>{_alternatives(nouns.split('|'))})" for kind, nouns in NOUNS.items())
-# "blue and red striped shirt", "black, long-sleeved top": modifiers with what may stand between them, then a noun.
+# "blue and red striped shirt", "black, long-sleeved top": modifiers with separators between them, then a noun.
 _NOUN_PHRASE = _compiled(rf"(?:(?:{_MODIFIER})(?: and | or |, | |-|/))*(?:{_NOUN})")
 _COLOUR = _compiled(_COLOURS)
-_STEPS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
+_SUBSTITUTIONS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     *((_compiled(pattern), lambda match, words=words: words) for pattern, words in PHRASES),
     (_NOUN_PHRASE, lambda match: PERSON if match.lastgroup == "person" else ITEM),
     (_COLOUR, lambda match: "plain"),
@@ -143,25 +142,25 @@ _STEPS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
 
 
 def neutralise(captions: Sequence[str]) -> list[str]:
-    """The captions with every attribute replaced by the neutral word of its kind; white space becomes single blanks.
+    """Replaces every attribute in the captions by the neutral word of its kind, and white space by single spaces.
 
-    What is neutral already stays as it is. The first letter of a replacement is as large or small as the one it replaces.
+    Idempotent: neutral captions stay as they are. A replacement begins with a capital letter if the original did.
     """
     return [_neutral(" ".join(caption.split())) for caption in captions]
 
 
-def attributes(text: str) -> list[str]:
-    """The phrases in a text that name people or things other than by the neutral words, then its other colours."""
+def find_content(text: str) -> list[str]:
+    """Phrases in a text that name people or things other than by the neutral words, then the remaining colours."""
     found = [match[0] for match in _NOUN_PHRASE.finditer(text) if match[0].lower() not in (PERSON, ITEM)]
     return found + [match[0] for match in _COLOUR.finditer(_NOUN_PHRASE.sub(ITEM, text))]
 
 
 def _neutral(text: str) -> str:
-    for pattern, replacement in _STEPS:
-        text = pattern.sub(partial(_cased, replacement), text)
+    for pattern, replacement in _SUBSTITUTIONS:
+        text = pattern.sub(partial(_replace, replacement), text)
     return text
 
 
-def _cased(replacement: Callable[[re.Match[str]], str], match: re.Match[str]) -> str:
+def _replace(replacement: Callable[[re.Match[str]], str], match: re.Match[str]) -> str:
     word = replacement(match)
     return word[0].upper() + word[1:] if match[0][0].isupper() else word

@@ -1,1 +1,1 @@
-"""Semantics: styles of captions, prompts for generated texts, their generation, and the checks on them."""
+"""Generated texts: schema of attributes, prompts, checks, records and counts."""

@@ -1,10 +1,10 @@
-"""Turns of phrase that give an English text away: refusals, hedging, placeholders; and the words that make it English."""
+"""Patterns of refusals and hedging in English texts, and the function words by which English is recognised."""
 
 from __future__ import annotations
 
 import re
 
-from training.describe.text.phrase_index import plain
+from training.describe.text.phrase_index import normalise_text
 
 _REFUSAL = re.compile(
     r"\bas an? (?:ai|artificial|language model|large language)|\bunfortunately\b|"
@@ -27,7 +27,7 @@ _HEDGING = re.compile(
     r"some (?:kind|sort) of|what (?:looks|appears|seems))\b",
     re.IGNORECASE,
 )
-# Together with the words of the schema, most words of an English description are among these.
+# Most words of an English description are among these or the words of the schema.
 FUNCTION_WORDS = frozenset(
     "a about above across against all along also an and another any are around as at back be been behind below beneath "
     "beside both but by can carrying down each either front for from has have having he her his holding in inside into "
@@ -38,16 +38,16 @@ FUNCTION_WORDS = frozenset(
 )
 
 
-def refusal(text: str) -> str:
-    """The words by which a model refuses, "" where there are none."""
-    return _first(_REFUSAL, text)
+def find_refusal(text: str) -> str:
+    """First words by which a model refuses, "" for none."""
+    return _first_match(_REFUSAL, text)
 
 
-def hedging(text: str) -> str:
-    """The first words by which a text hedges, "" where there are none."""
-    return _first(_HEDGING, text)
+def find_hedging(text: str) -> str:
+    """First words by which a text hedges, "" for none."""
+    return _first_match(_HEDGING, text)
 
 
-def _first(pattern: re.Pattern[str], text: str) -> str:
-    found = pattern.search(plain(text))
+def _first_match(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.search(normalise_text(text))
     return "" if found is None else " ".join(found[0].split())

@@ -1,6 +1,6 @@
-"""The two prompts for an image (paper 3.3): one asks for who is seen, one for what is worn, each in a given writing style.
+"""The two prompts for an image (paper 3.3), for an identity and a clothing text, each in a given writing style.
 
-A prompt names the attributes of the schema, forbids those of the other text, and shows captions of the style as examples.
+A prompt lists the attributes of the schema, forbids those of the other text, and shows captions of the style as examples.
 The answer is a JSON object with one text.
 """
 
@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.describe.text.patterns import refusal
+from training.describe.text.patterns import find_refusal
 from training.describe.text.schema import KINDS, Kind, Schema, load_schema
 
 __all__ = ["Prompt", "build_prompt", "load_schema", "parse_answer"]
+# Every word below is part of the prompts' hashes, and so of the keys of stored answers: an edit makes all of them paid again.
 
 _TOPIC = {
     "identity": "the person: lasting traits of the body that stay when the clothes change",
@@ -38,24 +39,23 @@ _SYSTEM = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked of a model beside the image, if there is one."""
+    """The messages of a request, without the image if there is one."""
 
-    # Of the text that is wanted.
+    # Kind of the requested text.
     kind: str
     system: str
     user: str
-    # Of the answer: an object with one text under the name of the kind.
+    # JSON schema of the answer: an object with one string under the name of the kind.
     json_schema: dict[str, Any]
-    # 16 hexadecimal digits over all of the above, and so over everything that the prompt was made of.
+    # 16 hexadecimal digits over all of the above, and so over everything that the prompt was built from.
     hash: str
 
 
 def build_prompt(schema: Schema, kind: Kind, examples: Sequence[str], words: tuple[int, int]) -> Prompt:
-    """The prompt for one kind of text.
+    """Builds the prompt for one kind of text; equal arguments give equal prompts.
 
-    examples: captions whose style is to be imitated; without any, no style is asked for. words: least and largest number
-    of words of the text. Equal arguments give equal prompts. Raises ValueError for an unknown kind, a range of words that
-    is none, and an empty example.
+    examples: captions whose style is to be imitated; none: no style is requested. words: smallest and largest number of words
+    of the text. Raises ValueError for an unknown kind, an empty range of words, and an empty example.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -117,33 +117,33 @@ def _style(examples: Sequence[str]) -> str:
 
 
 def parse_answer(text: str, prompt: Prompt) -> str:
-    """The text in a model's answer, stripped.
+    """Parses a model's answer and returns its text, stripped.
 
-    A code fence or words around the JSON object and a block of thoughts before it are left out. Raises ValueError with
-    the reason: empty, refused, cut off, no JSON object, or no text under the name of the kind.
+    Ignores a code fence or words around the JSON object, and a block of reasoning before it. Raises ValueError with the
+    reason: empty, refused, cut off, no JSON object, or no text under the name of the kind.
     """
     body = text.rpartition("</think>")[2].strip()
     if not body:
         raise ValueError("the answer is empty")
     start = body.find("{")
     if start < 0:
-        refused = refusal(body)
-        if refused:
-            raise ValueError(f"the answer is a refusal: {refused}")
-        raise ValueError(f"the answer holds no JSON object: {_quoted(body)}")
+        refusal = find_refusal(body)
+        if refusal:
+            raise ValueError(f"the answer is a refusal: {refusal}")
+        raise ValueError(f"the answer holds no JSON object: {_excerpt(body)}")
     try:
         value, _ = json.JSONDecoder(strict=False).raw_decode(body, start)
     except (json.JSONDecodeError, RecursionError) as error:
         if not re.search(r"\}\s*(```)?\s*$", body):
-            raise ValueError(f"the answer is cut off: ... {_quoted(body[-60:])}") from error
-        raise ValueError(f"the answer is not valid JSON: {error}: {_quoted(body)}") from error
-    found = value.get(prompt.kind)
-    if not isinstance(found, str) or not found.strip():
-        raise ValueError(f"the answer has no text under {prompt.kind!r}: {_quoted(body)}")
-    if any("\ud800" <= character <= "\udfff" for character in found):
-        raise ValueError(f"the answer has half of a character (a lone surrogate): {ascii(found)[:120]}")
-    return found.strip()
+            raise ValueError(f"the answer is cut off: ... {_excerpt(body[-60:])}") from error
+        raise ValueError(f"the answer is not valid JSON: {error}: {_excerpt(body)}") from error
+    text = value.get(prompt.kind)
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"the answer has no text under {prompt.kind!r}: {_excerpt(body)}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"the answer has a lone surrogate, half of a character: {ascii(text)[:120]}")
+    return text.strip()
 
 
-def _quoted(text: str) -> str:
+def _excerpt(text: str) -> str:
     return repr(text if len(text) <= 120 else text[:117] + "...")

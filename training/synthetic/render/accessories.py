@@ -1,4 +1,4 @@
-"""What people carry: bags, phones and umbrellas."""
+"""Bags, phones and umbrellas."""
 
 from training.synthetic.attributes import RGB, Outfit, Pose
 from training.synthetic.render.canvas import Canvas, Tube, darker, lighter
@@ -7,16 +7,16 @@ from training.synthetic.render.skeleton import SIDES, Lens, Skeleton
 _UMBRELLA: tuple[RGB, ...] = ((40, 42, 52), (150, 34, 44), (44, 74, 150), (56, 116, 80))
 
 
-class Carried:
-    """Draws the things that one person carries, in the order in which `figure.draw_person` asks for them."""
+class Accessories:
+    """Draws the accessories of one person, in the order in which `person.draw_person` calls the methods."""
 
     def __init__(self, canvas: Canvas, lens: Lens, skeleton: Skeleton, outfit: Outfit, pose: Pose) -> None:
         self.canvas, self.lens, self.skeleton, self.outfit, self.pose = canvas, lens, skeleton, outfit, pose
         self.px, self.colour = lens.size, outfit.rgb["bag"]
         self.hips = skeleton.build.leg - skeleton.lift
 
-    def pack(self) -> None:
-        """The body of a backpack: a box behind the trunk, seen whole from behind and as a bulge from the side."""
+    def backpack(self) -> None:
+        """The body of a backpack: a box behind the trunk, fully visible from behind and as a bulge from the side."""
         if self.outfit.bag != "backpack":
             return
         shoulder = self.skeleton.build.shoulder
@@ -71,10 +71,10 @@ class Carried:
         self._bag(x, y, self.lens.width(0.05, 0.085), 0.13 * self.px)
 
     def hip_bag_is_far(self) -> bool:
-        """Whether the wearer's body lies between the camera and the shoulder bag."""
+        """True if the wearer's body is between the camera and the shoulder bag."""
         return self.lens.depth((SIDES[self.outfit.bag_side] * 0.1, 0.0, 0.0)) < -0.05
 
-    def in_hand(self, side: str) -> None:
+    def hand_item(self, side: str) -> None:
         """A handbag, phone or umbrella in this hand."""
         hand = self.skeleton.arms[side][2]
         x, y = self.lens(hand)

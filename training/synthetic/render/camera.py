@@ -1,4 +1,4 @@
-"""Cameras: what each one looks at and what it does to a picture, in integer arithmetic throughout."""
+"""Cameras: the scene, light, blur, contrast and noise of each one, in integer arithmetic throughout."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,8 +46,8 @@ def _scene(name: str, height: int, width: int) -> np.ndarray:
 
 
 def noise(seed: int, count: int) -> np.ndarray:
-    """(count,) int32 triangular noise in -255..255 from SplitMix64 (Steele, Lea, Flood 2014), a stream of our own
-    because NumPy does not promise to keep its generators' streams over versions."""
+    """(count,) int32 triangular noise in -255..255 from SplitMix64 (Steele, Lea, Flood 2014), implemented here
+    because NumPy does not guarantee the streams of its generators across versions."""
     state = np.arange(1, (count + 3) // 4 + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     state += np.uint64(seed) * np.uint64(0xD1342543DE82EF95 >> 32)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -70,8 +70,8 @@ def _lens(camera: Camera, identity: Identity, pose: Pose, shot: Shot, height: in
     )
 
 
-def take(identity: Identity, outfit: Outfit, pose: Pose, shot: Shot, height: int, width: int) -> np.ndarray:
-    """One picture, (height, width, 3) uint8."""
+def render_image(identity: Identity, outfit: Outfit, pose: Pose, shot: Shot, height: int, width: int) -> np.ndarray:
+    """Renders one image, (height, width, 3) uint8."""
     camera = CAMERAS[shot.camera]
     scene = _scene(camera.scene, height, width)
     start = int(shot.pan * (scene.shape[1] - width))
@@ -87,8 +87,8 @@ def take(identity: Identity, outfit: Outfit, pose: Pose, shot: Shot, height: int
     return np.clip(pixels + grain + tint, 0, 255).astype(np.uint8)
 
 
-def encode(pixels: np.ndarray) -> bytes:
-    """A picture as a JPEG file, byte for byte the same under the same version of Pillow."""
+def encode_jpeg(pixels: np.ndarray) -> bytes:
+    """The bytes of a JPEG file, identical under the same version of Pillow."""
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A picture drawn larger than needed and then reduced, with a second layer that holds light and shade."""
+"""A supersampled image, reduced at the end, with a second layer that holds light and shade."""
 
 from collections.abc import Sequence
 
@@ -49,7 +49,7 @@ class Tube:
 
     @classmethod
     def along(cls, joints: Sequence[Point], radii: Sequence[float]) -> "Tube":
-        """A limb through `joints` with a half width at each; u = 0 is its left side in the picture."""
+        """A limb through `joints` with a half width at each; u = 0 is its left side in the image."""
         left, right = [], []
         last = len(joints) - 1
         for i, (x, y) in enumerate(joints):
@@ -85,7 +85,7 @@ class Tube:
 
 
 class Canvas:
-    """`image` (RGB) and `shade` (L), both SUPERSAMPLE times as large as the picture; coordinates in their pixels."""
+    """`image` (RGB) and `shade` (L), both SUPERSAMPLE times as large as the final image; coordinates in their pixels."""
 
     def __init__(self, background: Image.Image, light: int) -> None:
         size = (background.width * SUPERSAMPLE, background.height * SUPERSAMPLE)
@@ -95,18 +95,18 @@ class Canvas:
         self._draw, self._shade = ImageDraw.Draw(self.image), ImageDraw.Draw(self.shade)
 
     def polygon(self, points: Sequence[Point], colour: RGB, shade: int | None = NEUTRAL) -> None:
-        """Fill a contour; `shade` None leaves the light that is there."""
+        """Fills a contour; `shade` None leaves the light unchanged."""
         whole = _whole(points)
         self._draw.polygon(whole, fill=colour)
         if shade is not None:
             self._shade.polygon(whole, fill=shade)
 
     def shadow(self, points: Sequence[Point], shade: int) -> None:
-        """Darken or brighten a contour."""
+        """Darkens or brightens a contour."""
         self._shade.polygon(_whole(points), fill=shade)
 
     def ellipse(self, centre: Point, rx: float, ry: float, colour: RGB | None, shade: int | None = NEUTRAL) -> None:
-        """Fill an upright ellipse; `colour` None changes the light alone."""
+        """Fills an upright ellipse; `colour` None changes the light only."""
         (box0, box1) = _whole([(centre[0] - rx, centre[1] - ry), (centre[0] + rx, centre[1] + ry)])
         if colour is not None:
             self._draw.ellipse((box0, box1), fill=colour)
@@ -125,7 +125,7 @@ class Canvas:
         self._draw.line(_whole(points), fill=colour, width=max(1, int(width + 0.5)))
 
     def tube(self, tube: Tube, colour: RGB, outlined: bool = True) -> None:
-        """A body part or a garment, lit from the side of the light, with a thin dark contour."""
+        """A body part or a garment, shaded from the side of the light, with a thin dark contour."""
         self.polygon(tube.outline(), colour)
         ends = [start for start, _ in _BANDS] + [1.0]
         for i, (start, shade) in enumerate(_BANDS):
@@ -136,7 +136,7 @@ class Canvas:
             self.line(tube.right, darker(colour))
 
     def finish(self) -> "np.ndarray":
-        """The reduced picture times its softened shade, (height, width, 3) int32, 0..510."""
+        """The reduced image times its blurred shade, (height, width, 3) int32, 0..510."""
         pixels = np.asarray(self.image.reduce(SUPERSAMPLE), dtype=np.int32)
         shade = np.asarray(self.shade.reduce(SUPERSAMPLE), dtype=np.int32)
         return (pixels * blur(shade)[:, :, None]) >> 7

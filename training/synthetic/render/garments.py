@@ -30,8 +30,8 @@ _SHAPES = {  # half widths of a leg at hip, knee, calf and ankle; bare skin is t
 }
 
 
-class Wardrobe:
-    """Draws the garments of one dressed person, in the order in which `figure.draw_person` asks for them."""
+class Garments:
+    """Draws the garments of one person, in the order in which `person.draw_person` calls the methods."""
 
     def __init__(self, canvas: Canvas, lens: Lens, skeleton: Skeleton, identity: Identity, outfit: Outfit) -> None:
         self.canvas, self.lens, self.skeleton, self.outfit = canvas, lens, skeleton, outfit
@@ -43,7 +43,7 @@ class Wardrobe:
         self.body = trunk(lens, skeleton, hem, _EASE[outfit.upper], flare)
 
     def leg(self, side: str) -> None:
-        """One leg with its shoe, its skin and what covers it."""
+        """One leg with its shoe, skin and garment."""
         hip, knee, ankle = self.skeleton.legs[side]
         calf = tuple(k + 0.35 * (a - k) for k, a in zip(knee, ankle, strict=True))
         girth, kind = self.skeleton.build.limb, self.outfit.lower
@@ -69,7 +69,7 @@ class Wardrobe:
             )
 
     def shoe(self, side: str) -> None:
-        """The foot of one leg, pointing where the person walks."""
+        """The foot of one leg, pointing in the walking direction."""
         heel, toe = self.skeleton.toes[side]
         ankle = self.skeleton.legs[side][2]
         kind, colour, px = self.outfit.shoes, self.rgb["shoes"], self.px
@@ -103,7 +103,7 @@ class Wardrobe:
             )
 
     def pelvis(self) -> None:
-        """What joins the legs: the seat of the trousers, or a skirt."""
+        """The seat of the trousers, or a skirt."""
         skeleton, kind = self.skeleton, self.outfit.lower
         top, hips = skeleton.build.leg + 0.08 - skeleton.lift, skeleton.build.leg - skeleton.lift
         if kind == "bare legs":
@@ -139,7 +139,7 @@ class Wardrobe:
             self._hood()
 
     def _front(self) -> None:
-        """Collars, buttons, zips and open fronts, shifted towards the side that the body turns to."""
+        """Collars, buttons, zips and open fronts, shifted towards the side to which the body turns."""
         canvas, kind, body, colour = self.canvas, self.outfit.upper, self.body, self.rgb["upper"]
         middle = 0.5 + 0.46 * self.lens.sin
         spread = 0.13 * max(self.lens.cos, 0.15)
@@ -210,7 +210,7 @@ class Wardrobe:
         self.canvas.tube(Tube.along(joints, [width * 1.15, width]), darker(self.skin, 0.14))
 
     def scarf(self) -> None:
-        """A scarf round the neck, with an end on the chest when seen from the front."""
+        """A scarf around the neck, with an end on the chest when seen from the front."""
         if self.outfit.scarf_colour == "none":
             return
         colour, neck = self.rgb["scarf"], self.skeleton.neck
@@ -222,7 +222,7 @@ class Wardrobe:
             self.canvas.tube(Tube.along([start, end], [0.02 * self.px, 0.023 * self.px]), colour)
 
     def decorate(self, tube: Tube, front: bool) -> None:
-        """The pattern of the upper garment on its trunk or on a sleeve; a logo shows on the front alone."""
+        """The pattern of the upper garment on its trunk or on a sleeve; a logo is visible on the front only."""
         pattern, colour, canvas, px = self.outfit.pattern, self.rgb["pattern"], self.canvas, self.px
         if pattern == "striped":
             count = max(1, int(tube.length / (0.05 * px) + 0.5))
@@ -263,6 +263,6 @@ class Wardrobe:
         return Tube(left, right)
 
 
-def nearest_last(lens: Lens, skeleton: Skeleton) -> list[str]:
-    """The sides of the body, the one farther from the camera first."""
+def sides_far_to_near(lens: Lens, skeleton: Skeleton) -> list[str]:
+    """The sides of the body, the farther from the camera first."""
     return sorted(SIDES, key=lambda side: lens.depth((SIDES[side] * 0.1, 0.0, 0.0)))

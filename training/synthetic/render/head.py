@@ -6,7 +6,7 @@ from training.synthetic.render.skeleton import Lens, Skeleton
 
 
 class Head:
-    """Draws one head: `h` is its height in pixels, (`x`, `y`) its centre; `turn` > 0 looks right in the picture."""
+    """Draws one head: `h` is its height in pixels, (`x`, `y`) its centre; `turn` > 0 looks right in the image."""
 
     def __init__(self, canvas: Canvas, lens: Lens, skeleton: Skeleton, identity: Identity, outfit: Outfit) -> None:
         self.canvas, self.identity, self.outfit = canvas, identity, outfit
@@ -24,13 +24,13 @@ class Head:
         return self.x + dx * self.h, self.y + dy * self.h
 
     def draw(self) -> None:
-        """The whole head."""
+        """Draws the whole head."""
         self._back_of_hair()
         if self.faces:
             self._face()
             if self.outfit.hat == "none" and self.identity.hair != "bald":
                 self._fringe()
-        self._knot()
+        self._tied_hair()
         if self.outfit.hat != "none":
             self._hat()
 
@@ -146,7 +146,7 @@ class Head:
         self.canvas.polygon([self.point(x + 0.05 * self.turn + dx, dy) for dx, dy in jaw], colour, None)
 
     def _fringe(self) -> None:
-        """Hair over the forehead, reaching lower behind the ear of a head in profile."""
+        """Hair over the forehead; in profile it reaches lower behind the ear."""
         turn, style = self.turn, self.identity.hair
         side = abs(turn)
         low = -0.2 if style != "buzzed" else -0.26
@@ -173,7 +173,7 @@ class Head:
         shine = [self.point(x * 0.5 + self.canvas.light * 0.18 + dx, -0.4 + abs(dx) * 0.5) for dx in (-0.12, 0.0, 0.12)]
         self.canvas.line(shine, lighter(self.hair, 0.22), 3)
 
-    def _knot(self) -> None:
+    def _tied_hair(self) -> None:
         """Ponytails and buns."""
         style, canvas, h, turn = self.identity.hair, self.canvas, self.h, self.turn
         if style == "ponytail" and (self.towards < 0.5 or abs(turn) > 0.5):

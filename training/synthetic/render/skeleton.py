@@ -1,4 +1,4 @@
-"""Bodies as joints in three dimensions, and where those joints fall in the picture.
+"""Bodies as joints in three dimensions, and their projection into the image.
 
 Lengths are in body heights: x to the right of a person seen from the front, y up from the ground, z towards the camera.
 """
@@ -23,7 +23,7 @@ class Build:
     leg: float
     limb: float
     belly: float
-    stature: float  # share of the picture's usual body height
+    stature: float  # relative to the usual body height in the image
 
     @classmethod
     def of(cls, identity: Identity) -> "Build":
@@ -45,7 +45,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Lens:
-    """From body heights to pixels of the canvas: size, place, turn of the body, roll, and the height of the camera."""
+    """Projection from body heights to pixels of the canvas: position, scale, yaw, roll, and elevation of the camera."""
 
     x: float
     ground: float
@@ -60,7 +60,7 @@ class Lens:
         return joint[2] * self.cos - joint[0] * self.sin
 
     def __call__(self, joint: Joint) -> Point:
-        """Pixel of a joint: an elevated camera enlarges the upper body and puts near things lower."""
+        """Pixel of a joint: an elevated camera enlarges the upper body and moves near joints down."""
         x, y = joint[0] * self.cos + joint[2] * self.sin, joint[1]
         near = 1.0 + self.elevation * (y - 0.5)
         px = x * near + self.roll * (y - 0.5)
@@ -68,7 +68,7 @@ class Lens:
         return self.x + px * self.size, self.ground - py * self.size
 
     def width(self, lateral: float, deep: float) -> float:
-        """Half width in pixels of an elliptical section with these half axes."""
+        """Half width in pixels of an elliptical section with these half axes (body heights)."""
         return ((lateral * self.cos) ** 2 + (deep * self.sin) ** 2) ** 0.5 * self.size
 
 
@@ -81,7 +81,7 @@ class Skeleton:
     legs: dict[str, tuple[Joint, Joint, Joint]]  # hip, knee, ankle
     toes: dict[str, tuple[Joint, Joint]]  # heel, toe
     neck: float
-    lift: float  # how far the hips sink when the legs are apart
+    lift: float  # drop of the hips when the legs are apart
 
     @property
     def crotch(self) -> float:
@@ -116,7 +116,7 @@ def _arm(build: Build, side: float, neck: float, style: str, swing: float) -> tu
     return (x, y, 0.0), elbow, hand
 
 
-def stand(identity: Identity, pose: Pose) -> Skeleton:
+def pose_skeleton(identity: Identity, pose: Pose) -> Skeleton:
     """The joints of this person in this pose, with the lower foot on the ground."""
     build = Build.of(identity)
     stride = (15.0 if identity.age == "elderly" else 23.0) if pose.gait == "walking" else 3.0
@@ -135,11 +135,11 @@ def stand(identity: Identity, pose: Pose) -> Skeleton:
         spread = SIDES[name] * 0.018
         heel, toe = (ankle[0], ankle[1] - 0.014, ankle[2] - 0.03), (ankle[0] + spread, ankle[1] - 0.022, ankle[2] + 0.1)
         toes[name] = (heel, toe)
-    arms = {name: _lowered(arm, lift) for name, arm in arms.items()}
+    arms = {name: _lower_arm(arm, lift) for name, arm in arms.items()}
     return Skeleton(build, arms, legs, toes, neck - lift, lift)
 
 
-def _lowered(arm: tuple[Joint, Joint, Joint], lift: float) -> tuple[Joint, Joint, Joint]:
+def _lower_arm(arm: tuple[Joint, Joint, Joint], lift: float) -> tuple[Joint, Joint, Joint]:
     shoulder, elbow, hand = ((x, y - lift, z) for x, y, z in arm)
     return shoulder, elbow, hand
 
@@ -149,7 +149,7 @@ def trunk(lens: Lens, skeleton: Skeleton, hem: float, ease: float, flare: float 
     build, neck = skeleton.build, skeleton.neck
     waist, hips = build.leg + 0.11 - skeleton.lift, build.leg + 0.005 - skeleton.lift
     belly = build.belly
-    rows = [  # height, half width, half depth, how far the middle lies forward
+    rows = [  # height, half width, half depth, forward offset of the centre
         (neck + 0.012, 0.036, 0.04, -0.004),
         (neck - 0.006, build.shoulder * 0.55, 0.046, -0.004),
         (neck - 0.024, build.shoulder * 0.9 + ease * 0.3, 0.054, -0.004),

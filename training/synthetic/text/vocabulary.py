@@ -1,4 +1,4 @@
-"""The vocabulary of the texts: what people call colours, garments and other people, and how they misspell it."""
+"""The vocabulary of the texts: words for colours, garments and people, and common misspellings."""
 
 COLOUR_WORDS: dict[str, tuple[str, ...]] = {
     "black": ("black", "black", "black", "dark"),
@@ -113,11 +113,11 @@ def with_article(phrase: str) -> str:
     return f"{'an' if phrase[0].lower() in 'aeiou' else 'a'} {phrase}"
 
 
-def listed(phrases: list[str], last: str = " and ") -> str:
+def join_phrases(phrases: list[str], last: str = " and ") -> str:
     """ "a", "a and b", "a, b and c"."""
     return last.join(filter(None, (", ".join(phrases[:-1]), phrases[-1]))) if phrases else ""
 
 
-def sentence(phrase: str) -> str:
-    """The phrase with a capital first letter, the rest as it is."""
+def capitalise(phrase: str) -> str:
+    """The phrase with a capital first letter, the rest unchanged."""
     return phrase[0].upper() + phrase[1:]

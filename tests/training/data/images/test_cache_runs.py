@@ -21,13 +21,12 @@ from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import Interrupting, read_lines, tiny_config
 from training.config import DataConfig, EncoderConfig
 from training.data.datasets import read_dataset
-from training.data.images import pack as packing
 from training.data.images import transforms
-from training.data.images.cache import Packed, Store
-from training.data.images.pack import Counts, pack
+from training.data.images.cache import CacheFiles, PackedImages
+from training.data.images.pack import PackCounts, pack_images
 from training.data.loader import Batch, TrainLoader, iterate_images
 from training.data.tokenizer import build_tokenizer
-from training.search import find
+from training.retrieval.gallery_search import search_gallery
 from training.train import train
 
 SIZE = (32, 16)
@@ -42,8 +41,7 @@ def config(tmp_path: Path) -> DataConfig:
 
 def loader_of(config: DataConfig) -> TrainLoader:
     dataset = read_dataset(config)
-    texts = [text for r in dataset.splits["train"] for text in (*r.captions, r.identity, r.clothing)]
-    return TrainLoader(dataset, build_tokenizer(EncoderConfig(), texts), config, 0)
+    return TrainLoader(dataset, build_tokenizer(EncoderConfig(), dataset.train_texts()), config, 0)
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,16 +105,16 @@ def test_a_run_ends_with_the_same_numbers_with_a_cache_and_workers_though_interr
     train(config, tmp_path / "plain")
     config = replace(config, data=replace(config.data, cache=str(tmp_path / "cache"), workers=2))
     with monkeypatch.context() as patch:
-        patch.setattr("training.train.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), 6))
+        patch.setattr("training.engine.train_run.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), 6))
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "run")
     train(config, tmp_path / "run", resume=True)
     assert read_lines(tmp_path / "run") == read_lines(tmp_path / "plain")
     # The train and val images; a search adds those of a split and not those of a folder.
     assert files_in(tmp_path / "cache") == 24
-    find(tmp_path / "run", "red shirt", 3, "test")
+    search_gallery(tmp_path / "run", "red shirt", 3, "test")
     make_pedes(tmp_path / "others")
-    find(tmp_path / "run", "red shirt", 3, str(tmp_path / "others" / "imgs" / "train"))
+    search_gallery(tmp_path / "run", "red shirt", 3, str(tmp_path / "others" / "imgs" / "train"))
     assert files_in(tmp_path / "cache") == 30
 
 
@@ -131,13 +129,13 @@ def paths(tmp_path: Path) -> list[Path]:
 
 def check_rows(paths: list[Path], folder: Path) -> None:
     out = torch.empty(len(paths), 3, *SIZE, dtype=torch.uint8)
-    Packed(paths, folder, SIZE).fill(range(len(paths)), out)
+    PackedImages(paths, folder, SIZE).fill(range(len(paths)), out)
     assert torch.equal(out, torch.stack([transforms.decode(path, SIZE) for path in paths]))
 
 
 def files_in(folder: Path) -> int:
     """In the index."""
-    index = Store(folder, SIZE).read_index()
+    index = CacheFiles(folder, SIZE).read_index()
     return len(index.files) if index else 0
 
 
@@ -145,7 +143,7 @@ def test_two_processes_at_once_do_the_work_once(paths: list[Path], tmp_path: Pat
     results = fork.SimpleQueue()
 
     def work() -> None:
-        results.put(pack(paths, tmp_path / "cache", SIZE))
+        results.put(pack_images(paths, tmp_path / "cache", SIZE))
 
     processes = [fork.Process(target=work) for _ in range(3)]
     for process in processes:
@@ -153,7 +151,7 @@ def test_two_processes_at_once_do_the_work_once(paths: list[Path], tmp_path: Pat
     counts = sorted(results.get() for _ in processes)
     for process in processes:
         process.join()
-    assert counts == [Counts(0, 0, 120), Counts(120, 0, 0), Counts(120, 0, 0)]
+    assert counts == [PackCounts(0, 0, 120), PackCounts(120, 0, 0), PackCounts(120, 0, 0)]
     check_rows(paths, tmp_path / "cache")
 
 
@@ -162,14 +160,14 @@ def test_a_process_that_waits_says_so(paths: list[Path], tmp_path: Path, capsys:
         fcntl.flock(held, fcntl.LOCK_EX)
         release = threading.Timer(0.2, fcntl.flock, (held, fcntl.LOCK_UN))
         release.start()
-        assert pack(paths[:3], tmp_path, SIZE) == Counts(0, 0, 3)
+        assert pack_images(paths[:3], tmp_path, SIZE) == PackCounts(0, 0, 3)
         release.join()
     assert "waiting for the process that is packing images (it holds" in capsys.readouterr().err
 
 
 def test_killed_at_random_moments(paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(packing, "CHUNK", 3)
+    monkeypatch.setattr("training.data.images.pack.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("training.data.images.pack.CHUNK", 3)
     moments, done = random.Random(0), []
     decode = transforms.decode
 
@@ -180,7 +178,7 @@ def test_killed_at_random_moments(paths: list[Path], tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(transforms, "decode", slow)
         for target in range(8, 88, 10):
-            process = fork.Process(target=pack, args=(paths, tmp_path / "cache", SIZE))
+            process = fork.Process(target=pack_images, args=(paths, tmp_path / "cache", SIZE))
             process.start()
             while files_in(tmp_path / "cache") < target:
                 time.sleep(0.001)
@@ -192,7 +190,7 @@ def test_killed_at_random_moments(paths: list[Path], tmp_path: Path, monkeypatch
     # Each went on where the one before had been.
     assert done == sorted(done) and len(set(done)) > 2
     (tmp_path / "cache" / ".32x16.json.x.tmp").write_text("half")
-    counts = pack(paths, tmp_path / "cache", SIZE)
-    assert counts == Counts(done[-1], 0, 120 - done[-1])
+    counts = pack_images(paths, tmp_path / "cache", SIZE)
+    assert counts == PackCounts(done[-1], 0, 120 - done[-1])
     check_rows(paths, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob(".*"))

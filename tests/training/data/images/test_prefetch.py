@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.data.images.prefetch import filled
+from training.data.images.prefetch import prefetched
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 
@@ -29,7 +29,7 @@ def refuses_seven(key: int, buffer: Tensor) -> int:
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_results_come_in_order_and_their_buffer_holds_until_the_next(workers: int) -> None:
-    for number, (result, buffer) in enumerate(filled(squares, range(30), (3, 4), workers)):
+    for number, (result, buffer) in enumerate(prefetched(squares, range(30), (3, 4), workers)):
         # All workers have time to write to every buffer that they may.
         time.sleep(0.01)
         assert result == number**2
@@ -39,7 +39,7 @@ def test_results_come_in_order_and_their_buffer_holds_until_the_next(workers: in
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_comes_at_its_turn(workers: int) -> None:
-    results: Iterator[tuple[int, Tensor]] = filled(refuses_seven, range(20), (1,), workers)
+    results: Iterator[tuple[int, Tensor]] = prefetched(refuses_seven, range(20), (1,), workers)
     assert [next(results)[0] for _ in range(7)] == [k * k for k in range(7)]
     with pytest.raises(ValueError, match="^seven is refused$"):
         next(results)
@@ -47,5 +47,5 @@ def test_an_error_comes_at_its_turn(workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_keys_and_fewer_keys_than_workers(workers: int) -> None:
-    assert list(filled(squares, [], (1,), workers)) == []
-    assert [result for result, _ in filled(squares, [3], (1,), workers)] == [9]
+    assert list(prefetched(squares, [], (1,), workers)) == []
+    assert [result for result, _ in prefetched(squares, [3], (1,), workers)] == [9]

@@ -54,7 +54,7 @@ def test_truncated_image(tmp_path, suffix, share):
     path = save(tmp_path / f"cut.{suffix}", pixels)
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(ValueError, match=rf"cut.{suffix} is truncated or no readable image: "):
+    with pytest.raises(ValueError, match=rf"cut.{suffix} is truncated or not a readable image: "):
         decode(path, (64, 32))
 
 
@@ -66,7 +66,7 @@ def test_image_that_has_gone(tmp_path):
 def test_folder_in_place_of_an_image(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     for path in (tmp_path / "folder.jpg", str(tmp_path / "folder.jpg")):
-        with pytest.raises(ValueError, match=r"folder.jpg is truncated or no readable image: .*Is a directory"):
+        with pytest.raises(ValueError, match=r"folder.jpg is truncated or not a readable image: .*Is a directory"):
             decode(path, (16, 8))
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.support.dataset_variants import ALLOW, TEST, TRAIN, VAL, copy, edit, levels, make
-from training.data.validation.validate import validate
+from training.data.validation.validate import validate_dataset
 
 
 def damage(path, content):
@@ -39,10 +39,10 @@ def picture(path, mode, form="JPEG"):
 
 # What is done to a sound CUHK-PEDES, and the check that tells: its level and how its text goes on.
 DEFECTS = {
-    "malformed": (values(3, id="x"), "form of the records", "error", "malformed records: record 3: 'id' must be of"),
-    "unknown split": (person(1, split="training"), "names of the splits", "error", "unknown splits, .*: 'training'"),
+    "malformed": (values(3, id="x"), "record format", "error", "malformed records: record 3: 'id' must be of"),
+    "unknown split": (person(1, split="training"), "split names", "error", "unknown splits, .*: 'training'"),
     "empty caption": (captions((0, " ")), "empty captions", "error", f"images with an empty caption: {TRAIN}"),
-    "same path": (values(1, file_path=TRAIN), "repeated images", "error", f"images named more than once: {TRAIN}"),
+    "same path": (values(1, file_path=TRAIN), "repeated images", "error", f"images listed more than once: {TRAIN}"),
     "leak": (
         values(0, id=9, captions=["a man in the wrong split"]),
         "identities across splits",
@@ -53,13 +53,13 @@ DEFECTS = {
         lambda root: edit(root, lambda records: [r.update(split="test") for r in records if r["split"] == "val"]),
         "empty splits",
         "error",
-        r"no record in the splits: val \(1 in all\)",
+        r"no records in the splits: val \(1 in all\)",
     ),
     "ids from 0": (
         person(10, id=0),
         "person ids",
         "warning",
-        "the smallest person id is 0, in the file of the authors",
+        "the smallest person id is 0; in the file of the authors",
     ),
     "missing": (
         lambda root: (root / "imgs" / VAL).unlink(),
@@ -71,7 +71,7 @@ DEFECTS = {
         lambda root: (root / "imgs" / VAL).rename(root / "imgs" / VAL.replace("jpg", "png")),
         "missing images",
         "error",
-        "1 image is missing, .*; 1 of them is there with another suffix",
+        "1 image is missing, .*; 1 of them exists with another suffix",
     ),
     "no images": (
         lambda root: (root / "imgs").rename(root / "images"),
@@ -101,52 +101,62 @@ DEFECTS = {
     ),
     "shared words": (
         captions((0, "A man in red."), (4, "a MAN  in red"), (-1, "a man in red!")),
-        "captions shared by people",
+        "captions shared between people",
         "warning",
         "1 text describes several people, 3 of 60 captions .5.0%.; 0 test queries have more .* .3 people.: 'a man in red'",
     ),
     "shared queries": (
         captions((-1, "A man in red."), (-4, "a man in red"), (-5, "a man in red")),
-        "captions shared by people",
+        "captions shared between people",
         "warning",
-        "1 text describes several people, 3 of 60 captions .*; 3 test queries have more than one right answer; .*2 people",
+        "1 text describes several people, 3 of 60 captions .*; 3 test queries have more than one correct person; .*2 people",
     ),
     "line break": (
         captions((0, "a man\nin red")),
-        "stray text",
+        "suspicious captions",
         "warning",
         f"1 caption with control .*, e.g. of {TRAIN}",
     ),
     "mojibake": (
         captions((0, "a man\u00e2\u20ac\u2122s coat")),
-        "stray text",
+        "suspicious captions",
         "warning",
         "1 caption with wrongly decoded",
     ),
     "script": (
         captions((0, "a man\uff0cin red"), (1, "\u4e00 man")),
-        "stray text",
+        "suspicious captions",
         "warning",
         "2 captions with another scr",
     ),
-    "HTML": (captions((0, "a <b>man</b> in red")), "stray text", "warning", "1 caption with HTML"),
-    "entity": (captions((0, "a man &amp; a bag")), "stray text", "warning", "1 caption with HTML"),
-    "address": (captions((0, "a man, see www.example.org")), "stray text", "warning", "1 caption with a web address"),
-    "label": (captions((0, "Caption 2: a man")), "stray text", "warning", "1 caption with a label in front"),
-    "code": (captions((0, "self.captions.append(man)")), "stray text", "warning", "1 caption with program code"),
-    "one word": (captions((0, "man")), "stray text", "warning", "1 caption with a single word"),
-    "very long": (captions((0, "a man " * 61)), "stray text", "warning", "1 caption with more than 120 words"),
+    "HTML": (captions((0, "a <b>man</b> in red")), "suspicious captions", "warning", "1 caption with HTML"),
+    "entity": (captions((0, "a man &amp; a bag")), "suspicious captions", "warning", "1 caption with HTML"),
+    "address": (
+        captions((0, "a man, see www.example.org")),
+        "suspicious captions",
+        "warning",
+        "1 caption with a web address",
+    ),
+    "label": (captions((0, "Caption 2: a man")), "suspicious captions", "warning", "1 caption with a label in front"),
+    "code": (
+        captions((0, "self.captions.append(man)")),
+        "suspicious captions",
+        "warning",
+        "1 caption with program code",
+    ),
+    "one word": (captions((0, "man")), "suspicious captions", "warning", "1 caption with a single word"),
+    "very long": (captions((0, "a man " * 61)), "suspicious captions", "warning", "1 caption with more than 120 words"),
     "format": (
         picture(TRAIN, "RGB", "PNG"),
         "formats",
         "note",
-        "1 image is of another format .*: PNG in a .jpg file 1; ",
+        "1 image is of a different format .*: PNG in a .jpg file 1; ",
     ),
     "grey": (
         picture(TRAIN, "L"),
         "colour modes",
         "note",
-        f"1 image is not RGB, converted when read: L 1; e.g. {TRAIN}",
+        f"1 image is not RGB .converted on reading.: L 1; e.g. {TRAIN}",
     ),
     "copy of the person": (
         copy(TRAIN, "train/0001_2.jpg"),
@@ -156,9 +166,9 @@ DEFECTS = {
     ),
     "extra file": (
         lambda root: (root / "imgs" / "new.jpg").write_bytes(b""),
-        "files without a record",
+        "unlisted files",
         "note",
-        "1 image that no record names, by sub-folder: imgs/ 1",
+        "1 image without a record, by sub-folder: imgs/ 1",
     ),
 }
 
@@ -168,7 +178,7 @@ def test_every_defect_is_told(tmp_path, name):
     change, check, level, text = DEFECTS[name]
     root = make(tmp_path / "set")
     change(root)
-    result = validate("cuhk-pedes", root, ALLOW)
+    result = validate_dataset("cuhk-pedes", root, ALLOW)
     grave = {check: level} if level in ("error", "warning") else {}
     assert levels(result) == grave
     told = [finding for finding in result.findings if finding.check == check and finding.level == level]

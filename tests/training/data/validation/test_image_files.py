@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from training.data.validation import decode_cache
-from training.data.validation.decode_cache import PictureCache, look_into, look_into_all
+from training.data.validation.decode_cache import DecodeCache, decode_file, decode_files
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (48, 24, 3), dtype=np.uint8)
@@ -26,7 +26,7 @@ def encoded(form: str, mode: str = "RGB") -> bytes:
 )
 def test_whole_files(tmp_path, form, mode):
     (tmp_path / "a").write_bytes(encoded(form, mode))
-    picture = look_into(tmp_path / "a")
+    picture = decode_file(tmp_path / "a")
     assert (picture.format, picture.mode, picture.damage, len(picture.sha256)) == (form, mode, "", 64)
 
 
@@ -45,7 +45,7 @@ def test_whole_files(tmp_path, form, mode):
 )
 def test_damaged_files(tmp_path, content, damage):
     (tmp_path / "a").write_bytes(content)
-    assert look_into(tmp_path / "a").damage == damage
+    assert decode_file(tmp_path / "a").damage == damage
 
 
 def test_a_jpeg_at_an_eighth_of_its_size_shows_the_same_damage(tmp_path):
@@ -53,14 +53,14 @@ def test_a_jpeg_at_an_eighth_of_its_size_shows_the_same_damage(tmp_path):
     whole = encoded("JPEG")
     for end in range(1, len(whole) - 2, 37):
         (tmp_path / "a").write_bytes(whole[:end])
-        damage = look_into(tmp_path / "a").damage
+        damage = decode_file(tmp_path / "a").damage
         with pytest.raises((OSError, SyntaxError)), Image.open(io.BytesIO(whole[:end])) as image:
             image.load()
         assert damage, end
 
 
 def test_a_file_that_the_disk_does_not_give(tmp_path):
-    picture = look_into(tmp_path)
+    picture = decode_file(tmp_path)
     assert (picture.sha256, picture.damage) == ("", "not readable") and "directory" in picture.detail
 
 
@@ -78,13 +78,13 @@ def looked(folder, monkeypatch, progress=lambda done, total: None, names=None):
 
     def count(path):
         opened.append(path.name)
-        return look_into(path)
+        return decode_file(path)
 
-    monkeypatch.setattr(decode_cache, "look_into", count)
-    cache = PictureCache(folder / "cache.jsonl")
+    monkeypatch.setattr(decode_cache, "decode_file", count)
+    cache = DecodeCache(folder / "cache.jsonl")
     try:
         names = names or [f"{i}.bmp" for i in range(10)]
-        return look_into_all(folder / "imgs", names, cache, 2, progress), sorted(opened)
+        return decode_files(folder / "imgs", names, cache, 2, progress), sorted(opened)
     finally:
         cache.close()
 
@@ -145,11 +145,11 @@ def test_files_that_could_not_be_read_are_tried_again(folder, monkeypatch):
 
 
 def test_the_same_name_in_another_folder_is_another_file(tmp_path):
-    cache, hashes = PictureCache(tmp_path / "cache.jsonl"), set()
+    cache, hashes = DecodeCache(tmp_path / "cache.jsonl"), set()
     for i, name in enumerate(("a", "b")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.bmp").write_bytes(encoded("BMP") + bytes([i]))
         os.utime(tmp_path / name / "0.bmp", ns=(1, 1))
-        hashes.add(look_into_all(tmp_path / name, ["0.bmp"], cache, 1)["0.bmp"].sha256)
+        hashes.add(decode_files(tmp_path / name, ["0.bmp"], cache, 1)["0.bmp"].sha256)
     cache.close()
     assert len(hashes) == 2

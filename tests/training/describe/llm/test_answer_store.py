@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from training.describe.llm.answer_store import Answer, Answers, JsonLines, Records, answer_key
+from training.describe.llm.answer_store import Answer, AnswerStore, DescriptionStore, JsonLines, answer_key
 
 ROWS = [
     {"number": 1, "text": "plain"},
@@ -30,9 +30,9 @@ def test_rows_are_found_in_order_and_by_place(tmp_path):
     places = filled(tmp_path / "rows.jsonl")
     lines = JsonLines(tmp_path / "rows.jsonl")
     assert list(lines.rows()) == list(zip(places, ROWS, strict=True))
-    assert [lines.at(place) for place in reversed(places)] == ROWS[::-1]
+    assert [lines.read_at(place) for place in reversed(places)] == ROWS[::-1]
     place = lines.append({"number": 4})
-    assert lines.at(place) == {"number": 4}
+    assert lines.read_at(place) == {"number": 4}
     lines.close()
 
 
@@ -86,7 +86,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="rows.jsonl cannot be written: No space left on device"):
         lines.append({"number": 9})
     monkeypatch.undo()
-    assert lines.at(lines.append({"number": 9})) == {"number": 9}
+    assert lines.read_at(lines.append({"number": 9})) == {"number": 9}
     lines.close()
 
 
@@ -94,8 +94,8 @@ def test_a_file_that_somebody_cut(tmp_path):
     lines = JsonLines(tmp_path / "rows.jsonl")
     place = lines.append({"number": 1})
     os.truncate(tmp_path / "rows.jsonl", 3)
-    with pytest.raises(ValueError, match="rows.jsonl was cut short by somebody else while it was in use"):
-        lines.at(place)
+    with pytest.raises(ValueError, match="rows.jsonl was truncated by another process while in use"):
+        lines.read_at(place)
     lines.close()
 
 
@@ -119,14 +119,14 @@ def test_answers_are_found_again_with_all_that_they_said(tmp_path):
         Answer("", "no", "stop", None, None, 0.5),
         Answer("cut", "", "length"),
     ]
-    answers = Answers(path)
+    answers = AnswerStore(path)
     for key, answer in zip(KEYS, said, strict=True):
         assert answers.get(key) is None
         answers.add(key, answer, kind="identity")
     answers.lines.close()
-    again = Answers(path)
+    again = AnswerStore(path)
     assert len(again) == 3 and [again.get(key) for key in KEYS] == said
-    assert (again.counted, again.prompt_tokens, again.completion_tokens, again.seconds) == (1, 800, 40, 2.0)
+    assert (again.with_usage, again.prompt_tokens, again.completion_tokens, again.seconds) == (1, 800, 40, 2.0)
     again.lines.close()
 
 
@@ -138,37 +138,42 @@ def test_the_key_covers_everything(tmp_path):
     assert re.fullmatch("[0-9a-f]{64}", answer_key(**base))
 
 
+def test_keys_of_answers_that_were_stored_before_never_change():
+    key = answer_key(image="a", prompt="b", model="m", params={"x": 1}, kind="identity", attempt=0)
+    assert key == "2586c6678b3e5976a031c2833bfeb67bc055ef4f559fdfcb59018fab82969f30"
+
+
 @pytest.mark.parametrize(
     ("rows", "text"),
     [
-        ([{"key": KEYS[0]}], "has a row without the texts key and text at byte 0"),
-        ([{"key": KEYS[0], "text": "a"}] * 2, f"holds two answers of the key {KEYS[0]}"),
+        ([{"key": KEYS[0]}], "the row at byte 0 lacks the strings key and text"),
+        ([{"key": KEYS[0], "text": "a"}] * 2, f"holds two answers for the key {KEYS[0]}"),
     ],
 )
 def test_answers_of_another_form(tmp_path, rows, text):
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=text):
-        Answers(tmp_path / "answers.jsonl")
+        AnswerStore(tmp_path / "answers.jsonl")
 
 
 def test_records_know_which_images_are_done(tmp_path):
-    records = Records(tmp_path / "descriptions.jsonl")
+    records = DescriptionStore(tmp_path / "descriptions.jsonl")
     records.add({"file_path": "a.jpg", "status": "ok"})
     records.add({"file_path": "b.jpg", "status": "rejected"})
     records.lines.close()
-    again = Records(tmp_path / "descriptions.jsonl")
-    assert again.done == {"a.jpg", "b.jpg"}
+    again = DescriptionStore(tmp_path / "descriptions.jsonl")
+    assert again.file_paths == {"a.jpg", "b.jpg"}
     again.lines.close()
 
 
 @pytest.mark.parametrize(
     ("rows", "text"),
     [
-        ([{"file_path": "a.jpg"}], "has a row without the texts file_path and status at byte 0"),
+        ([{"file_path": "a.jpg"}], "the row at byte 0 lacks the strings file_path and status"),
         ([{"file_path": "a.jpg", "status": "ok"}] * 2, "has more than one record of a.jpg"),
     ],
 )
 def test_records_of_another_form(tmp_path, rows, text):
     (tmp_path / "descriptions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=text):
-        Records(tmp_path / "descriptions.jsonl")
+        DescriptionStore(tmp_path / "descriptions.jsonl")

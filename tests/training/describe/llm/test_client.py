@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from bench.pipeline.fake_openai import Behaviour, error, reply, serve
-from training.describe.llm.client import CallFailed, Client, Service, _Again
-from training.describe.llm.limits import Budget, BudgetSpent, Halt, Meter, Stopped, clock
-from training.describe.llm.responses import tokens_of
+from training.describe.llm.client import Client, RequestFailedError, Service, _Retry
+from training.describe.llm.limits import Budget, BudgetExceededError, StoppedError, StopSignal, UsageMeter
+from training.describe.llm.responses import token_usage
 
 KEY = "sk-test-0123456789"
 QUICK: dict[str, Any] = {
@@ -41,8 +41,10 @@ def run(work: Work, behaviour: Behaviour, budget: Budget | None = None, **servic
 
     async def inside() -> tuple[Any, Client]:
         server, port = await serve(behaviour)
-        meter = Meter(budget or Budget(), 0, 0, 0, 0, 0.0)
-        async with Client(Service(f"http://127.0.0.1:{port}/v1", **(QUICK | service)), KEY, meter, Halt()) as client:
+        meter = UsageMeter(budget or Budget())
+        async with Client(
+            Service(f"http://127.0.0.1:{port}/v1", **(QUICK | service)), KEY, meter, StopSignal()
+        ) as client:
             result = await work(client)
         server.close()
         return result, client
@@ -56,7 +58,7 @@ def one(client: Client) -> Coroutine[Any, Any, Any]:
 
 def test_an_answer_and_its_tokens():
     (value, seconds), client = run(one, Behaviour(seconds=0.02))
-    assert tokens_of(value) == (800, 40) and 0.019 < seconds < 60
+    assert token_usage(value) == (800, 40) and 0.019 < seconds < 60
     assert client.meter.requests == 1
     assert set(json.loads(value["choices"][0]["message"]["content"])) == {"identity"}
 
@@ -75,13 +77,13 @@ def test_what_fails_on_the_way_is_sent_again(what):
     [
         ("error", r"HTTP 500: The server had an error with Bearer \[key\] \(4 times\)"),
         ("silence", r"the server did not answer in time \(ReadTimeout\) \(4 times\)"),
-        ("drip", r"no whole answer within 0.6 s \(4 times\)"),
+        ("drip", r"no complete answer within 0.6 s \(4 times\)"),
         ("cut", r"the connection failed \(.+\) \(4 times\)"),
         ("torn", r"the answer is no JSON: .+ \(4 times\)"),
     ],
 )
 def test_a_call_that_always_fails_says_how(what, text):
-    with pytest.raises(CallFailed, match=text):
+    with pytest.raises(RequestFailedError, match=text):
         run(one, Behaviour(plan=[what] * 9))
 
 
@@ -90,11 +92,11 @@ def test_nobody_listens():
         server, port = await serve(Behaviour())
         server.close()
         await server.wait_closed()
-        meter = Meter(Budget(), 0, 0, 0, 0, 0.0)
-        async with Client(Service(f"http://127.0.0.1:{port}/v1", **QUICK), KEY, meter, Halt()) as client:
+        meter = UsageMeter(Budget())
+        async with Client(Service(f"http://127.0.0.1:{port}/v1", **QUICK), KEY, meter, StopSignal()) as client:
             await client.complete(body(), "name")
 
-    with pytest.raises(CallFailed, match=r"the connection failed \(ConnectError: .*\) \(4 times\)"):
+    with pytest.raises(RequestFailedError, match=r"the connection failed \(ConnectError: .*\) \(4 times\)"):
         asyncio.run(inside())
 
 
@@ -107,7 +109,7 @@ def test_retry_after_is_waited_for_by_everybody():
     async def two(client: Client) -> float:
         begun = time.monotonic()
         first = asyncio.create_task(client.complete(body(1), "one"))
-        while client._requests._free <= clock():
+        while client._requests._next_free <= time.monotonic():
             await asyncio.sleep(0.002)
         await client.complete(body(2), "two")
         seconds = time.monotonic() - begun
@@ -120,7 +122,7 @@ def test_retry_after_is_waited_for_by_everybody():
 
 def test_the_wait_grows_at_random_up_to_its_limit():
     async def work(client: Client) -> list[list[float]]:
-        return [[client._wait(turn, _Again("x")) for _ in range(200)] for turn in (1, 2, 3, 9)]
+        return [[client._wait(turn, _Retry("x")) for _ in range(200)] for turn in (1, 2, 3, 9)]
 
     waits, _ = run(work, Behaviour(), first_wait=0.1, longest_wait=0.4)
     for row, most in zip(waits, (0.1, 0.2, 0.4, 0.4), strict=True):
@@ -142,9 +144,9 @@ def test_a_wrong_key_or_address_stops_everything_soon(status):
         read_timeout=30.0,
         total_timeout=30.0,
     )
-    assert all(isinstance(outcome, Stopped) for outcome in outcomes)
+    assert all(isinstance(outcome, StoppedError) for outcome in outcomes)
     assert client.meter.requests < 10
-    text = str(client.halt.error)
+    text = str(client.stop_signal.error)
     assert f"refuses every request (HTTP {status}: " in text and "check base_url, model and key_variable" in text
     assert KEY not in text and "[key]" in text
 
@@ -155,7 +157,7 @@ def test_refusals_between_good_answers_stop_nothing():
             await client.complete(body(number), str(number))
 
     _, client = run(work, Behaviour(plan=["refused", "refused", "good"] * 5, status=403))
-    assert client.halt.error is None and client.meter.requests == 15
+    assert client.stop_signal.error is None and client.meter.requests == 15
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ def test_refusals_between_good_answers_stop_nothing():
     ],
 )
 def test_what_waiting_does_not_help_stops_everything(plan, text):
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(StoppedError) as stopped:
         run(one, Behaviour(plan=[plan]))
     assert text in str(stopped.value)
 
@@ -185,8 +187,8 @@ def test_many_failures_in_a_row_stop_everything():
 
     behaviour = Behaviour(faults=1.0, kinds=("error",))
     outcomes, client = run(work, behaviour, failures=5, retries=0, concurrency=2)
-    assert sum(isinstance(outcome, CallFailed) for outcome in outcomes) in (5, 6)
-    assert "5 calls in a row failed, the last with: HTTP 500" in str(client.halt.error)
+    assert sum(isinstance(outcome, RequestFailedError) for outcome in outcomes) in (5, 6)
+    assert "5 calls in a row failed, the last with: HTTP 500" in str(client.stop_signal.error)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_many_failures_in_a_row_stop_everything():
 )
 def test_what_is_wrong_with_one_call_is_not_repeated(plan, text):
     # Where a 400 names no field, the call is tried once without the field that fewest servers know.
-    with pytest.raises(CallFailed, match=text):
+    with pytest.raises(RequestFailedError, match=text):
         run(one, Behaviour(plan=[plan] * 2))
 
 
@@ -219,7 +221,7 @@ def test_what_is_wrong_with_one_call_is_not_repeated(plan, text):
 )
 def test_what_is_no_answer_is_repeated(plan, text):
     run(one, Behaviour(plan=[plan]))
-    with pytest.raises(CallFailed, match=text):
+    with pytest.raises(RequestFailedError, match=text):
         run(one, Behaviour(plan=[plan] * 2), retries=1)
 
 
@@ -239,10 +241,10 @@ def test_refused_fields_are_left_out_from_then_on():
 
 def test_a_refusal_that_another_cause_has_is_forgotten():
     async def work(client: Client) -> int:
-        with pytest.raises(CallFailed):
+        with pytest.raises(RequestFailedError):
             await client.complete(body(1), "one")
         await client.complete(body(2), "two")
-        return len(client._without)
+        return len(client._unsupported)
 
     assert run(work, Behaviour(plan=[error(400, "bad image")] * 2))[0] == 0
 
@@ -275,6 +277,6 @@ def test_a_spent_budget_sends_nothing():
             await client.complete(body(number), str(number))
 
     behaviour = Behaviour()
-    with pytest.raises(BudgetSpent, match="the budget of 3 requests is spent"):
+    with pytest.raises(BudgetExceededError, match="the budget of 3 requests is spent"):
         run(work, behaviour, Budget(max_requests=3))
     assert sum(behaviour.counts.values()) == 3

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.support.tiny_vlm import save_tiny_vlm
 from training.describe.llm.answer_store import Answer
-from training.describe.llm.providers import Ask, OpenAIProvider, TransformersProvider, load_picture
+from training.describe.llm.providers import OpenAIProvider, Request, TransformersProvider, load_image
 from training.describe.text.prompts import build_prompt
 from training.describe.text.schema import load_schema
 
@@ -30,24 +30,24 @@ def image_file(folder: Path, kind: str, colour: tuple[int, int, int] = (200, 30,
     return path
 
 
-def make_ask(path: Path, temperature: float = 0.7, seed: int = 0, tokens: int = 8) -> Ask:
-    return Ask("0" * 64, path.name, 0, PROMPT, load_picture(path), 0, temperature, seed, tokens)
+def make_ask(path: Path, temperature: float = 0.7, seed: int = 0, tokens: int = 8) -> Request:
+    return Request("0" * 64, path.name, 0, PROMPT, load_image(path), 0, temperature, seed, tokens)
 
 
 @pytest.mark.parametrize(("kind", "media"), [("JPEG", "image/jpeg"), ("PNG", "image/png")])
 def test_common_formats_are_sent_as_they_are(tmp_path, kind, media):
     path = image_file(tmp_path, kind)
-    picture = load_picture(path)
-    assert picture.data == path.read_bytes() and picture.media == media
-    assert picture.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    image = load_image(path)
+    assert image.data == path.read_bytes() and image.media_type == media
+    assert image.digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
 def test_others_become_jpeg(tmp_path, mode):
     path = image_file(tmp_path, "BMP", mode=mode)
-    picture = load_picture(path)
-    assert picture.media == "image/jpeg" and picture.digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    with Image.open(io.BytesIO(picture.data)) as sent, Image.open(path) as stored:
+    image = load_image(path)
+    assert image.media_type == "image/jpeg" and image.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    with Image.open(io.BytesIO(image.data)) as sent, Image.open(path) as stored:
         assert sent.format == "JPEG" and sent.size == (24, 48)
         pairs = zip(sent.convert("RGB").getpixel((9, 9)), stored.convert("RGB").getpixel((9, 9)), strict=True)
         assert max(abs(a - b) for a, b in pairs) < 6
@@ -58,12 +58,12 @@ def test_broken_images_are_told(tmp_path, damage):
     path = image_file(tmp_path, "JPEG")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(OSError, match="the image cannot be read: "):
-        load_picture(path)
+        load_image(path)
 
 
 def test_the_request_holds_image_prompt_and_schema(tmp_path):
     path = image_file(tmp_path, "JPEG")
-    body = OpenAIProvider.body_of("name", make_ask(path, 0.4, 5, 99))
+    body = OpenAIProvider.request_body("name", make_ask(path, 0.4, 5, 99))
     assert (body["model"], body["temperature"], body["seed"], body["max_tokens"]) == ("name", 0.4, 5, 99)
     system, user = body["messages"]
     assert system == {"role": "system", "content": PROMPT.system}
@@ -102,38 +102,38 @@ def model(tmp_path_factory) -> Path:
     return save_tiny_vlm(tmp_path_factory.mktemp("model"))
 
 
-def answers(provider: TransformersProvider, asks: list[Ask]) -> list[Answer]:
+def answers(provider: TransformersProvider, requests: list[Request]) -> list[Answer]:
     async def inside() -> list[Answer]:
-        return await asyncio.gather(*(provider.answer(ask) for ask in asks))
+        return await asyncio.gather(*(provider.answer(request) for request in requests))
 
     return asyncio.run(inside())
 
 
 def test_a_local_model_answers(tmp_path, model):
-    asks = [make_ask(image_file(tmp_path, "PNG", (shade, 30, 200))) for shade in (10, 200)]
+    requests = [make_ask(image_file(tmp_path, "PNG", (shade, 30, 200))) for shade in (10, 200)]
     provider = TransformersProvider(str(model), 1, "cpu")
-    first, second = answers(provider, asks)
+    first, second = answers(provider, requests)
     assert first.text and first.completion_tokens == 8 and first.finish == "length" and first.prompt_tokens > 100
     # Sampling follows the seed.
-    assert [a.text for a in answers(provider, asks)] == [first.text, second.text]
+    assert [a.text for a in answers(provider, requests)] == [first.text, second.text]
     others = {answers(provider, [make_ask(tmp_path / "10.png", 1.5, seed)])[0].text for seed in range(4)}
     assert len(others) > 1
 
 
 def test_a_batch_says_what_single_asks_say(tmp_path, model):
     paths = [image_file(tmp_path, "PNG", (shade, 30, 200)) for shade in (10, 90, 200)]
-    asks = [make_ask(path, 0.0) for path in paths]
-    alone = answers(TransformersProvider(str(model), 1, "cpu"), asks)
+    requests = [make_ask(path, 0.0) for path in paths]
+    alone = answers(TransformersProvider(str(model), 1, "cpu"), requests)
     provider = TransformersProvider(str(model), 3, "cpu")
     sizes: list[int] = []
     generate = provider._generate
 
-    def counted(asks: list[Ask]) -> list[Answer]:
-        sizes.append(len(asks))
-        return generate(asks)
+    def counted(requests: list[Request]) -> list[Answer]:
+        sizes.append(len(requests))
+        return generate(requests)
 
     provider._generate = counted  # type: ignore[method-assign]
-    together = answers(provider, [*asks, make_ask(paths[0], 0.9)])
+    together = answers(provider, [*requests, make_ask(paths[0], 0.9)])
     assert [a.text for a in together[:3]] == [a.text for a in alone]
     # Another temperature makes another batch.
     assert sizes == [3, 1]
@@ -142,14 +142,14 @@ def test_a_batch_says_what_single_asks_say(tmp_path, model):
 def test_a_model_that_fails_tells_each_ask(tmp_path, model):
     provider = TransformersProvider(str(model), 2, "cpu")
 
-    def fail(asks: list[Ask]) -> list[Answer]:
+    def fail(requests: list[Request]) -> list[Answer]:
         raise MemoryError("no room")
 
     provider._generate = fail  # type: ignore[method-assign]
-    asks = [make_ask(image_file(tmp_path, "PNG", (shade, 30, 200))) for shade in (10, 90, 200)]
+    requests = [make_ask(image_file(tmp_path, "PNG", (shade, 30, 200))) for shade in (10, 90, 200)]
 
     async def inside() -> list[Any]:
-        return await asyncio.gather(*(provider.answer(ask) for ask in asks), return_exceptions=True)
+        return await asyncio.gather(*(provider.answer(request) for request in requests), return_exceptions=True)
 
     assert [type(outcome) for outcome in asyncio.run(inside())] == [MemoryError] * 3
 
@@ -157,5 +157,5 @@ def test_a_model_that_fails_tells_each_ask(tmp_path, model):
 def test_models_that_cannot_be_used(tmp_path):
     with pytest.raises(RuntimeError, match="the vision-language model '.*none' cannot be loaded; give a local folder"):
         TransformersProvider(str(tmp_path / "none"), 1, "cpu")
-    with pytest.raises(RuntimeError, match="has no chat template, so it cannot be asked"):
+    with pytest.raises(RuntimeError, match="has no chat template, so it cannot be prompted"):
         TransformersProvider(str(save_tiny_vlm(tmp_path / "model", None)), 1, "cpu")

@@ -13,7 +13,7 @@ from sklearn.preprocessing import normalize
 from training.config import STYLE_METHODS
 from training.describe.styles import clustering
 from training.describe.styles import dbscan as density
-from training.describe.styles.clustering import StyleOptions, cluster, examples, markers
+from training.describe.styles.clustering import StyleOptions, choose_examples, cluster, find_markers
 from training.describe.styles.dbscan import dbscan, k_distances, knee, merge_small
 
 
@@ -107,16 +107,16 @@ def test_methods_find_clear_groups_and_number_them_by_size(method: str) -> None:
     sizes = np.bincount(found.styles_N)
     assert (np.diff(sizes) <= 0).all() and sizes.min() > 0 and found.styles_N.dtype == np.int64
     again = cluster(features, method, StyleOptions())
-    assert np.array_equal(found.styles_N, again.styles_N) and found.found == again.found
+    assert np.array_equal(found.styles_N, again.styles_N) and found.details == again.details
     expected = {"none": 0.0, "random": 0.0}.get(method, 1.0)
     assert adjusted_rand_score(truth, found.styles_N) == pytest.approx(expected, abs=0.02)
-    assert len(sizes) == (1 if method == "none" else 4) and (method == "dbscan") == bool(len(found.curve))
+    assert len(sizes) == (1 if method == "none" else 4) and (method == "dbscan") == bool(len(found.k_distances_P))
 
 
 @pytest.mark.parametrize("method", ["agglomerative", "hdbscan", "gmm", "kmeans"])
 def test_a_sample_stands_for_many_captions(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     features, truth = groups([300, 250, 200], dimensions=40)
-    monkeypatch.setattr(clustering, "SAMPLE", 150)
+    monkeypatch.setattr(clustering, "MAX_SAMPLE", 150)
     found = cluster(features, method, StyleOptions(min_samples=5))
     assert adjusted_rand_score(truth, found.styles_N) > 0.99
 
@@ -126,7 +126,7 @@ def test_options_do_what_they_say() -> None:
     options = StyleOptions(min_samples=5, eps=0.5)
     assert np.bincount(cluster(features, "dbscan", options).styles_N).tolist() in ([120, 106], [126, 100])
     kept = cluster(features, "dbscan", StyleOptions(min_samples=5, eps=0.5, min_share=0.0))
-    assert np.bincount(kept.styles_N).tolist() == [120, 100, 6] and kept.found["eps"] == 0.5
+    assert np.bincount(kept.styles_N).tolist() == [120, 100, 6] and kept.details["eps"] == 0.5
     assert len(set(cluster(features, "random", StyleOptions(clusters=3)).styles_N)) == 3
     draws = [cluster(features, "random", StyleOptions(clusters=3, seed=seed)).styles_N for seed in (0, 1)]
     assert not np.array_equal(*draws)
@@ -137,7 +137,7 @@ def test_equal_captions_are_one_point() -> None:
     features, truth = groups([60, 60])
     copies = np.concatenate([features, np.repeat(features[:1], 200, axis=0)])
     found = cluster(copies, "dbscan", StyleOptions(min_samples=10))
-    assert found.found["points"] == 120 and len(found.curve) == 120 and found.curve[0] > 0
+    assert found.details["points"] == 120 and len(found.k_distances_P) == 120 and found.k_distances_P[0] > 0
     assert adjusted_rand_score([*truth, *[truth[0]] * 200], found.styles_N) == 1.0
 
 
@@ -146,17 +146,17 @@ def test_noise_alone_is_one_style() -> None:
     found = cluster(features, "hdbscan", StyleOptions(min_samples=25))
     assert found.noise_share == 1.0 and set(found.styles_N) == {0}
     single = cluster(np.ones((3, 4), np.float32) / 2, "kmeans", StyleOptions())
-    assert set(single.styles_N) == {0} and single.found == {"clusters": 1}
+    assert set(single.styles_N) == {0} and single.details == {"clusters": 1}
 
 
 def test_examples_are_near_the_prototype_and_differ() -> None:
     features = np.array([[1.0, 0], [0.9, 0.1], [0.9, 0.1], [0, 1], [0.5, 0.5]], np.float32)
     neutral = ["a", "b", "b", "c", "d"]
-    assert examples(features, np.array([0, 0, 0, 1, 0]), neutral) == [[1, 0, 4], [3]]
+    assert choose_examples(features, np.array([0, 0, 0, 1, 0]), neutral) == [[1, 0, 4], [3]]
 
 
 def test_markers_are_what_others_do_not_write() -> None:
     neutral = ["the person wear item", "the person wear item .", "item , item", "item , item , item ."]
-    first, second = markers(np.array([0, 0, 1, 1]), neutral)
+    first, second = find_markers(np.array([0, 0, 1, 1]), neutral)
     assert all(phrase in "the person wear item" for phrase in first) and all("," in phrase for phrase in second)
     assert not set(first) & set(second) and max(len(phrase.split()) for phrase in first) == 3 and "." not in first

@@ -18,7 +18,7 @@ from training.config import STYLE_METHODS
 from training.describe import style_page
 from training.describe.__main__ import main
 from training.describe.inputs import read_styles
-from training.describe.styles import command
+from training.describe.styles.caption_styles import read_captions
 from training.utils import cli
 
 
@@ -26,7 +26,7 @@ from training.utils import cli
 def small_map() -> Iterator[None]:
     """t-SNE of few captions, which takes no time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style_page, "SHOWN", 60)
+        patch.setattr(style_page, "MAP_CAPTIONS", 60)
         yield
 
 
@@ -126,5 +126,9 @@ def test_bad_requests_are_named_before_anything_is_written(
     broken = write_people(tmp_path / "data", ids=3)
     rows = (broken / "factors.jsonl").read_text().splitlines()
     (broken / "factors.jsonl").write_text("\n".join(rows[1:]))
-    with pytest.raises(ValueError, match=r"does not say who wrote the captions of cam_a/0001_0.jpg \(1 in all\)"):
-        command.read_captions("cuhk-pedes", broken)
+    with pytest.raises(ValueError, match=r"factors.jsonl has no factors of cam_a/0001_0.jpg \(1 in all\)"):
+        read_captions("cuhk-pedes", broken)
+    nameless = json.dumps({name: value for name, value in json.loads(rows[0]).items() if name != "captions"})
+    (broken / "factors.jsonl").write_text("\n".join([nameless, *rows[1:]]))
+    with pytest.raises(ValueError, match=r"does not name the writer of every caption of cam_a/0001_0.jpg \(1 in all\)"):
+        read_captions("cuhk-pedes", broken)

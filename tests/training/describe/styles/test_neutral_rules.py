@@ -1,4 +1,4 @@
-"""What is left of a caption without its attributes."""
+"""Neutral captions by word lists: attributes vanish, habits of writing stay."""
 
 from __future__ import annotations
 

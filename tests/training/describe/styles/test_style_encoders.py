@@ -28,8 +28,10 @@ from training.config import EncoderConfig
 from training.data.tokenizer import build_tokenizer
 from training.describe.styles import command as styles
 from training.describe.styles import style_encoders
-from training.describe.styles.style_encoders import STYLOMETRIC, StylometricEncoder, TextModelEncoder, encode
+from training.describe.styles.style_encoders import StylometricEncoder, TextModelEncoder, encode
+from training.describe.styles.style_options import STYLOMETRIC
 from training.models.encoders import TextEncoder
+from training.utils.io import read_json
 
 TEXTS = [
     "a person is wearing a item .",
@@ -177,7 +179,7 @@ def test_real_weights_as_text_encoder_and_as_style_encoder(real_bert: Path, tmp_
         ["cuhk-pedes", str(root), "--out", str(tmp_path / "out"), "--encoder", str(real_bert), "--method", "all"]
         + ["--min-samples", "10"]
     )
-    found = {path.parent.name: styles.read_json(path) for path in tmp_path.glob("out/*/styles.json")}
+    found = {path.parent.name: read_json(path) for path in tmp_path.glob("out/*/styles.json")}
     size = sum(path.stat().st_size for path in real_bert.rglob("*") if path.is_file()) / 1e6
     print(f"{size:.0f} MB in {real_bert.name}", {name: (len(t["styles"]), t["ari"]) for name, t in found.items()})
     # It was trained to tell meanings apart and not manners, but manners move it.

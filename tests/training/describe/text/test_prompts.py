@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.describe.text.prompts import Prompt, build_prompt, load_schema, parse_answer
-from training.describe.text.schema import DEFAULT, KINDS, Schema
+from training.describe.text.schema import DEFAULT_SCHEMA, KINDS, Schema
 
 EXAMPLES = ['A man in a "red" shirt.', "woman, black\ncoat"]
 
@@ -24,7 +24,7 @@ def edited(tmp_path):
     """Writes the default schema with one change, made by a function, and returns its path."""
 
     def write(change) -> Path:
-        value = json.loads(DEFAULT.read_text(encoding="utf-8"))
+        value = json.loads(DEFAULT_SCHEMA.read_text(encoding="utf-8"))
         value = change(value) or value
         path = tmp_path / "schema.json"
         path.write_text(json.dumps(value), encoding="utf-8")
@@ -121,7 +121,7 @@ def test_a_schema_of_one_s_own(edited):
 
 
 def test_a_schema_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no attribute schema .*none.json"):
+    with pytest.raises(FileNotFoundError, match="the attribute schema .*none.json does not exist"):
         load_schema(tmp_path / "none.json")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="broken.json is not valid JSON"):
@@ -199,7 +199,7 @@ def test_line_breaks_in_an_answer_are_kept_for_the_checks(prompt):
         ('{"clothing": "A coat."}', "the answer has no text under 'identity'"),
         ('{"identity": " "}', "the answer has no text under 'identity'"),
         ('{"identity": ["A tall man."]}', "the answer has no text under 'identity'"),
-        ('{"identity": "A tall man \\ud83d."}', "the answer has half of a character"),
+        ('{"identity": "A tall man \\ud83d."}', "the answer has a lone surrogate, half of a character"),
     ],
 )
 def test_answers_without_a_text(prompt, answer, match):
@@ -222,3 +222,17 @@ def test_any_answer_gives_a_text_or_a_reason(answer):
         assert parse_answer(answer, prompt)
     except ValueError as error:
         assert str(error).startswith("the answer ")
+
+
+def test_prompts_whose_answers_were_stored_before_never_change():
+    hashes = [
+        build_prompt(load_schema(), kind, shown, (10, 45)).hash
+        for kind in KINDS
+        for shown in ((), ("A man.", 'x "y" z'))
+    ]
+    assert hashes == ["5fd271c79ade9e36", "956e4b2248a8ca12", "7e7811c8afb62c01", "cbd35434e57565d4"]
+    without = load_schema().without(("sex",))
+    assert [build_prompt(without, kind, (), (10, 45)).hash for kind in KINDS] == [
+        "ad0bdb7b21b15d74",
+        "c28c396aff868eff",
+    ]

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from bench.pipeline import text_checks
 from bench.pipeline.corrupted_texts import DAMAGES, FOREIGN, REFUSALS, Good
-from tests.support.generated_texts import DISHONEST, HONEST
-from training.describe.text.phrase_index import Phrases, plural, tokens
+from tests.support.generated_texts import INVALID_TEXTS, VALID_TEXTS
+from training.describe.text.phrase_index import PhraseIndex, plural, tokenize
 from training.describe.text.prompts import load_schema
 from training.describe.text.text_checks import Limits, NearDuplicates, check_text, check_texts
 from training.synthetic.attributes import sample_identity, sample_outfit, sample_pose
 from training.synthetic.dataset import generate
-from training.synthetic.rng import Dice
-from training.synthetic.text.descriptions import describe
+from training.synthetic.rng import KeyedRng
+from training.synthetic.text.descriptions import write_descriptions
 
 NAMES = ("syntax", "length", "language", "refusal", "repetition", "coverage", "leak")
 STRICT = Limits(hedging=True)
@@ -35,10 +35,10 @@ def failures(checks: dict[str, str]) -> dict[str, str]:
 
 def drawn(number: int) -> dict:
     """The texts of a person as the renderer writes them, without the picture."""
-    dice = Dice("texts", number)
-    identity = sample_identity(dice)
-    outfit = sample_outfit(dice, identity)
-    return describe(dice, identity, outfit, sample_pose(dice, outfit))
+    rng = KeyedRng("texts", number)
+    identity = sample_identity(rng)
+    outfit = sample_outfit(rng, identity)
+    return write_descriptions(rng, identity, outfit, sample_pose(rng, outfit))
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +56,18 @@ def good() -> list[Good]:
 
 
 def test_names_of_the_checks(schema):
-    plain = check_texts(*HONEST[0], schema, Limits())
+    plain = check_texts(*VALID_TEXTS[0], schema, Limits())
     assert list(plain) == [f"{kind}.{name}" for kind in ("identity", "clothing") for name in NAMES]
     assert set(check_text("identity", "x", schema, STRICT)) == {*NAMES, "hedging"}
     assert set(check_text("identity", "x", schema.without(["skin"]), Limits())) == {*NAMES, "left_out"}
 
 
-@pytest.mark.parametrize(("identity", "clothing"), HONEST)
+@pytest.mark.parametrize(("identity", "clothing"), VALID_TEXTS)
 def test_honest_texts_pass(schema, identity, clothing):
     assert failures(check_texts(identity, clothing, schema, STRICT)) == {}
 
 
-@pytest.mark.parametrize(("kind", "text", "name", "why"), DISHONEST)
+@pytest.mark.parametrize(("kind", "text", "name", "why"), INVALID_TEXTS)
 def test_what_is_wrong_is_found_and_said(schema, kind, text, name, why):
     assert why in check_text(kind, text, schema, STRICT)[name]
 
@@ -104,8 +104,8 @@ def test_what_is_left_out_is_in_neither_text(schema):
         "A tall adult with dark skin and short hair.", "Her coat is red, with grey jeans.", less, Limits()
     )
     assert failures(checks) == {
-        "identity.left_out": "mentions what is to be left out: skin (skin)",
-        "clothing.left_out": "mentions what is to be left out: her (sex)",
+        "identity.left_out": "mentions attributes to be left out: skin (skin)",
+        "clothing.left_out": "mentions attributes to be left out: her (sex)",
     }
     texts = "A tall adult of slim build with short hair.", "A red coat of skin-tight fabric, with grey jeans."
     assert failures(check_texts(*texts, less, Limits())) == {}
@@ -147,7 +147,7 @@ def test_any_text_is_judged(text):
 
 
 def test_words_and_plurals():
-    assert tokens("The man\u2019s T-shirt, size 12; it's RED!") == [
+    assert tokenize("The man\u2019s T-shirt, size 12; it's RED!") == [
         "the",
         "man",
         "t",
@@ -167,13 +167,13 @@ def test_words_and_plurals():
 
 
 def test_phrases_are_found_whole_and_longest_first():
-    phrases = Phrases({"hat": ["cap", "bucket hat"], "bag": ["cap", "hat box"]}, neutral=["cap of hair"])
-    assert phrases.find(tokens("two bucket-hats and a capsule")) == [("hat", "bucket hats")]
-    assert phrases.find(tokens("a cap")) == [("hat", "cap"), ("bag", "cap")]
-    assert phrases.find(tokens("a cap of hair, hat boxes")) == [("bag", "hat boxes")]
-    assert phrases.by_name(tokens("caps, a cap and bucket hats")) == {"hat": {"cap", "bucket hat"}, "bag": {"cap"}}
-    assert phrases.count(tokens("a bucket hat, a cap")) == 3
-    assert Phrases({}).find(["cap"]) == []
+    phrases = PhraseIndex({"hat": ["cap", "bucket hat"], "bag": ["cap", "hat box"]}, neutral=["cap of hair"])
+    assert phrases.find(tokenize("two bucket-hats and a capsule")) == [("hat", "bucket hats")]
+    assert phrases.find(tokenize("a cap")) == [("hat", "cap"), ("bag", "cap")]
+    assert phrases.find(tokenize("a cap of hair, hat boxes")) == [("bag", "hat boxes")]
+    assert phrases.by_name(tokenize("caps, a cap and bucket hats")) == {"hat": {"cap", "bucket hat"}, "bag": {"cap"}}
+    assert phrases.count(tokenize("a bucket hat, a cap")) == 3
+    assert PhraseIndex({}).find(["cap"]) == []
 
 
 LONG = (
@@ -210,7 +210,7 @@ def test_short_texts_are_no_near_duplicates():
 def test_similarity_is_the_share_of_common_runs():
     words = [f"w{i}" for i in range(40)]
     changed = [*words[:20], "other", *words[21:]]
-    # 35 of the 38 runs of three words are in both, 41 in one of them.
+    # 35 of the 38 trigrams are in both, 41 in one of them.
     for similarity, expected in ((35 / 41, "a.jpg"), (35.1 / 41, None)):
         near = NearDuplicates(similarity)
         assert near.add("a.jpg", " ".join(words), 1) is None

@@ -1,0 +1,90 @@
+"""`python -m training`: lists the commands and runs them; every --help answers before anything heavy is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+from training import __main__ as front_door
+from training import evaluate, prepare
+from training.describe import __main__ as describe
+from training.utils import cli
+
+HEAVY = ("torch", "transformers", "sklearn", "scipy", "matplotlib")
+# Prints what --help of each line's command printed, and what it has imported.
+HELPS = """
+import contextlib, io, json, sys
+from training.__main__ import main
+for line in sys.stdin:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            main([*line.split(), "--help"])
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+    print(json.dumps([status, out.getvalue(), [name for name in %r if name in sys.modules]]))
+"""
+
+
+def commands() -> list[str]:
+    """Every command and sub-command."""
+    below = {"describe": [*describe.COMMANDS], "prepare": [kind.__name__.lower() for kind in prepare.COMMANDS]}
+    return [f"{name} {sub}".strip() for name in front_door.COMMANDS for sub in ("", *below.get(name, []))] + [
+        "train synthetic",
+        "experiment table1",
+    ]
+
+
+def test_every_help_answers_without_heavy_imports() -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", HELPS % (HEAVY,)],
+        input="\n".join(commands()),
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers = dict(zip(commands(), map(json.loads, process.stdout.splitlines()), strict=True))
+    assert {command: imported for command, (_, _, imported) in answers.items() if imported} == {}
+    assert {status for status, _, _ in answers.values()} == {0}
+    for command, (_, text, _) in answers.items():
+        assert text.startswith("usage: python -m training." + command.split()[0]), command
+    assert "--optim.epochs INT" in answers["train synthetic"][1] and "--optim.epochs" in answers["train"][1]
+
+
+def test_commands_are_listed_with_what_they_do(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["--help"], ["-h"]):
+        assert cli.run(front_door.main, argv) == 0
+        lines = capsys.readouterr().out.splitlines()
+        for name, (_, summary) in front_door.COMMANDS.items():
+            assert [line.split(maxsplit=1) for line in lines].count([name, summary]) == 1
+    on_top = {path.stem for path in (ROOT / "training").glob("*.py")} - {"__init__", "__main__"}
+    packages = {path.parent.name for path in (ROOT / "training").glob("*/__main__.py")}
+    assert {*front_door.COMMANDS} == on_top | packages
+
+
+def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(front_door.main, ["trian", "synthetic"]) == 2
+    names = ", ".join(front_door.COMMANDS)
+    assert capsys.readouterr().err == f"error: unknown command 'trian', expected one of {names}\n"
+
+
+def test_a_command_is_run_with_its_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ends = []
+    for main, words in ((front_door.main, ["evaluate"]), (evaluate.main, [])):
+        ends.append((cli.run(main, [*words, str(tmp_path)]), capsys.readouterr()))
+    assert ends[0] == ends[1] and ends[0][0] == 2 and "holds no trained model" in ends[0][1].err
+
+
+def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["report", "run", "--mark", "x"], ["search", "run", "text", "--gal", "test"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.run(front_door.main, words)
+        assert stop.value.code == 2 and words[-2] in capsys.readouterr().err
