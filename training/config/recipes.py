@@ -113,7 +113,7 @@ def paper_readings(config: Config) -> Config:
             loss,
             info_nce_texts="identity",
             info_nce_symmetric=False,
-            captions_train="both",
+            captions_to_identity=1.0,
             both_captions=False,
             caption_positives="own",
             temperature=0.1,

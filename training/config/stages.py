@@ -162,9 +162,9 @@ class LossConfig(Stage):
     info_nce_texts: Literal["identity", "caption", "both", "scored"] = "scored"
     # Image to text and text to image; off: image to text, diagonal only (reading 2).
     info_nce_symmetric: bool = True
-    # "scored" trains both embeddings with captions, or the "clothing" embedding alone, the identity embedding being a constant
-    # of the sum, so that it has no reason to know clothes (reading 1).
-    captions_train: Literal["both", "clothing"] = "clothing"
+    # Share of the gradient of "scored" captions that reaches the identity embedding, which has no reason to know clothes; the
+    # clothing embedding gets all of it (reading 1).
+    captions_to_identity: Annotated[float, Within(0, 1)] = 0.25
     # Read the other caption, which is encoded because it is fused, in InfoNCE too (reading 1).
     both_captions: bool = True
     # Which captions are positives of an image (reading 2): its own, those of other images of the person being left out since
@@ -265,8 +265,9 @@ class OptimConfig(Stage):
 class EvalConfig(Stage):
     """Protocol `dual` and its clothing weight (reading 24)."""
 
-    # Candidates for beta in cos(t, v_id) + beta cos(t, v_clo); chosen on validation, 0 always reported beside it.
-    betas: Annotated[tuple[float, ...], Within(0)] = (0.0, 0.25, 0.5, 1.0)
+    # Candidates for beta in cos(t, v_id) + beta cos(t, v_clo) (reading 24); chosen on validation, and refined around the best.
+    # 0 is always reported too; the last one is the clothing embedding alone, in a number that JSON can hold.
+    betas: Annotated[tuple[float, ...], Within(0)] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 1e6)
     batch_size: Annotated[int, Within(1)] = 128
     # Validation metric that selects the checkpoint.
     select_by: Literal["R1", "mAP"] = "R1"
@@ -299,7 +300,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 BEFORE: dict[str, Any] = {
     **{f"model.{encoder}.stem": "plain" for encoder in ("visual", "text")},
     **{f"model.{encoder}.feed_forward": 4 for encoder in ("visual", "text")},
-    "loss.captions_train": "both",
+    "loss.captions_to_identity": 1.0,
     "loss.both_captions": False,
     "loss.caption_positives": "identity",
     "loss.final_text": "caption",

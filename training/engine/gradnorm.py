@@ -87,7 +87,9 @@ class GradNorm:
         strength = config.alpha if config.form == "paper" else 1.0
         for task, value in weighted.items():
             pull = math.copysign(value, value - targets[task]) if value != targets[task] else 0.0
-            gradient = strength * pull + 2 * config.log_penalty * self._log_weights[task]
+            # Relative to the mean norm: the penalty of the log weights must not depend on the unit of the norms.
+            unit = sum(weighted.values()) / len(weighted) if config.optimizer == "adam" else 1.0
+            gradient = strength * pull / unit + 2 * config.log_penalty * self._log_weights[task]
             stepped[task] -= config.lr * (self._adam(task, gradient) if config.optimizer == "adam" else gradient)
         # Clipped before exp, which would overflow after a huge gradient.
         low, high = (math.log(bound) for bound in config.clip)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import bdam_fast
 from training.config import AdversarialMode, Backend, LossConfig
-from training.models.model import Features
+from training.models.model import Features, limited_gradient
 
 # Lower bound of the HSIC of a feature with itself: below it the feature counts as constant.
 MIN_HSIC = 1e-12
@@ -126,7 +126,7 @@ def clothing_adversarial(
         return -log_not_p_B.mean()
     chance_B = (group_B[:, None] == group_B[None]).to(log_p_B.dtype).mean(1)
     # In a batch of one group the odds of chance are infinite, and nothing can be above them.
-    odds = (log_p_B - log_not_p_B - chance_B.logit()).clamp_min(0).mean()
+    odds = (log_p_B - log_not_p_B - chance_B.logit()).mean().clamp_min(0)
     if v_critic_BE is None:
         return odds
     return odds - log_match(v_critic_BE, t_clothing_BE.detach(), group_B, _constant(temperature))[0].mean()
@@ -203,7 +203,7 @@ def task_losses(
         v_id, captions = features.v_id, [features.t_caption]
         if config.both_captions and features.t_other is not None:
             captions.append(features.t_other)
-        scored = (v_id.detach() if config.captions_train == "clothing" else v_id) + features.v_clo
+        scored = limited_gradient(v_id, config.captions_to_identity) + features.v_clo
         identity = [(v_id, features.t_identity)]
         pairs = {
             "identity": [identity],

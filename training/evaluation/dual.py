@@ -18,6 +18,9 @@ from training.data.loader import iterate_images, tokenize
 from training.evaluation.metrics import retrieval_metrics
 from training.models.model import Model
 
+# Beyond this beta the grid is not refined: what follows stands for the clothing embedding alone.
+LARGEST_BETA = 8.0
+
 
 @dataclass(frozen=True)
 class DualEmbeddings:
@@ -73,8 +76,22 @@ def evaluate_dual(
 def validate(model: Model, records: Sequence[Record], tokenizer: Any, config: Config) -> dict[str, float]:
     """Metrics of the validation split at its best beta by `EvalConfig.select_by` (the lowest one of equals), and beta.
 
+    Candidates are `EvalConfig.betas`, then the midpoints between the best one and its neighbours up to LARGEST_BETA.
     Keys: `METRICS`, "beta", and "beta0_R1", "beta0_mAP" for beta = 0.
     """
-    _, metrics = evaluate_dual(model, records, tokenizer, config, config.eval.betas)
-    beta = max(sorted(metrics), key=lambda b: metrics[b][config.eval.select_by])
+    dual, metrics = evaluate_dual(model, records, tokenizer, config, config.eval.betas)
+
+    def best() -> float:
+        return max(sorted(metrics), key=lambda beta: metrics[beta][config.eval.select_by])
+
+    for beta in _midpoints(sorted(metrics), best()):
+        metrics[beta] = retrieval_metrics(dual.similarity(beta), dual.query_ids_Q, dual.gallery_ids_G)
+    beta = best()
     return metrics[beta] | {"beta": beta, "beta0_R1": metrics[0.0]["R1"], "beta0_mAP": metrics[0.0]["mAP"]}
+
+
+def _midpoints(grid: list[float], best: float) -> list[float]:
+    """Between `best` and each of its neighbours in the sorted `grid`, as far as both are at most LARGEST_BETA."""
+    at = grid.index(best)
+    neighbours = [*grid[max(at - 1, 0) : at], *grid[at + 1 : at + 2]]
+    return [(best + beta) / 2 for beta in neighbours if max(best, beta) <= LARGEST_BETA]

@@ -120,7 +120,7 @@ def hard_negatives(similarity_BB: Tensor, ids_B: Tensor) -> Tensor | None:
     return similarity_BB.masked_fill(~different_BB, -torch.inf).argmax(1)
 
 
-def _limited(x: Tensor, share: float) -> Tensor:
+def limited_gradient(x: Tensor, share: float) -> Tensor:
     """x, of whose gradient only `share` passes."""
     return x if share == 1.0 else share * x + (1.0 - share) * x.detach()
 
@@ -319,9 +319,9 @@ class Model(nn.Module):
         if self.fusion is None:
             return features
         count, share, view = encoded.ids_B.shape[0], self.loss.final_gradient, self.fused_view
-        image_parts = [_limited(image.id_tokens_BPC, share), _limited(image.f_id_BC, share)]
-        text_parts = [_limited(encoded.text_tokens_VBTC[view], share), encoded.text_mask_VBT[view]]
-        text_parts.append(_limited(pooled_VBC[view], share))
+        image_parts = [limited_gradient(image.id_tokens_BPC, share), limited_gradient(image.f_id_BC, share)]
+        text_parts = [limited_gradient(encoded.text_tokens_VBTC[view], share), encoded.text_mask_VBT[view]]
+        text_parts.append(limited_gradient(pooled_VBC[view], share))
         labels_M = torch.ones(count, device=encoded.ids_B.device)
         wrong = self._wrong_pairs(features, t_VBE[view], encoded.ids_B) if self.matching_head is not None else None
         if wrong is not None:

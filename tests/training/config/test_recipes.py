@@ -60,7 +60,7 @@ def test_paper_readings_change_what_the_table_names() -> None:
         "loss.info_nce_symmetric",
         "loss.temperature",
         "loss.learn_temperature",
-        "loss.captions_train",
+        "loss.captions_to_identity",
         "loss.both_captions",
         "loss.clothing_matching",
         "loss.adversarial_mode",
