@@ -1,6 +1,7 @@
 # Everything runs in .venv, which the first target that needs it makes. Variables that a user may set:
 #   PYTHON     the interpreter that makes the environment (3.10 or newer)
 #   TORCH      which torch; PIP_TORCH: further pip options for it, for instance an index of CPU-only builds
+#   CUDA_TORCH which CUDA build of torch `make cuda-check` builds against
 #   OP         which operator `make bench` measures
 #   GPU_PYTHON the interpreter of `make gpu`, whose torch is a CUDA build; no environment is made for it
 #   JOBS       runs at a time of `make tables`, each with an equal part of the cores
@@ -8,9 +9,12 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP_TORCH ?=
+CUDA_TORCH ?= torch==2.14.1
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+CUDA_VENV := .venv-cuda
+CUDA_PY := $(CUDA_VENV)/bin/python
 CSRC := $(shell find csrc -type f)
 CLANG_FORMAT := $(VENV)/bin/clang-format
 
@@ -22,7 +26,7 @@ RUN ?= runs/demo
 DATA ?= data/synthetic
 IDS ?= 2000
 
-.PHONY: demo tables test test-all check format bench gpu report build clean help
+.PHONY: demo tables test test-all check format bench gpu cuda-check report build clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -32,6 +36,7 @@ help:
 	@echo "make check     ruff, mypy, clang-format (make format: applies what it can)"
 	@echo "make bench     the operators against their peers (OP=selective_scan: one of them), then the tables and the plots"
 	@echo "make gpu       on a machine with an NVIDIA GPU: build, GPU tests, compute-sanitizer, benchmark, in ten minutes"
+	@echo "make cuda-check on a machine with nvcc: the CUDA library, built and loaded as a user would (no GPU needed)"
 	@echo "make report    renders the report of RUN=$(RUN) again"
 	@echo "make build     the environment and the extension only (make clean: removes the extension)"
 	@echo "Variables (PIP_TORCH, RUN, DATA, OP, …) are described at the head of the Makefile"
@@ -90,6 +95,16 @@ bench: $(READY)
 
 gpu:
 	$(GPU_PYTHON) -m bench.gpu
+
+$(CUDA_PY):
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_PY) -m pip install -q --disable-pip-version-check "$(CUDA_TORCH)" "setuptools>=77" wheel ninja
+
+# The real CUDA library, built, installed and loaded as a user would, for one architecture; needs nvcc and no GPU.
+cuda-check: | $(CUDA_PY)
+	BDAM_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall .
+	$(CUDA_PY) -I -m bdam_fast
+	$(CUDA_PY) -I tests/support/cuda_check.py
 
 clean:
 	rm -rf build dist *.egg-info bdam_fast/*.so

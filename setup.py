@@ -1,9 +1,12 @@
 """Builds bdam_fast._C (CPU kernels and every schema) and, where it can, bdam_fast._C_cuda, from csrc/ by file suffix."""
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 try:
@@ -21,6 +24,8 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parent
 # The stable ABI of torch 2.11: one binary loads in every torch from 2.11 on, and in every Python from 3.10 on.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+# What is built where no card is in the machine and none is asked for; newer cards run the PTX of the last.
+ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 CXX = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi", "-Wno-maybe-uninitialized", TORCH_TARGET]
 
 
@@ -49,13 +54,78 @@ def wants_cuda() -> bool:
     missing = []
     if torch.version.cuda is None:
         missing.append(f"torch {torch.__version__} is a CPU build (install a CUDA build of torch)")
-    if cpp_extension.CUDA_HOME is None:
+    elif cpp_extension.CUDA_HOME is None:
         missing.append("nvcc was not found (install the CUDA toolkit or set CUDA_HOME)")
-    if not sources(".cu", cuda=True):
-        missing.append("this version has no CUDA sources")
     if asked == "1" and missing:
         sys.exit("bdam_fast: BDAM_FAST_CUDA=1, but " + "; ".join(missing))
     return asked != "0" and not missing
+
+
+def cuda_toolkit() -> Path:
+    """The toolkit's folder as its compiler knows it: an nvcc on the PATH may be a script outside of it."""
+    nvcc = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "empty.cu")
+        source.touch()
+        run = subprocess.run([nvcc, "--dryrun", source], capture_output=True, text=True)
+    top = re.search(r"^#\$ TOP=(.*)$", run.stderr, re.M)
+    if run.returncode or top is None:
+        sys.exit(
+            f"bdam_fast: {nvcc} does not work ({run.stderr.strip() or 'it prints nothing'}); set CUDA_HOME to a toolkit"
+        )
+    return Path(top[1]).resolve()
+
+
+class Unsupported(Exception):
+    """An architecture that the kernels cannot be compiled for."""
+
+
+def cuda_architectures(toolkit: Path) -> str:
+    """The value of TORCH_CUDA_ARCH_LIST: the user's, else those of the cards in this machine, else ARCHITECTURES.
+
+    Raises Unsupported below 8.0: the kernels copy asynchronously and take minima that keep NaN, which older cards cannot.
+    """
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    cards = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    known = subprocess.run([toolkit / "bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    default = [a for a in ARCHITECTURES if f"compute_{a.replace('.', '')}" in known]
+    chosen = asked or sorted({f"{major}.{minor}" for major, minor in cards}) or [*default[:-1], f"{default[-1]}+PTX"]
+    for name in chosen:
+        number = re.fullmatch(r"(\d+)\.\d+[af]?(\+PTX)?", name)
+        if number is None:
+            sys.exit(f"bdam_fast: TORCH_CUDA_ARCH_LIST holds {name!r}, expected numbers such as 9.0 or 9.0+PTX")
+        if int(number[1]) < 8:
+            where = "TORCH_CUDA_ARCH_LIST has" if asked else "a card of this machine has"
+            raise Unsupported(f"the CUDA kernels need compute capability 8.0 or newer, {where} {name}")
+    return ";".join(chosen)
+
+
+def cuda_extensions(include: list[str]) -> list:
+    """bdam_fast._C_cuda for the architectures that `cuda_architectures` names; nothing where it is neither asked for nor
+    of use."""
+    if not wants_cuda():
+        return []
+    toolkit = cuda_toolkit()
+    try:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_architectures(toolkit)
+    except Unsupported as error:
+        if os.environ.get("BDAM_FAST_CUDA") == "1" or "TORCH_CUDA_ARCH_LIST" in os.environ:
+            sys.exit(f"bdam_fast: {error}; set BDAM_FAST_CUDA=0 to build without them")
+        print(f"bdam_fast: built without CUDA kernels: {error}", file=sys.stderr)
+        return []
+    library = cpp_extension.CUDAExtension(
+        "bdam_fast._C_cuda",
+        [*sources(".cu", ".cpp", cuda=True), "csrc/common/runtime.cpp"],
+        include_dirs=include,
+        library_dirs=[str(p) for p in (toolkit / "lib64", toolkit / "targets/x86_64-linux/lib") if p.is_dir()],
+        depends=[*sources(".h"), *sources(".h", ".cuh", cuda=True)],
+        py_limited_api=True,
+        extra_compile_args={
+            "cxx": [*CXX, "-DUSE_CUDA"],
+            "nvcc": ["-O3", "-std=c++17", TORCH_TARGET, "-DUSE_CUDA", "-lineinfo"],
+        },
+    )
+    return [library]
 
 
 def extensions() -> list:
@@ -70,24 +140,11 @@ def extensions() -> list:
         extra_compile_args={"cxx": CXX},
         extra_link_args=["-s"] if sys.platform.startswith("linux") else [],
     )
-    if not wants_cuda():
-        return [cpu]
-    cuda = cpp_extension.CUDAExtension(
-        "bdam_fast._C_cuda",
-        [*sources(".cu", ".cpp", cuda=True), "csrc/common/runtime.cpp"],
-        include_dirs=include,
-        depends=[*sources(".h"), *sources(".h", ".cuh", cuda=True)],
-        py_limited_api=True,
-        extra_compile_args={
-            "cxx": [*CXX, "-DUSE_CUDA"],
-            "nvcc": ["-O3", "-std=c++17", TORCH_TARGET, "-DUSE_CUDA", "-lineinfo"],
-        },
-    )
-    return [cpu, cuda]
+    return [cpu, *(cuda_extensions(include) if building() else [])]
 
 
 def building() -> bool:
-    """Whether this run compiles anything (an sdist or a metadata query does not)."""
+    """True if this run compiles anything (an sdist or a metadata query does not)."""
     return any(a.startswith(("build", "bdist", "install", "develop", "editable")) for a in sys.argv[1:])
 
 

@@ -58,6 +58,6 @@ def background() -> Iterator[Any]:
 
 @pytest.fixture
 def server(background: Any) -> Any:
-    """That server, behaving well again."""
+    """The server of the file, behaving well again."""
     background.behaviour.__init__()
     return background

@@ -1,9 +1,9 @@
 """Evaluates the test split of a run once and writes RUN/eval.json: `python -m training.evaluate RUN`.
 
-The clothing weight is the one chosen on validation; beta = 0 stands beside it. A second call prints what the first one
-wrote. RUN/eval-queries.npz has the average precision and the R-1 of each query. `--protocol` measures another protocol and
-writes RUN/eval-PROTOCOL.json; nothing is ever selected by it. gallery-text reads the identity texts of `--texts` where it is
-given, and writes a file for each such file of texts.
+The clothing weight is the one chosen on validation; results at beta = 0 are printed beside it. A second call prints the
+stored results. RUN/eval-queries.npz has the average precision and the R-1 of each query. `--protocol` measures another
+protocol and writes RUN/eval-PROTOCOL.json; nothing is selected by it. gallery-text reads the identity texts of `--texts`
+where given, and writes a file for each such file of texts.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> None:
         evaluation, new = evaluate(run_dir)
         print_table(evaluation, console)
     else:
-        evaluation, new = evaluate_protocol(run_dir, protocol, k, texts)
-        print_protocol(evaluation, console)
+        result, new = evaluate_protocol(run_dir, protocol, k, texts)
+        print_protocol(result, console)
     print(f"{run_dir / name}{'' if new else ' (evaluated before; the test split is evaluated once)'}")
 
 

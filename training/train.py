@@ -33,11 +33,16 @@ class Arguments:
     resume: bool = False
 
 
+def base_config(arguments: Arguments) -> Config:
+    """The configuration that the fields on the command line change. Raises ValueError without or with two of them."""
+    if arguments.recipe and arguments.config:
+        raise ValueError(f"expected RECIPE or --config FILE, got both: {arguments.recipe} and {arguments.config}")
+    return command_line.get_config(arguments.recipe, arguments.config)
+
+
 def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `train` raises."""
-    arguments, config = command_line.parse(
-        Arguments, argv, "training.train", __doc__, lambda known: command_line.get_config(known.recipe, known.config)
-    )
+    arguments, config = command_line.parse(Arguments, argv, "training.train", __doc__, base_config)
     train(config, arguments.out, resume=arguments.resume)
     print(f"next: python -m training.evaluate {arguments.out}")
 

@@ -1,4 +1,4 @@
-"""What setup.py promises: errors of one sentence, an sdist that builds, a wheel with the package and nothing else."""
+"""Promises of setup.py: errors of one sentence, an sdist that builds, a wheel with the package and nothing else."""
 
 import os
 import shutil

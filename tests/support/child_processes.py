@@ -1,4 +1,4 @@
-"""What test_scheduler runs in other processes, as a command; imports nothing that takes long."""
+"""Commands that test_scheduler runs in other processes; imports nothing that takes long."""
 
 import os
 import signal

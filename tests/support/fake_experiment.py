@@ -1,13 +1,13 @@
-"""The summary of an experiment in made-up numbers, as training.experiment.summary writes it, for tests of its pages."""
+"""The summary of an experiment in made-up numbers, as summary.json has it, for tests of its readers."""
 
 from typing import Any
 
 from training.config import to_dict
 from training.config.ablations import ABLATIONS, TITLES
 from training.config.recipes import get_recipe
+from training.evaluation.result import METRICS
 from training.evaluation.significance import TEST
 
-METRICS = ("R1", "R5", "R10", "mAP", "mINP")
 # Difference of each row to the full model: for the page the sign is what counts.
 SHIFTS = {
     "no-gate": 1.5,
@@ -40,6 +40,7 @@ def make_summary(seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, Any]:
             "ab" * 32: {
                 "name": "cuhk-pedes",
                 "root": "data/synthetic",
+                "fingerprint": "ab" * 32,
                 "split": "train, val and test as the file has them",
                 "counts": {"test": {"ids": 200, "images": 1217}},
             }
@@ -61,6 +62,7 @@ def make_run(recipe: str, shift: float, seeds: tuple[int, ...]) -> dict[str, Any
         for metric in ("R1", "mAP")
     }
     row = recipe.partition("/")[2]
+    throughput = {"median": 1200.0, "low": 1100.0, "high": 1300.0, "batch": 32, "repetitions": 15}
     return {
         "recipe": recipe,
         "changes": {"model.bdam.gate": False} if row else {},
@@ -78,6 +80,6 @@ def make_run(recipe: str, shift: float, seeds: tuple[int, ...]) -> dict[str, Any
         "memory_mb": {"training": [1234.5] * len(seeds), "evaluation": [700.0]},
         "parameters": {"total": 1_410_212, "trained": 1_410_212, "fusion": 47_138},
         "flops": {"total": 90_919_000, "image": 1, "text": 1, "fusion": 4_922_000},
-        "speed": {"images": [{"median": 1200.0, "low": 1100.0, "high": 1300.0}] * len(seeds), "pairs": None},
+        "speed": {"images": [throughput] * len(seeds), "pairs": None},
         "comparison": comparison if row else None,
     }

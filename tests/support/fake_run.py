@@ -38,7 +38,12 @@ def make_run(folder: Path, data: Path, steps: int = 480, epochs: int = 12, seed:
         "calls": {f"{op}.cpu.{way}": 12_345 for op in ("hsic", "selective_scan") for way in ("forward", "backward")}
         | {"selective_scan.reference.forward": 7},
         "seconds": {"training": 301.25, "validation": 20.5, "evaluation": 4.75},
-        "data": {"name": "cuhk-pedes", "root": str(data), "fingerprint": "ab" * 32, "counts": {"test": {"images": 60}}},
+        "data": {
+            "name": "cuhk-pedes",
+            "root": str(data),
+            "fingerprint": "ab" * 32,
+            "counts": {"test": {"ids": 6, "images": 60}},
+        },
         "versions": {"torch": "2.13.0", "python": "3.11.2", "platform": "Linux", "threads": "2"},
         "config": to_dict(config),
         "memory_mb": 1234.5,

@@ -1,7 +1,8 @@
-"""Hand-written texts in the style of vision-language models: valid ones, invalid ones, and a file of both."""
+"""Hand-written texts in the style of vision-language models: valid ones, invalid ones, a file of both, and a folder of styles."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from training.describe.options import read_data
 from training.describe.text.prompts import load_schema
@@ -152,3 +153,31 @@ def make_rows(data: Path) -> list[dict]:
 def write_rows(path: Path, made: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
     return path
+
+
+TERSE = ["Man; black jacket; blue jeans; white shoes.", "Woman; red coat; black trousers; brown boots; bag."]
+LONG = ["The man is wearing a red shirt. The man is wearing black trousers. The man is wearing white shoes."] * 2
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def paths_of(root: Path, split: str) -> set[str]:
+    """The file paths of a split."""
+    return {r["file_path"] for r in json.loads((root / "reid_raw.json").read_text()) if r["split"] == split}
+
+
+def write_styles(folder: Path, root: Path) -> Path:
+    """Writes styles.json and styles.jsonl: every second training image in a terse style, the others in a repetitive one."""
+    folder.mkdir()
+    styles = [{"style": i, "size": 5, "examples": text, "markers": []} for i, text in enumerate((TERSE, LONG))]
+    (folder / "styles.json").write_text(json.dumps({"method": "dbscan", "styles": styles}))
+    rows = [
+        {"file_path": path, "caption": caption, "style": (number + caption) % 2}
+        for number, path in enumerate(sorted(paths_of(root, "train")))
+        for caption in (0, 1)
+    ]
+    (folder / "styles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

@@ -54,7 +54,7 @@ OPTIONS = {
 
 
 def tiny_options(root: Path) -> list[str]:
-    """Command line that makes the recipe `synthetic` tiny."""
+    """Command-line options that make the recipe `synthetic` tiny."""
     return [word for key, value in OPTIONS.items() for word in (f"--{key}", *value.split())] + [
         "--data.root",
         str(root),
@@ -62,7 +62,7 @@ def tiny_options(root: Path) -> list[str]:
 
 
 def tiny_config(root: Path, **stages: Any) -> Config:
-    """What `tiny_options` make of the recipe `synthetic`; `stages` replace whole stages."""
+    """The configuration of `tiny_options` with the recipe `synthetic`; `stages` replace whole stages."""
     config = replace(
         get_recipe("synthetic"),
         data=DataConfig(root=str(root), image_size=(32, 16), text_length=16, ids_per_batch=3, images_per_id=2, pad=4),
@@ -80,20 +80,20 @@ def tiny_config(root: Path, **stages: Any) -> Config:
 
 
 def read_lines(run_dir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what the clock decides."""
+    """Lines of metrics.jsonl without the measured times."""
     lines = [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 def read_events(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of every TensorBoard point of a run by name, without what the clock decides."""
+    """(step, value) of every TensorBoard point of a run by name, without the measured times."""
     events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     names = [name for name in events.Tags()["scalars"] if "second" not in name]
     return {name: [(point.step, point.value) for point in events.Scalars(name)] for name in names}
 
 
 def same_state(left: Any, right: Any) -> bool:
-    """Whether two checkpoints are of the same bits."""
+    """True if two checkpoints have the same bits."""
     if isinstance(left, dict):
         return (
             isinstance(right, dict) and left.keys() == right.keys() and all(same_state(left[k], right[k]) for k in left)
@@ -103,13 +103,8 @@ def same_state(left: Any, right: Any) -> bool:
     return torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder with its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 class Interrupting:
-    """A loader that is cut off after some batches in all."""
+    """A loader that raises KeyboardInterrupt after a total number of batches."""
 
     def __init__(self, loader: TrainLoader, batches: int) -> None:
         self.loader, self.left = loader, batches

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.support.dataset_variants import edit, make
+from tests.support import contents
 from tests.support.html import Page
-from tests.support.tiny_run import contents
+from tests.support.pedes_dataset import edit_records, make_valid
 from training import prepare
 from training.config import DataConfig
 from training.data.datasets import SPLITS, read_dataset, read_records
@@ -26,9 +26,9 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def test_exit_status_table_and_page(tmp_path, run):
-    root = make(tmp_path / "set")
+    root = make_valid(tmp_path / "set")
     status, out, _ = run("validate", "cuhk-pedes", "set", "--allow-counts", "--workers", "2")
-    assert status == 0 and "The protocol can be run, on a set of another size than the official one." in out
+    assert status == 0 and "The protocol can be run, on a set whose size differs from the official one." in out
     assert out.splitlines()[-1] == "runs/validate-cuhk-pedes.html"
     page = (tmp_path / "runs" / "validate-cuhk-pedes.html").read_text()
     assert page.count("data:image/jpeg") == 8 + 6 + 6 and "A slim person" in page
@@ -38,7 +38,7 @@ def test_exit_status_table_and_page(tmp_path, run):
     assert (tmp_path / "p" / "page.html").exists()
     status, out, _ = run("validate", "cuhk-pedes", "set", "--allow-counts", "--no-hash")
     assert status == 3 and "Not decided: nothing is wrong with the records, but the images were not opened." in out
-    edit(root, lambda records: records[0].update(id=9, captions=["<script>alert(1)</script>"]))
+    edit_records(root, lambda records: records[0].update(id=9, captions=["<script>alert(1)</script>"]))
     status, out, _ = run("validate", "cuhk-pedes", "set", "--allow-counts")
     assert status == 1 and "identities in more than one" in out
     page = (tmp_path / "runs" / "validate-cuhk-pedes.html").read_text()
@@ -46,8 +46,8 @@ def test_exit_status_table_and_page(tmp_path, run):
 
 
 def test_own_data_and_another_set_on_the_command_line(tmp_path, run):
-    make(tmp_path / "set", "own")
-    make(tmp_path / "other")
+    make_valid(tmp_path / "set", "own")
+    make_valid(tmp_path / "other")
     status, out, _ = run("validate", "own", "set", "--against", "cuhk-pedes=other", "--cache", "cache.jsonl")
     assert status == 0 and "The protocol can be run." in out and "images are in both sets" in out
     assert len((tmp_path / "cache.jsonl").read_text().splitlines()) == 60
@@ -66,7 +66,7 @@ def test_own_data_and_another_set_on_the_command_line(tmp_path, run):
     ],
 )
 def test_errors_of_the_command_line(tmp_path, run, words, error):
-    make(tmp_path / "set", "own")
+    make_valid(tmp_path / "set", "own")
     status, _, err = run("validate", *words)
     assert status == 2 and err.startswith(error) and err.count("\n") == 1
     assert not (tmp_path / "runs").exists()

@@ -17,6 +17,7 @@ import tyro
 from training.describe.options import CheckOptions, read_data
 from training.describe.text.records import Status
 from training.utils import cli
+from training.utils.io import write_bytes
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,10 @@ def main(argv: Sequence[str]) -> None:
     schema, limits = arguments.checks.load()
     # Not at the top: --help and wrong arguments need not wait for matplotlib.
     from training.describe.description_page import build_page
-    from training.report.run_page import write_whole
 
     records, sample = read_data(*arguments.data), (arguments.sample, arguments.seed, arguments.status)
     html = build_page(arguments.descriptions, records, schema, limits, *sample)
-    print(write_whole(out, html.encode()))
+    print(write_bytes(out, html.encode()))
 
 
 if __name__ == "__main__":

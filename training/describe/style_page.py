@@ -17,7 +17,7 @@ from sklearn.manifold import TSNE
 from training import report
 from training.describe.styles.clustering import Clustering
 from training.report import plots
-from training.report.run_page import write_whole
+from training.utils.io import write_bytes
 
 # Captions on the map; t-SNE of 2,000 takes seconds.
 MAP_CAPTIONS = 2000
@@ -62,7 +62,7 @@ def write_style_page(path: Path, table: dict[str, Any], clustering: Clustering, 
         image="data:image/png;base64," + base64.b64encode(image).decode("ascii"),
         curve=_curve(clustering) if len(clustering.k_distances_P) else None,
     )
-    return write_whole(path, html.encode())
+    return write_bytes(path, html.encode())
 
 
 def _draw(axes: Axes, styles_M: np.ndarray, caption_map: CaptionMap) -> None:

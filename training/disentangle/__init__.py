@@ -1,1 +1,1 @@
-"""How far identity and clothing came apart in a trained run: probes, dependence, retrieval in other clothes."""
+"""Disentanglement of identity and clothing in a trained run: linear probes, dependence, retrieval in other clothes."""

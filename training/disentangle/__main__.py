@@ -1,8 +1,8 @@
-"""Measures how far identity and clothing came apart: `python -m training.disentangle RUN [RUN ...]`, or the rows of a table
+"""Measures the disentanglement of identity and clothing: `python -m training.disentangle RUN [RUN ...]`, or the rows of a table
 of an experiment, `--experiment OUT [--table readings]`.
 
 Writes RUN/disentangle.json and RUN/disentangle.npz, from the test split and its factors.jsonl. Several runs are also
-compared: those that differ in nothing but their seed share a column. `--markdown FILE` writes the comparison as a page.
+compared: runs that differ only in their seed share a column. `--markdown FILE` writes the comparison as a page.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from training.utils import cli
-from training.utils.io import atomic, read_json
+from training.utils.io import write_bytes
+
+if TYPE_CHECKING:
+    from training.evaluation.disentangle_result import Disentanglement
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,16 @@ def main(argv: Sequence[str]) -> None:
     from rich.table import Table
 
     from training.disentangle.compare import compare, markdown
-    from training.disentangle.run import RESULT
+    from training.evaluation.disentangle_result import RESULT
+    from training.evaluation.run_folder import Run
 
     results = {}
     for run_dir in [run for runs in labels.values() for run in runs] if labels else arguments.runs:
         results[run_dir], new = _disentangle(run_dir, arguments.dependence_only)
         print(f"{run_dir / RESULT}{'' if new else ' (measured before)'}")
     console = Console(soft_wrap=True)
-    title, parts = compare(results, {run_dir: _evaluation(run_dir) for run_dir in results}, labels)
+    evaluations = {folder: run.evaluation if (run := Run(folder)).is_finished else None for folder in results}
+    title, parts = compare(results, evaluations, labels)
     console.print(title, highlight=False)
     for part in parts:
         table = Table(*part.headings)
@@ -63,46 +68,38 @@ def main(argv: Sequence[str]) -> None:
     if arguments.markdown:
         path = arguments.markdown
         page = markdown(title, parts, path.read_text(encoding="utf-8") if path.exists() else None)
-        with atomic(path) as file:
-            file.write(page.encode())
-        print(arguments.markdown)
+        print(write_bytes(path, page.encode()))
 
 
 def _rows(experiment: Path, table: str) -> dict[str, list[Path]]:
-    """The run folders of each finished row of a table, by the row's label. Raises FileNotFoundError without a summary.json,
-    ValueError where the experiment has no such table, or none of its rows yet."""
-    path = experiment / "summary.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: run `python -m training.experiment` first")
-    summary = read_json(path)
-    if table not in summary["tables"]:
-        raise ValueError(f"--table: {path} has no table {table!r}, expected one of {', '.join(summary['tables'])}")
-    rows = [row for row in summary["tables"][table]["rows"] if row["run"] is not None]
-    if not rows:
+    """Run folders of each finished row of a table, by the label of the row. Raises FileNotFoundError without summary.json,
+    ValueError for a table that the experiment does not have or none of whose rows is finished."""
+    from training.evaluation.experiment_result import SUMMARY, read_summary
+
+    summary, path = read_summary(experiment), experiment / SUMMARY
+    if table not in summary.tables:
+        raise ValueError(f"--table: {path} has no table {table!r}, expected one of {', '.join(summary.tables)}")
+    runs = {row.label: summary.runs[row.run] for row in summary.tables[table].rows if row.run is not None}
+    if not runs:
         raise ValueError(f"--table: no row of {table} in {path} is finished")
-    return {row["label"]: [Path(folder) for folder in summary["runs"][row["run"]]["folders"]] for row in rows}
+    return {label: [Path(folder) for folder in run.folders] for label, run in runs.items()}
 
 
-def _disentangle(run_dir: Path, dependence_only: bool) -> tuple[dict, bool]:
+def _disentangle(run_dir: Path, dependence_only: bool) -> tuple[Disentanglement, bool]:
     from rich.console import Console
     from rich.progress import Progress, TextColumn
 
     from training.disentangle.run import disentangle
 
     console = Console(stderr=True)
-    columns = TextColumn("{task.fields[what]}"), *Progress.get_default_columns()
+    columns = TextColumn("{task.fields[step]}"), *Progress.get_default_columns()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, what=str(run_dir))
+        task = bar.add_task("", total=None, step=str(run_dir))
 
-        def show(what: str, done: int, total: int) -> None:
-            bar.update(task, what=f"{run_dir}: {what}", completed=done, total=total)
+        def show(step: str, done: int, total: int) -> None:
+            bar.update(task, step=f"{run_dir}: {step}", completed=done, total=total)
 
         return disentangle(run_dir, dependence_only=dependence_only, progress=show)
-
-
-def _evaluation(run_dir: Path) -> dict | None:
-    path = run_dir / "eval.json"
-    return read_json(path) if path.exists() else None
 
 
 if __name__ == "__main__":

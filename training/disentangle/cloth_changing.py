@@ -1,30 +1,30 @@
-"""Image-to-image retrieval of a person in other clothes, and in the same ones.
+"""Image-to-image retrieval of a person in other clothes, and in the same clothes.
 
 Every image of the split is a query. In other clothes: the gallery holds all images of other people and those of the
-same person in another outfit; that the person is found cannot be owed to the clothes. In the same clothes: all images
-of other people and the other images in this outfit. Shapes: Q = N images, K resamplings.
+same person in another outfit, so clothes cannot help to find the person. In the same clothes: all images of other people
+and the other images in this outfit. Shapes: Q = N images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.evaluation.disentangle_result import GALLERIES, Gallery, Retrieval
 from training.evaluation.metrics import METRICS, query_metrics
+from training.evaluation.significance import bootstrap_interval, cluster_sums
 
-RESAMPLINGS = 1000
-SEED = 0
-GALLERIES = ("other", "same")
+RESAMPLES = 1000
 
 
-def other_clothes(features: Mapping[str, np.ndarray], persons: Sequence[int], outfits: Sequence[int]) -> dict[str, Any]:
-    """{"other": ..., "same": ...}, each: queries (those with a match), without_match, chance, and features {name:
-    {METRICS, interval: {R1, mAP}}}: cosine retrieval, percent, and 95 % bootstrap intervals over people.
+def search_clothes(
+    features: Mapping[str, np.ndarray], persons: Sequence[int], outfits: Sequence[int]
+) -> dict[str, Gallery]:
+    """Cosine retrieval with each feature in GALLERIES, with 95 % bootstrap intervals over people.
 
     features: (N, C) each; persons and outfits: (N,) integers, outfits numbered within a person. Chance is exact. Raises
     ValueError when nobody wears two outfits.
@@ -40,30 +40,28 @@ def other_clothes(features: Mapping[str, np.ndarray], persons: Sequence[int], ou
     return {name: _gallery(features, person, matches[name], excluded[name]) for name in GALLERIES}
 
 
-def _gallery(features: Mapping[str, np.ndarray], person: Tensor, match: Tensor, excluded: Tensor) -> dict[str, Any]:
+def _gallery(features: Mapping[str, np.ndarray], person: Tensor, match: Tensor, excluded: Tensor) -> Gallery:
     kept = match.any(1)
     if not bool(kept.any()):
-        return {"queries": 0, "without_match": len(kept), "chance": None, "features": {}}
+        return Gallery(queries=0, without_match=len(kept), chance=None, features={})
     match, excluded, ids = match[kept], excluded[kept], person[kept].numpy()
     chance = query_metrics(torch.zeros(match.shape), match, excluded).mean(0)
-    found = {}
+    results = {}
     for name, values in features.items():
         unit = F.normalize(torch.from_numpy(values).double(), dim=1)
-        # Rounded, so that copies of one image tie whatever block of the product they fall into.
+        # Rounded to float32, so that copies of an image tie whichever block of the product they fall into.
         metrics = query_metrics((unit[kept] @ unit.T).float(), match, excluded).numpy()
-        found[name] = dict(zip(METRICS, metrics.mean(0).tolist(), strict=True))
-        found[name]["interval"] = {key: _interval(metrics[:, METRICS.index(key)], ids) for key in ("R1", "mAP")}
-    return {
-        "queries": int(kept.sum()),
-        "without_match": int((~kept).sum()),
-        "chance": dict(zip(METRICS, chance.tolist(), strict=True)),
-        "features": found,
-    }
+        interval = {key: _interval(metrics[:, METRICS.index(key)], ids) for key in ("R1", "mAP")}
+        results[name] = Retrieval(**dict(zip(METRICS, metrics.mean(0).tolist(), strict=True)), interval=interval)
+    return Gallery(
+        queries=int(kept.sum()),
+        without_match=int((~kept).sum()),
+        chance=dict(zip(METRICS, chance.tolist(), strict=True)),
+        features=results,
+    )
 
 
-def _interval(values: np.ndarray, persons: np.ndarray) -> list[float]:
-    """2.5th and 97.5th percentile of the mean when people, with all their queries, are drawn with replacement."""
-    _, inverse = np.unique(persons, return_inverse=True)
-    sums, counts = np.bincount(inverse, values), np.bincount(inverse)
-    drawn = np.random.default_rng(SEED).integers(0, len(sums), (RESAMPLINGS, len(sums)))
-    return np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), (0.025, 0.975)).tolist()
+def _interval(values_Q: np.ndarray, ids_Q: np.ndarray) -> list[float]:
+    sums_I, queries_I = cluster_sums(values_Q, ids_Q)
+    # With a single person every resample is the same.
+    return [*bootstrap_interval(sums_I, queries_I, RESAMPLES)] if len(sums_I) > 1 else [float(values_Q.mean())] * 2

@@ -1,4 +1,4 @@
-"""Several runs beside each other: runs that differ in nothing but their seed are one row, mean ± standard deviation."""
+"""Comparison of several runs as tables: runs that differ only in their seed are one column, mean ± standard deviation."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from training.disentangle.dependence import MEASURES
-from training.evaluation.audit_guard import refuse_audit
+from training.evaluation.disentangle_result import MEASURES, Disentanglement
+from training.evaluation.result import HEADINGS, Evaluation, flatten
 
-Results = Mapping[Path, dict[str, Any]]
-Evaluations = Mapping[Path, dict[str, Any] | None]
+Results = Mapping[Path, Disentanglement]
+Evaluations = Mapping[Path, Evaluation | None]
 
 
-class Column(NamedTuple):
-    """A number of each run: its name, decimals, and where it stands in disentangle.json and eval.json, if it does."""
+class Quantity(NamedTuple):
+    """A number of each run, a row of a table: name, decimals, its value in the results of a run, and its value by chance."""
 
     name: str
     digits: int
-    read: Callable[[dict[str, Any], dict[str, Any] | None], float | None]
+    read: Callable[[Disentanglement, Evaluation | None], float | None]
+    chance: Callable[[Disentanglement, Evaluation | None], float | None]
 
 
 class Part(NamedTuple):
-    """One table: the sentence that says how to read it, headings, rows of text."""
+    """A table: the sentence that explains it, headings, rows of text."""
 
     sentence: str
     headings: list[str]
@@ -33,113 +34,125 @@ class Part(NamedTuple):
 
 def groups(results: Results) -> dict[str, list[Path]]:
     """Runs by the fields of the configuration in which they differ, seed left out."""
-    flat = {run: _flatten(result["config"]) for run, result in results.items()}
+    flat = {run: flatten(result.config) for run, result in results.items()}
     fields = sorted({key for one in flat.values() for key in one} - {"seed", "recipe"})
     differing = [key for key in fields if len({json.dumps(one.get(key)) for one in flat.values()}) > 1]
-    found: dict[str, list[Path]] = {}
+    grouped: dict[str, list[Path]] = {}
     for run, one in flat.items():
-        found.setdefault(", ".join(f"{key} {one.get(key)}" for key in differing) or "all runs", []).append(run)
-    return found
+        grouped.setdefault(", ".join(f"{key} {one.get(key)}" for key in differing) or "all runs", []).append(run)
+    return grouped
 
 
 def compare(
     results: Results, evaluations: Evaluations, labels: Mapping[str, Sequence[Path]] | None = None
 ) -> tuple[str, list[Part]]:
-    """Title, and the tables with one column a group: the runs of a label, or those that differ in nothing but their seed.
-    Raises ValueError for runs of different data and for a paired-audit."""
-    prints = {result["fingerprint"] for result in results.values()}
-    if len(prints) > 1:
-        raise ValueError(f"the runs are of different data and cannot be compared, fingerprints {sorted(prints)}")
-    for run, evaluation in evaluations.items():
-        refuse_audit(evaluation, str(run / "eval.json"))
-    first, found = next(iter(results.values())), labels or groups(results)
+    """Title, and the tables with one column a group: the runs of a label, or those that differ only in their seed. Raises
+    ValueError for runs of different data."""
+    fingerprints = {result.fingerprint for result in results.values()}
+    if len(fingerprints) > 1:
+        raise ValueError(f"the runs are of different data and cannot be compared, fingerprints {sorted(fingerprints)}")
+    first, grouped = next(iter(results.values())), labels or groups(results)
+    evaluated = next((evaluation for evaluation in evaluations.values() if evaluation), None)
     parts = []
-    for sentence, columns in sections(first):
+    for sentence, quantities in sections(first):
         rows = []
-        for column in columns:
-            cells = [cell([(results[run], evaluations[run]) for run in runs], column) for runs in found.values()]
-            rows.append([column.name, *cells, _chance(first, evaluations, column)])
-        parts.append(Part(sentence, ["", *found, "chance"], rows))
-    counts = first["counts"]
+        for quantity in quantities:
+            cells = [cell([(results[run], evaluations[run]) for run in runs], quantity) for runs in grouped.values()]
+            chance = quantity.chance(first, evaluated)
+            rows.append([quantity.name, *cells, "–" if chance is None else f"{chance:.{quantity.digits}f}"])
+        parts.append(Part(sentence, ["", *grouped, "chance"], rows))
     seeds = "; ".join(
-        f"{label}: seeds {', '.join(str(results[run]['config']['seed']) for run in runs)}"
-        for label, runs in found.items()
+        f"{label}: seeds {', '.join(str(results[run].config['seed']) for run in runs)}"
+        for label, runs in grouped.items()
     )
-    return f"test split of {counts['images']} images, {counts['ids']} identities; {seeds}", parts
+    return f"test split of {first.counts.images} images, {first.counts.ids} identities; {seeds}", parts
 
 
-def sections(result: dict[str, Any]) -> list[tuple[str, list[Column]]]:
-    """Columns under the sentence that says how to read them, for what `result` holds."""
-    found: list[tuple[str, list[Column]]] = []
-    if result["summary"]:
-        found.append((READ_PROBES, [_score(f, k) for f in result["summary"] for k in ("identity", "clothing")]))
-    found.append((READ_DEPENDENCE, [_dependence(name) for name in MEASURES]))
-    if result["retrieval"]:
-        names = list(result["retrieval"]["other"]["features"])
-        found.append((READ_RETRIEVAL, [_retrieval("other", name, key) for name in names for key in ("R1", "mAP")]))
-        found.append((READ_SAME, [_retrieval("same", name, "R1") for name in names]))
-    found.append((READ_DUAL, [_dual("metrics", "R1"), _dual("metrics", "mAP"), _dual("metrics_beta0", "mAP")]))
-    return found
+def sections(result: Disentanglement) -> list[tuple[str, list[Quantity]]]:
+    """Quantities that `result` holds, by table, with the sentence that explains each table."""
+    tables: list[tuple[str, list[Quantity]]] = []
+    if result.summary:
+        scores = [_score(feature, kind) for feature in result.summary for kind in ("identity", "clothing")]
+        tables.append((READ_PROBES, scores))
+    tables.append((READ_DEPENDENCE, [_dependence(name) for name in MEASURES]))
+    if result.retrieval:
+        names = list(result.retrieval["other"].features)
+        tables.append((READ_RETRIEVAL, [_retrieval("other", name, key) for name in names for key in ("R1", "mAP")]))
+        tables.append((READ_SAME, [_retrieval("same", name, "R1") for name in names]))
+    tables.append((READ_DUAL, [_dual("R1"), _dual("mAP"), _dual("mAP", beta0=True)]))
+    return tables
 
 
 BEGIN, END = "<!-- disentangle:begin -->", "<!-- disentangle:end -->"
 READ_CELLS = "Each cell is the mean ± the standard deviation over the seeds."
 READ_PROBES = (
     "Linear probes: mean over the factors of (balanced accuracy − majority) / (100 − majority), in percent; 100 reads "
-    "every factor, 0 none. Decoupled: `f_id` high on identity and low on clothing, `f_clo` the other way round. `f_final` "
-    "reads the caption too; `f_final_other` one of somebody else. `other_kind`: the true clothes tell that much of the "
-    "identity, the true identity that much of the clothes, since a dress goes with a woman."
+    "every factor, 0 none. Decoupled: `f_id` high on identity and low on clothing, `f_clo` the reverse. `f_final` reads "
+    "the caption too; `f_final_other` the caption of another person. `other_kind`: prediction of the identity factors from "
+    "the true clothing factors and vice versa, since a dress goes with a woman."
 )
-READ_DEPENDENCE = (
-    "Dependence of `f_id` and `f_clo` over all test images: the lower, the less one tells about the other."
-)
+READ_DEPENDENCE = "Dependence of `f_id` and `f_clo` over all test images; 0 would be independence."
 READ_RETRIEVAL = "The same person in other clothes, image to image, percent: higher is better, and clothes cannot help."
 READ_SAME = (
-    "The same person in the same clothes, R-1 in percent: how much higher than in other clothes is what the feature "
-    "owes to clothes (and to what else one day's pictures share)."
+    "The same person in the same clothes, R-1 in percent: the difference to other clothes is the share of clothes in the "
+    "feature (and of all else that the images of one day have in common)."
 )
 READ_DUAL = "Text-to-image retrieval, protocol `dual`, at the β chosen on validation, and at β = 0."
 
 
-def _score(feature: str, kind: str) -> Column:
-    def read(result: dict[str, Any], _: dict[str, Any] | None) -> float | None:
-        value = result["summary"].get(feature, {}).get(kind) if result["summary"] else None
+def _score(feature: str, kind: str) -> Quantity:
+    def read(result: Disentanglement, _: Evaluation | None) -> float | None:
+        value = result.summary.get(feature, {}).get(kind) if result.summary else None
         return None if value is None else 100.0 * value
 
-    return Column(f"{feature}: {kind}", 2, read)
+    return Quantity(f"{feature}: {kind}", 2, read, lambda result, _: 0.0)
 
 
-def _dependence(name: str) -> Column:
-    return Column(name, 5 if name == "hsic" else 3, lambda result, _: result["dependence"][name]["value"])
+def _dependence(name: str) -> Quantity:
+    return Quantity(
+        name,
+        5 if name == "hsic" else 3,
+        lambda result, _: result.dependence.measure(name).value,
+        lambda result, _: result.dependence.measure(name).null_mean,
+    )
 
 
-def _retrieval(gallery: str, feature: str, key: str) -> Column:
-    def read(result: dict[str, Any], _: dict[str, Any] | None) -> float | None:
-        found = (result["retrieval"] or {}).get(gallery, {}).get("features", {}).get(feature)
-        return found[key] if found else None
+def _retrieval(gallery: str, feature: str, key: str) -> Quantity:
+    def read(result: Disentanglement, _: Evaluation | None) -> float | None:
+        features = result.retrieval[gallery].features if result.retrieval else {}
+        return features[feature].metric(key) if feature in features else None
 
-    return Column(f"{feature} {gallery} {'R-1' if key == 'R1' else key}", 2, read)
+    def chance(result: Disentanglement, _: Evaluation | None) -> float | None:
+        values = result.retrieval[gallery].chance if result.retrieval else None
+        return values[key] if values else None
+
+    return Quantity(f"{feature} {gallery} {HEADINGS[key]}", 2, read, chance)
 
 
-def _dual(field: str, key: str) -> Column:
-    name = f"dual {'R-1' if key == 'R1' else key}" + " β 0" * (field == "metrics_beta0")
-    return Column(name, 2, lambda _, evaluation: evaluation[field][key] if evaluation else None)
+def _dual(key: str, beta0: bool = False) -> Quantity:
+    def read(_: Disentanglement, evaluation: Evaluation | None) -> float | None:
+        if evaluation is None:
+            return None
+        return (evaluation.metrics_beta0 if beta0 else evaluation.metrics)[key]
+
+    name = f"dual {HEADINGS[key]}" + " β 0" * beta0
+    return Quantity(name, 2, read, lambda _, evaluation: evaluation.chance[key] if evaluation else None)
 
 
-def cell(pairs: Sequence[tuple[dict[str, Any], dict[str, Any] | None]], column: Column) -> str:
-    """mean ± standard deviation (n − 1) of a column over the runs of a group; – where there is nothing."""
-    values = [value for pair in pairs if (value := column.read(*pair)) is not None]
+def cell(pairs: Sequence[tuple[Disentanglement, Evaluation | None]], quantity: Quantity) -> str:
+    """Mean ± standard deviation (n − 1) of a quantity over the runs of a group; – without a value."""
+    values = [value for pair in pairs if (value := quantity.read(*pair)) is not None]
     if not values:
         return "–"
-    spread = f" ± {statistics.stdev(values):.{column.digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{column.digits}f}{spread}"
+    spread = f" ± {statistics.stdev(values):.{quantity.digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{quantity.digits}f}{spread}"
 
 
 def markdown(title: str, parts: Sequence[Part], page: str | None) -> str:
-    """The comparison in Markdown between the lines BEGIN and END, in place of what stood there in `page`; what is around
-    them stays. None makes a new page. Raises ValueError for a page without these two lines."""
+    """`page` with the comparison in Markdown between its lines BEGIN and END; the rest is kept. None makes a new page.
+    Raises ValueError for a page without these two lines."""
     several = any("±" in text for part in parts for row in part.rows for text in row)
-    cells = READ_CELLS if several else "Each column is one run: how far seeds differ is not known."
+    cells = READ_CELLS if several else "Each column is one run: the spread over seeds is not known."
     lines = [BEGIN, f"Generated by `python -m training.disentangle`: {title}. {cells}", ""]
     for part in parts:
         rows = [part.headings, ["---"] * len(part.headings), *part.rows]
@@ -150,24 +163,3 @@ def markdown(title: str, parts: Sequence[Part], page: str | None) -> str:
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
         raise ValueError(f"--markdown names a page that lacks the lines {BEGIN} and {END}, between which it is written")
     return page[: page.index(BEGIN)] + section + page[page.index(END) + len(END) :]
-
-
-def _chance(first: dict[str, Any], evaluations: Evaluations, column: Column) -> str:
-    """Chance of a retrieval row, 0 of a score, the mean under permutations of the people for a measure of dependence."""
-    name, key = column.name, column.name.replace(" β 0", "").rpartition(" ")[2].replace("R-1", "R1")
-    if name in MEASURES:
-        return f"{first['dependence'][name]['null_mean']:.{column.digits}f}"
-    for gallery in ("other", "same"):
-        if f" {gallery} " in name:
-            return f"{first['retrieval'][gallery]['chance'][key]:.2f}"
-    known = [evaluation for evaluation in evaluations.values() if evaluation]
-    if name.startswith("dual"):
-        return f"{known[0]['chance'][key]:.2f}" if known else "–"
-    return "0"
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -1,4 +1,4 @@
-"""How much the identity and the clothing feature of an image tell about each other: HSIC and CKA, with a permutation null.
+"""Dependence of the identity and the clothing feature of an image: HSIC and CKA, with a permutation null.
 
 Images of one person are not independent samples, so the test takes one image of each person: people are exchanged, and
 the p-value is exact. Shapes: N images, P people, R permutations, C width.
@@ -16,25 +16,20 @@ from torch import Tensor
 import bdam_fast
 from training.config import Backend
 from training.engine.losses import cka
+from training.evaluation.disentangle_result import MEASURES, Dependence, Measure
 
 PERMUTATIONS = 1000
 SEED = 0
 # Permutations computed at once.
 BATCH = 50
-MEASURES = {
-    "hsic": "unbiased HSIC, RBF kernels of median width",
-    "hsic_normalised": "the same over the geometric mean of each feature's HSIC with itself",
-    "cka": "linear CKA, biased: grows with width over number of images, whatever the features",
-    "cka_debiased": "linear CKA of unbiased HSIC, 0 for independent features",
-}
 
 
-def dependence(x: np.ndarray, y: np.ndarray, persons: np.ndarray, backend: Backend = "auto") -> dict[str, Any]:
+def dependence(x: np.ndarray, y: np.ndarray, persons: np.ndarray, backend: Backend = "auto") -> Dependence:
     """Each of MEASURES between two features (N, C) of the same images, rows scaled to length 1 (as reading 8 trains).
 
-    Keys: images, people, and for each measure {value: all images, sample: one image of each person, null_mean,
-    null_95: 95th percentile under permutations of the people, p: share of the permutations, the identity among them,
-    with at least the sample's value}. Raises ValueError for fewer than 8 people.
+    value: over all images; sample: over one image of each person, drawn with a fixed seed; null_mean and null_95 (95th
+    percentile): under PERMUTATIONS of the people; p: share of the permutations, the identity among them, with at least
+    the sample's value. Raises ValueError for fewer than 8 people.
     """
     rng = np.random.default_rng(SEED)
     chosen = np.array([rng.choice(np.flatnonzero(persons == person)) for person in np.unique(persons)])
@@ -48,23 +43,26 @@ def dependence(x: np.ndarray, y: np.ndarray, persons: np.ndarray, backend: Backe
     for start in range(0, PERMUTATIONS, BATCH):
         orders = [rng.permutation(len(chosen)) for _ in range(min(BATCH, PERMUTATIONS - start))]
         shuffled = torch.stack([y_PC[torch.from_numpy(order)] for order in orders])
-        for name, drawn in measure(x_PC.expand(len(orders), -1, -1), shuffled, backend).items():
-            null[name].append(drawn)
-    result: dict[str, Any] = {"images": len(x), "people": len(chosen), "permutations": PERMUTATIONS}
-    for name in MEASURES:
-        values, own = torch.cat(null[name]).numpy(), float(sample[name])
-        result[name] = {
-            "value": float(everything[name]),
-            "sample": own,
-            "null_mean": float(values.mean()),
-            "null_95": float(np.quantile(values, 0.95)),
-            "p": float((1 + (values >= own).sum()) / (1 + len(values))),
-        }
-    return result
+        for name, values in measure(x_PC.expand(len(orders), -1, -1), shuffled, backend).items():
+            null[name].append(values)
+    measures = {
+        name: _measure(float(everything[name]), float(sample[name]), torch.cat(null[name]).numpy()) for name in MEASURES
+    }
+    return Dependence(images=len(x), people=len(chosen), permutations=PERMUTATIONS, **measures)
+
+
+def _measure(value: float, sample: float, null: np.ndarray) -> Measure:
+    return Measure(
+        value=value,
+        sample=sample,
+        null_mean=float(null.mean()),
+        null_95=float(np.quantile(null, 0.95)),
+        p=float((1 + (null >= sample).sum()) / (1 + len(null))),
+    )
 
 
 def measure(x_RNC: Tensor, y_RNC: Tensor, backend: Backend = "auto") -> dict[str, Tensor]:
-    """Each of MEASURES, (R,), of R pairs of features (R, N, C) in float64. A feature that does not vary has 0."""
+    """Each of MEASURES, (R,), between R pairs of features (R, N, C) float64; 0 for a constant feature."""
     linear = {"kernel": "linear", "backend": backend}
     x_RNC, y_RNC = (v - v.mean(1, keepdim=True) for v in (x_RNC, y_RNC))
     rbf = _triple(x_RNC, y_RNC, kernel="rbf", estimator="unbiased", backend=backend)

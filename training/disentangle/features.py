@@ -1,4 +1,4 @@
-"""The features of a split that are compared: entangled, both branches, both embeddings, and the fused one.
+"""Features of a split: entangled, both branches, both embeddings, and the fused one.
 
 Shapes: N images, C width of the visual encoder, E joint embedding.
 """
@@ -12,10 +12,10 @@ import torch
 
 from training.data.datasets import Record
 from training.data.loader import iterate_images, tokenize
-from training.engine.checkpoint import TrainedRun
+from training.engine.checkpoint import TrainedModel
 
-# What each feature is; the order is that of every table. A caption names clothes and most often the sex: what f_final
-# has of the image alone is seen with the caption of somebody else.
+# Descriptions, in the order of every table. A caption names clothes and most often the sex: the share of the image alone in
+# f_final shows with the caption of another person.
 FEATURES = {
     "entangled": "mean of the visual encoder's tokens, before BDAM",
     "f_id": "gated identity branch",
@@ -23,24 +23,24 @@ FEATURES = {
     "v_id": "identity embedding, which retrieval uses",
     "v_clo": "clothing embedding",
     "f_final": "image fused with its first caption",
-    "f_final_other": "image fused with a caption of somebody else",
+    "f_final_other": "image fused with a caption of another person",
 }
 
 
 @torch.inference_mode()
 def collect(
-    run: TrainedRun, records: Sequence[Record], progress: Callable[[int, int], None] = lambda done, total: None
+    trained: TrainedModel, records: Sequence[Record], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, np.ndarray]:
-    """float32 (N, C) or (N, E) of each feature of FEATURES; without a fusion there is no f_final, among images of one
-    person no f_final_other."""
-    model, config, size = run.model, run.config, run.config.eval.batch_size
+    """Each feature of FEATURES, float32 (N, C) or (N, E); without a fusion there is no f_final, with a single person no
+    f_final_other."""
+    model, config, size = trained.model, trained.config, trained.config.eval.batch_size
     device = next(model.parameters()).device
     captions = [record.captions[0] for record in records]
     others = _somebody_else([record.id for record in records])
     texts = {"f_final": captions}
     if others is not None:
         texts["f_final_other"] = [captions[i] for i in others]
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in FEATURES}
+    collected: dict[str, list[torch.Tensor]] = {name: [] for name in FEATURES}
     for images, part in iterate_images(records, config.data, size):
         tokens = model.visual(images.to(device))
         branches = model.bdam(tokens)
@@ -53,18 +53,18 @@ def collect(
             "v_clo": embedded.v_clo_BE,
         }
         for name, chosen in texts.items() if model.fusion is not None else ():
-            text = tokenize(run.tokenizer, chosen[part], config.data.text_length).to(device)
+            text = tokenize(trained.tokenizer, chosen[part], config.data.text_length).to(device)
             text_tokens = model.text(text.input_ids_BT, text.attention_mask_BT)
             fused = model.fuse_parts(branches.id_tokens_BPC, branches.f_id_BC, text_tokens, text.attention_mask_BT)
             values[name] = fused.f_final_BE
         for name, value in values.items():
-            found[name].append(value.float().cpu())
+            collected[name].append(value.float().cpu())
         progress(part.stop, len(records))
-    return {name: torch.cat(parts).numpy() for name, parts in found.items() if parts}
+    return {name: torch.cat(parts).numpy() for name, parts in collected.items() if parts}
 
 
 def _somebody_else(ids: Sequence[int]) -> list[int] | None:
-    """For each image the first one of another person from half the split further on; None when all are of one."""
+    """Index of an image of another person for each image, searched from half the split further on; None for one person."""
     count = len(ids)
     if len(set(ids)) < 2:
         return None

@@ -1,6 +1,6 @@
-"""Linear probes: how well a logistic regression reads a factor out of a feature, for people it has never seen.
+"""Linear probes: accuracy of a logistic regression that reads a factor from a feature, on people unseen in its training.
 
-The folds split *people*, not images: a probe that knew the test people could answer by who it is. Shapes: N images.
+The folds split *people*, not images: a probe that knew the test people could answer by identity. Shapes: N images.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
+from training.evaluation.disentangle_result import Probe, ProbeAccuracy, Probes, SkippedProbe
+
 FOLDS = 5
 SEED = 0
 # Inverse strength of the L2 penalty on standardised features, the same for every feature and factor.
@@ -31,15 +33,14 @@ def probe_all(
     factors: Mapping[str, Mapping[str, Sequence[str]]],
     persons: Sequence[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, dict[str, Any]]:
-    """Results of each factor by its name; `factors` is {"identity": {name: values}, "clothing": ...}, values one word per
+) -> Probes:
+    """Probes of each factor by its name; `factors` is {"identity": {name: values}, "clothing": ...}, values one word per
     image, `persons` the id of each image.
 
-    Each result: kind, classes, images, dropped (images of values that fewer than FOLDS people have), baseline (always
-    the most frequent value), other_kind (from the true factors of the other kind: what goes with a factor without being
-    it, as a dress with a woman), and features {name: {mean, std, folds, score}}: balanced accuracy in percent over the
-    folds, and score = (mean - baseline) / (100 - baseline). A factor with fewer than two values left has "skipped"
-    instead. Raises ValueError for fewer than FOLDS people, RuntimeError for a probe that does not converge.
+    dropped: images of values that fewer than FOLDS people have; baseline: always the most frequent value; other_kind:
+    from the true factors of the other kind, which correlate with a factor (a dress with a woman). A factor with fewer than
+    two values left is skipped. Raises ValueError for fewer than FOLDS people, RuntimeError for a probe that does not
+    converge.
     """
     people = len(set(persons))
     if people < FOLDS:
@@ -47,52 +48,51 @@ def probe_all(
     kinds = {"identity": "clothing", "clothing": "identity"}
     inputs = {kind: np.column_stack([factors[other][name] for name in factors[other]]) for kind, other in kinds.items()}
     jobs = [(kind, name, values) for kind in kinds for name, values in factors[kind].items()]
-    results: dict[str, dict[str, Any]] = {}
-    # The products are so small that more threads wait for each other: 34 s a run with one, 240 with two on two busy cores.
+    results: Probes = {}
+    # The products are so small that threads wait for each other: 34 s a run with one, 240 s with two on two busy cores.
     with threadpool_limits(limits=1):
         for done, (kind, name, values) in enumerate(jobs, 1):
-            results[name] = {"kind": kind} | _probe(features, inputs[kind], np.asarray(values), np.asarray(persons))
+            results[name] = _probe(kind, features, inputs[kind], np.asarray(values), np.asarray(persons))
             progress(done, len(jobs))
     return results
 
 
-def summarise(results: Mapping[str, Mapping[str, Any]], feature: str, kind: str) -> float | None:
+def mean_score(results: Probes, feature: str, kind: str) -> float | None:
     """Mean score of a feature, or of "other_kind", over the factors of one kind; None when there is none."""
-    known = [r for r in results.values() if r["kind"] == kind and "features" in r]
-    scores = [
-        _score(r["other_kind"] if feature == "other_kind" else r["features"][feature]["mean"], r["baseline"])
-        for r in known
-    ]
+    probes = [r for r in results.values() if r.kind == kind and isinstance(r, Probe)]
+    scores = [_score(r.other_kind if feature == "other_kind" else r.features[feature].mean, r.baseline) for r in probes]
     return float(np.mean(scores)) if scores else None
 
 
 def _probe(
-    features: Mapping[str, np.ndarray], other: np.ndarray, values: np.ndarray, persons: np.ndarray
-) -> dict[str, Any]:
+    kind: str, features: Mapping[str, np.ndarray], other: np.ndarray, values: np.ndarray, persons: np.ndarray
+) -> Probe | SkippedProbe:
     kept = np.isin(values, [v for v in np.unique(values) if len(set(persons[values == v])) >= FOLDS])
     classes = np.unique(values[kept])
     if len(classes) < 2:
-        return {"skipped": f"only {len(classes)} of its values are shown by at least {FOLDS} people"}
+        reason = f"only {len(classes)} of its values are shown by at least {FOLDS} people"
+        return SkippedProbe(kind=kind, skipped=reason)
     labels = values[kept]
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=SEED)
     splits = list(splitter.split(np.zeros(len(labels)), labels, persons[kept]))
-    baseline = _folds(lambda: DummyClassifier(strategy="most_frequent"), np.zeros((len(labels), 1)), labels, splits)
-    floor = float(np.mean(baseline))
+    majority = _folds(lambda: DummyClassifier(strategy="most_frequent"), np.zeros((len(labels), 1)), labels, splits)
+    baseline = float(np.mean(majority))
     encoded = OneHotEncoder(sparse_output=False).fit_transform(other[kept])
-    found = {}
-    for name, feature in features.items():
-        accuracies = _folds(_classifier, feature[kept], labels, splits)
-        mean = float(np.mean(accuracies))
-        found[name] = {"mean": mean, "std": float(np.std(accuracies, ddof=1)), "folds": accuracies}
-        found[name]["score"] = _score(mean, floor)
-    return {
-        "classes": classes.tolist(),
-        "images": int(kept.sum()),
-        "dropped": int((~kept).sum()),
-        "baseline": floor,
-        "other_kind": float(np.mean(_folds(_classifier, encoded, labels, splits))),
-        "features": found,
-    }
+    accuracies = {name: _folds(_classifier, feature[kept], labels, splits) for name, feature in features.items()}
+    return Probe(
+        kind=kind,
+        classes=classes.tolist(),
+        images=int(kept.sum()),
+        dropped=int((~kept).sum()),
+        baseline=baseline,
+        other_kind=float(np.mean(_folds(_classifier, encoded, labels, splits))),
+        features={name: _accuracy(folds, baseline) for name, folds in accuracies.items()},
+    )
+
+
+def _accuracy(folds: list[float], baseline: float) -> ProbeAccuracy:
+    mean = float(np.mean(folds))
+    return ProbeAccuracy(mean=mean, std=float(np.std(folds, ddof=1)), folds=folds, score=_score(mean, baseline))
 
 
 def _score(accuracy: float, baseline: float) -> float:
@@ -110,9 +110,9 @@ def _folds(
     scores = []
     for train, test in splits:
         with warnings.catch_warnings():
-            # A probe that has not converged is a worse reader than it could be.
+            # A probe that has not converged underestimates the feature.
             warnings.simplefilter("error", ConvergenceWarning)
-            # A fold need not hold every value; the accuracy is balanced over those that it holds.
+            # A fold may lack a value; the accuracy is balanced over the values that it has.
             warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")
             try:
                 predicted = make().fit(x[train], labels[train]).predict(x[test])

@@ -3,12 +3,9 @@ checkpoint."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,9 @@ from typing import Any
 import torch
 
 from training.config import Config, from_dict
-from training.data.datasets import Dataset, read_dataset
 from training.data.tokenizer import load_tokenizer
 from training.models.model import Model
-from training.utils.io import atomic, read_json, write_json
+from training.utils.io import atomic
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -62,7 +58,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class TrainedRun:
+class TrainedModel:
     """Contents of the best checkpoint of a run folder."""
 
     config: Config
@@ -82,7 +78,7 @@ def build_model(config: Config, tokenizer: Any) -> Model:
     return Model(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id, length)
 
 
-def load_run(run_dir: Path) -> TrainedRun:
+def load_run(run_dir: Path) -> TrainedModel:
     """Loads the best checkpoint of `run_dir`. Raises FileNotFoundError when there is none, ValueError for a damaged file."""
     path = Path(run_dir) / "best.pt"
     if not path.is_file():
@@ -98,41 +94,7 @@ def load_run(run_dir: Path) -> TrainedRun:
     tokenizer = load_tokenizer(path.parent / "tokenizer")
     model = build_model(config, tokenizer)
     model.load_state_dict(weights)
-    return TrainedRun(config, tokenizer, model.eval(), **numbers)
-
-
-def cached_result(
-    run_dir: Path,
-    name: str,
-    compute: Callable[[TrainedRun, Dataset], dict[str, Any]],
-    suffices: Callable[[dict[str, Any]], bool] = lambda stored: True,
-) -> tuple[dict[str, Any], bool]:
-    """(contents of RUN/name, True if computed now): the result of `compute` for the best checkpoint and its data, with
-    "checkpoint" {epoch, step, sha256}; read from the file if that exists and `suffices` accepts it.
-
-    Raises FileNotFoundError for an untrained run, ValueError when the file was computed from a different checkpoint or the
-    data is not the training data of the run, and what `read_dataset` and `compute` raise.
-    """
-    run_dir = Path(run_dir)
-    run = load_run(run_dir)
-    digest, path = hashlib.sha256((run_dir / "best.pt").read_bytes()).hexdigest(), run_dir / name
-    if path.exists():
-        stored = read_json(path)
-        if not isinstance(stored, dict) or stored.get("checkpoint", {}).get("sha256") != digest:
-            raise ValueError(
-                f"{path} was computed from a different checkpoint than best.pt; delete or move it to re-evaluate"
-            )
-        if suffices(stored):
-            return stored, False
-    dataset = read_dataset(run.config.data)
-    if dataset.fingerprint != run.fingerprint:
-        raise ValueError(
-            f"{dataset.root} is not the data that {run_dir} was trained on: fingerprint {dataset.fingerprint[:12]}, "
-            f"expected {run.fingerprint[:12]}"
-        )
-    result = compute(run, dataset) | {"checkpoint": {"epoch": run.epoch, "step": run.step, "sha256": digest}}
-    write_json(path, result)
-    return json.loads(json.dumps(result)), True
+    return TrainedModel(config, tokenizer, model.eval(), **numbers)
 
 
 def _require_plain(name: str, value: Any) -> None:

@@ -1,16 +1,29 @@
-"""Peak memory of a process."""
+"""Peak memory of a process, and the dataclass of RUN/resources.json that records it."""
 
 from __future__ import annotations
 
 import resource
 import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Contents of resources.json: peak memory of training, MB; of a continued run the largest of its processes."""
+
+    memory_mb: float
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak allocated on a GPU; on a CPU the largest resident size that this process ever had (its own start included)."""
+    """Peak memory in MB (2^20 bytes): allocated on a GPU; on a CPU the largest resident size of this process so far."""
     if device.type == "cuda":
+        # Not at the top: a reader of resources.json needs no torch.
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**20
     # Linux counts ru_maxrss in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -17,9 +17,9 @@ from training.data.datasets import Dataset, read_dataset
 from training.data.loader import TrainLoader
 from training.data.tokenizer import build_tokenizer, save_tokenizer
 from training.engine import checkpoint
-from training.engine.memory import peak_memory_mb
+from training.engine.memory import Resources, peak_memory_mb
 from training.engine.trainer import RunProgress, Trainer
-from training.utils.io import read_json, write_json
+from training.utils.io import read_json, read_record, write_json, write_record
 
 # Called with (model, records=, tokenizer=, config=): the metrics that select a checkpoint, such as dual.validate.
 ValidateSplit = Callable[..., dict[str, float]]
@@ -81,9 +81,8 @@ def describe(dataset: Dataset) -> str:
 
 
 def _write_resources(path: Path, device: torch.device) -> None:
-    """Peak memory of the training process; of a run that was continued the largest of its processes'."""
-    before = read_json(path)["memory_mb"] if path.exists() else 0.0
-    write_json(path, {"memory_mb": max(before, peak_memory_mb(device))})
+    before = read_record(path, Resources).memory_mb if path.exists() else 0.0
+    write_record(path, Resources(memory_mb=max(before, peak_memory_mb(device))))
 
 
 def _check_folder(config: Config, run_dir: Path, resume: bool) -> None:

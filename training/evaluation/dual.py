@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from training.config import Config
 from training.data.datasets import Record
 from training.data.loader import iterate_images, tokenize
-from training.evaluation.metrics import retrieval_metrics
+from training.evaluation.metrics import QueryMetrics, embedding_metrics
+from training.evaluation.similarity import Similarity
 from training.models.model import Model
 
 # Beyond this beta the grid is not refined: what follows stands for the clothing embedding alone.
@@ -37,9 +39,18 @@ class DualEmbeddings:
     query_images_Q: Tensor
     gallery_ids_G: Tensor
 
-    def similarity(self, beta: float, rows: slice = slice(None)) -> Tensor:
+    def similarity(self, beta: float, queries: slice | Sequence[int] = slice(None)) -> Tensor:
         """(Q, G) float32: cos(t, v_id) + beta cos(t, v_clo), all embeddings of unit length (reading 24); of some queries."""
-        return self.t_QE[rows] @ (self.v_id_GE + beta * self.v_clo_GE).T
+        return self._similarity.matrix(beta, queries)
+
+    def metrics(self, betas: Sequence[float]) -> dict[float, QueryMetrics]:
+        """Metrics of every query for each clothing weight, without the whole matrix."""
+        ids = self.query_ids_Q, self.gallery_ids_G
+        return embedding_metrics(self.t_QE, self.v_id_GE, *ids, self.v_clo_GE, betas)
+
+    @cached_property
+    def _similarity(self) -> Similarity:
+        return Similarity(self.t_QE, self.v_id_GE, self.v_clo_GE)
 
 
 @torch.inference_mode()
@@ -66,11 +77,10 @@ def embed_dual(model: Model, records: Sequence[Record], tokenizer: Any, config: 
 
 def evaluate_dual(
     model: Model, records: Sequence[Record], tokenizer: Any, config: Config, betas: Sequence[float]
-) -> tuple[DualEmbeddings, dict[float, dict[str, float]]]:
-    """The embeddings of a split, and `retrieval_metrics` of it for each clothing weight."""
+) -> tuple[DualEmbeddings, dict[float, QueryMetrics]]:
+    """The embeddings of a split, and the metrics of its queries for each clothing weight."""
     dual = embed_dual(model, records, tokenizer, config)
-    ids = dual.query_ids_Q, dual.gallery_ids_G
-    return dual, {beta: retrieval_metrics(dual.similarity(beta), *ids) for beta in betas}
+    return dual, dual.metrics(betas)
 
 
 def validate(model: Model, records: Sequence[Record], tokenizer: Any, config: Config) -> dict[str, float]:
@@ -79,13 +89,14 @@ def validate(model: Model, records: Sequence[Record], tokenizer: Any, config: Co
     Candidates are `EvalConfig.betas`, then the midpoints between the best one and its neighbours up to LARGEST_BETA.
     Keys: `METRICS`, "beta", and "beta0_R1", "beta0_mAP" for beta = 0.
     """
-    dual, metrics = evaluate_dual(model, records, tokenizer, config, config.eval.betas)
+    embeddings, queries = evaluate_dual(model, records, tokenizer, config, config.eval.betas)
+    metrics = {beta: values.mean() for beta, values in queries.items()}
 
     def best() -> float:
         return max(sorted(metrics), key=lambda beta: metrics[beta][config.eval.select_by])
 
-    for beta in _midpoints(sorted(metrics), best()):
-        metrics[beta] = retrieval_metrics(dual.similarity(beta), dual.query_ids_Q, dual.gallery_ids_G)
+    if between := _midpoints(sorted(metrics), best()):
+        metrics |= {beta: values.mean() for beta, values in embeddings.metrics(between).items()}
     beta = best()
     return metrics[beta] | {"beta": beta, "beta0_R1": metrics[0.0]["R1"], "beta0_mAP": metrics[0.0]["mAP"]}
 

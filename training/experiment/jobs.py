@@ -11,7 +11,8 @@ from rich.console import Console
 from training.config import to_dict
 from training.config.ablations import Row
 from training.data.datasets import read_dataset
-from training.experiment.summary import is_finished, run_folder
+from training.evaluation.run_folder import Run
+from training.experiment.summary import run_folder
 from training.utils.io import read_json, write_json
 
 # child_process.run_command, or its substitute in tests.
@@ -63,7 +64,7 @@ def missing_jobs(
     for row in rows:
         configurations.setdefault(row.key, row)
     everything = [Job(row, seed, run_folder(out, row.key, seed)) for row in configurations.values() for seed in seeds]
-    missing = [job for job in everything if not is_finished(job.folder)]
+    missing = [job for job in everything if not Run(job.folder).is_finished]
     text = f"{len(rows)} rows are {len(configurations)} configurations x {len(seeds)} seeds = {len(everything)} runs"
     done = len(everything) - len(missing)
     console.print(f"{text}: {done} finished, {len(missing)} to run", highlight=False)
@@ -85,10 +86,10 @@ def missing_jobs(
 def _estimate(rows: dict[str, Row], seeds: Sequence[int], out: Path, launch: Launch) -> dict[str, float]:
     """Seconds of a run of each row, by key; `rows` are those that have runs to do."""
     parts: dict[str, dict[str, float]] = {
-        key: read_json(folder / "eval.json")["seconds"]
+        key: run.evaluation.seconds
         for key in rows
         for seed in seeds
-        if is_finished(folder := run_folder(out, key, seed))
+        if (run := Run(run_folder(out, key, seed))).is_finished
     }
     out.mkdir(parents=True, exist_ok=True)
     files = {key: config_file(out / key) for key in rows}

@@ -8,16 +8,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from training.config import Config
 from training.config.ablations import Row
+from training.evaluation.experiment_result import SUMMARY, Summary
+from training.evaluation.result import Evaluation
+from training.evaluation.run_folder import Run
 from training.experiment.jobs import Job, Launch, minutes
 from training.experiment.summary import summarise
-from training.utils.io import read_json, write_json
+from training.utils.io import write_record
 
 
 class _StopRequest(Exception):
@@ -36,8 +38,8 @@ def run_experiment(
     launch: Launch,
     parallel: int = 1,
     command: str = "",
-) -> dict[str, Any]:
-    """Runs the jobs and returns the contents of OUT/summary.json (`summary.summarise`, and the command).
+) -> Summary:
+    """Runs the jobs and returns the contents of OUT/summary.json.
 
     The summary is written too when a job fails, over what is finished. Raises RuntimeError naming the run that failed.
     """
@@ -45,8 +47,8 @@ def run_experiment(
         run_jobs(jobs, console, launch, parallel)
     finally:
         out.mkdir(parents=True, exist_ok=True)
-        summary = {"command": command} | summarise(rows, titles, seeds, out, base)
-        write_json(out / "summary.json", summary)
+        summary = summarise(rows, titles, seeds, out, base, command)
+        write_record(out / SUMMARY, summary)
     return summary
 
 
@@ -70,7 +72,7 @@ def run_jobs(jobs: Sequence[Job], console: Console, launch: Launch, parallel: in
             raise
 
 
-def _run_job(job: Job, launch: Launch, tick: Callable[[], None]) -> dict[str, Any]:
+def _run_job(job: Job, launch: Launch, tick: Callable[[], None]) -> Evaluation:
     """Trains and evaluates in two processes; returns eval.json."""
     folder = job.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +80,7 @@ def _run_job(job: Job, launch: Launch, tick: Callable[[], None]) -> dict[str, An
     try:
         launch(job.command, log=log, tick=tick)
         launch(["training.evaluate", str(folder)], log=log, tick=tick)
-        return read_json(folder / "eval.json")
+        return Run(folder).evaluation
     except (ValueError, OSError, RuntimeError) as error:
         remedy = "finished runs are kept, the same command continues"
         raise RuntimeError(f"{job.label} ({folder}) failed: {error}; {remedy}") from error
@@ -106,12 +108,13 @@ class _Board:
         names = " | ".join(other.label for other in [*self.starts])
         self.bar.update(self.task, completed=self.expected + running, description=f"{names}; {self._remaining()}")
 
-    def finish(self, job: Job, evaluation: dict[str, Any]) -> None:
+    def finish(self, job: Job, evaluation: Evaluation) -> None:
         """Prints one line about a finished job."""
         seconds = time.perf_counter() - self.starts.pop(job, self.start)
         self.done, self.expected = self.done + 1, self.expected + job.seconds
-        metrics, memory = evaluation["metrics"], evaluation["training_memory_mb"]
-        values = f"R-1 {metrics['R1']:.2f}  mAP {metrics['mAP']:.2f}  {seconds:.0f} s  {memory:,.0f} MB"
+        metrics, memory = evaluation.metrics, evaluation.training_memory_mb
+        values = f"R-1 {metrics['R1']:.2f}  mAP {metrics['mAP']:.2f}  {seconds:.0f} s"
+        values += "" if memory is None else f"  {memory:,.0f} MB"
         text = f"[{self.done}/{self.number}] {job.label}: {values}; {self._remaining()}"
         self.console.print(text, highlight=False, markup=False)
 

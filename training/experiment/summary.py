@@ -1,23 +1,26 @@
-"""Results of an experiment, from the files of its runs: one dict, stored as summary.json and read by tables and pages."""
+"""Results of an experiment, from the files of its runs, stored as summary.json and read by tables and pages."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from training.config import Config, to_dict
 from training.config.ablations import FULL, REFERENCES, Row
 from training.evaluation import significance
-from training.evaluation.audit_guard import refuse_audit
-from training.evaluation.metrics import METRICS
-from training.utils.io import read_json
+from training.evaluation.experiment_result import PhaseMemory, RowResult, SpeedBySeed, Summary, TableRow, TableRows
+from training.evaluation.result import METRICS
+from training.evaluation.run_folder import EVALUATION, Run
 
-# Metrics that each query has a value of, and the array that holds it.
+# Metrics compared query by query, and their arrays in eval-queries.npz.
 COMPARED = {"R1": "r1", "mAP": "ap"}
+
+T = TypeVar("T")
 
 
 def run_folder(out: Path, key: str, seed: int) -> Path:
@@ -25,150 +28,142 @@ def run_folder(out: Path, key: str, seed: int) -> Path:
     return out / key / f"seed{seed}"
 
 
-def is_finished(folder: Path) -> bool:
-    """True when a run is trained and evaluated."""
-    return (folder / "eval.json").is_file()
-
-
 def summarise(
-    rows: Sequence[Row], titles: dict[str, str], seeds: Sequence[int], out: Path, base: Config
-) -> dict[str, Any]:
-    """Contents of summary.json for the rows of the tables `titles` (name: title).
+    rows: Sequence[Row], titles: dict[str, str], seeds: Sequence[int], out: Path, base: Config, command: str = ""
+) -> Summary:
+    """Results of the rows of the tables `titles` (name: title), each compared with the base's run over the same seeds.
 
-    "tables": {name: {"title", "rows": [{"name", "label", "run"}]}}, "run" a key of "runs" or None while a seed of it is
-    missing; "missing": [[label, seed]] of those; "runs": see `_run`, "comparison" with the base's run over the same seeds,
-    or None; "data" by fingerprint, "versions", "seeds", "config" of the base, and "test", the words of the comparison.
-    Raises ValueError when runs that are to be compared are of different data, and what reading the files raises.
+    Raises ValueError for runs of different data in one comparison or a measurement that a run lacks, and what reading the
+    files raises.
     """
-    runs: dict[str, dict[str, Any]] = {}
+    runs: dict[str, list[Run]] = {}
+    results: dict[str, RowResult] = {}
     missing: dict[tuple[str, int], None] = {}
     for row in rows:
-        absent = [seed for seed in seeds if not is_finished(run_folder(out, row.key, seed))]
+        runs[row.key] = [Run(run_folder(out, row.key, seed)) for seed in seeds]
+        absent = [seed for seed, run in zip(seeds, runs[row.key], strict=True) if not run.is_finished]
         missing |= dict.fromkeys((row.label, seed) for seed in absent)
-        if not absent and row.key not in runs:
-            runs[row.key] = _run(row, [run_folder(out, row.key, seed) for seed in seeds], base)
-    evaluations = [read_json(run_folder(out, key, seeds[0]) / "eval.json") for key in runs]
-    _compare(rows, runs, seeds, out)
-    return {
-        "recipe": base.recipe,
-        "seeds": list(seeds),
-        "config": to_dict(base),
-        "test": significance.TEST,
-        "data": {e["data"]["fingerprint"]: e["data"] for e in evaluations},
-        "versions": evaluations[0]["versions"] if evaluations else {},
-        "missing": [list(entry) for entry in missing],
-        "tables": {
-            name: {
-                "title": title,
-                "rows": [
-                    {"name": row.name, "label": row.label, "run": row.key if row.key in runs else None}
-                    for row in rows
-                    if row.table == name
-                ],
-            }
-            for name, title in titles.items()
-        },
-        "runs": runs,
-    }
+        if not absent and row.key not in results:
+            results[row.key] = _row_result(row, runs[row.key], base)
+    evaluations = [runs[key][0].evaluation for key in results]
+    data = [_required(runs[key][0], "data", runs[key][0].evaluation.data) for key in results]
+    results = _with_comparisons(rows, results, runs)
+    return Summary(
+        command=command,
+        recipe=base.recipe,
+        seeds=list(seeds),
+        config=to_dict(base),
+        test=significance.TEST,
+        data={entry.fingerprint: entry for entry in data},
+        versions=evaluations[0].versions if evaluations else {},
+        missing=[list(entry) for entry in missing],
+        tables={name: TableRows(title=title, rows=_table_rows(rows, name, results)) for name, title in titles.items()},
+        runs=results,
+    )
 
 
-def _run(row: Row, folders: list[Path], base: Config) -> dict[str, Any]:
-    """One configuration over the seeds: "recipe", "changes" of the base's fields, "data", "folders"; "metrics", "mean" and
-    "std" (n - 1; None for one seed) in percent, "metrics_beta0", "beta", "chance", "ratio"; "threads" of the evaluation,
-    "seconds" and "memory_mb" by phase; "parameters", "flops" and "speed" (see efficiency.measure). A list has a value for
-    each seed.
+def _table_rows(rows: Sequence[Row], table: str, results: dict[str, RowResult]) -> list[TableRow]:
+    return [
+        TableRow(name=row.name, label=row.label, run=row.key if row.key in results else None)
+        for row in rows
+        if row.table == table
+    ]
 
-    Raises ValueError when the runs are of different data.
-    """
-    evaluations = [read_json(folder / "eval.json") for folder in folders]
-    for folder, evaluation in zip(folders, evaluations, strict=True):
-        refuse_audit(evaluation, str(folder / "eval.json"))
-    prints = {evaluation["data"]["fingerprint"] for evaluation in evaluations}
-    if len(prints) > 1:
-        raise ValueError(f"the runs of {row.label!r} are of different data, fingerprints {sorted(prints)}")
-    values = {name: [e["metrics"][name] for e in evaluations] for name in METRICS}
-    mean, chance = {name: statistics.fmean(column) for name, column in values.items()}, evaluations[0]["chance"]
+
+def _required(run: Run, name: str, value: T | None) -> T:
+    """A value of the run's evaluation. Raises ValueError where the file lacks it."""
+    if value is None:
+        path = run.folder / EVALUATION
+        raise ValueError(f"{path} lacks the field {name}, which a summary needs; delete or move it to re-evaluate")
+    return value
+
+
+def _row_result(row: Row, runs: list[Run], base: Config) -> RowResult:
+    """One configuration over the seeds. Raises ValueError when the runs are of different data."""
+    evaluations = [run.evaluation for run in runs]
+    costs = [_required(run, "efficiency", run.evaluation.efficiency) for run in runs]
+    fingerprints = {_required(run, "data", run.evaluation.data).fingerprint for run in runs}
+    if len(fingerprints) > 1:
+        raise ValueError(f"the runs of {row.label!r} are of different data, fingerprints {sorted(fingerprints)}")
+    values = {name: [e.metrics[name] for e in evaluations] for name in METRICS}
+    mean, chance = {name: statistics.fmean(column) for name, column in values.items()}, evaluations[0].chance
     several = len(evaluations) > 1
-    return {
-        "recipe": row.config.recipe,
-        "changes": _changes(to_dict(base), to_dict(row.config)),
-        "data": prints.pop(),
-        "folders": [str(folder) for folder in folders],
-        "metrics": values,
-        "mean": mean,
-        "std": {name: statistics.stdev(column) if several else None for name, column in values.items()},
-        "metrics_beta0": {name: [e["metrics_beta0"][name] for e in evaluations] for name in METRICS},
-        "beta": [e["beta"] for e in evaluations],
-        "chance": chance,
-        "ratio": {name: mean[name] / chance[name] for name in METRICS},
-        "threads": [e["versions"]["threads"] for e in evaluations],
-        "seconds": {phase: [e["seconds"][phase] for e in evaluations] for phase in evaluations[0]["seconds"]},
-        "memory_mb": {
-            "training": [e["training_memory_mb"] for e in evaluations],
-            "evaluation": [e["memory_mb"] for e in evaluations],
-        },
-        "parameters": evaluations[0]["efficiency"]["parameters"],
-        "flops": evaluations[0]["efficiency"]["flops"],
-        "speed": {
-            kind: [e["efficiency"]["speed"][kind] for e in evaluations if e["efficiency"]["speed"][kind]] or None
-            for kind in ("images", "pairs")
-        },
-        "comparison": None,
-    }
+    seconds = [_required(run, "seconds", run.evaluation.seconds or None) for run in runs]
+    pairs = [cost.speed.pairs for cost in costs if cost.speed.pairs]
+    return RowResult(
+        recipe=row.config.recipe,
+        changes=_changes(to_dict(base), to_dict(row.config)),
+        data=fingerprints.pop(),
+        folders=[str(run.folder) for run in runs],
+        metrics=values,
+        mean=mean,
+        std={name: statistics.stdev(column) if several else None for name, column in values.items()},
+        metrics_beta0={name: [e.metrics_beta0[name] for e in evaluations] for name in METRICS},
+        beta=[e.beta for e in evaluations],
+        chance=chance,
+        ratio={name: mean[name] / chance[name] for name in METRICS},
+        threads=[_required(run, "versions.threads", run.evaluation.versions.get("threads")) for run in runs],
+        seconds={phase: [entry[phase] for entry in seconds] for phase in seconds[0]},
+        memory_mb=PhaseMemory(
+            training=[e.training_memory_mb for e in evaluations],
+            evaluation=[_required(run, "memory_mb", run.evaluation.memory_mb) for run in runs],
+        ),
+        parameters=costs[0].parameters,
+        flops=costs[0].flops,
+        speed=SpeedBySeed(images=[cost.speed.images for cost in costs], pairs=pairs or None),
+        comparison=None,
+    )
 
 
-def _changes(base: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names of the fields in which two configurations differ, but for the name, and our values."""
-    found: dict[str, Any] = {}
-    for name, value in ours.items():
+def _changes(base: dict[str, Any], values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields of a configuration that differ from the base, by dotted name; the recipe's name and the seed aside."""
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
         if isinstance(value, dict):
-            found |= _changes(base[name], value, f"{prefix}{name}.")
+            changes |= _changes(base[name], value, f"{prefix}{name}.")
         elif base[name] != value and prefix + name not in ("recipe", "seed"):
-            found[prefix + name] = value
-    return found
+            changes[prefix + name] = value
+    return changes
 
 
-def _compare(rows: Sequence[Row], runs: dict[str, dict[str, Any]], seeds: Sequence[int], out: Path) -> None:
-    """Sets "comparison" {"R1", "mAP"} of every run but those that the others of their table are compared with, in
-    percentage points."""
+def _with_comparisons(
+    rows: Sequence[Row], results: dict[str, RowResult], runs: dict[str, list[Run]]
+) -> dict[str, RowResult]:
+    """The results with the comparison of every row with the reference of its table, in percentage points."""
+    compared = dict(results)
     for table in dict.fromkeys(row.table for row in rows):
         name = REFERENCES.get(table, FULL)
-        full = next((row for row in rows if row.name == name and row.key in runs), None)
+        full = next((row for row in rows if row.name == name and row.key in results), None)
         if full is None:
             continue
-        reference = _queries(out, full.key, seeds)
-        others = {row.key: row for row in rows if row.table == table and row.key in runs and row.key != full.key}
+        reference = _queries(runs[full.key])
+        others = {row.key: row for row in rows if row.table == table and row.key in results and row.key != full.key}
         for key, row in others.items():
-            ours = _queries(out, key, seeds)
-            if not _same_queries(row, full, runs, ours, reference):
+            values = _queries(runs[key])
+            if not _same_queries(row, full, results, values, reference):
                 raise ValueError(
-                    f"{runs[key]['recipe']} and the full model are of different data; their queries cannot be paired"
+                    f"{results[key].recipe} and the full model are of different data; their queries cannot be paired"
                 )
-            runs[key]["comparison"] = {
-                metric: significance.compare(100.0 * ours[array], 100.0 * reference[array], reference["ids"])
+            comparison = {
+                metric: significance.compare(100.0 * values[array], 100.0 * reference[array], reference["ids"])
                 for metric, array in COMPARED.items()
             }
+            compared[key] = replace(results[key], comparison=comparison)
+    return compared
 
 
 def _same_queries(
-    row: Row, full: Row, runs: dict[str, dict[str, Any]], ours: dict[str, np.ndarray], reference: dict[str, np.ndarray]
+    row: Row, full: Row, results: dict[str, RowResult], values: dict[str, np.ndarray], reference: dict[str, np.ndarray]
 ) -> bool:
     """True for two runs of the same data, or (Table 4) of data that differs in its generated texts only, which no query
     has."""
-    if runs[row.key]["data"] == runs[full.key]["data"]:
+    if results[row.key].data == results[full.key].data:
         return True
     texts_only = set(_changes(to_dict(full.config), to_dict(row.config))) == {"data.descriptions"}
-    return texts_only and np.array_equal(ours["ids"], reference["ids"])
+    return texts_only and np.array_equal(values["ids"], reference["ids"])
 
 
-def _queries(out: Path, key: str, seeds: Sequence[int]) -> dict[str, np.ndarray]:
+def _queries(runs: list[Run]) -> dict[str, np.ndarray]:
     """Arrays r1 and ap (S, Q) and ids (Q,) of a configuration. Raises FileNotFoundError where they are not stored."""
-    stored = []
-    for seed in seeds:
-        path = run_folder(out, key, seed) / "eval-queries.npz"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; move the eval.json beside it away to evaluate again")
-        with np.load(path) as arrays:
-            stored.append({name: arrays[name] for name in arrays})
-    ids_Q = stored[0]["ids"]
-    return {array: np.stack([s[array] for s in stored]) for array in COMPARED.values()} | {"ids": ids_Q}
+    stacked = {array: np.stack([run.queries[array] for run in runs]) for array in COMPARED.values()}
+    return stacked | {"ids": runs[0].queries["ids"]}

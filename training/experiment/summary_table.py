@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 
-from training.evaluation.metric_tables import HEADINGS
-from training.evaluation.metrics import METRICS
+from training.evaluation.experiment_result import COMPARED, RowResult, Summary
+from training.evaluation.result import HEADINGS, METRICS
 
 
-def print_summary(summary: dict[str, Any], console: Console) -> None:
+def print_summary(summary: Summary, console: Console) -> None:
     """Each table: metrics as mean ± standard deviation over every value, difference to the full model with its paired test,
     cost. Rows that are not finished are "pending"."""
-    for entry in summary["tables"].values():
-        table = Table(title=f"{entry['title']}; {summary['recipe']}, test split, percent")
-        for name in ("row", *HEADINGS.values(), "Δ R-1", "Δ mAP", "training", "memory"):
+    for entry in summary.tables.values():
+        table = Table(title=f"{entry.title}; {summary.recipe}, test split, percent")
+        for name in (
+            "row",
+            *HEADINGS.values(),
+            *(f"Δ {HEADINGS[metric]}" for metric in COMPARED),
+            "training",
+            "memory",
+        ):
             table.add_column(name, justify="left" if name == "row" else "right")
         chances: dict[tuple[float, ...], tuple[str, dict[str, float]]] = {}
-        for row in entry["rows"]:
-            run = summary["runs"].get(row["run"])
-            table.add_row(row["label"], *(["pending"] if run is None else _cells(run)))
+        for row in entry.rows:
+            run = None if row.run is None else summary.runs[row.run]
+            table.add_row(row.label, *(["pending"] if run is None else _cells(run)))
             if run is not None:
-                chances.setdefault(tuple(run["chance"].values()), (row["label"], run["chance"]))
+                chances.setdefault(tuple(run.chance.values()), (row.label, run.chance))
         for label, chance in chances.values():
             name = "chance" if len(chances) == 1 else f"chance, {label}"
             table.add_row(name, *(f"{chance[metric]:.2f}" for metric in METRICS))
         console.print(table)
-    if any(run["comparison"] for run in summary["runs"].values()):
-        console.print(summary["test"], highlight=False)
+    if any(run.comparison for run in summary.runs.values()):
+        console.print(summary.test, highlight=False)
 
 
-def _cells(run: dict[str, Any]) -> list[str]:
+def _cells(run: RowResult) -> list[str]:
     cells = []
     for name in METRICS:
-        spread = "" if run["std"][name] is None else f" ± {run['std'][name]:.2f}"
-        values = " ".join(f"{value:.2f}" for value in run["metrics"][name])
-        cells.append(f"{run['mean'][name]:.2f}{spread}\n{values}")
-    for name in ("R1", "mAP"):
-        test = run["comparison"] and run["comparison"][name]
-        p = "" if not test or test["p"] is None else f"\np {test['p']:.4f}"
-        cells.append(f"{test['delta']:+.2f}{p}" if test else "")
-    training = sum(run["seconds"]["training"]) / len(run["seconds"]["training"])
-    memory = [value for value in run["memory_mb"]["training"] if value is not None]
+        spread = "" if run.std[name] is None else f" ± {run.std[name]:.2f}"
+        values = " ".join(f"{value:.2f}" for value in run.metrics[name])
+        cells.append(f"{run.mean[name]:.2f}{spread}\n{values}")
+    for name in COMPARED:
+        test = run.comparison and run.comparison[name]
+        p = "" if not test or test.p is None else f"\np {test.p:.4f}"
+        cells.append(f"{test.delta:+.2f}{p}" if test else "")
+    training = sum(run.seconds["training"]) / len(run.seconds["training"])
+    memory = [value for value in run.memory_mb.training if value is not None]
     return [*cells, f"{training:.0f} s", f"{max(memory):,.0f} MB" if memory else ""]

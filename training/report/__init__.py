@@ -1,1 +1,1 @@
-"""Pages about one run or one experiment, made from the files of its folder; imports no torch."""
+"""Pages about a run, an experiment or a validated data set; imports no torch."""

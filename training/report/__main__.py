@@ -36,8 +36,9 @@ def main(argv: Sequence[str]) -> None:
     if arguments.run is not None and arguments.markdown is not None:
         raise ValueError("--markdown is the page of an experiment: it needs --experiment OUT")
     # Not at the top: --help and wrong arguments need not wait for matplotlib.
-    from training.report.experiment_page import read_experiment, write_experiment, write_markdown
-    from training.report.run_files import read_run
+    from training.evaluation.experiment_result import read_summary
+    from training.evaluation.run_folder import read_run
+    from training.report.experiment_page import write_experiment, write_markdown
     from training.report.run_page import write_page
 
     if arguments.run is not None:
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     assert arguments.experiment is not None
     print(write_experiment(arguments.experiment))
     if arguments.markdown is not None:
-        for path in write_markdown(read_experiment(arguments.experiment), arguments.markdown):
+        for path in write_markdown(read_summary(arguments.experiment), arguments.markdown):
             print(path)
 
 

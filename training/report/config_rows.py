@@ -7,17 +7,8 @@ from typing import Any
 
 from training.config import to_dict
 from training.config.recipes import get_recipe
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined with dots; a tuple becomes a list, as JSON has it."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
+from training.evaluation.result import flatten
+from training.utils.io import encode
 
 
 def show(value: Any) -> str:
@@ -34,16 +25,14 @@ def show(value: Any) -> str:
 
 
 def rows(values: Any) -> list[tuple[str, str]]:
-    """(name, text) for each leaf of a dict; empty for anything else."""
-    if not isinstance(values, dict):
-        return []
-    return [(key, show(value)) for key, value in flatten(values).items()]
+    """(name, text) for each leaf of a dict or dataclass; empty for None."""
+    return [(key, show(value)) for key, value in flatten(encode(values) or {}).items()]
 
 
-def call_rows(calls: Any) -> list[dict[str, Any]]:
-    """{"op", "backend", "forward", "backward"} per operator and backend of counts {"op.backend.direction": n}."""
+def call_rows(calls: dict[str, int]) -> list[dict[str, Any]]:
+    """{"op", "backend", "forward", "backward"} for each operator and backend of counts {"op.backend.direction": n}."""
     table: dict[tuple[str, str], dict[str, Any]] = {}
-    for key, count in sorted(calls.items() if isinstance(calls, dict) else ()):
+    for key, count in sorted(calls.items()):
         op, backend, direction = (key.split(".") + ["", ""])[:3]
         row = table.setdefault((op, backend), {"op": op, "backend": backend, "forward": 0, "backward": 0})
         row[direction] = count
@@ -51,7 +40,7 @@ def call_rows(calls: Any) -> list[dict[str, Any]]:
 
 
 def repeat_command(config: dict[str, Any], out: str) -> str | None:
-    """The shell commands that train this configuration again into `out` and evaluate it; None for an unknown recipe.
+    """Shell commands that train this configuration into `out` and evaluate it; None for an unknown recipe.
 
     Options of `training.train` are the dotted names of the fields; only those that differ from the recipe are given.
     """

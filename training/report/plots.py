@@ -17,11 +17,13 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Matplotlib draws with these placeholders; the SVG text gets the CSS value in their place.
+from training.evaluation.experiment_result import Comparison
+
+# Placeholders for matplotlib; in the SVG text they are replaced by the CSS values.
 _INK, _GRID = "#010101", "#020202"
 _SERIES = tuple(f"#0303{i:02x}" for i in range(1, 7))
 _CSS = {_INK: "currentColor", _GRID: "var(--line)", **{c: f"var(--c{i})" for i, c in enumerate(_SERIES, 1)}}
-# A line style beside the colour, for readers who do not tell the colours apart.
+# Line styles in addition to colours, for readers who cannot distinguish the colours.
 _DASHES: tuple[tuple[float, tuple[float, ...] | None], ...] = (
     (0, None),
     (0, (5, 2)),
@@ -56,7 +58,7 @@ Series = tuple[Sequence[float], Sequence[float]]
 
 
 def thin(xs: Sequence[float], ys: Sequence[float], points: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """Means of x and y over at most `points` runs of neighbouring values; a short series comes back as it is."""
+    """Means of x and y over at most `points` groups of neighbouring values; a short series is returned unchanged."""
     x, y = np.asarray(xs, dtype=float), np.asarray(ys, dtype=float)
     if len(x) <= points:
         return x, y
@@ -78,7 +80,7 @@ def lines(
     """Line plot, one line per entry (name: (xs, ys)), with a legend above when there are several.
 
     `size` in inches of 72 SVG units, `first_colour` the slot of the first line, `mark` an x at which every line gets a
-    dot. `label` is the text that a screen reader says.
+    dot. `label` is the text for screen readers.
     """
     with matplotlib.rc_context(_RC):
         figure, axes = _figure(size)
@@ -128,20 +130,20 @@ def histogram(
 
 @dataclass(frozen=True)
 class Colours:
-    """Ink, grid and series of one kind of picture."""
+    """Colours of ink, grid and series."""
 
     ink: str
     grid: str
     series: tuple[str, ...]
 
 
-# The page's light colours, for pictures that stand alone on white.
+# Light colours of the page, for PNG files on white.
 _LIGHT = Colours("#1c1d20", "#dedfe3", ("#0b63b5", "#c04e00", "#00806a", "#a3369a", "#7a6200", "#54585f"))
 Draw = Callable[[Axes, Colours], None]
 
 
 def vector(draw: Draw, size: tuple[float, float], *, label: str, polar: bool = False) -> Markup:
-    """Inline SVG in the page's colours of what draw(axes, colours) draws; `size` in inches of 72 SVG units."""
+    """Inline SVG, in the page's colours, of the drawing by draw(axes, colours); `size` in inches of 72 SVG units."""
     with matplotlib.rc_context(_RC):
         figure, axes = _figure(size, polar=polar)
         draw(axes, Colours(_INK, _GRID, _SERIES))
@@ -160,32 +162,30 @@ def raster(draw: Draw, size: tuple[float, float], *, polar: bool = False) -> byt
     return buffer.getvalue()
 
 
-def draw_differences(
-    axes: Axes, colours: Colours, *, rows: Sequence[tuple[str, Mapping[str, Any], float | None]]
-) -> None:
-    """Differences of mAP to the full model, one row (label, comparison, the paper's difference or None) below the other:
-    mean with its interval, each seed as a small dot, the paper's as a hollow diamond, or as a number at the edge where it is
-    far away."""
+def draw_differences(axes: Axes, colours: Colours, *, rows: Sequence[tuple[str, Comparison, float | None]]) -> None:
+    """Draws differences of mAP to the full model, one row (label, comparison, the paper's difference or None) below the
+    other: mean with interval, each seed as a small dot, the paper's as a hollow diamond, or as a number at the edge when it
+    is out of range."""
     names = {"here, 95 % interval", "each seed", "paper"}
 
     def once(name: str) -> str | None:
-        """The name for the legend, the first time that it is asked for."""
+        """The name for the legend at its first call, then None."""
         if name not in names:
             return None
         names.remove(name)
         return name
 
-    ours_all = [value for _, ours, _ in rows for value in (ours["low"], ours["high"], ours["delta"], *ours["per_seed"])]
+    ours_all = [value for _, ours, _ in rows for value in (ours.low, ours.high, ours.delta, *ours.per_seed)]
     known = [0.0, *(value for value in ours_all if value is not None)]
-    # Ours fill the middle half: one row of the paper's would squeeze all the others into a line.
+    # Our differences fill the middle half: a large one of the paper would squeeze them into a line.
     room = max((max(known) - min(known)) / 2, 1e-3)
     low, high = min(known) - room, max(known) + room
     first, second, quiet = colours.series[0], colours.series[1], colours.series[5]
     for height, (_, ours, paper) in enumerate(rows):
-        if ours["low"] is not None:
-            axes.plot([ours["low"], ours["high"]], [height, height], color=first, linewidth=2)
-        axes.plot(ours["delta"], height, "o", color=first, label=once("here, 95 % interval"))
-        seeds = ours["per_seed"]
+        if ours.low is not None and ours.high is not None:
+            axes.plot([ours.low, ours.high], [height, height], color=first, linewidth=2)
+        axes.plot(ours.delta, height, "o", color=first, label=once("here, 95 % interval"))
+        seeds = ours.per_seed
         axes.plot(seeds, [height + 0.18] * len(seeds), ".", color=quiet, label=once("each seed"))
         if paper is None:
             continue
@@ -215,7 +215,7 @@ def _svg(figure: Figure, label: str) -> Markup:
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     text = re.sub(r"<(metadata|style).*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    # Names of one plot must not meet those of another one in the same page.
+    # Ids of one plot must not collide with those of another plot on the same page.
     prefix = "p" + re.sub(r"\W+", "-", label.lower())
     used = set(re.findall(r"(?:href=\"#|url\(#)([^\")]+)", text))
     text = re.sub(r" id=\"([^\"]+)\"", lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", text)

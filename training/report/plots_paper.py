@@ -1,4 +1,4 @@
-"""Figures 4 and 5 and the scores of the probes, as inline SVG in the manner of `plots`."""
+"""Plots of Fig. 4, Fig. 5 and the scores of the probes; inline SVG like `plots`."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def scatter(
     colours: Mapping[str, tuple[int, int, int]] | None = None,
     size: tuple[float, float] = (4.4, 4.0),
 ) -> Markup:
-    """Points (n, 2) without axes, one colour a value, with a legend by frequency. `colours` names RGB values 0 to 255;
-    without them, up to six values take the colours of the page and a marker each, the others are grey dots."""
+    """Scatter plot of points (n, 2) without axes, one colour a value, with a legend by frequency. colours: RGB of each value,
+    0 to 255; without it, the six most frequent values have the colours of the page and a marker each, others are grey."""
     names, counts = np.unique(values, return_counts=True)
     names = names[np.argsort(-counts, kind="stable")]
-    of = np.asarray(values)
+    value_of = np.asarray(values)
     with matplotlib.rc_context(_RC):
         figure, axes = _figure(size)
         for i, name in enumerate(names.tolist()):
-            x, y = places[of == name].T
+            x, y = places[value_of == name].T
             if colours is not None:
                 fill, marker = "#" + "".join(f"{c:02x}" for c in colours.get(name, (128, 128, 128))), "o"
             else:
                 fill, marker = (_SERIES[i], _MARKERS[i]) if i < len(_SERIES) else ("#888888", "o")
-            # Thin outline in the page's ink: white and black stay visible on a light and on a dark page.
+            # A thin outline in the page's ink keeps white and black visible on light and dark pages.
             axes.plot(x, y, marker, color=fill, markersize=4, markeredgecolor=_INK, markeredgewidth=0.3, label=name)
         axes.set_axis_off()
         axes.set_aspect("equal", "datalim")
-        # Outside the axes, where it hides no point.
+        # Outside the axes, so that it hides no point.
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5, handletextpad=0.1, columnspacing=0.8)
         return _svg(figure, label)
 
@@ -53,7 +53,7 @@ def dots(
     x_label: str,
     groups: Sequence[int] = (),
 ) -> Markup:
-    """One row of dots per name, one marker per series, zero marked; a line before each row number in `groups`."""
+    """Dot plot: one row per name, one marker per series, a line at zero; a line before each row number in `groups`."""
     with matplotlib.rc_context(_RC):
         figure, axes = _figure((6.6, 0.7 + 0.24 * len(rows)))
         y = np.arange(len(rows))
@@ -71,7 +71,7 @@ def dots(
 
 
 def draw_radar(axes: Axes, colours: Colours, *, names: Sequence[str], series: Mapping[str, Sequence[float]]) -> None:
-    """On polar axes, values in [0, 1] on one spoke each, 1 outside; a closed line per series."""
+    """Draws a closed line per series on polar axes: one spoke per name, values in [0, 1], 1 outside."""
     polar: Any = axes
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
     for i, (name, values) in enumerate(series.items()):
@@ -79,7 +79,7 @@ def draw_radar(axes: Axes, colours: Colours, *, names: Sequence[str], series: Ma
         polar.plot([*angles, angles[0]], [*values, values[0]], label=name, **style)
     polar.set_theta_offset(np.pi / 2)
     polar.set_xticks(angles, names)
-    # Names are centred: nearer, those at the sides would lie on the lines.
+    # Labels are centred; with less padding those at the sides would overlap the lines.
     polar.tick_params(axis="x", pad=22)
     polar.set_yticks([0.25, 0.5, 0.75, 1.0], ["", "0.5", "", "1"])
     polar.set_ylim(0.0, 1.05)

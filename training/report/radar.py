@@ -1,54 +1,51 @@
-"""Fig. 5: what each form of fusion costs and finds, a radar with the measured values beside it.
-
-The input are runs as training.experiment.summary writes them, by the label of their row in the table "fig5".
-"""
+"""Fig. 5: cost and accuracy of each form of fusion, a radar with the measured values beside it."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from training.evaluation.experiment_result import RowResult
+from training.evaluation.result import Throughput
 
 TABLE = "fig5"
-Run = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A quantity of a run; of each the best row is 1 on the radar."""
+    """A quantity of a row; the best row has radius 1."""
 
     name: str
-    better: str  # less, more
-    read: Callable[[Run], float | None]
+    better: Literal["less", "more"]
+    read: Callable[[RowResult], float | None]
     show: Callable[[float], str]
 
 
-def _total(key: str) -> Callable[[Run], float | None]:
-    return lambda run: float(run[key]["total"]) if run[key] else None
-
-
-def _speed(kind: str) -> Callable[[Run], float | None]:
-    return lambda run: statistics.median(s["median"] for s in run["speed"][kind]) if run["speed"][kind] else None
+def _median(measured: Sequence[Throughput] | None) -> float | None:
+    return statistics.median(m.median for m in measured) if measured else None
 
 
 AXES = (
-    Axis("parameters", "less", _total("parameters"), "{:,.0f}".format),
-    Axis("MFLOP a pair", "less", _total("flops"), lambda value: f"{value / 1e6:,.3f}"),
-    Axis("MB of memory", "less", lambda run: max(run["memory_mb"]["evaluation"]), "{:,.0f}".format),
-    Axis("images/s", "more", _speed("images"), "{:,.0f}".format),
-    Axis("pairs/s", "more", _speed("pairs"), "{:,.0f}".format),
-    Axis("mAP", "more", lambda run: run["mean"]["mAP"], "{:.2f}".format),
+    Axis("parameters", "less", lambda row: float(row.parameters.total), "{:,.0f}".format),
+    Axis(
+        "MFLOP a pair", "less", lambda row: float(row.flops.total) if row.flops else None, lambda n: f"{n / 1e6:,.3f}"
+    ),
+    Axis("MB of memory", "less", lambda row: max(row.memory_mb.evaluation), "{:,.0f}".format),
+    Axis("images/s", "more", lambda row: _median(row.speed.images), "{:,.0f}".format),
+    Axis("pairs/s", "more", lambda row: _median(row.speed.pairs), "{:,.0f}".format),
+    Axis("mAP", "more", lambda row: row.mean["mAP"], "{:.2f}".format),
 )
 
 
-def normalise(runs: Mapping[str, Run]) -> tuple[list[str], dict[str, list[float]]]:
-    """Names of the axes of which every run has a value above zero, and each run's values: best / own where less is
-    better, own / best where more is."""
-    names, series = [], {label: [] for label in runs}  # type: tuple[list[str], dict[str, list[float]]]
+def normalise(rows: Mapping[str, RowResult]) -> tuple[list[str], dict[str, list[float]]]:
+    """Names of the axes on which every row has a value above zero, and each row's radii: best / own where less is better,
+    own / best where more is. `rows` are keyed by label."""
+    names, series = [], {label: [] for label in rows}  # type: tuple[list[str], dict[str, list[float]]]
     for axis in AXES:
-        values = {label: value for label, run in runs.items() if (value := axis.read(run)) is not None and value > 0}
-        if len(values) < len(runs):
+        values = {label: value for label, row in rows.items() if (value := axis.read(row)) is not None and value > 0}
+        if len(values) < len(rows):
             continue
         names.append(axis.name)
         best = min(values.values()) if axis.better == "less" else max(values.values())
@@ -57,17 +54,17 @@ def normalise(runs: Mapping[str, Run]) -> tuple[list[str], dict[str, list[float]
     return names, series
 
 
-def radar(runs: Mapping[str, Run]) -> dict[str, Any]:
-    """What a page shows: "names" and "series" of the plot as `normalise` gives them, and "head" and "rows" of the table, one
-    row an axis, with each run's measured value and its radius in the plot."""
-    names, series = normalise(runs)
-    rows = []
+def radar(rows: Mapping[str, RowResult]) -> dict[str, Any]:
+    """ "names" and "series" of the plot as `normalise` returns them, and "head" and "rows" of the table: one row an axis, with
+    the measured value and the radius of each row of the experiment."""
+    names, series = normalise(rows)
+    cells = []
     for axis in AXES:
-        cells = [f"{axis.name}, {axis.better} is better"]
-        for label, run in runs.items():
-            value = axis.read(run)
-            cells.append("–" if value is None else axis.show(value))
-            cells.append(f"{series[label][names.index(axis.name)]:.3f}" if axis.name in names else "–")
-        rows.append(cells)
-    head = ["", *(text for label in runs for text in (label, "radius"))]
-    return {"names": names, "series": series, "head": head, "rows": rows}
+        line = [f"{axis.name}, {axis.better} is better"]
+        for label, row in rows.items():
+            value = axis.read(row)
+            line.append("–" if value is None else axis.show(value))
+            line.append(f"{series[label][names.index(axis.name)]:.3f}" if axis.name in names else "–")
+        cells.append(line)
+    head = ["", *(text for label in rows for text in (label, "radius"))]
+    return {"names": names, "series": series, "head": head, "rows": cells}

@@ -1,4 +1,4 @@
-"""The page of a validated data set: verdict, numbers, findings with pictures, and samples to read by eye."""
+"""Page of a validated data set: verdict, numbers, findings with images, and samples to read."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from markupsafe import Markup
 
 from training.data.validation.findings import Sample
 from training.data.validation.validate import Validation
-from training.report.run_page import write_whole
 from training.report.thumbnails import thumbnail
+from training.utils.io import write_bytes
 
 HERE = Path(__file__).parent
 
 
 def verdict(validation: Validation) -> str:
-    """The answer in one sentence."""
+    """The verdict in one sentence."""
     protocol = "official protocol" if validation.official else "protocol"
     if validation.verdict == "no":
         return f"The {protocol} cannot be run: see the errors."
     if validation.verdict == "open":
         return "Not decided: nothing is wrong with the records, but the images were not opened."
     if validation.official and validation.counts != validation.official:
-        return "The protocol can be run, on a set of another size than the official one."
+        return "The protocol can be run, on a set whose size differs from the official one."
     return f"The {protocol} can be run."
 
 
 def write_validation(validation: Validation, page: Path) -> Path:
-    """Writes the page in one move, makes its folder if need be, and returns its path."""
+    """Writes the page atomically, creates its folder if needed, and returns its path."""
     page.parent.mkdir(parents=True, exist_ok=True)
-    return write_whole(page, build_validation(validation).encode())
+    return write_bytes(page, build_validation(validation).encode())
 
 
 def build_validation(validation: Validation) -> str:

@@ -12,7 +12,7 @@ from training.config import DataConfig
 from training.data.datasets import SPLITS, Record, read_dataset
 from training.data.loader import tokenize
 from training.engine import checkpoint
-from training.engine.checkpoint import TrainedRun
+from training.engine.checkpoint import TrainedModel
 from training.retrieval.store import Index, build_index, folder_records, index_key, load_index, save_index
 
 
@@ -35,7 +35,7 @@ def search_gallery(run_dir: Path, text: str, k: int, gallery: str) -> list[tuple
     return [(score, index.paths[i]) for score, i in zip(scores.tolist(), positions.tolist(), strict=True)]
 
 
-def _index(run: TrainedRun, run_dir: Path, records: Sequence[Record], data: DataConfig) -> Index:
+def _index(run: TrainedModel, run_dir: Path, records: Sequence[Record], data: DataConfig) -> Index:
     """The stored index if it is of this checkpoint and these images, else a new one, stored in its place."""
     path, key = run_dir / "index.pt", index_key(run_dir / "best.pt", records)
     try:

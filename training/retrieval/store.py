@@ -126,7 +126,7 @@ def save_index(path: Path, index: Index) -> None:
 
 
 def load_index(path: Path) -> Index:
-    """What `save_index` wrote. Raises FileNotFoundError, or ValueError naming a file that is not an index."""
+    """Index that `save_index` wrote. Raises FileNotFoundError, or ValueError naming a file that is not an index."""
     state = checkpoint.load(path)
     if set(state) != set(Index.__dataclass_fields__):
         raise ValueError(f"{path} is not an index: it holds {', '.join(map(str, sorted(state)))}")

@@ -1,52 +1,168 @@
-"""Files that are written whole or not at all, and JSON; imports nothing that takes long."""
+"""Atomic writes, JSON, and dataclasses as the schema of JSON files; imports nothing slow."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import tempfile
-from collections.abc import Iterator
+import secrets
+import types
+import typing
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+T = TypeVar("T")
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends well and leaves no trace when it does not."""
+    """Binary file that replaces `path` when the block succeeds and is removed when it fails. Its mode follows the umask."""
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # Not tempfile.mkstemp, whose files have mode 600: a result is as readable as any other new file.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files of mode 600; a result is as readable as any other new file.
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        os.replace(temporary, path)
     except BaseException:
-        os.unlink(name)
+        temporary.unlink()
         raise
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes a file atomically and returns its path."""
+    with atomic(path) as file:
+        file.write(content)
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically. Raises ValueError for NaN or infinity, which JSON has no words for."""
+    """Writes JSON atomically. Raises ValueError for NaN or infinity, which JSON cannot represent."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    with atomic(path) as file:
-        file.write(text.encode() + b"\n")
+    write_bytes(path, text.encode() + b"\n")
 
 
 def read_json(path: Path) -> Any:
-    """Raises FileNotFoundError, or ValueError naming the file when it is not JSON."""
+    """Parsed JSON file. Raises FileNotFoundError, or ValueError naming the file when it is not JSON."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist")
+    return parse_json(Path(path).read_text(encoding="utf-8"), str(path))
+
+
+def parse_json(text: str, source: str) -> Any:
+    """Parsed JSON text. Raises ValueError naming `source` when it is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
+        raise ValueError(f"{source} is not valid JSON ({error})") from error
+
+
+class Keys(tuple[str, ...]):
+    """Annotation of a dict type: the keys that it must have."""
+
+
+def nullable() -> Any:
+    """Dataclass field that is None where a file lacks it, and written as null; `= None` is left out instead."""
+    return field(default_factory=types.NoneType)
+
+
+def encode(value: Any) -> Any:
+    """Dataclasses as dicts, for JSON; a field that is None by default is left out when it is None."""
+    if is_dataclass(value):
+        pairs = ((f, getattr(value, f.name)) for f in fields(value))
+        return {f.name: encode(item) for f, item in pairs if item is not None or f.default is not None}
+    if isinstance(value, dict):
+        return {key: encode(item) for key, item in value.items()}
+    return [encode(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Writes a dataclass as JSON, atomically."""
+    write_json(path, encode(record))
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """Reads a JSON file as `kind`; see `decode`. Raises FileNotFoundError, or ValueError naming file and field."""
+    return decode(kind, read_json(path), str(path))
+
+
+def decode(kind: type[T], value: Any, source: str) -> T:
+    """Inverse of `encode`: parsed JSON as a dataclass, or as a list, dict or union of such.
+
+    Unknown fields are ignored, missing ones get their default. Numbers must be finite. Raises ValueError that names
+    `source` and the field.
+    """
+    return _decode(kind, value, source, "")
+
+
+def _decode(kind: Any, value: Any, source: str, name: str) -> Any:
+    """The value of the field `name`, a dotted path below `source`; "" for the whole."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        result = _decode(arguments[0], value, source, name)
+        for keys in arguments[1:]:
+            _require_fields(keys, value, source, name)
+        return result
+    if origin in (typing.Union, types.UnionType):
+        return _decode_union(arguments, value, source, name)
+    if hasattr(kind, "__dataclass_fields__"):
+        hints, required = _schema(kind)
+        _require(isinstance(value, dict), "an object", value, source, name)
+        _require_fields(required, value, source, name)
+        inner = {key: item for key, item in value.items() if key in hints}
+        return kind(**{k: _decode(hints[k], item, source, f"{name}.{k}".lstrip(".")) for k, item in inner.items()})
+    if origin is dict:
+        _require(isinstance(value, dict), "an object", value, source, name)
+        return {k: _decode(arguments[1], item, source, f"{name}.{k}".lstrip(".")) for k, item in value.items()}
+    if origin is list:
+        _require(isinstance(value, list), "a list", value, source, name)
+        return [_decode(arguments[0], item, source, f"{name}[{i}]") for i, item in enumerate(value)]
+    if kind is not Any:
+        _require_plain(kind, value, source, name)
+    return value
+
+
+def _decode_union(kinds: tuple[Any, ...], value: Any, source: str, name: str) -> Any:
+    """None, or the first of several dataclasses that finds its required fields."""
+    if value is None and types.NoneType in kinds:
+        return None
+    options = [kind for kind in kinds if kind is not types.NoneType]
+    if len(options) > 1 and isinstance(value, dict):
+        options = [kind for kind in options if set(_schema(kind)[1]) <= set(value)] or options
+    return _decode(options[0], value, source, name)
+
+
+@cache
+def _schema(kind: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Type of each field of a dataclass, and the fields without default."""
+    required = tuple(f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
+    return typing.get_type_hints(kind, include_extras=True), required
+
+
+def _require_fields(keys: Iterable[str], value: dict[str, Any], source: str, name: str) -> None:
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise ValueError(f"{source}{f': {name}' if name else ''} lacks the fields {', '.join(missing)}")
+
+
+def _require_plain(kind: Any, value: Any, source: str, name: str) -> None:
+    if kind is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        _require(number, "a finite number", value, source, name)
+    else:
+        expected = {int: "an integer", str: "a string", bool: "true or false"}[kind]
+        _require(
+            isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), expected, value, source, name
+        )
+
+
+def _require(ok: bool, expected: str, value: Any, source: str, name: str) -> None:
+    if not ok:
+        raise ValueError(f"{source}{f': {name}' if name else ''} must be {expected}, got {value!r:.200}")

@@ -12,7 +12,7 @@ from tests.support.house import layout
 
 
 def numbers(root: Path) -> dict[str, str | int]:
-    """What is printed, by name."""
+    """All that is printed, by name."""
     folders = layout.files_per_folder(root)
     fullest, most = folders.most_common(1)[0]
     found: dict[str, str | int] = {

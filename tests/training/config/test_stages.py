@@ -4,36 +4,46 @@ import json
 
 import pytest
 
-from training import config as c
+from training.config import (
+    Config,
+    DataConfig,
+    EncoderConfig,
+    EvalConfig,
+    FusionConfig,
+    GradNormConfig,
+    OptimConfig,
+    from_dict,
+    to_dict,
+)
 from training.config.stages import BEFORE
 
 
 def test_round_trip_through_json():
-    config = c.Config(seed=3, data=c.DataConfig(image_size=(384, 128)))
-    assert c.from_dict(json.loads(json.dumps(c.to_dict(config)))) == config
+    config = Config(seed=3, data=DataConfig(image_size=(384, 128)))
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
 @pytest.mark.parametrize(
     ("build", "text"),
     [
-        (lambda: c.DataConfig(flip=1.5), r"DataConfig.flip must be within \[0, 1\], got 1.5"),
+        (lambda: DataConfig(flip=1.5), r"DataConfig.flip must be within \[0, 1\], got 1.5"),
         (
-            lambda: c.DataConfig(image_size=(224, 8)),
+            lambda: DataConfig(image_size=(224, 8)),
             r"DataConfig.image_size must be within \[16, 4096\], got \(224, 8\)",
         ),
-        (lambda: c.DataConfig(workers=1.5), r"DataConfig.workers must be of type int, got 1.5"),
-        (lambda: c.DataConfig(workers=True), r"DataConfig.workers must be of type int, got True"),
-        (lambda: c.FusionConfig(form="token"), r"FusionConfig.form must be one of 'tokens', 'pooled', got 'token'"),
-        (lambda: c.FusionConfig(gate=1), r"FusionConfig.gate must be of type bool, got 1"),
+        (lambda: DataConfig(workers=1.5), r"DataConfig.workers must be of type int, got 1.5"),
+        (lambda: DataConfig(workers=True), r"DataConfig.workers must be of type int, got True"),
+        (lambda: FusionConfig(form="token"), r"FusionConfig.form must be one of 'tokens', 'pooled', got 'token'"),
+        (lambda: FusionConfig(gate=1), r"FusionConfig.gate must be of type bool, got 1"),
         (
-            lambda: c.FusionConfig(layers_kind="transformer", heads=3),
+            lambda: FusionConfig(layers_kind="transformer", heads=3),
             r"FusionConfig.width must be a multiple of heads \(3\), got 256",
         ),
-        (lambda: c.EncoderConfig(width=130), r"EncoderConfig.width must be a multiple of heads \(4\), got 130"),
-        (lambda: c.GradNormConfig(clip=(2.0, 1.0)), r"GradNormConfig.clip must be two numbers, the lower one first"),
-        (lambda: c.OptimConfig(epochs=3), r"OptimConfig.warmup_epochs must be less than epochs \(3\), got 5"),
-        (lambda: c.EvalConfig(betas=(0.5,)), r"EvalConfig.betas must be numbers that include 0.0"),
-        (lambda: c.EvalConfig(betas=()), r"EvalConfig.betas must be within"),
+        (lambda: EncoderConfig(width=130), r"EncoderConfig.width must be a multiple of heads \(4\), got 130"),
+        (lambda: GradNormConfig(clip=(2.0, 1.0)), r"GradNormConfig.clip must be two numbers, the lower one first"),
+        (lambda: OptimConfig(epochs=3), r"OptimConfig.warmup_epochs must be less than epochs \(3\), got 5"),
+        (lambda: EvalConfig(betas=(0.5,)), r"EvalConfig.betas must be numbers that include 0.0"),
+        (lambda: EvalConfig(betas=()), r"EvalConfig.betas must be within"),
     ],
 )
 def test_bad_values_name_the_field(build, text):
@@ -42,13 +52,13 @@ def test_bad_values_name_the_field(build, text):
 
 
 def test_unknown_and_missing_fields_are_errors():
-    values = c.to_dict(c.Config())
+    values = to_dict(Config())
     values["optim"]["momentum"] = 0.9
     with pytest.raises(ValueError, match="config.optim: unknown fields: momentum"):
-        c.from_dict(values)
+        from_dict(values)
     del values["optim"]
     with pytest.raises(ValueError, match="config: missing fields: optim"):
-        c.from_dict(values)
+        from_dict(values)
 
 
 @pytest.mark.parametrize(
@@ -65,20 +75,20 @@ def test_unknown_and_missing_fields_are_errors():
     ],
 )
 def test_wrong_values_of_a_stored_configuration_are_named(stage, field, value, text):
-    values = c.to_dict(c.Config())
+    values = to_dict(Config())
     (values[stage] if stage else values)[field] = value
     with pytest.raises(ValueError, match=text):
-        c.from_dict(values)
+        from_dict(values)
 
 
 def test_a_configuration_of_an_earlier_version_means_what_it_meant():
     """Fields that it lacks take the value of that time, which is not always today's default."""
-    values = json.loads(json.dumps(c.to_dict(c.Config())))
+    values = json.loads(json.dumps(to_dict(Config())))
     for path in BEFORE:
         *stages, name = path.split(".")
         functools.reduce(lambda stage, key: stage[key], stages, values).pop(name)
     del values["loss"]["clothing_matching"]
-    config = c.from_dict(values)
+    config = from_dict(values)
     assert config.loss.caption_positives == "identity" and config.loss.final_text == "caption"
     assert (
         config.loss.captions_to_identity == 1.0 and not config.loss.both_captions and config.loss.final_gradient == 1.0
@@ -88,13 +98,13 @@ def test_a_configuration_of_an_earlier_version_means_what_it_meant():
     # The adversary's switch was that of the matching too, of which eq. (1) has none.
     for mode, on, matching in (("intent", True, True), ("intent", False, False), ("paper", True, False)):
         values["loss"] |= {"adversarial_mode": mode, "adversarial": on}
-        assert c.from_dict(values).loss.clothing_matching == matching
+        assert from_dict(values).loss.clothing_matching == matching
     assert "clothing_matching" not in values["loss"]
     for broken in (None, {"loss": None}, {"model": {"visual": 3}}):
         with pytest.raises(ValueError, match="^config"):
-            c.from_dict(broken)
+            from_dict(broken)
 
 
 def test_configuration_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        c.Config().seed = 1  # type: ignore[misc]
+        Config().seed = 1  # type: ignore[misc]

@@ -13,7 +13,7 @@ from training.config import DataConfig
 from training.data.datasets import SPLITS, read_dataset, read_records
 from training.data.readers import LAYOUTS
 from training.data.splits import hold_out
-from training.report.run_files import read_run
+from training.evaluation.run_folder import read_run
 from training.report.run_page import build_page
 from training.utils import cli
 

@@ -2,26 +2,14 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from tests.support.generated_texts import VALID_TEXTS, make_rows, write_rows
-from tests.support.pedes_dataset import make_pedes
 from training.describe import check
 from training.describe.options import read_data
 from training.describe.text.records import TextRecord, read_text_records
 from training.describe.text.schema import DEFAULT_SCHEMA
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("data"), {"train": 4, "val": 1, "test": 1})
-
-
-@pytest.fixture
-def descriptions(data, tmp_path) -> Path:
-    return write_rows(tmp_path / "descriptions.jsonl", make_rows(data))
 
 
 def test_the_last_record_of_an_image_counts(data, tmp_path):

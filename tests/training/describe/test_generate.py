@@ -14,11 +14,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.support import ROOT
+from tests.support import ROOT, contents
 from tests.support.fake_provider import KEY, BackgroundServer
-from tests.support.pedes_dataset import make_pedes
-from tests.support.style_folder import lines, paths_of, write_styles
-from tests.support.tiny_run import contents
+from tests.support.generated_texts import lines, paths_of, write_styles
 from tests.support.tiny_vlm import save_tiny_vlm
 from training.config import DataConfig
 from training.data.datasets import read_dataset
@@ -31,11 +29,6 @@ from training.describe.options import confirm
 from training.describe.session import PILOT_SIZE
 from training.synthetic.dataset import generate as render
 from training.utils import cli
-
-
-@pytest.fixture
-def pedes(tmp_path) -> Path:
-    return make_pedes(tmp_path / "pedes", {"train": 4, "val": 1, "test": 1}, 3)
 
 
 def run(server: BackgroundServer | None, root: Path, out: Path, *words: str, status: int = 0) -> None:

@@ -7,8 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from tests.support.pedes_dataset import make_pedes
-from tests.support.style_folder import LONG, TERSE, write_styles
+from tests.support.generated_texts import LONG, TERSE, write_styles
 from training.describe.generation import StatusCounts
 from training.describe.inputs import read_styles
 from training.describe.llm.answer_store import Answer
@@ -16,11 +15,6 @@ from training.describe.llm.client import Service
 from training.describe.llm.limits import Budget, UsageMeter
 from training.describe.progress import ProgressReporter
 from training.describe.session import estimate
-
-
-@pytest.fixture
-def pedes(tmp_path):
-    return make_pedes(tmp_path / "pedes", {"train": 4, "val": 1, "test": 1}, 3)
 
 
 def test_estimates():

@@ -6,20 +6,9 @@ import pytest
 
 from tests.support.generated_texts import VALID_TEXTS, make_rows, write_rows
 from tests.support.html import Page
-from tests.support.pedes_dataset import make_pedes
 from training.describe import page
 from training.describe.options import read_data
 from training.utils import cli
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("data"), {"train": 4, "val": 1, "test": 1})
-
-
-@pytest.fixture
-def descriptions(data, tmp_path) -> Path:
-    return write_rows(tmp_path / "descriptions.jsonl", make_rows(data))
 
 
 def made_page(descriptions: Path, data: Path, *words: str) -> Page:

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from training.disentangle import linear_probes
-from training.disentangle.cloth_changing import other_clothes
-from training.disentangle.dependence import MEASURES, dependence, measure
+from training.disentangle.cloth_changing import search_clothes
+from training.disentangle.dependence import dependence, measure
+from training.evaluation.disentangle_result import MEASURES
+from training.utils.io import encode
 
 
 def people(count: int = 40, images: int = 4) -> np.ndarray:
@@ -38,7 +40,8 @@ def test_probes_read_what_is_there_and_nothing_else() -> None:
     noise = rng.standard_normal((len(ids), 8)).astype(np.float32)
     features = {"sex": np.hstack([sex, noise]), "noise": noise}
     seen: list[tuple[int, int]] = []
-    results = linear_probes.probe_all(features, factors, ids.tolist(), lambda *x: seen.append(x))
+    probes = linear_probes.probe_all(features, factors, ids.tolist(), lambda *x: seen.append(x))
+    results = encode(probes)
     assert results["sex"]["features"]["sex"]["mean"] == 100.0 and results["sex"]["features"]["sex"]["score"] == 1.0
     assert results["sex"]["baseline"] == 50.0 and results["colour"]["baseline"] == pytest.approx(100 / 3)
     for name in ("sex", "colour"):
@@ -47,19 +50,19 @@ def test_probes_read_what_is_there_and_nothing_else() -> None:
     assert results["colour"]["features"]["sex"]["mean"] < 50
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert (
-        linear_probes.summarise(results, "sex", "identity") == 1.0
-        and linear_probes.summarise(results, "sex", "none") is None
+        linear_probes.mean_score(probes, "sex", "identity") == 1.0
+        and linear_probes.mean_score(probes, "sex", "none") is None
     )
     with_colour = linear_probes.probe_all({"colour": np.hstack([colour, noise])}, factors, ids.tolist())
-    assert linear_probes.summarise(with_colour, "colour", "clothing") == pytest.approx(1.0)
-    assert abs(linear_probes.summarise(with_colour, "colour", "identity") or 0.0) < 0.3
+    assert linear_probes.mean_score(with_colour, "colour", "clothing") == pytest.approx(1.0)
+    assert abs(linear_probes.mean_score(with_colour, "colour", "identity") or 0.0) < 0.3
 
 
 def test_knowing_who_somebody_is_does_not_help_a_probe() -> None:
     """A feature that is nothing but the person's number answers everything if a person's images are in two folds."""
     rng = np.random.default_rng(1)
     ids, factors = planted(rng)
-    result = linear_probes.probe_all({"who": one_hot(ids)}, factors, ids.tolist())["sex"]
+    result = encode(linear_probes.probe_all({"who": one_hot(ids)}, factors, ids.tolist())["sex"])
     assert result["features"]["who"]["mean"] < 70
 
 
@@ -68,20 +71,21 @@ def test_what_goes_with_a_factor_is_measured_from_the_truth() -> None:
     sex = np.arange(40)[ids] % 2
     words = [("man", "woman")[s] for s in sex]
     dress = ["dress" if s and i % 4 else "coat" for i, s in enumerate(sex)]
-    result = linear_probes.probe_all(
+    probes = linear_probes.probe_all(
         {"none": np.zeros((160, 1), dtype=np.float32)}, {"identity": {"sex": words}, "clothing": {"upper": dress}}, ids
     )
+    result = encode(probes)
     assert result["sex"]["other_kind"] == pytest.approx(87.5, abs=2) and result["sex"]["features"]["none"]["score"] == 0
-    assert linear_probes.summarise(result, "other_kind", "identity") == pytest.approx(0.75, abs=0.04)
+    assert linear_probes.mean_score(probes, "other_kind", "identity") == pytest.approx(0.75, abs=0.04)
 
 
 def test_values_that_too_few_people_have_are_left_out() -> None:
     ids, factors = planted(np.random.default_rng(0))
     feature = {"x": np.zeros((160, 2), dtype=np.float32)}
-    results = linear_probes.probe_all(feature, factors, ids.tolist())
+    results = encode(linear_probes.probe_all(feature, factors, ids.tolist()))
     assert results["hat"] == {"kind": "clothing", "skipped": "only 1 of its values are shown by at least 5 people"}
     rare = factors["identity"]["sex"][:152] + ["unknown"] * 8
-    result = linear_probes.probe_all(feature, factors | {"identity": {"sex": rare}}, ids.tolist())["sex"]
+    result = encode(linear_probes.probe_all(feature, factors | {"identity": {"sex": rare}}, ids.tolist())["sex"])
     assert result["dropped"] == 8 and result["classes"] == ["man", "woman"] and result["images"] == 152
     with pytest.raises(ValueError, match="probes need at least 5 people to split, got 4"):
         linear_probes.probe_all(feature, factors, (ids % 4).tolist())
@@ -133,13 +137,13 @@ def test_measures_follow_their_definitions() -> None:
 def test_dependence_of_equal_and_of_independent_features() -> None:
     rng = np.random.default_rng(3)
     x, y, ids = rng.standard_normal((60, 40)), rng.standard_normal((60, 40)), np.arange(60)
-    same, free = dependence(x, 2.0 * x, ids), dependence(x, y, ids)
+    same, free = encode(dependence(x, 2.0 * x, ids)), encode(dependence(x, y, ids))
     for name in MEASURES:
         assert same[name]["p"] == pytest.approx(1 / 1001) and free[name]["p"] > 0.01
     assert same["cka"]["value"] == pytest.approx(1.0) == same["hsic_normalised"]["value"]
     assert abs(free["cka_debiased"]["value"]) < 0.1 and free["cka"]["value"] > 0.3, "the biased one grows with width"
     assert free["cka"]["null_mean"] == pytest.approx(free["cka"]["value"], abs=0.1)
-    assert dependence(x, y, ids) == free, "the draws are fixed"
+    assert encode(dependence(x, y, ids)) == free, "the draws are fixed"
     with pytest.raises(ValueError, match="needs at least 8 people, got 7"):
         dependence(x[:7], y[:7], ids[:7])
 
@@ -151,7 +155,7 @@ def test_many_images_of_a_person_are_not_many_samples() -> None:
         rng = np.random.default_rng(seed)
         ids = people(20, 6)
         x, y = (rng.standard_normal((20, 3))[ids] + 0.01 * rng.standard_normal((120, 3)) for _ in "xy")
-        result = dependence(x, y, ids)
+        result = encode(dependence(x, y, ids))
         assert (result["people"], result["images"]) == (20, 120)
         rejected += result["hsic"]["p"] < 0.05
     assert rejected <= 2
@@ -175,7 +179,7 @@ def test_galleries_of_other_and_of_the_same_clothes() -> None:
     ids = np.repeat(np.arange(12), 5)
     outfits = np.tile([0, 0, 1, 1, 2], 12)
     feature = rng.standard_normal((60, 6)).astype(np.float32) + 2 * one_hot(ids)[:, :6]
-    result = other_clothes({"x": feature}, ids.tolist(), outfits.tolist())
+    result = encode(search_clothes({"x": feature}, ids.tolist(), outfits.tolist()))
     unit = feature / np.linalg.norm(feature, axis=1, keepdims=True)
     for gallery, without in (("other", 0), ("same", 12)):
         expected = by_hand(unit @ unit.T, ids, outfits, gallery == "other")
@@ -198,7 +202,7 @@ def test_a_feature_of_clothes_finds_nobody_in_other_clothes() -> None:
     outfits = np.tile([0, 0, 1, 1], 20)
     noise = np.random.default_rng(0).standard_normal((80, 3)) * 0.01
     features = {"clothes": np.hstack([one_hot(ids * 2 + outfits), noise]), "person": np.hstack([one_hot(ids), noise])}
-    result = other_clothes(features, ids.tolist(), outfits.tolist())
+    result = encode(search_clothes(features, ids.tolist(), outfits.tolist()))
     assert result["same"]["features"]["clothes"]["R1"] == result["same"]["features"]["person"]["R1"] == 100.0
     assert result["other"]["features"]["person"]["R1"] == 100.0
     assert result["other"]["features"]["clothes"]["R1"] < 20
@@ -207,6 +211,6 @@ def test_a_feature_of_clothes_finds_nobody_in_other_clothes() -> None:
 def test_one_outfit_each_is_an_error_for_other_clothes() -> None:
     ids, feature = people(5, 2).tolist(), {"x": np.ones((10, 2), dtype=np.float32)}
     with pytest.raises(ValueError, match="needs a person with two outfits, but each person wears one only"):
-        other_clothes(feature, ids, [0] * 10)
-    alone = other_clothes(feature, ids, [0, 1] * 5)["same"]
+        search_clothes(feature, ids, [0] * 10)
+    alone = encode(search_clothes(feature, ids, [0, 1] * 5)["same"])
     assert alone == {"queries": 0, "without_match": 10, "chance": None, "features": {}}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.fake_experiment import make_summary
 from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import tiny_config
 from training.config import FusionConfig
@@ -22,39 +23,41 @@ from training.data.ground_truth import CLOTHING, IDENTITY, read_factors
 from training.data.images import transforms
 from training.disentangle.__main__ import main
 from training.disentangle.compare import compare
-from training.disentangle.dependence import MEASURES
 from training.disentangle.run import disentangle
 from training.engine import checkpoint
+from training.evaluation.disentangle_result import MEASURES, Disentanglement
 from training.evaluation.run_evaluation import evaluate
 from training.synthetic.dataset import generate
 from training.train import train
 from training.utils import cli
-from training.utils.io import read_json, write_json
+from training.utils.io import decode, encode, read_json, write_json
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rendered") / "data"
     generate(folder, ids=30, images_per_id=4, val_ids=2, test_ids=20, height=160, width=64)
     return folder
 
 
 @pytest.fixture(scope="module")
-def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def synthetic_run(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "trained"
-    train(tiny_config(root), run_dir)
+    train(tiny_config(synthetic_root), run_dir)
     return run_dir
 
 
 @pytest.fixture
-def run_dir(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+def run_dir(synthetic_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(synthetic_run, tmp_path / "run"))
 
 
-def test_truth_is_that_of_the_renderer(root: Path) -> None:
-    records = read_dataset(tiny_config(root).data).splits["test"]
-    truth = read_factors(root, records[::-1])
-    rows = {row["file_path"]: row for row in map(json.loads, (root / "factors.jsonl").read_text().splitlines())}
+def test_truth_is_that_of_the_renderer(synthetic_root: Path) -> None:
+    records = read_dataset(tiny_config(synthetic_root).data).splits["test"]
+    truth = read_factors(synthetic_root, records[::-1])
+    rows = {
+        row["file_path"]: row for row in map(json.loads, (synthetic_root / "factors.jsonl").read_text().splitlines())
+    }
     for i, record in enumerate(records[::-1]):
         row = rows[record.file_path]
         assert truth.outfits[i] == row["outfit_number"]
@@ -78,20 +81,22 @@ def test_truth_is_that_of_the_renderer(root: Path) -> None:
         (lambda text: "", r"factors\.jsonl has no factors of cam_"),
     ],
 )
-def test_a_broken_truth_is_named(root: Path, tmp_path: Path, change: Callable[[str], str], match: str) -> None:
-    records = read_dataset(tiny_config(root).data).splits["test"]
-    (tmp_path / "factors.jsonl").write_text(change((root / "factors.jsonl").read_text()))
+def test_a_broken_truth_is_named(
+    synthetic_root: Path, tmp_path: Path, change: Callable[[str], str], match: str
+) -> None:
+    records = read_dataset(tiny_config(synthetic_root).data).splits["test"]
+    (tmp_path / "factors.jsonl").write_text(change((synthetic_root / "factors.jsonl").read_text()))
     with pytest.raises(ValueError, match=match):
         read_factors(tmp_path, records)
 
 
-def test_a_whole_run(run_dir: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_whole_run(run_dir: Path, synthetic_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(main, [str(run_dir)]) == 0
     result = read_json(run_dir / "disentangle.json")
     assert set(result["probes"]) == {*IDENTITY, *CLOTHING}
     assert set(result["summary"]) == {"entangled", "f_id", "f_clo", "f_final", "f_final_other", "other_kind"}
     assert list(result["retrieval"]["other"]["features"]) == ["entangled", "f_id", "v_id", "f_clo", "v_clo"]
-    records = read_dataset(tiny_config(root).data).splits["test"]
+    records = read_dataset(tiny_config(synthetic_root).data).splits["test"]
     assert result["counts"] == {"images": len(records), "ids": 20} and set(result["dependence"]) >= set(MEASURES)
     run, arrays = checkpoint.load_run(run_dir), np.load(run_dir / "disentangle.npz")
 
@@ -102,10 +107,13 @@ def test_a_whole_run(run_dir: Path, root: Path, capsys: pytest.CaptureFixture[st
         np.testing.assert_allclose(arrays[name][3], value[0].numpy(), atol=1e-5)
     assert arrays["id"].tolist() == [r.id for r in records]
     assert arrays["tsne_f_id"].shape == (len(arrays["tsne_images"]), 2) and len(arrays["tsne_images"]) == len(records)
-    assert set(arrays["tsne_clothing"]) <= set(read_factors(root, records).clothing["upper_colour"])
+    assert set(arrays["tsne_clothing"]) <= set(read_factors(synthetic_root, records).clothing["upper_colour"])
     assert not np.allclose(arrays["f_final"], arrays["f_final_other"])
     stamp = (run_dir / "disentangle.json").stat().st_mtime_ns
-    assert disentangle(run_dir) == (result, False) and (run_dir / "disentangle.json").stat().st_mtime_ns == stamp
+    assert (
+        disentangle(run_dir) == (decode(Disentanglement, result, ""), False)
+        and (run_dir / "disentangle.json").stat().st_mtime_ns == stamp
+    )
     assert "f_id: identity" in capsys.readouterr().out
 
 
@@ -129,34 +137,36 @@ def test_real_data_has_dependence_only(tmp_path: Path, capsys: pytest.CaptureFix
 def test_everything_follows_a_measurement_of_dependence_alone(run_dir: Path) -> None:
     first, _ = disentangle(run_dir, dependence_only=True)
     whole, new = disentangle(run_dir)
-    assert new and whole["dependence"] == first["dependence"] and whole["probes"]
+    assert new and whole.dependence == first.dependence and whole.probes
     assert disentangle(run_dir, dependence_only=True) == (whole, False)
 
 
 def test_runs_that_differ_in_their_seed_share_a_row(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result, evaluation = disentangle(run_dir)[0], evaluate(run_dir)[0]
+    measured, evaluation = disentangle(run_dir)[0], evaluate(run_dir)[0]
+    result = encode(measured)
     other: dict[str, Any] = json.loads(json.dumps(result))
     other["config"]["seed"], other["dependence"]["cka"]["value"] = 1, result["dependence"]["cka"]["value"] + 0.1
     third = json.loads(json.dumps(other))
     third["config"]["loss"]["adversarial_mode"] = "minimax"
-    runs = {Path("a"): result, Path("b"): other, Path("c"): third}
+    values = {Path("a"): result, Path("b"): other, Path("c"): third}
+    runs = {path: decode(Disentanglement, value, path.name) for path, value in values.items()}
     evaluations = {Path("a"): evaluation, Path("b"): evaluation, Path("c"): None}
     title, parts = compare(runs, evaluations)
     assert parts[0].headings == ["", "loss.adversarial_mode intent", "loss.adversarial_mode minimax", "chance"]
     assert "intent: seeds 0, 1; loss.adversarial_mode minimax: seeds 1" in title
     rows, mean = {row[0]: row[1:] for part in parts for row in part.rows}, result["dependence"]["cka"]["value"] + 0.05
     assert rows["cka"][0] == f"{mean:.3f} ± {0.1 / 2**0.5:.3f}" and "±" not in rows["cka"][1]
-    assert rows["dual R-1"][1:] == ["–", f"{evaluation['chance']['R1']:.2f}"]
+    assert rows["dual R-1"][1:] == ["–", f"{evaluation.chance['R1']:.2f}"]
     assert (
         rows["f_id: identity"][1] == f"{100 * result['summary']['f_id']['identity']:.2f}"
-        and rows["f_id: clothing"][2] == "0"
+        and rows["f_id: clothing"][2] == "0.00"
     )
-    with pytest.raises(ValueError, match="enters no table"):
-        compare(runs, evaluations | {Path("c"): {"audit": True}})
+    write_json(run_dir / "eval.json", encode(evaluation) | {"audit": True})
+    assert cli.run(main, [str(run_dir)]) == 2 and "enters no table" in capsys.readouterr().err
     with pytest.raises(ValueError, match="the runs are of different data and cannot be compared"):
-        compare(runs | {Path("d"): result | {"fingerprint": "f" * 64}}, evaluations | {Path("d"): None})
+        compare(runs | {Path("d"): replace(measured, fingerprint="f" * 64)}, evaluations | {Path("d"): None})
 
 
 def test_the_page_keeps_what_was_written_by_hand(
@@ -164,9 +174,10 @@ def test_the_page_keeps_what_was_written_by_hand(
 ) -> None:
     page, words = tmp_path / "page.md", [str(run_dir), "--markdown", str(tmp_path / "page.md")]
     assert cli.run(main, words) == 0
-    first, result = page.read_text(), disentangle(run_dir)[0]
-    assert f"| f_id other R-1 | {result['retrieval']['other']['features']['f_id']['R1']:.2f} |" in first
-    assert f"| {result['retrieval']['other']['chance']['R1']:.2f} |" in first and "| dual R-1 | – | – |" in first
+    first, galleries = page.read_text(), disentangle(run_dir)[0].retrieval
+    assert galleries is not None and galleries["other"].chance is not None
+    assert f"| f_id other R-1 | {galleries['other'].features['f_id'].R1:.2f} |" in first
+    assert f"| {galleries['other'].chance['R1']:.2f} |" in first and "| dual R-1 | – | – |" in first
     assert "Each column is one run" in first and "standard deviation over the seeds" not in first
     page.write_text("before\n" + first.replace("Generated by", "an old table") + "after\n")
     assert cli.run(main, words) == 0
@@ -183,14 +194,16 @@ def test_rows_of_an_experiment_are_columns(run_dir: Path, tmp_path: Path, capsys
     assert "summary.json is missing: run `python -m training.experiment` first" in capsys.readouterr().err
     shutil.copytree(run_dir, tmp_path / "second")
     rows = [
-        {"label": "Full model", "run": "k"},
-        {"label": "not there", "run": None},
-        {"label": "gradient reversal", "run": "m"},
+        {"name": "full", "label": "Full model", "run": "full"},
+        {"name": "pending", "label": "pending", "run": None},
+        {"name": "minimax", "label": "gradient reversal", "run": "no-gate"},
     ]
-    runs = {"k": {"folders": [str(run_dir)]}, "m": {"folders": [str(tmp_path / "second")]}}
-    tables = {"readings": {"rows": rows}, "table1": {"rows": rows[1:2]}}
+    summary = make_summary()
+    for key, folder in (("full", run_dir), ("no-gate", tmp_path / "second")):
+        summary["runs"][key]["folders"] = [str(folder)]
+    tables = {"readings": {"title": "", "rows": rows}, "table1": {"title": "", "rows": rows[1:2]}}
     out.mkdir()
-    write_json(out / "summary.json", {"tables": tables, "runs": runs})
+    write_json(out / "summary.json", summary | {"tables": tables})
     page = tmp_path / "page.md"
     assert cli.run(main, [*words, "--markdown", str(page)]) == 0
     assert "|  | Full model | gradient reversal | chance |" in page.read_text() and "seeds 0" in page.read_text()

@@ -21,7 +21,6 @@ from rich.console import Console
 
 from tests.support import ROOT
 from tests.support.commands import run_here
-from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import Interrupting, read_events, read_lines, same_state, tiny_config
 from training.config import Config, to_dict
 from training.config.ablations import FULL, Row
@@ -32,11 +31,6 @@ from training.experiment.scheduler import run_jobs
 from training.experiment.summary import run_folder
 from training.train import train
 from training.utils.io import read_json, write_json
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("pedes"))
 
 
 def check_same_run(ours: Path, theirs: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import tiny_config
 from tests.training.engine.test_trainer import build, first_batch
 from training.config import Config
@@ -20,11 +19,6 @@ from training.data.loader import Batch
 from training.engine.losses import fixed_losses, task_losses
 from training.engine.train_step import COMPILED, NonFiniteError, Stepper, configure_model, random_state
 from training.engine.trainer import Trainer
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("pedes"))
 
 
 @pytest.fixture
@@ -46,7 +40,7 @@ def gradients(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """Of two gradients, relative to the length of the second."""
+    """Distance of two gradients, relative to the norm of the second."""
     assert ours.keys() == theirs.keys()
     a, b = (torch.cat([x[name].flatten().double() for name in theirs]) for x in (ours, theirs))
     return float((a - b).norm() / b.norm())
@@ -114,7 +108,7 @@ def test_micro_batches_of_frozen_encoders_are_encoded_once(config: Config, tmp_p
 
 
 def saved_bytes(trainer: Trainer) -> dict[str, int]:
-    """What the graphs of the encoders and of the decoupling module keep for the backward pass of a batch."""
+    """Bytes that the graphs of encoders and decoupling module keep for the backward pass of a batch."""
     kept: dict[str, dict[int, int]] = {"encoders": {}, "bdam": {}}
 
     def hooks(name: str) -> torch.autograd.graph.saved_tensors_hooks:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.pedes_dataset import make_pedes
-from tests.support.tiny_run import Interrupting, contents, read_lines, tiny_config
+from tests.support import contents
+from tests.support.tiny_run import Interrupting, read_lines, tiny_config
 from training.config import Config
 from training.data.datasets import read_dataset
 from training.data.loader import Batch, TrainLoader
@@ -23,19 +23,6 @@ from training.engine.train_step import build_optimizer, learning_rate_factor
 from training.engine.trainer import Trainer
 from training.train import train
 from training.utils.io import read_json
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("pedes"))
-
-
-@pytest.fixture(scope="module")
-def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
-    run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    train(tiny_config(root), run_dir)
-    return run_dir
 
 
 def build(config: Config, run_dir: Path, metrics: list[dict[str, float]] | None = None) -> Trainer:
@@ -134,19 +121,19 @@ def test_optimiser_is_the_one_of_the_configuration(root: Path, tmp_path: Path) -
     assert type(adam) is torch.optim.Adam and {0.5, 0.0} == {group["weight_decay"] for group in adam.param_groups}
 
 
-def test_files_of_a_run(whole: Path) -> None:
+def test_files_of_a_run(trained: Path) -> None:
     names = "best.pt calls.json config.json last.pt metrics.jsonl resources.json tensorboard tokenizer"
-    assert sorted(p.name for p in whole.iterdir()) == names.split()
-    lines = read_lines(whole)
+    assert sorted(p.name for p in trained.iterdir()) == names.split()
+    lines = read_lines(trained)
     steps = [line for line in lines if line["kind"] == "step"]
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1)) and len(steps) % 3 == 0
     assert steps[0]["lr"] < steps[len(steps) // 3]["lr"] and steps[-1]["lr"] < 1e-4
     validations = [line for line in lines if line["kind"] == "validation"]
     assert [line["epoch"] for line in validations] == [1, 2, 3]
     best = max(validations, key=lambda line: (line["R1"], -line["epoch"]))
-    state = checkpoint.load(whole / "best.pt")
+    state = checkpoint.load(trained / "best.pt")
     assert (state["epoch"], state["best"], state["beta"]) == (best["epoch"], best["R1"], best["beta"])
-    assert "optimizer" not in state and checkpoint.load(whole / "last.pt")["epoch"] == 3
+    assert "optimizer" not in state and checkpoint.load(trained / "last.pt")["epoch"] == 3
 
 
 def test_validation_selects_the_checkpoint(root: Path, tmp_path: Path) -> None:
@@ -179,10 +166,10 @@ def test_every_epoch_has_its_own_batches_and_trains_in_training_mode(
 
 @pytest.mark.parametrize("epochs_done", [0.5, 1.5, 2.75])
 def test_interrupted_and_resumed_equals_uninterrupted(
-    epochs_done: float, root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    epochs_done: float, root: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir, config = tmp_path / "run", tiny_config(root)
-    steps = max(line["step"] for line in read_lines(whole)) // 3
+    steps = max(line["step"] for line in read_lines(trained)) // 3
     with monkeypatch.context() as patch:
         patch.setattr(
             "training.engine.train_run.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), int(steps * epochs_done))
@@ -194,24 +181,24 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         log.write('{"kind": "step", "ep')
     torch.rand(7)
     train(config, run_dir, resume=True)
-    assert read_lines(run_dir) == read_lines(whole)
-    ours, theirs = (checkpoint.load(folder / "last.pt") for folder in (run_dir, whole))
+    assert read_lines(run_dir) == read_lines(trained)
+    ours, theirs = (checkpoint.load(folder / "last.pt") for folder in (run_dir, trained))
     for name, value in theirs["model"].items():
         assert torch.equal(ours["model"][name], value), name
     assert ours["calls"] == theirs["calls"] == read_json(run_dir / "calls.json")
     assert torch.equal(ours["rng"][0], theirs["rng"][0]) and ours["gradnorm"] == theirs["gradnorm"]
-    assert contents(run_dir / "tokenizer") == contents(whole / "tokenizer")
+    assert contents(run_dir / "tokenizer") == contents(trained / "tokenizer")
 
 
-def test_resuming_a_finished_run_changes_no_number(root: Path, whole: Path) -> None:
-    before = read_lines(whole), checkpoint.load(whole / "last.pt")["progress"]
-    train(tiny_config(root), whole, resume=True)
-    assert (read_lines(whole), checkpoint.load(whole / "last.pt")["progress"]) == before
+def test_resuming_a_finished_run_changes_no_number(root: Path, run_dir: Path) -> None:
+    before = read_lines(run_dir), checkpoint.load(run_dir / "last.pt")["progress"]
+    train(tiny_config(root), run_dir, resume=True)
+    assert (read_lines(run_dir), checkpoint.load(run_dir / "last.pt")["progress"]) == before
 
 
-def test_another_seed_gives_other_numbers(root: Path, whole: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_other_numbers(root: Path, trained: Path, tmp_path: Path) -> None:
     train(tiny_config(root, seed=1), tmp_path / "run")
-    assert read_lines(tmp_path / "run")[0]["loss"] != read_lines(whole)[0]["loss"]
+    assert read_lines(tmp_path / "run")[0]["loss"] != read_lines(trained)[0]["loss"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_files(root: Path, tmp_path: Path) -> None:
@@ -265,13 +252,13 @@ def test_used_run_folder_is_left_alone(root: Path, tmp_path: Path) -> None:
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
-def test_resume_with_another_command_names_the_difference(root: Path, whole: Path) -> None:
-    before = contents(whole)
+def test_resume_with_another_command_names_the_difference(root: Path, run_dir: Path) -> None:
+    before = contents(run_dir)
     with pytest.raises(ValueError, match=r"cannot resume .*: its config\.json differs from .* in seed \(0, now 4\)"):
-        train(tiny_config(root, seed=4), whole, resume=True)
-    other = json.loads((whole / "config.json").read_text()) | {"surplus": 1}
-    (whole / "config.json").write_text(json.dumps(other))
+        train(tiny_config(root, seed=4), run_dir, resume=True)
+    other = json.loads((run_dir / "config.json").read_text()) | {"surplus": 1}
+    (run_dir / "config.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match="differs from the command in fields of another version"):
-        train(tiny_config(root), whole, resume=True)
-    (whole / "config.json").write_bytes(before["config.json"])
-    assert contents(whole) == before
+        train(tiny_config(root), run_dir, resume=True)
+    (run_dir / "config.json").write_bytes(before["config.json"])
+    assert contents(run_dir) == before

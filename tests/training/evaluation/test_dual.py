@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ from training.data.tokenizer import build_tokenizer
 from training.engine.checkpoint import build_model
 from training.evaluation import dual
 from training.evaluation.dual import embed_dual, evaluate_dual
-from training.evaluation.metrics import METRICS, retrieval_metrics
+from training.evaluation.metrics import METRICS, QueryMetrics, retrieval_metrics
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_dual_scores_every_caption_against_every_image(parts: tuple[Any, ...]) -
     assert float(embeddings.similarity(0.5)[3, 4]) == pytest.approx(float(expected), abs=1e-6)
     assert embeddings.query_images_Q[3] == 1
     torch.testing.assert_close(embeddings.gate_GC[4:5], image.gate_BC)
-    assert metrics[0.5] == retrieval_metrics(
+    assert metrics[0.5].mean() == retrieval_metrics(
         embeddings.similarity(0.5), embeddings.query_ids_Q, embeddings.gallery_ids_G
     )
 
@@ -63,13 +63,12 @@ def test_dual_does_not_depend_on_the_batch_size(parts: tuple[Any, ...]) -> None:
 
 def fake_evaluation(monkeypatch: pytest.MonkeyPatch, metrics_of: Callable[[float], dict[str, float]]) -> None:
     """Replaces the embeddings: the metrics of a split are those that the function gives for beta."""
-    embeddings = SimpleNamespace(similarity=lambda beta: beta, query_ids_Q=None, gallery_ids_G=None)
 
-    def evaluated(*arguments: Any) -> tuple[Any, dict[float, dict[str, float]]]:
-        return embeddings, {beta: metrics_of(beta) for beta in arguments[-1]}
+    def metrics(betas: Sequence[float]) -> dict[float, QueryMetrics]:
+        rows = {beta: torch.tensor([list(metrics_of(beta).values())], dtype=torch.float64) for beta in betas}
+        return {beta: QueryMetrics(row, torch.tensor([False])) for beta, row in rows.items()}
 
-    monkeypatch.setattr(dual, "evaluate_dual", evaluated)
-    monkeypatch.setattr(dual, "retrieval_metrics", lambda similarity, *_: metrics_of(similarity))
+    monkeypatch.setattr(dual, "evaluate_dual", lambda *given: (SimpleNamespace(metrics=metrics), metrics(given[-1])))
 
 
 def test_validation_takes_the_best_beta_and_the_lowest_of_equals(

@@ -11,8 +11,10 @@ import bdam_fast
 from bdam_fast import _native
 from tests.support.models import batch, build, recommended
 from training.data.loader import TextBatch
-from training.evaluation.efficiency import measure, peak_memory_mb
+from training.engine.memory import peak_memory_mb
+from training.evaluation.efficiency import measure
 from training.models.model import Model
+from training.utils.io import encode
 
 pytestmark = pytest.mark.skipif(not _native.available(), reason="the compiled extension is not built")
 # Of model_helpers.recommended: width of the fusion, its inner channels, states, patches and text tokens of a pair.
@@ -33,8 +35,10 @@ def model_with(backend: str = "cpu", **fusion: object) -> Model:
 
 
 def cost(model: Model) -> dict:
+    """`measure` as eval.json has it."""
     data = batch(4)
-    return measure(model, data.images_BCHW, TextBatch(data.captions.input_ids_BT, data.captions.attention_mask_BT))
+    texts = TextBatch(data.captions.input_ids_BT, data.captions.attention_mask_BT)
+    return encode(measure(model, data.images_BCHW, texts))
 
 
 @pytest.mark.parametrize("kind", LAYER)

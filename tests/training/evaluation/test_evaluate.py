@@ -14,34 +14,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.support.pedes_dataset import make_pedes
-from tests.support.tiny_run import contents, tiny_config
+from tests.support import contents
+from tests.support.tiny_run import tiny_config
 from training.config import from_dict
 from training.data.datasets import read_dataset
 from training.engine import checkpoint
 from training.evaluation.dual import evaluate_dual
 from training.evaluation.metric_tables import print_table
 from training.evaluation.metrics import METRICS, chance_metrics
+from training.evaluation.result import Counts
 from training.evaluation.run_evaluation import evaluate
 from training.train import train
-from training.utils.io import read_json, write_json
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("pedes"), ids={"train": 6, "val": 2, "test": 5})
-
-
-@pytest.fixture(scope="module")
-def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("runs") / "trained"
-    train(tiny_config(root), run_dir)
-    return run_dir
-
-
-@pytest.fixture
-def run_dir(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+from training.utils.io import encode, read_json, write_json
 
 
 def test_a_loaded_run_is_the_best_checkpoint(trained: Path, root: Path) -> None:
@@ -63,39 +47,42 @@ def test_a_run_that_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> 
 
 def test_contents_of_the_evaluation(run_dir: Path, root: Path) -> None:
     evaluation, new = evaluate(run_dir)
-    assert new and evaluation == json.loads((run_dir / "eval.json").read_text())
+    assert new and encode(evaluation) == json.loads((run_dir / "eval.json").read_text())
     run, records = checkpoint.load_run(run_dir), read_dataset(tiny_config(root).data).splits["test"]
     dual, metrics = evaluate_dual(run.model, records, run.tokenizer, run.config, (0.0, run.beta))
-    assert evaluation["metrics"] == metrics[run.beta] and evaluation["metrics_beta0"] == metrics[0.0]
-    assert evaluation["chance"] == chance_metrics(dual.query_ids_Q, dual.gallery_ids_G)
-    assert evaluation["counts"] == {"queries": 30, "gallery": 15, "ids": 5}
-    assert from_dict(evaluation["config"]) == run.config and evaluation["beta"] == run.beta
-    assert evaluation["data"]["counts"]["test"] == {"ids": 5, "images": 15, "captions": 30}
-    assert evaluation["data"]["split"] == "train, val and test as the file has them"
-    assert evaluation["memory_mb"] > 50 and all(value > 0 for value in evaluation["seconds"].values())
-    assert evaluation["ties"] is False and "torch" in evaluation["versions"]
+    assert evaluation.metrics == metrics[run.beta].mean() and evaluation.metrics_beta0 == metrics[0.0].mean()
+    assert evaluation.chance == chance_metrics(dual.query_ids_Q, dual.gallery_ids_G)
+    assert evaluation.counts == Counts(queries=48, gallery=24, ids=8)
+    assert from_dict(evaluation.config) == run.config and evaluation.beta == run.beta
+    assert evaluation.data is not None and evaluation.memory_mb is not None
+    assert evaluation.data.counts["test"] == {"ids": 8, "images": 24, "captions": 48}
+    assert evaluation.data.split == "train, val and test as the file has them"
+    assert evaluation.memory_mb > 50 and all(value > 0 for value in evaluation.seconds.values())
+    assert evaluation.ties is False and "torch" in evaluation.versions
 
 
 def test_values_of_each_query_average_to_the_metrics(run_dir: Path) -> None:
     evaluation = evaluate(run_dir)[0]
     with np.load(run_dir / "eval-queries.npz") as stored:
-        assert sorted(stored) == ["ap", "ids", "r1"] and {stored[name].shape for name in stored} == {(30,)}
-        assert 100 * stored["ap"].mean() == pytest.approx(evaluation["metrics"]["mAP"], abs=1e-4)
-        assert 100 * stored["r1"].mean() == pytest.approx(evaluation["metrics"]["R1"], abs=1e-4)
-        # 3 images with 2 captions of each of 5 people, in the order of the split.
-        assert len(set(stored["ids"])) == 5 and all(len(set(part)) == 1 for part in np.split(stored["ids"], 5))
+        assert sorted(stored) == ["ap", "ids", "r1"] and {stored[name].shape for name in stored} == {(48,)}
+        assert 100 * stored["ap"].mean() == pytest.approx(evaluation.metrics["mAP"], abs=1e-4)
+        assert 100 * stored["r1"].mean() == pytest.approx(evaluation.metrics["R1"], abs=1e-4)
+        # 3 images with 2 captions of each of 8 people, in the order of the split.
+        assert len(set(stored["ids"])) == 8 and all(len(set(part)) == 1 for part in np.split(stored["ids"], 8))
 
 
 def test_cost_of_a_run(run_dir: Path) -> None:
     evaluation = evaluate(run_dir)[0]
     model = checkpoint.load_run(run_dir).model
-    cost = evaluation["efficiency"]
-    assert cost["parameters"]["total"] == sum(p.numel() for p in model.parameters())
-    assert cost["speed"]["images"]["batch"] == 15 and cost["speed"]["pairs"]["median"] > 0
-    assert evaluation["training_memory_mb"] == read_json(run_dir / "resources.json")["memory_mb"] > 50
+    cost = evaluation.efficiency
+    assert cost is not None and cost.speed.pairs is not None
+    assert cost.parameters.total == sum(p.numel() for p in model.parameters())
+    assert cost.speed.images.batch == 24 and cost.speed.pairs.median > 0
+    assert evaluation.training_memory_mb == read_json(run_dir / "resources.json")["memory_mb"] > 50
     (run_dir / "resources.json").unlink()
     (run_dir / "eval.json").unlink()
-    assert evaluate(run_dir)[0]["training_memory_mb"] is None
+    assert evaluate(run_dir)[0].training_memory_mb is None
+    assert read_json(run_dir / "eval.json")["training_memory_mb"] is None
 
 
 def test_memory_of_a_continued_run_is_that_of_its_largest_process(run_dir: Path, root: Path) -> None:
@@ -110,28 +97,29 @@ def test_examples_are_the_top_ten_of_ten_queries(run_dir: Path) -> None:
     records = read_dataset(run.config.data).splits["test"]
     dual, _ = evaluate_dual(run.model, records, run.tokenizer, run.config, (run.beta,))
     scores = dual.similarity(run.beta)
-    assert [len(e["results"]) for e in evaluation["examples"]] == [10] * 10
-    for example in evaluation["examples"]:
-        row = scores[dual.captions.index(example["caption"])]
-        values = [result["score"] for result in example["results"]]
+    assert [len(e.results) for e in evaluation.examples] == [10] * 10
+    for example in evaluation.examples:
+        row = scores[dual.captions.index(example.caption)]
+        values = [result.score for result in example.results]
         assert values == pytest.approx(row.sort(descending=True).values[:10].tolist(), abs=1e-6)
-        for result in example["results"]:
-            record = next(r for r in records if r.file_path == result["file_path"])
-            assert result["id"] == record.id and result["correct"] == (record.id == example["id"])
+        for result in example.results:
+            record = next(r for r in records if r.file_path == result.file_path)
+            assert result.id == record.id and result.correct == (record.id == example.id)
 
 
 def test_histograms_count_every_value(run_dir: Path) -> None:
-    run, histograms = checkpoint.load_run(run_dir), evaluate(run_dir)[0]["histograms"]
-    totals = {name: sum(histogram["counts"]) for name, histogram in histograms.items()}
-    assert totals == {"gate_id": 15 * 16, "gate_clo": 15 * 16, "fusion_image": 15, "fusion_text": 15}
+    run, histograms = checkpoint.load_run(run_dir), evaluate(run_dir)[0].histograms
+    found = {name: histogram for name, histogram in histograms.items() if histogram is not None}
+    totals = {name: sum(histogram.counts) for name, histogram in found.items()}
+    assert totals == {"gate_id": 24 * 16, "gate_clo": 24 * 16, "fusion_image": 24, "fusion_text": 24}
     assert run.model.fusion is not None
-    assert histograms["gate_id"]["mean"] + histograms["gate_clo"]["mean"] == pytest.approx(1.0)
-    assert histograms["fusion_image"]["mean"] + histograms["fusion_text"]["mean"] == pytest.approx(1.0)
-    assert len(histograms["gate_id"]["edges"]) == len(histograms["gate_id"]["counts"]) + 1
+    assert found["gate_id"].mean + found["gate_clo"].mean == pytest.approx(1.0)
+    assert found["fusion_image"].mean + found["fusion_text"].mean == pytest.approx(1.0)
+    assert len(found["gate_id"].edges) == len(found["gate_id"].counts) + 1
 
 
 def test_operator_calls_of_training_and_evaluation_are_added(run_dir: Path) -> None:
-    trained, both = read_json(run_dir / "calls.json"), evaluate(run_dir)[0]["calls"]
+    trained, both = read_json(run_dir / "calls.json"), evaluate(run_dir)[0].calls
     assert any(name.startswith("hsic.") for name in both)
     difference = Counter(both)
     difference.subtract(trained)
@@ -149,7 +137,7 @@ def test_without_gate_and_fusion_their_histograms_are_null(root: Path, tmp_path:
         fusion=replace(config.model.fusion, enabled=False),
     )
     train(replace(config, model=model), tmp_path / "run")
-    assert set(evaluate(tmp_path / "run")[0]["histograms"].values()) == {None}
+    assert set(evaluate(tmp_path / "run")[0].histograms.values()) == {None}
 
 
 def test_the_test_split_is_evaluated_once(run_dir: Path) -> None:
@@ -186,10 +174,10 @@ def test_other_data_than_trained_on_is_refused(run_dir: Path, root: Path, tmp_pa
 
 def test_table_shows_the_numbers(run_dir: Path) -> None:
     evaluation, out = evaluate(run_dir)[0], StringIO()
-    print_table(evaluation | {"ties": True}, Console(file=out, width=120))
+    print_table(replace(evaluation, ties=True), Console(file=out, width=120))
     text = out.getvalue()
     for name in METRICS:
-        for values in (evaluation["metrics"], evaluation["metrics_beta0"], evaluation["chance"]):
+        for values in (evaluation.metrics, evaluation.metrics_beta0, evaluation.chance):
             assert f"{values[name]:.2f}" in text
-        assert f"{evaluation['metrics'][name] / evaluation['chance'][name]:.1f}" in text
-    assert "Tied scores occur" in text and "30 queries, 15 images, 5 identities" in text
+        assert f"{evaluation.metrics[name] / evaluation.chance[name]:.1f}" in text
+    assert "Tied scores occur" in text and "48 queries, 24 images, 8 identities" in text

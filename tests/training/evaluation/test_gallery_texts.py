@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.style_folder import lines
-from tests.support.tiny_run import contents, tiny_config
+from tests.support import contents
+from tests.support.generated_texts import lines
+from tests.support.tiny_run import tiny_config
 from training import evaluate
 from training.data.datasets import read_dataset, read_gallery_texts
 from training.describe import __main__ as describe

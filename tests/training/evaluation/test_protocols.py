@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import tiny_config
 from training import evaluate as entry
 from training.config.ablations import table_rows
@@ -23,31 +22,27 @@ from training.data.images import transforms
 from training.data.loader import tokenize
 from training.data.tokenizer import build_tokenizer
 from training.engine import checkpoint
-from training.engine.checkpoint import TrainedRun, build_model
+from training.engine.checkpoint import TrainedModel, build_model
 from training.evaluation import metric_tables, protocols, run_evaluation
 from training.evaluation.dual import embed_dual
+from training.evaluation.experiment_result import Summary
 from training.evaluation.metrics import METRICS, retrieval_metrics
-from training.evaluation.protocols import candidates, in_front, matching_logits, measure
+from training.evaluation.protocols import candidates, matching_logits, measure, promote_candidates
+from training.evaluation.result import Counts, ProtocolEvaluation
+from training.evaluation.run_folder import read_run
 from training.experiment.summary import run_folder, summarise
-from training.report.run_files import read_run
-from training.train import train
 from training.utils import cli
-from training.utils.io import read_json, write_json
+from training.utils.io import decode, encode, read_json, write_json
 
 
-def untrained(root: Path, batch_size: int = 128, **model: Any) -> TrainedRun:
+def untrained(root: Path, batch_size: int = 128, **model: Any) -> TrainedModel:
     """A run of a random model, as if its checkpoint had been loaded."""
     config = tiny_config(root)
     config = replace(config, model=replace(config.model, **model), eval=replace(config.eval, batch_size=batch_size))
     records = read_dataset(config.data).splits["test"]
     tokenizer = build_tokenizer(config.model.text, [text for r in records for text in r.captions])
     torch.manual_seed(0)
-    return TrainedRun(config, tokenizer, build_model(config, tokenizer).eval(), 0, 0, 0.5, "")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("pedes"), ids={"train": 6, "val": 2, "test": 8}, images_per_id=3)
+    return TrainedModel(config, tokenizer, build_model(config, tokenizer).eval(), 0, 0, 0.5, "")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +50,12 @@ def records(root: Path) -> list[Record]:
     return read_dataset(tiny_config(root).data).splits["test"]
 
 
-def pair(run: TrainedRun, record: Record, text: str) -> torch.Tensor:
+def measured(run: TrainedModel, records: list[Record], protocol: Any, k: int) -> dict[str, Any]:
+    """`measure` as RUN/eval-PROTOCOL.json has it."""
+    return encode(measure(run, records, protocol, k))
+
+
+def pair(run: TrainedModel, record: Record, text: str) -> torch.Tensor:
     """f_final (1, E) of one image and one text, by the model's own method."""
     image = transforms.normalise(transforms.decode(record.path, run.config.data.image_size)[None])
     with torch.no_grad():
@@ -97,17 +97,19 @@ def test_candidates_are_the_best_k_and_what_ties_with_the_last(root: Path, recor
 def test_candidates_stand_in_front_in_their_new_order() -> None:
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.1], [0.4, 0.3, 0.2, 0.1]], dtype=torch.float64)
     query, image = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
-    ranked = in_front(scores, query, image, torch.tensor([-60.0, -50.0, 2.0, 2.0], dtype=torch.float64))
+    ranked = promote_candidates(scores, query, image, torch.tensor([-60.0, -50.0, 2.0, 2.0], dtype=torch.float64))
     assert ranked[0].argsort(descending=True).tolist() == [1, 0, 2, 3]
     assert ranked[1, 0] == ranked[1, 1] > ranked[1, 2] > ranked[1, 3]
-    everything = in_front(scores, torch.arange(2).repeat_interleave(4), torch.arange(4).repeat(2), -scores.flatten())
+    everything = promote_candidates(
+        scores, torch.arange(2).repeat_interleave(4), torch.arange(4).repeat(2), -scores.flatten()
+    )
     assert everything.argsort(dim=1).tolist() == [[0, 1, 2, 3]] * 2
 
 
 @pytest.mark.parametrize("k", [3, 1000])
 def test_rerank_is_what_scoring_every_candidate_by_hand_gives(root: Path, records: list[Record], k: int) -> None:
     run = untrained(root, batch_size=7)
-    result = measure(run, records, "rerank", k)
+    result = measured(run, records, "rerank", k)
     dual = embed_dual(run.model, records, run.tokenizer, run.config)
     scores, rows, alone = dual.similarity(run.beta).double(), [], []
     assert run.model.matching_head is not None
@@ -131,9 +133,9 @@ def test_rerank_is_what_scoring_every_candidate_by_hand_gives(root: Path, record
 
 def test_queries_in_parts_give_the_same(root: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
     run = untrained(root)
-    whole = measure(run, records, "rerank", 5)
+    whole = measured(run, records, "rerank", 5)
     monkeypatch.setattr(protocols, "QUERIES", 11)
-    parts = measure(run, records, "rerank", 5)
+    parts = measured(run, records, "rerank", 5)
     for key in ("metrics", "metrics_matching", "metrics_dual"):
         assert parts[key] == pytest.approx(whole[key], abs=1e-9)
 
@@ -156,7 +158,7 @@ def test_gallery_text_fuses_each_image_with_its_own_identity_text(
     run = untrained(describe_all(root, tmp_path / "data"), batch_size=4)
     file = read_gallery_texts(descriptions_path(run.config.data))
     texts = identity_texts(file, records)
-    result = measure(run, records, "gallery-text", 128)
+    result = measured(run, records, "gallery-text", 128)
     dual = embed_dual(run.model, records, run.tokenizer, run.config)
     gallery = torch.cat([F.normalize(pair(run, r, text), dim=1) for r, text in zip(records, texts, strict=True)])
     ids = dual.query_ids_Q, dual.gallery_ids_G
@@ -164,7 +166,7 @@ def test_gallery_text_fuses_each_image_with_its_own_identity_text(
     assert result["note"] == "" and "audit" not in result
     assert result["texts"] == {"path": str(tmp_path / "data" / "descriptions.jsonl"), "sha256": file.sha256}
     off = replace(run, config=replace(run.config, loss=replace(run.config.loss, final_info_nce=False)))
-    assert "f_final was not trained against captions" in measure(off, records, "gallery-text", 128)["note"]
+    assert "f_final was not trained against captions" in measured(off, records, "gallery-text", 128)["note"]
 
 
 def test_gallery_text_needs_a_text_of_every_image(root: Path, records: list[Record], tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_gallery_text_needs_a_text_of_every_image(root: Path, records: list[Reco
 
 def test_paired_audit_makes_an_untrained_model_look_good(root: Path, records: list[Record]) -> None:
     run = untrained(root)
-    audit, chance = measure(run, records, "paired-audit", 128), measure(run, records, "rerank", 5)["chance"]
+    audit, chance = measured(run, records, "paired-audit", 128), measured(run, records, "rerank", 5)["chance"]
     dual = embed_dual(run.model, records, run.tokenizer, run.config)
     honest = retrieval_metrics(dual.similarity(0.0), dual.query_ids_Q, dual.gallery_ids_G)
     assert chance["R1"] == pytest.approx(100 / 8)
@@ -201,18 +203,6 @@ def test_models_that_cannot_take_part_are_named(root: Path, records: list[Record
         measure(run, records, "dual", 128)
 
 
-@pytest.fixture(scope="module")
-def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("runs") / "trained"
-    train(tiny_config(root), run_dir)
-    return run_dir
-
-
-@pytest.fixture
-def run_dir(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
 def test_command_line_writes_one_file_per_protocol_and_parameters(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,13 +219,13 @@ def test_command_line_writes_one_file_per_protocol_and_parameters(
     assert set(results[0]) >= {"checkpoint", "config", "data", "versions", "seconds", "chance", "ties", "counts"}
 
 
-def experiment_of(evaluation: dict[str, Any], run_dir: Path) -> dict[str, Any]:
-    """summary.json of an experiment of one run that has this evaluation."""
+def experiment_of(path: Path, run_dir: Path) -> Summary:
+    """summary.json of an experiment of one run that has this eval.json."""
     base = checkpoint.load_run(run_dir).config
     row = table_rows(["fig5"], base)[0]
     folder = run_folder(run_dir / "experiment", row.key, 0)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "eval.json", evaluation)
+    shutil.copy(path, folder / "eval.json")
     return summarise([row], {"fig5": "Figure 5"}, [0], run_dir / "experiment", base)
 
 
@@ -244,26 +234,35 @@ def test_audit_enters_no_table(run_dir: Path, capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     assert "not a text-to-image result" in printed and "│" not in printed
     audit = read_json(run_dir / "eval-paired-audit.json")
-    # Dressed up as the headline, by a copy or by hand, it is still refused.
-    evaluation = run_evaluation.evaluate(run_dir)[0]
-    disguised = evaluation | {"audit": True}
+    # Disguised as the headline, by a copy or by hand, it is still refused.
+    disguised = encode(run_evaluation.evaluate(run_dir)[0]) | {"audit": True}
     renamed = {key: value for key, value in audit.items() if key != "audit"}
+    path = run_dir / "eval.json"
     for values in (audit, disguised, renamed):
-        write_json(run_dir / "eval.json", values)
+        write_json(path, values)
         for refuse in (
-            lambda values=values: metric_tables.print_table(values, Console(file=StringIO())),
-            lambda values=values: experiment_of(values, run_dir),
+            lambda: run_evaluation.evaluate(run_dir),
+            lambda: experiment_of(path, run_dir),
             lambda: read_run(run_dir),
         ):
             with pytest.raises(ValueError, match="it is not a text-to-image result and enters no table"):
                 refuse()
+    result = replace(decode(ProtocolEvaluation, audit, "audit"), metrics=audit["metrics_audit"], metrics_audit=None)
+    with pytest.raises(ValueError, match="this evaluation is of the protocol paired-audit"):
+        metric_tables.print_protocol(result, Console(file=StringIO()))
 
 
 def test_the_note_is_printed(run_dir: Path) -> None:
-    values = dict.fromkeys(METRICS, 1.0)
-    counts, out = {"queries": 1, "gallery": 1, "ids": 1}, StringIO()
-    result = {"protocol": "gallery-text", "parameters": {}, "metrics": values, "metrics_dual": values, "note": "beware"}
-    metric_tables.print_protocol(
-        result | {"chance": values, "counts": counts, "ties": True}, Console(file=out, width=120)
+    values, out = dict.fromkeys(METRICS, 1.0), StringIO()
+    result = ProtocolEvaluation(
+        protocol="gallery-text",
+        parameters={},
+        metrics=values,
+        metrics_dual=values,
+        note="beware",
+        chance=values,
+        counts=Counts(queries=1, gallery=1, ids=1),
+        ties=True,
     )
+    metric_tables.print_protocol(result, Console(file=out, width=120))
     assert "beware" in out.getvalue() and "gallery-text" in out.getvalue() and "Tied scores occur" in out.getvalue()

@@ -21,6 +21,7 @@ from training.config import Config
 from training.config.ablations import FULL, Row
 from training.config.recipes import with_row
 from training.evaluation import significance
+from training.evaluation.experiment_result import Summary
 from training.evaluation.metrics import METRICS
 from training.experiment import __main__ as experiment
 from training.experiment import child_process
@@ -31,14 +32,9 @@ from training.experiment.summary import run_folder, summarise
 from training.experiment.summary_table import print_summary
 from training.train import train
 from training.utils import cli
-from training.utils.io import read_json, write_json
+from training.utils.io import decode, encode, read_json, write_json
 
 SEEDS = (0, 1)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("pedes"), ids={"train": 6, "val": 2, "test": 5})
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +45,12 @@ def base(root: Path) -> Config:
 
 
 def do(name: str, base: Config, out: Path, only: Sequence[str] = (), launch: Any = run_here) -> tuple[dict, str]:
-    """(summary, what was printed)"""
+    """(contents of summary.json, printed text)"""
     console = Console(file=StringIO(), width=150, soft_wrap=True)
     titles, rows = plan(name, base, None, only)
     jobs = missing_jobs(rows, SEEDS, out, console, launch)
     summary = run_experiment(jobs, rows, titles, SEEDS, out, base, console, command="the command", launch=launch)
-    return summary, console.file.getvalue()
+    return encode(summary), console.file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +98,7 @@ def test_numbers_of_a_row_are_those_of_its_runs(done: tuple, base: Config) -> No
         "synthetic/no-fusion": {"model.fusion.enabled": False},
     }
     assert summary["command"] == "the command" and summary["test"] == significance.TEST
-    assert [*summary["data"].values()][0]["counts"]["test"]["images"] == 15 and "torch" in summary["versions"]
+    assert [*summary["data"].values()][0]["counts"]["test"]["images"] == 24 and "torch" in summary["versions"]
 
 
 def test_rows_are_compared_with_the_full_model_query_by_query(done: tuple) -> None:
@@ -117,7 +113,7 @@ def test_rows_are_compared_with_the_full_model_query_by_query(done: tuple) -> No
     for metric, array in (("R1", "r1"), ("mAP", "ap")):
         expected = significance.compare(100.0 * values(row, array), 100.0 * values(full, array), ids)
         found = by_recipe["synthetic/no-gate"][1]["comparison"][metric]
-        assert found == expected
+        assert found == encode(expected)
         means = [by_recipe[name][1]["mean"][metric] for name in ("synthetic/no-gate", "synthetic")]
         assert found["delta"] == pytest.approx(means[0] - means[1], abs=1e-4)
     assert by_recipe["synthetic"][1]["comparison"] is None
@@ -127,7 +123,7 @@ def test_table_on_the_terminal(done: tuple) -> None:
     summary, out = done[1], StringIO()
     partial = json.loads(json.dumps(summary))
     partial["tables"]["table1"]["rows"].append({"name": "shallow", "label": "Shallow", "run": None})
-    print_summary(partial, Console(file=out, width=150))
+    print_summary(decode(Summary, partial, "summary.json"), Console(file=out, width=150))
     text = out.getvalue()
     run = next(run for run in summary["runs"].values() if run["comparison"])
     assert f"{run['mean']['mAP']:.2f} ± {run['std']['mAP']:.2f}" in text and "pending" in text
@@ -138,8 +134,8 @@ def test_table_on_the_terminal(done: tuple) -> None:
 def test_one_seed_has_no_deviation_and_a_recipe_no_comparison(done: tuple, base: Config) -> None:
     titles, rows = plan("synthetic", base)
     summary = summarise(rows, titles, [1], done[0], base)
-    (run,) = summary["runs"].values()
-    assert set(run["std"].values()) == {None} and run["comparison"] is None and len(run["metrics"]["R1"]) == 1
+    (run,) = summary.runs.values()
+    assert set(run.std.values()) == {None} and run.comparison is None and len(run.metrics["R1"]) == 1
     out = StringIO()
     print_summary(summary, Console(file=out, width=150))
     assert "±" not in out.getvalue() and "Delta" not in out.getvalue()
@@ -197,7 +193,9 @@ def test_runs_of_different_data_are_not_put_together(done: tuple, base: Config, 
     write(rows[1].key, 0, "a")
     write(rows[1].key, 1, "a")
     (run_folder(tmp_path, key, 1) / "eval-queries.npz").unlink()
-    with pytest.raises(FileNotFoundError, match="eval-queries.npz does not exist; move the eval.json beside it away"):
+    with pytest.raises(
+        FileNotFoundError, match="eval-queries.npz does not exist; delete or move eval.json beside it to re-evaluate"
+    ):
         summarise(rows, titles, SEEDS, tmp_path, base)
 
 

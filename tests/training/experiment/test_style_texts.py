@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.support.caption_dataset import write_people
 from tests.support.commands import run_here
-from tests.support.pedes_dataset import make_pedes
+from tests.support.pedes_dataset import make_pedes, write_people
 from tests.support.tiny_run import tiny_config
 from training.config import STYLE_METHODS, Config
 from training.config.ablations import ABLATIONS, REFERENCES, Row

@@ -4,6 +4,7 @@ import json
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,9 +12,11 @@ from tests.support.fake_experiment import make_summary
 from tests.support.html import Page
 from training.config.ablations import ABLATIONS
 from training.config.recipes import ROWS
+from training.evaluation.experiment_result import Summary, read_summary
 from training.report.__main__ import main
-from training.report.experiment_page import PAPER, build_experiment, read_experiment, write_experiment, write_markdown
+from training.report.experiment_page import PAPER, build_experiment, write_experiment, write_markdown
 from training.utils import cli
+from training.utils.io import decode
 
 
 @pytest.fixture
@@ -22,9 +25,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def build(summary: dict[str, Any], name: str) -> str:
+    return build_experiment(decode(Summary, summary, "summary.json"), name)
+
+
 @pytest.fixture(scope="module")
 def html() -> str:
-    return build_experiment(make_summary(), "tables")
+    return build(make_summary(), "tables")
 
 
 def test_page_is_well_formed_and_self_contained(html):
@@ -37,7 +44,7 @@ def test_page_is_well_formed_and_self_contained(html):
     assert not re.search(r"url\((?!#)|@import|#0[123]0[123]0[0-9]", html)
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids)) and html.count("<svg") == 6
-    assert 'name="viewport"' in html and html == build_experiment(make_summary(), "tables")
+    assert 'name="viewport"' in html and html == build(make_summary(), "tables")
 
 
 def test_page_has_every_number_and_where_it_comes_from(html):
@@ -50,7 +57,7 @@ def test_page_has_every_number_and_where_it_comes_from(html):
     assert "python -m training.experiment all --seeds 0 1 2" in text and "ab" * 32 in text and "torch 2.13.0" in text
     assert "synthetic-tables/no-gate model.bdam.gate = no" in text and "data.image_size" in text
     assert "Not finished: w/o InfoNCE, seed 0; w/o InfoNCE, seed 2." in text
-    assert "Not there yet: Baseline (w/o BDAM); Shallow (half of the layers)." in text
+    assert "Pending: Baseline (w/o BDAM); Shallow (half of the layers)." in text
     assert "two-sided permutation test" in text and "Tables 1 to 4, and 5" in text
 
 
@@ -76,19 +83,22 @@ def test_fig5_has_measured_values_beside_its_radar(html):
     summary = make_summary()
     for run in summary["runs"].values():
         run |= {"flops": None, "speed": {"images": None, "pairs": None}}
-        run["parameters"] = {"total": 0, "fusion": 0}
-    text = Page(build_experiment(summary, "x")).words()
+        run["parameters"] = {"total": 0, "trained": 0, "fusion": 0}
+    text = Page(build(summary, "x")).words()
     assert "Fewer than three axes have a value in every row." in text
     summary["tables"]["fig5"]["rows"] = summary["tables"]["fig5"]["rows"][:1]
-    assert "radius in the plot" not in Page(build_experiment(summary, "x")).words()
+    assert "radius in the plot" not in Page(build(summary, "x")).words()
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         (lambda run: run.update(audit=True), "the run transformer is of the protocol paired-audit"),
-        (lambda run: run.pop("speed"), "the run transformer lacks the measurements speed"),
-        (lambda run: run["memory_mb"].pop("training"), "the run transformer lacks the measurements memory_mb"),
+        (lambda run: run.pop("speed"), r"summary\.json: runs\.transformer lacks the fields speed"),
+        (
+            lambda run: run["memory_mb"].pop("training"),
+            r"summary\.json: runs\.transformer\.memory_mb lacks the fields training",
+        ),
     ],
 )
 def test_runs_that_are_no_results_are_named(folder, change, match):
@@ -96,7 +106,7 @@ def test_runs_that_are_no_results_are_named(folder, change, match):
     change(summary["runs"]["transformer"])
     (folder / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(ValueError, match=match):
-        read_experiment(folder)
+        read_summary(folder)
 
 
 def test_numbers_of_the_paper():
@@ -114,7 +124,7 @@ def test_numbers_of_the_paper():
 
 
 def test_markdown_has_the_same_tables_and_its_plots(folder):
-    page, *plots = write_markdown(read_experiment(folder), folder / "results-synthetic.md")
+    page, *plots = write_markdown(read_summary(folder), folder / "results-synthetic.md")
     text = page.read_text()
     assert "| w/o gate | 11.50 ± 0.12 | 21.50 ± 0.12 | 31.50 ± 0.12 | 41.50 ± 0.12 | 51.50 ± 0.12 |" in text
     assert "opposite, unsure" in text and "ab" * 32 in text and "Where the direction differs" in text
@@ -129,20 +139,20 @@ def test_markdown_has_the_same_tables_and_its_plots(folder):
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1, table
     before = {path: path.read_bytes() for path in (page, *plots)}
-    write_markdown(read_experiment(folder), folder / "results-synthetic.md")
+    write_markdown(read_summary(folder), folder / "results-synthetic.md")
     assert before == {path: path.read_bytes() for path in before}
 
 
 def test_one_seed_and_nothing_finished():
-    text = Page(build_experiment(make_summary((4,)), "one")).words()
+    text = Page(build(make_summary((4,)), "one")).words()
     assert "w/o gate 11.50 21.50" in text and "1 of 1" in text
     empty = make_summary()
     for table in empty["tables"].values():
         for row in table["rows"]:
             row["run"] = None
     empty |= {"runs": {}, "data": {}, "versions": {}}
-    text = Page(build_experiment(empty, "none")).words()
-    assert "Nowhere, among the rows that are finished" in text and "Not there yet" in text
+    text = Page(build(empty, "none")).words()
+    assert "Nowhere, among the rows that are finished" in text and "Pending" in text
 
 
 def test_data_sets_have_their_own_chance_and_no_common_full_model():
@@ -152,16 +162,16 @@ def test_data_sets_have_their_own_chance_and_no_common_full_model():
         run |= {"data": fingerprint, "comparison": None, "chance": dict.fromkeys(run["chance"], ord(fingerprint) / 100)}
     rows = [{"name": name, "label": name.upper(), "run": name} for name in runs]
     summary |= {"runs": runs, "tables": {"table5": {"title": "Table 5", "rows": rows}}}
-    text = Page(build_experiment(summary, "sets")).words()
+    text = Page(build(summary, "sets")).words()
     assert "chance, CUHK-PEDES 0.97 0.97" in text and "chance, ICFG-PEDES 0.98 0.98" in text and "Δ" not in text
 
 
 def test_data_that_has_no_validation_split_says_which_it_got():
     summary = make_summary()
-    assert "217 images; train, val and test as the file has them" in Page(build_experiment(summary, "x")).words()
+    assert "217 images; train, val and test as the file has them" in Page(build(summary, "x")).words()
     (entry,) = summary["data"].values()
     del entry["split"]
-    assert "217 images as" not in (text := Page(build_experiment(summary, "x")).words()) and "217 images;" not in text
+    assert "217 images as" not in (text := Page(build(summary, "x")).words()) and "217 images;" not in text
 
 
 def test_a_single_person_leaves_nothing_to_test():
@@ -171,7 +181,7 @@ def test_a_single_person_leaves_nothing_to_test():
             comparison |= {"low": None, "high": None, "p": None}
         run["flops"] = None
         run["memory_mb"]["training"] = [None, None, None]
-    text = Page(build_experiment(summary, "x")).words()
+    text = Page(build(summary, "x")).words()
     assert "w/o gate +1.50 – – 3 of 3 -1.64 opposite, unsure" in text and "(no test)" in text
 
 
@@ -198,5 +208,7 @@ def test_bad_requests_are_named(words, text, tmp_path, capsys):
 
 def test_another_file_is_not_taken_for_a_summary(folder):
     (folder / "summary.json").write_text('{"recipe": "x", "seeds": [0]}')
-    with pytest.raises(ValueError, match="is not the summary of an experiment: it lacks command, config, test, data"):
-        read_experiment(folder)
+    with pytest.raises(
+        ValueError, match=r"summary\.json lacks the fields command, config, test, data, versions, missing, tables, runs"
+    ):
+        read_summary(folder)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.support.fake_experiment import make_run as make_row
 from tests.support.fake_run import make_run
 from tests.support.pedes_dataset import make_pedes
 from tests.training.report.test_run_page import page_of
+from training.evaluation.experiment_result import RowResult, SpeedBySeed
+from training.evaluation.result import METRICS
+from training.evaluation.run_folder import read_run
 from training.report import disentangle_section, radar
-from training.report.run_files import read_run
+from training.utils.io import decode
 
 PROBED = ("entangled", "f_id", "f_clo", "f_final")
 
@@ -31,10 +35,16 @@ def make_disentangled(folder: Path, images: int = 60) -> dict[str, Any]:
 
     def gallery(shift: float) -> dict[str, Any]:
         found = {
-            name: {"R1": 10.0 + shift, "mAP": 8.0 + shift, "interval": {"R1": [7.5, 31.25], "mAP": [6.5, 30.75]}}
+            name: {"R1": 10.0 + shift, "mAP": 8.0 + shift, "R5": 0.0, "R10": 0.0, "mINP": 0.0}
+            | {"interval": {"R1": [7.5, 31.25], "mAP": [6.5, 30.75]}}
             for name in ("entangled", "f_id", "v_id", "f_clo", "v_clo")
         }
-        return {"queries": images, "without_match": 0, "chance": {"R1": 1.25, "mAP": 2.5}, "features": found}
+        return {
+            "queries": images,
+            "without_match": 0,
+            "chance": dict.fromkeys(METRICS, 0.0) | {"R1": 1.25, "mAP": 2.5},
+            "features": found,
+        }
 
     row = {"value": 0.3125, "sample": 0.34, "null_mean": 0.0475, "null_95": 0.0625, "p": 0.003}
     values = {
@@ -44,11 +54,15 @@ def make_disentangled(folder: Path, images: int = 60) -> dict[str, Any]:
             "hat": {"kind": "clothing", "skipped": "only 1 of its values are shown by at least 5 people"},
         },
         "summary": {name: {"identity": 0.125, "clothing": 0.5} for name in (*PROBED, "other_kind")},
-        "dependence": {n: row for n in ("hsic", "hsic_normalised", "cka", "cka_debiased")} | {"people": 15},
+        "dependence": {n: row for n in ("hsic", "hsic_normalised", "cka", "cka_debiased")}
+        | {"images": images, "people": 15, "permutations": 1000},
         "retrieval": {"other": gallery(0.0), "same": gallery(20.0)},
         "tsne": {"identity_factor": "sex", "clothing_factor": "upper_colour", "perplexity": 30.0, "seed": 0},
         "features": {name: f"what {name} is" for name in PROBED},
+        "config": {"seed": 3},
+        "fingerprint": "ab" * 32,
         "counts": {"images": images, "ids": 15},
+        "seconds": 1.5,
         "checkpoint": {"epoch": 9, "step": 360, "sha256": "cd" * 32},
     }
     (folder / "disentangle.json").write_text(json.dumps(values))
@@ -92,10 +106,11 @@ def test_section_shows_the_numbers_and_how_to_read_them(run: Path) -> None:
 
 def test_points_have_the_colours_of_the_clothes(run: Path) -> None:
     make_disentangled(run)
-    values = read_run(run).disentangled
-    assert values is not None
-    plots = dict(disentangle_section.section(values)["plots"])
-    red, white = (int((values["arrays"]["tsne_clothing"] == colour).sum()) for colour in ("red", "white"))
+    read = read_run(run)
+    assert read.disentanglement is not None
+    arrays = read.feature_arrays
+    plots = dict(disentangle_section.section(read.disentanglement, arrays)["plots"])
+    red, white = (int((arrays["tsne_clothing"] == colour).sum()) for colour in ("red", "white"))
     svg = str(plots["f_id, by upper colour"])
     # One more of each in the legend.
     assert svg.count("#c42228") >= red + 1 and svg.count("#ecece8") >= white + 1
@@ -119,33 +134,39 @@ def test_files_that_do_not_fit_are_named(run: Path) -> None:
     (run / "disentangle.npz").unlink()
     with pytest.raises(FileNotFoundError, match=r"disentangle\.npz is missing: run `python -m training\.disentangle"):
         read_run(run)
-    other = values | {"checkpoint": {"sha256": "ee" * 32}}
+    other = values | {"checkpoint": values["checkpoint"] | {"sha256": "ee" * 32}}
     (run / "disentangle.json").write_text(json.dumps(other))
-    with pytest.raises(ValueError, match=r"disentangle\.json is of another checkpoint than eval\.json"):
+    with pytest.raises(ValueError, match=r"disentangle\.json was computed from a different checkpoint than eval\.json"):
         read_run(run)
     (run / "disentangle.json").write_text(json.dumps({"probes": None}))
-    with pytest.raises(ValueError, match=r"disentangle\.json lacks the fields summary, dependence, retrieval"):
+    with pytest.raises(
+        ValueError, match=r"disentangle\.json lacks the fields summary, retrieval, tsne, dependence, features, config"
+    ):
         read_run(run)
 
 
-def fusion_run(parameters: float, flops: float, memory: float, pairs: float, ap: float) -> dict[str, Any]:
+def fusion_run(parameters: int, flops: int, memory: float, pairs: float, ap: float) -> RowResult:
     def speed(median: float) -> list[dict[str, float]]:
+        about = {"batch": 32, "repetitions": 15}
         return [
-            {"median": median - 1, "low": median - 9, "high": median},
-            {"median": median + 1, "low": 1.0, "high": 99.0},
+            {"median": median - 1, "low": median - 9, "high": median} | about,
+            {"median": median + 1, "low": 1.0, "high": 99.0} | about,
         ]
 
-    return {
-        "parameters": {"total": parameters, "fusion": parameters / 4},
-        "flops": {"total": flops, "fusion": flops / 10},
+    values = make_row("full", 0.0, (0, 1)) | {
+        "parameters": {"total": parameters, "trained": parameters, "fusion": parameters // 4},
+        "flops": {"image": 0, "text": 0, "fusion": flops // 10, "total": flops},
         "memory_mb": {"training": [900.0, 901.0], "evaluation": [memory - 1, memory]},
         "speed": {"images": speed(200.0), "pairs": speed(pairs)},
-        "mean": {"mAP": ap},
-        "std": {"mAP": 0.5},
     }
+    values["mean"] |= {"mAP": ap}
+    return decode(RowResult, values, "summary.json")
 
 
-RUNS = {"Mamba": fusion_run(2e6, 4e6, 500.0, 50.0, 40.0), "Transformer": fusion_run(4e6, 16e6, 250.0, 25.0, 20.0)}
+RUNS = {
+    "Mamba": fusion_run(2_000_000, 4_000_000, 500.0, 50.0, 40.0),
+    "Transformer": fusion_run(4_000_000, 16_000_000, 250.0, 25.0, 20.0),
+}
 
 
 def test_the_best_row_of_each_axis_is_one() -> None:
@@ -169,10 +190,9 @@ def test_measured_values_stand_beside_the_radius() -> None:
 
 
 def test_an_axis_that_a_row_lacks_is_left_out() -> None:
-    runs = deepcopy(RUNS)
-    runs["Transformer"] |= {"flops": None, "speed": {"images": None, "pairs": None}}
-    shown = radar.radar(runs)
+    unmeasured = replace(RUNS["Transformer"], flops=None, speed=SpeedBySeed(images=None, pairs=None))
+    shown = radar.radar(RUNS | {"Transformer": unmeasured})
     assert shown["names"] == ["parameters", "MB of memory", "mAP"]
     assert shown["rows"][1] == ["MFLOP a pair, less is better", "4.000", "–", "–", "–"]
-    runs["Transformer"]["mean"]["mAP"] = 0.0
-    assert radar.normalise(runs)[0] == ["parameters", "MB of memory"]
+    lost = replace(unmeasured, mean=unmeasured.mean | {"mAP": 0.0})
+    assert radar.normalise(RUNS | {"Transformer": lost})[0] == ["parameters", "MB of memory"]

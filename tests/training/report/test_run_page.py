@@ -20,9 +20,9 @@ from tests.support.pedes_dataset import make_pedes
 from training import train as train_command
 from training.config import command_line, to_dict
 from training.config.recipes import get_recipe
+from training.evaluation.run_folder import read_run
 from training.report import config_rows, plots
 from training.report.__main__ import main
-from training.report.run_files import read_run
 from training.report.run_page import build_page, write_page
 from training.utils import cli
 
@@ -108,7 +108,7 @@ def test_every_plot_is_there_and_named(html):
 
 
 def test_best_validation_is_named(made, html):
-    best = max(read_run(made).validations, key=lambda line: line["R1"])
+    best = max(read_run(made).log.validations, key=lambda line: line["R1"])
     assert f"Highest R-1: {best['R1']:.2f} at epoch {best['epoch']}" in Page(html).words()
 
 
@@ -164,8 +164,8 @@ def test_a_step_that_was_run_again_counts_once(run):
     path = run / "metrics.jsonl"
     again = json.loads(path.read_text().splitlines()[5]) | {"loss": 99.0}
     path.write_text(path.read_text() + json.dumps(again) + "\n")
-    steps = read_run(run).steps
-    assert [line["step"] for line in steps] == list(range(1, 481)) and steps[5]["loss"] == 99.0
+    steps = read_run(run).log.steps
+    assert [line.step for line in steps] == list(range(1, 481)) and steps[5].loss == 99.0
 
 
 def test_thinning_keeps_the_mean():
@@ -191,25 +191,32 @@ def test_command_repeats_the_configuration_exactly():
 
 def test_unknown_recipe_is_said(run):
     config = json.loads((run / "eval.json").read_text())["config"] | {"recipe": "mine"}
-    assert "The recipe mine is not one of the named ones" in page_of(edit(run, config=config)).words()
+    assert "There is no recipe named mine" in page_of(edit(run, config=config)).words()
 
 
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({"metrics": {"R1": 1.0}}, "'metrics' must hold the finite numbers R1, R5, R10, mAP, mINP"),
-        ({"chance": CHANCE | {"mAP": math.nan}}, "'chance' must hold the finite numbers"),
-        ({"beta": "high"}, "'beta' must be a finite number, got 'high'"),
-        ({"counts": {"queries": 3}}, "'counts' must hold the numbers queries, gallery, ids"),
-        ({"config": {"seed": 0}}, "'config' must be the whole configuration of the run"),
-        ({"examples": [{"caption": "a man"}]}, r"examples\[0\] must have the fields caption, file_path, id, results"),
+        ({"metrics": {"R1": 1.0}}, r"eval\.json: metrics lacks the fields R5, R10, mAP, mINP"),
+        ({"chance": CHANCE | {"mAP": math.nan}}, r"eval\.json: chance\.mAP must be a finite number, got nan"),
+        ({"beta": "high"}, r"eval\.json: beta must be a finite number, got 'high'"),
+        ({"counts": {"queries": 3}}, r"eval\.json: counts lacks the fields gallery, ids"),
+        ({"config": {"seed": 0}}, r"eval\.json: config lacks the fields recipe, data"),
+        ({"examples": [{"caption": "a man"}]}, r"eval\.json: examples\[0\] lacks the fields file_path, id, results"),
         (
             {"examples": [{"caption": "a man", "file_path": "a.jpg", "id": 1, "results": [3]}]},
-            r"examples\[0\].results\[0\] must have the fields file_path, id, score, correct, got 3",
+            r"eval\.json: examples\[0\]\.results\[0\] must be an object, got 3",
         ),
+        ({"examples": {}}, r"eval\.json: examples must be a list, got {}"),
+        (
+            {"counts": {"queries": 3.5, "gallery": 1, "ids": 1}},
+            r"eval\.json: counts\.queries must be an integer, got 3\.5",
+        ),
+        ({"ties": "no"}, r"eval\.json: ties must be true or false, got 'no'"),
+        ({"versions": {"torch": 2}}, r"eval\.json: versions\.torch must be a string, got 2"),
         (
             {"histograms": {"gate_id": {"mean": 0.5}}},
-            "histograms.gate_id must have the fields edges, counts, mean, std",
+            r"eval\.json: histograms\.gate_id lacks the fields edges, counts, std",
         ),
     ],
 )
@@ -222,9 +229,9 @@ def test_eval_json_that_lacks_something(run, values, match):
     ("text", "match"),
     [
         ('{"kind": "step"', "metrics.jsonl line 1 is not valid JSON"),
-        ("[1]", "must hold a JSON object, got list"),
-        ('{"kind": "epoch"}', "'kind' must be one of step, validation, got 'epoch'"),
-        ('{"kind": "validation", "epoch": 1, "R1": 2.0}', "a validation line lacks a valid 'R5', 'R10', 'mAP', 'mINP'"),
+        ("[1]", r"metrics\.jsonl line 1 must be an object, got \[1\]"),
+        ('{"kind": "epoch"}', "'kind' must be step or validation, got 'epoch'"),
+        ('{"kind": "validation", "epoch": 1, "R1": 2.0}', r"metrics\.jsonl line 1 lacks the fields R5, R10, mAP, mINP"),
     ],
 )
 def test_metrics_that_are_broken(run, text, match):

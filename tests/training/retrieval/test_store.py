@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support import contents
 from tests.support.pedes_dataset import make_pedes
-from tests.support.tiny_run import contents, tiny_config
+from tests.support.tiny_run import tiny_config
 from training import search
 from training.config import to_dict
 from training.data.datasets import read_dataset
@@ -37,13 +38,8 @@ def make_index(images: int = 50, width: int = 8) -> Index:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pedes(tmp_path_factory.mktemp("pedes"), ids={"train": 3, "val": 1, "test": 4})
-
-
-@pytest.fixture(scope="module")
 def saved(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run leaves for a search: best.pt and tokenizer/."""
+    """Files of a run that a search needs: best.pt and tokenizer/."""
     run_dir, config, dataset = tmp_path_factory.mktemp("runs"), tiny_config(root), read_dataset(tiny_config(root).data)
     tokenizer = build_tokenizer(config.model.text, [text for r in dataset.splits["train"] for text in r.captions])
     torch.manual_seed(0)

@@ -49,52 +49,52 @@ def sample(number: int) -> tuple[attributes.Identity, attributes.Outfit, attribu
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("synthetic") / "nested" / "set"
     generate(out, ids=40, seed=3)
     return out
 
 
 @pytest.fixture(scope="module")
-def records(root: Path) -> list[dict[str, Any]]:
-    return json.loads((root / "reid_raw.json").read_text())
+def records(synthetic_root: Path) -> list[dict[str, Any]]:
+    return json.loads((synthetic_root / "reid_raw.json").read_text())
 
 
-def test_layout_is_that_of_cuhk_pedes(root, records):
+def test_layout_is_that_of_cuhk_pedes(synthetic_root, records):
     expected = {"reid_raw.json", "imgs", "descriptions.jsonl", "factors.jsonl", "synthetic.json"}
-    assert {path.name for path in root.iterdir()} == expected
-    assert [path.name for path in root.parent.iterdir()] == ["set"]  # nothing unfinished is left beside it
+    assert {path.name for path in synthetic_root.iterdir()} == expected
+    assert [path.name for path in synthetic_root.parent.iterdir()] == ["set"]  # nothing unfinished is left beside it
     for record in records:
         assert list(record) == ["split", "captions", "file_path", "processed_tokens", "id"]
         assert re.fullmatch(r"cam_[a-f]/\d{5}_\d\d\.jpg", record["file_path"])
         assert record["processed_tokens"] == [tokenize_caption(caption) for caption in record["captions"]]
         assert all(re.fullmatch(r"[a-z0-9]+", word) for words in record["processed_tokens"] for word in words)
-    on_disk = {str(path.relative_to(root / "imgs")) for path in (root / "imgs").rglob("*.jpg")}
+    on_disk = {str(path.relative_to(synthetic_root / "imgs")) for path in (synthetic_root / "imgs").rglob("*.jpg")}
     assert on_disk == {record["file_path"] for record in records}
-    with Image.open(root / "imgs" / records[0]["file_path"]) as image:
+    with Image.open(synthetic_root / "imgs" / records[0]["file_path"]) as image:
         assert (image.size, image.mode, image.format) == ((96, 192), "RGB", "JPEG")
 
 
-def test_the_reader_of_cuhk_pedes_reads_it(root, records):
-    dataset = read_dataset(DataConfig(root=str(root)))
+def test_the_reader_of_cuhk_pedes_reads_it(synthetic_root, records):
+    dataset = read_dataset(DataConfig(root=str(synthetic_root)))
     assert {split: len(rows) for split, rows in dataset.splits.items()} == Counter(r["split"] for r in records)
     assert all(record.identity and record.clothing for record in dataset.splits["train"])
 
 
-def test_splits_share_no_identity_and_the_summary_counts_them(root, records):
+def test_splits_share_no_identity_and_the_summary_counts_them(synthetic_root, records):
     splits = {split: {r["id"] for r in records if r["split"] == split} for split in SPLITS}
     assert [len(ids) for ids in splits.values()] == [30, 4, 6]
     assert set.union(*splits.values()) == set(range(1, 41))
-    summary = json.loads((root / "synthetic.json").read_text())
+    summary = json.loads((synthetic_root / "synthetic.json").read_text())
     assert {split: counts["ids"] for split, counts in summary["counts"].items()} == {"train": 30, "val": 4, "test": 6}
     assert sum(counts["images"] for counts in summary["counts"].values()) == len(records)
     assert sum(counts["captions"] for counts in summary["counts"].values()) == 2 * len(records)
     assert summary["parameters"]["seed"] == 3
 
 
-def test_identities_stay_and_clothes_change(root):
+def test_identities_stay_and_clothes_change(synthetic_root):
     by_id: dict[int, list[dict[str, Any]]] = {}
-    for row in load(root, "factors.jsonl"):
+    for row in load(synthetic_root, "factors.jsonl"):
         by_id.setdefault(row["id"], []).append(row)
     for rows in by_id.values():
         assert 4 <= len(rows) <= 8
@@ -107,16 +107,18 @@ def test_identities_stay_and_clothes_change(root):
     assert 5.4 < sum(map(len, by_id.values())) / len(by_id) < 6.6
 
 
-def test_ground_truth_stays_out_of_what_models_read(root, records):
-    read = (root / "reid_raw.json").read_text() + (root / "descriptions.jsonl").read_text()
+def test_ground_truth_stays_out_of_what_models_read(synthetic_root, records):
+    read = (synthetic_root / "reid_raw.json").read_text() + (synthetic_root / "descriptions.jsonl").read_text()
     assert not re.search(r'"(outfit|pose|shot|outfit_number|yaw|upper_colour|noise_seed|annotator)"', read)
     assert not any(re.search(r"\d", caption) for record in records for caption in record["captions"])
-    assert {row["file_path"] for row in load(root, "factors.jsonl")} == {record["file_path"] for record in records}
+    assert {row["file_path"] for row in load(synthetic_root, "factors.jsonl")} == {
+        record["file_path"] for record in records
+    }
 
 
-def test_two_captions_in_two_styles_of_usual_length(root, records):
+def test_two_captions_in_two_styles_of_usual_length(synthetic_root, records):
     styles: Counter[int] = Counter()
-    for record, row in zip(records, load(root, "factors.jsonl"), strict=True):
+    for record, row in zip(records, load(synthetic_root, "factors.jsonl"), strict=True):
         assert len(record["captions"]) == 2 == len({caption["style"] for caption in row["captions"]})
         styles.update(caption["style"] for caption in row["captions"])
         for caption in record["captions"]:
@@ -159,10 +161,10 @@ def test_captions_tell_only_what_the_view_shows():
     assert told["front", "face"] > 100 and told["front", "logo"] > 100
 
 
-def test_generated_texts_keep_identity_and_clothing_apart(root, records):
-    rows = load(root, "descriptions.jsonl")
+def test_generated_texts_keep_identity_and_clothing_apart(synthetic_root, records):
+    rows = load(synthetic_root, "descriptions.jsonl")
     assert [row["file_path"] for row in rows] == [record["file_path"] for record in records]
-    for row, truth in zip(rows, load(root, "factors.jsonl"), strict=True):
+    for row, truth in zip(rows, load(synthetic_root, "factors.jsonl"), strict=True):
         fields = ["file_path", "identity", "clothing", "style", "model", "prompt_hash", "params", "status"]
         assert list(row) == fields and (row["model"], row["status"]) == ("template", "ok")
         assert not re.search(rf"\b({CLOTHING})\b", row["identity"].lower())
@@ -172,7 +174,7 @@ def test_generated_texts_keep_identity_and_clothing_apart(root, records):
     assert {row["style"] for row in rows} == {0, 1, 2, 3} and len({row["prompt_hash"] for row in rows}) == 4
 
 
-def test_same_bytes_in_every_run_and_with_two_processes(tmp_path, root):
+def test_same_bytes_in_every_run_and_with_two_processes(tmp_path, synthetic_root):
     first = generate(tmp_path / "a", ids=6, seed=5, images_per_id=3, height=160, width=64)
     script = "import sys, pathlib\nfrom training.synthetic.dataset import generate\nif __name__ == '__main__':\n"
     script += "    generate(pathlib.Path(sys.argv[1]), 6, 5, 3, height=160, width=64, workers=2)\n"

@@ -5,7 +5,16 @@ import re
 import pytest
 from PIL import Image
 
-from tests.support.dataset_variants import ALLOW, TEST, TRAIN, VAL, copy, edit, levels, make
+from tests.support.pedes_dataset import (
+    ALLOW_COUNTS,
+    TEST,
+    TRAIN,
+    VAL,
+    copy_image,
+    edit_records,
+    make_valid,
+    problem_levels,
+)
 from training.data.validation.validate import validate_dataset
 
 
@@ -18,15 +27,15 @@ def captions(*changes):
         for number, caption in changes:
             records[number]["captions"][0] = caption
 
-    return lambda root: edit(root, change)
+    return lambda root: edit_records(root, change)
 
 
 def values(number, **fields):
-    return lambda root: edit(root, lambda records: records[number].update(fields))
+    return lambda root: edit_records(root, lambda records: records[number].update(fields))
 
 
 def person(who, **fields):
-    return lambda root: edit(root, lambda records: [r.update(fields) for r in records if r["id"] == who])
+    return lambda root: edit_records(root, lambda records: [r.update(fields) for r in records if r["id"] == who])
 
 
 def picture(path, mode, form="JPEG"):
@@ -50,7 +59,9 @@ DEFECTS = {
         "identities in more than one split: 9 in test and tr",
     ),
     "no val": (
-        lambda root: edit(root, lambda records: [r.update(split="test") for r in records if r["split"] == "val"]),
+        lambda root: edit_records(
+            root, lambda records: [r.update(split="test") for r in records if r["split"] == "val"]
+        ),
         "empty splits",
         "error",
         r"no records in the splits: val \(1 in all\)",
@@ -92,9 +103,14 @@ DEFECTS = {
         "error",
         r"1 image cannot .*\(no image: val 1\)",
     ),
-    "copy in test": (copy(TRAIN, TEST), "duplicates across splits", "warning", r"1 content is in more than one split"),
+    "copy in test": (
+        copy_image(TRAIN, TEST),
+        "duplicates across splits",
+        "warning",
+        r"1 content is in more than one split",
+    ),
     "copy of another": (
-        copy(TRAIN, "train/0002_1.jpg"),
+        copy_image(TRAIN, "train/0002_1.jpg"),
         "duplicates across people",
         "warning",
         "1 content is of several",
@@ -159,7 +175,7 @@ DEFECTS = {
         f"1 image is not RGB .converted on reading.: L 1; e.g. {TRAIN}",
     ),
     "copy of the person": (
-        copy(TRAIN, "train/0001_2.jpg"),
+        copy_image(TRAIN, "train/0001_2.jpg"),
         "duplicates within a person",
         "note",
         "1 content is of one per",
@@ -176,11 +192,11 @@ DEFECTS = {
 @pytest.mark.parametrize("name", DEFECTS)
 def test_every_defect_is_told(tmp_path, name):
     change, check, level, text = DEFECTS[name]
-    root = make(tmp_path / "set")
+    root = make_valid(tmp_path / "set")
     change(root)
-    result = validate_dataset("cuhk-pedes", root, ALLOW)
+    result = validate_dataset("cuhk-pedes", root, ALLOW_COUNTS)
     grave = {check: level} if level in ("error", "warning") else {}
-    assert levels(result) == grave
+    assert problem_levels(result) == grave
     told = [finding for finding in result.findings if finding.check == check and finding.level == level]
     assert any(re.match(text, finding.text) for finding in told), [finding.text for finding in told]
     assert result.verdict == ("no" if level == "error" else "yes")

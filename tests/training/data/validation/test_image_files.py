@@ -1,4 +1,4 @@
-"""What the validator finds in an image file, and the cache that keeps it."""
+"""Results of decoding an image file, and the cache that keeps them."""
 
 import io
 import json

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.support.caption_dataset import write_people
+from tests.support.pedes_dataset import write_people
 from training.config import EncoderConfig
 from training.data.tokenizer import build_tokenizer
 from training.describe.styles import command as styles

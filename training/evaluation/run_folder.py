@@ -1,0 +1,145 @@
+"""A run folder: the names of its files, and their contents as dataclasses; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+
+from training.engine.memory import Resources
+from training.evaluation.disentangle_result import ARRAYS, RESULT, Disentanglement
+from training.evaluation.result import METRICS, Evaluation, read_evaluation
+from training.utils.io import Keys, decode, parse_json, read_record
+
+EVALUATION, QUERIES = "eval.json", "eval-queries.npz"
+METRICS_LOG, CALLS, RESOURCES = "metrics.jsonl", "calls.json", "resources.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """A training step in metrics.jsonl; losses, weights and gradient norms by task."""
+
+    step: int
+    loss: float
+    losses: dict[str, float]
+    weights: dict[str, float]
+    norms: dict[str, float]
+    seconds: float = 0.0
+
+
+# A validation in metrics.jsonl: METRICS in percent, step, beta, seconds.
+Validation = Annotated[dict[str, float], Keys(("epoch", *METRICS))]
+
+
+@dataclass(frozen=True)
+class MetricsLog:
+    """Contents of metrics.jsonl in order; a step or an epoch that was repeated after a resume counts once, with its last
+    values."""
+
+    steps: list[TrainingStep] = field(default_factory=list)
+    validations: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder. Each file is read and checked on first use; errors are ValueErrors that name file and field."""
+
+    folder: Path
+
+    @property
+    def is_finished(self) -> bool:
+        """True for a run that is trained and evaluated."""
+        return (self.folder / EVALUATION).is_file()
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """Contents of eval.json. Raises FileNotFoundError without it, ValueError for results of paired-audit."""
+        if not self.is_finished:
+            path = self.folder / EVALUATION
+            raise FileNotFoundError(f"{path} is missing: run `python -m training.evaluate {self.folder}` first")
+        return read_evaluation(self.folder / EVALUATION)
+
+    @cached_property
+    def queries(self) -> dict[str, np.ndarray]:
+        """Arrays ap and r1 (Q,) in [0, 1] and ids (Q,) of eval-queries.npz. Raises FileNotFoundError without it."""
+        path = self.folder / QUERIES
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; delete or move {EVALUATION} beside it to re-evaluate")
+        return _read_arrays(path)
+
+    @cached_property
+    def calls(self) -> dict[str, int]:
+        """Operator calls of training by "op.backend.direction". Raises FileNotFoundError without calls.json."""
+        return read_record(self.folder / CALLS, dict[str, int])
+
+    @cached_property
+    def training_memory_mb(self) -> float | None:
+        """Peak memory of training; None while it has not finished."""
+        path = self.folder / RESOURCES
+        return read_record(path, Resources).memory_mb if path.exists() else None
+
+    @cached_property
+    def log(self) -> MetricsLog:
+        """Steps and validations of metrics.jsonl; empty without the file."""
+        path = self.folder / METRICS_LOG
+        return _read_log(path) if path.is_file() else MetricsLog()
+
+    @cached_property
+    def disentanglement(self) -> Disentanglement | None:
+        """Contents of disentangle.json; None without it. Raises ValueError when its checkpoint is not the evaluated one."""
+        path = self.folder / RESULT
+        if not path.is_file():
+            return None
+        result, evaluated = read_record(path, Disentanglement), self.evaluation.checkpoint
+        if result.checkpoint is None or evaluated is None or result.checkpoint.sha256 != evaluated.sha256:
+            raise ValueError(
+                f"{path} was computed from a different checkpoint than {EVALUATION}; delete or move the older of the two"
+            )
+        return result
+
+    @cached_property
+    def feature_arrays(self) -> dict[str, np.ndarray]:
+        """Arrays of disentangle.npz. Raises FileNotFoundError without it."""
+        path = self.folder / ARRAYS
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: run `python -m training.disentangle {self.folder}` again")
+        return _read_arrays(path)
+
+
+def read_run(folder: Path) -> Run:
+    """The run in `folder`, with the files that a report needs read and checked.
+
+    Raises FileNotFoundError when the folder or its eval.json is missing, and what the attributes of `Run` raise.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such run folder")
+    run = Run(folder)
+    if run.evaluation and run.log and run.disentanglement:
+        _ = run.feature_arrays
+    return run
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return {name: arrays[name] for name in arrays}
+
+
+def _read_log(path: Path) -> MetricsLog:
+    steps: dict[int, TrainingStep] = {}
+    validations: dict[float, dict[str, float]] = {}
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        source = f"{path} line {number}"
+        line = decode(dict[str, Any], parse_json(text, source), source)
+        kind = line.pop("kind", None)
+        if kind == "step":
+            step = decode(TrainingStep, line, source)
+            steps[step.step] = step
+        elif kind == "validation":
+            validation: dict[str, float] = decode(Validation, line, source)
+            validations[validation["epoch"]] = validation
+        else:
+            raise ValueError(f"{source}: 'kind' must be step or validation, got {kind!r}")
+    return MetricsLog([steps[key] for key in sorted(steps)], [validations[key] for key in sorted(validations)])
