@@ -21,7 +21,9 @@ BINDINGS = build.cuda_sources(suffixes=[".cpp"])
 
 @needs_nvcc
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("source", nvcc.sources(), ids=lambda p: "-".join(p.relative_to(build.ROOT / "csrc").with_suffix("").parts))
+@pytest.mark.parametrize(
+    "source", nvcc.sources(), ids=lambda p: "-".join(p.relative_to(build.ROOT / "csrc").with_suffix("").parts)
+)
 def test_device_code_compiles_without_warnings(source, arch):
     """Spilled registers are a matter of the budget on every architecture, the other numbers on one."""
     cubin, resources = nvcc.compile_cubin(source, arch)
@@ -31,7 +33,9 @@ def test_device_code_compiles_without_warnings(source, arch):
 
 
 @pytest.mark.skipif(nvcc.nvcc() is None, reason="the bindings are compiled against a CUDA toolkit, which is not there")
-@pytest.mark.parametrize("source", BINDINGS, ids=lambda p: "-".join(p.relative_to(build.ROOT / "csrc").with_suffix("").parts))
+@pytest.mark.parametrize(
+    "source", BINDINGS, ids=lambda p: "-".join(p.relative_to(build.ROOT / "csrc").with_suffix("").parts)
+)
 def test_bindings_compile_for_a_gpu(source):
     """As in the real build, against whatever torch is installed: nothing in them needs more than its stable headers."""
     include = [f"-isystem{p}" for p in (*cpp_extension.include_paths(), sysconfig.get_paths()["include"])]
