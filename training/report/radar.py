@@ -55,8 +55,8 @@ def normalise(rows: Mapping[str, RowResult]) -> tuple[list[str], dict[str, list[
 
 
 def radar(rows: Mapping[str, RowResult]) -> dict[str, Any]:
-    """ "names" and "series" of the plot as `normalise` returns them, and "head" and "rows" of the table: one row an axis, with
-    the measured value and the radius of each row of the experiment."""
+    """Values of the template: names and series of the plot as `normalise` returns them, and head and rows of the table, one
+    row an axis, with the measured value and the radius of each row of the experiment."""
     names, series = normalise(rows)
     cells = []
     for axis in AXES:
