@@ -15,9 +15,8 @@ from training.config.stages import (
     ModelConfig,
     OptimConfig,
     StyleMethod,
-    from_dict,
-    to_dict,
 )
+from training.config.storage import from_dict, to_dict
 
 __all__ = [
     "AdversarialMode",

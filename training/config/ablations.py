@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from training.config.recipes import texts_of, with_row
-from training.config.stages import Config, to_dict
+from training.config.stages import Config
+from training.config.storage import to_dict
 
 # The whole method, with which every other row is compared.
 FULL = "full"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import bdam_fast
 from training.config import AdversarialMode, Backend, LossConfig
-from training.models.model import Features, limited_gradient
+from training.models.features import Features, limited_gradient
 
 # Lower bound of the HSIC of a feature with itself: below it the feature counts as constant.
 MIN_HSIC = 1e-12

@@ -19,7 +19,8 @@ from training.config import Config, OptimConfig
 from training.data.loader import Batch
 from training.engine.gradnorm import GradNorm, backward_tasks
 from training.engine.losses import fixed_losses, task_losses, task_names
-from training.models.model import EncoderOutput, Model
+from training.models.features import EncoderOutput
+from training.models.model import Model
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Modules compiled by torch.compile, one graph each.

@@ -154,9 +154,10 @@ class VisualEncoder(_Backbone):
                 ),
                 add_pooling_layer=False,
             )
-            positions = backbone.embeddings.position_embeddings
+            embeddings: Any = backbone.embeddings
+            positions = embeddings.position_embeddings
             if config.stem == "convolutional":
-                backbone.embeddings.patch_embeddings = _ConvolutionalStem(config.width, config.patch_size)
+                embeddings.patch_embeddings = _ConvolutionalStem(config.width, config.patch_size)
                 # As large as the output of the stem: with smaller ones the mean of the tokens loses their positions.
                 nn.init.normal_(positions, std=POSITION_STD)
             else:
@@ -208,11 +209,11 @@ class TextEncoder(_Backbone):
                 ),
                 add_pooling_layer=False,
             )
-            embeddings: Any = backbone.embeddings
+            bert: Any = backbone
             if config.stem == "convolutional":
                 # Words first: at equal size, place and kind are two thirds of what a token says.
-                nn.init.normal_(embeddings.word_embeddings.weight, std=WORD_STD)
-                backbone.embeddings = _WindowEmbeddings(embeddings, config.width, pad_id)
+                nn.init.normal_(bert.embeddings.word_embeddings.weight, std=WORD_STD)
+                bert.embeddings = _WindowEmbeddings(bert.embeddings, config.width, pad_id)
         super().__init__(backbone, config.trainable)
         for name, needed in (("vocab_size", vocab_size), ("max_position_embeddings", max_length)):
             if getattr(backbone.config, name) < needed:

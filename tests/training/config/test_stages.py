@@ -15,7 +15,7 @@ from training.config import (
     from_dict,
     to_dict,
 )
-from training.config.stages import BEFORE
+from training.config.storage import BEFORE
 
 
 def test_round_trip_through_json():

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from tests.support.models import PRESETS, batch, build, paper, recommended, texts
 from training.engine.losses import fixed_losses, task_losses
-from training.models.model import VIEWS, EncoderOutput, hard_negatives, negative_indices
+from training.models.features import EncoderOutput, hard_negatives, negative_indices
+from training.models.model import VIEWS
 
 DATA = batch()
 # Parameters behind a softmax or a normalisation that removes what they add, up to rounding.
