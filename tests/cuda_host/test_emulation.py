@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from tests.support import ROOT
 from tests.support.cuda_host import broken, build
 
 NUMBERS = [float(i) for i in range(256)]
@@ -25,7 +26,7 @@ def in_a_process(name, **environment):
     """A run of a kernel that may stop its process."""
     command = [sys.executable, "-m", "tests.support.cuda_host.broken", str(build.probe_library()), name]
     env = {**os.environ, **environment}
-    return subprocess.run(command, cwd=build.HERE.parent, env=env, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 def sanitized(name):
