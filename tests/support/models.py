@@ -26,6 +26,7 @@ class Batch:
     captions: Texts
     identity: Texts
     clothing: Texts
+    other: Texts
     ids_B: Tensor
     clothing_group_B: Tensor
 
@@ -58,6 +59,7 @@ def paper() -> tuple[ModelConfig, LossConfig]:
         info_nce_symmetric=False,
         temperature=0.1,
         learn_temperature=False,
+        clothing_matching=False,
         adversarial_mode="paper",
         decoupling_measure="hsic",
         hsic_normalise=False,
@@ -89,7 +91,7 @@ def batch(count: int = 8, images_per_id: int = 2, seed: int = 0) -> Batch:
     ids = torch.arange(count) // images_per_id
     group = torch.arange(count).clamp_max(count - 2)
     images = torch.randn(count, 3, *IMAGE_SIZE, generator=g)
-    return Batch(images, texts(count, g), texts(count, g), texts(count, g), ids, group)
+    return Batch(images, texts(count, g), texts(count, g), texts(count, g), texts(count, g), ids, group)
 
 
 def unit(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -99,5 +101,5 @@ def unit(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def gradnorm_config(**changes: object) -> GradNormConfig:
-    """GradNorm that starts balancing after one step of averaging."""
-    return replace(GradNormConfig(warm_steps=1), **changes)
+    """GradNorm that starts balancing after one step of averaging, by plain steps, no task ahead of the others."""
+    return replace(GradNormConfig(warm_steps=1, alpha=1.5, lead=1.0, optimizer="plain"), **changes)

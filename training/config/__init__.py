@@ -2,6 +2,7 @@
 
 from training.config.stages import (
     STYLE_METHODS,
+    AdversarialMode,
     Backend,
     BdamConfig,
     Config,
@@ -14,11 +15,11 @@ from training.config.stages import (
     ModelConfig,
     OptimConfig,
     StyleMethod,
-    from_dict,
-    to_dict,
 )
+from training.config.storage import from_dict, to_dict
 
 __all__ = [
+    "AdversarialMode",
     "Backend",
     "BdamConfig",
     "Config",

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from training.config.recipes import texts_of, with_row
-from training.config.stages import Config, to_dict
+from training.config.stages import Config
+from training.config.storage import to_dict
 
 # The whole method, with which every other row is compared.
 FULL = "full"
@@ -21,7 +22,7 @@ TITLES = {
     "table3": "Table 3: losses",
     "table4": "Table 4: styles of the generated texts",
     "table5": "Table 5: data sets",
-    "readings": "Readings 1, 6 and 8: what decouples",
+    "readings": "Readings 1, 2, 6 and 8: what decouples",
     "fig5": "Figure 5: layers of the fusion",
 }
 ABLATIONS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -43,6 +44,7 @@ ABLATIONS: dict[str, tuple[tuple[str, str], ...]] = {
         (FULL, "Full model"),
         ("no-info-nce", "w/o InfoNCE"),
         ("no-triplet", "w/o triplet"),
+        ("no-clothing-matching", "w/o clothing matching"),
         ("no-adversarial", "w/o adversarial"),
         ("no-decoupling", "w/o decoupling"),
         ("no-gate-regularisation", "w/o gate regularisation"),
@@ -57,11 +59,14 @@ ABLATIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("style-dbscan", "DBSCAN"),
     ),
     "readings": (
-        (FULL, "Full model (adversary on identity, CKA)"),
-        ("adversary-paper", "adversary as printed"),
+        (FULL, "Full model (log-odds of a critic, CKA)"),
+        ("adversary-paper", "adversary as printed, no matching"),
+        ("adversary-intent", "adversary as printed, on identity"),
+        ("adversary-odds", "log-odds, no critic"),
         ("adversary-minimax", "gradient reversal"),
         ("decoupling-hsic", "HSIC in place of CKA"),
         ("captions-of-identity", "captions match the identity alone"),
+        ("captions-of-everybody", "captions match every image of the person"),
     ),
     "fig5": ((FULL, "Mamba"), ("transformer", "Transformer, 4 layers"), ("no-mamba", "Simple")),
 }

@@ -11,7 +11,8 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from training.config.recipes import RECIPES, ROWS, get_recipe
-from training.config.stages import Config, from_dict
+from training.config.stages import Config
+from training.config.storage import from_dict
 from training.utils import cli
 from training.utils.io import read_json
 

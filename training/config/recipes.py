@@ -49,15 +49,23 @@ def synthetic() -> Config:
     """Rendered pedestrians, encoders small enough to train from scratch on two CPU cores in minutes."""
     return Config(
         recipe="synthetic",
-        data=DataConfig(root="data/synthetic", image_size=(64, 32), text_length=48, pad=2, erase=0.0),
-        model=ModelConfig(
-            visual=EncoderConfig(width=96, layers=2, heads=4, patch_size=8),
-            text=EncoderConfig(width=96, layers=2, heads=4),
-            bdam=BdamConfig(self_layers=1, cross_layers=1, heads=4, dropout=0.0),
-            fusion=FusionConfig(width=48, layers=1, dropout=0.0),
+        data=DataConfig(
+            root="data/synthetic",
+            image_size=(64, 32),
+            text_length=48,
+            pad=2,
+            erase=0.0,
+            ids_per_batch=32,
+            images_per_id=2,
         ),
-        gradnorm=GradNormConfig(every=5),
-        optim=OptimConfig(lr=1.5e-3, epochs=5, warmup_epochs=1),
+        model=ModelConfig(
+            visual=EncoderConfig(width=128, layers=1, heads=4, patch_size=16, stem="convolutional"),
+            text=EncoderConfig(width=96, layers=1, heads=4, stem="convolutional", feed_forward=2),
+            bdam=BdamConfig(self_layers=1, cross_layers=1, heads=4, dropout=0.0),
+            fusion=FusionConfig(width=48, layers=1, state=8, dropout=0.0),
+        ),
+        gradnorm=GradNormConfig(every=16, lr=0.2, warm_steps=4),
+        optim=OptimConfig(lr=2e-3, epochs=12, warmup_epochs=1),
     )
 
 
@@ -97,17 +105,21 @@ def paper_readings(config: Config) -> Config:
             text_adapter_layers=1,
             text_pooling="mean",
             batch_norm=False,
-            bdam=replace(model.bdam, self_layers=6, cross_layers=3, heads=4, pre_norm=False, dropout=0.0),
-            fusion=replace(model.fusion, form="pooled", pre_norm=False),
+            bdam=replace(model.bdam, self_layers=6, cross_layers=3, heads=4, pre_norm=False, dropout=0.1),
+            fusion=replace(model.fusion, form="pooled", pre_norm=False, dropout=0.1),
         ),
         # Readings 1 to 9 and 15.
         loss=replace(
             loss,
             info_nce_texts="identity",
             info_nce_symmetric=False,
+            captions_to_identity=1.0,
+            both_captions=False,
+            caption_positives="own",
             temperature=0.1,
             learn_temperature=False,
             margin=0.3,
+            clothing_matching=False,
             adversarial_mode="paper",
             decoupling_measure="hsic",
             hsic_normalise=False,
@@ -116,9 +128,10 @@ def paper_readings(config: Config) -> Config:
             final_triplet=True,
             final_info_nce=False,
             final_matching=False,
+            final_gradient=1.0,
         ),
         # Readings 16 and 18.
-        gradnorm=replace(config.gradnorm, form="paper", alpha=1.5, lr=0.025),
+        gradnorm=replace(config.gradnorm, form="paper", alpha=1.5, lead=1.0, optimizer="plain", lr=0.025),
         # Readings 22 and 25.
         optim=replace(optim, optimizer="adam", lr=1e-4, weight_decay=1e-3, epochs=80, warmup_epochs=0),
         # Reading 24.
@@ -183,14 +196,18 @@ ROWS: dict[str, Change] = {
     # Table 3.
     "no-info-nce": _with_loss(info_nce=False),
     "no-triplet": _with_loss(triplet=False),
+    "no-clothing-matching": _with_loss(clothing_matching=False),
     "no-adversarial": _with_loss(adversarial=False),
     "no-decoupling": _with_loss(decoupling=False),
     "no-gate-regularisation": _with_loss(gate_regularisation=False),
-    # Alternatives to the defaults of readings 1, 6 and 8.
-    "adversary-paper": _with_loss(adversarial_mode="paper"),
+    # Alternatives to the defaults of readings 1, 2, 6 and 8.
+    "adversary-paper": _with_loss(adversarial_mode="paper", clothing_matching=False),
+    "adversary-intent": _with_loss(adversarial_mode="intent"),
+    "adversary-odds": _with_loss(adversarial_mode="odds"),
     "adversary-minimax": _with_loss(adversarial_mode="minimax"),
     "decoupling-hsic": _with_loss(decoupling_measure="hsic"),
     "captions-of-identity": _with_loss(info_nce_texts="both"),
+    "captions-of-everybody": _with_loss(caption_positives="identity"),
     # Table 4.
     **{f"style-{method}": _with_styles(method) for method in STYLE_METHODS},
     # Fig. 5.

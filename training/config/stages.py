@@ -6,16 +6,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from training.config.fields import Stage, Within
 
 # Methods of assigning captions to styles: the rows of Table 4.
 StyleMethod = Literal["none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan"]
 STYLE_METHODS: tuple[StyleMethod, ...] = typing.get_args(StyleMethod)
+AdversarialMode = Literal["paper", "intent", "odds", "critic", "minimax"]
 Backend = Literal["auto", "cuda", "triton", "cpu", "reference"]
 
 
@@ -58,8 +58,13 @@ class EncoderConfig(Stage):
     width: Annotated[int, Within(8)] = 128
     layers: Annotated[int, Within(1)] = 4
     heads: Annotated[int, Within(1)] = 4
+    # Width of the feed-forward parts, in widths.
+    feed_forward: Annotated[int, Within(1)] = 4
     # Square patches of this many pixels (visual encoder only).
     patch_size: Annotated[int, Within(2)] = 16
+    # How a small encoder makes tokens of its input: "plain", as ViT and BERT do (one linear map a patch, one vector a word),
+    # or "convolutional", which learns from nothing in minutes (3 x 3 convolutions down to the patch; windows of 3 words).
+    stem: Literal["plain", "convolutional"] = "plain"
     # Train the encoder; frozen otherwise (reading 11).
     trainable: bool = True
     # Learning rate relative to the base rate (reading 11: 0.1 for a fine-tuned BERT).
@@ -67,6 +72,8 @@ class EncoderConfig(Stage):
 
     def check(self) -> None:
         self.require(self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
+        power = self.stem == "plain" or self.patch_size & (self.patch_size - 1) == 0
+        self.require(power, "patch_size", "a power of two for a convolutional stem")
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,8 @@ class LossConfig(Stage):
 
     info_nce: bool = True
     triplet: bool = True
+    # Matching of the clothing branch with the clothing text, which makes it clothing (reading 6); eq. (1) has none.
+    clothing_matching: bool = True
     adversarial: bool = True
     decoupling: bool = True
     gate_regularisation: bool = True
@@ -149,16 +158,26 @@ class LossConfig(Stage):
     # "scored": the identity text for the identity embedding, and the caption for the sum of both embeddings, as retrieval
     # scores it at beta 1 (reading 24), so that the identity embedding need not encode clothing words.
     info_nce_texts: Literal["identity", "caption", "both", "scored"] = "scored"
-    # Symmetric with all pairs of one person as positives; off: image to text, diagonal only (reading 2).
+    # Image to text and text to image; off: image to text, diagonal only (reading 2).
     info_nce_symmetric: bool = True
+    # Share of the gradient of "scored" captions that reaches the identity embedding, which has no reason to know clothes; the
+    # clothing embedding gets all of it (reading 1).
+    captions_to_identity: Annotated[float, Within(0, 1)] = 0.25
+    # Read the other caption, which is encoded because it is fused, in InfoNCE too (reading 1).
+    both_captions: bool = True
+    # Which captions are positives of an image (reading 2): its own, those of other images of the person being left out since
+    # most of them are of other clothes, or all of the person. Identity texts are always those of the person.
+    caption_positives: Literal["own", "identity"] = "own"
     # Temperature: learned within [0.01, 0.5] from this start, or fixed (reading 3).
     temperature: Annotated[float, Within(0.01, 0.5)] = 0.07
     learn_temperature: bool = True
     # Triplet on squared L2 distances (reading 5).
     margin: Annotated[float, Within(0)] = 0.3
-    # "paper": eq. (1) as printed; "intent": clothing matching plus an adversary on identity; "minimax": gradient
-    # reversal (reading 6).
-    adversarial_mode: Literal["paper", "intent", "minimax"] = "intent"
+    # Loss of the adversary (reading 6), with P the probability of the own clothing text. "paper": eq. (1) as printed,
+    # -log(1 - P) of the clothing branch. On the identity branch: "intent", -log(1 - P), whose gradient is tiny where P is small;
+    # "odds", log P - log(1 - P) down to its value at chance; "critic", the same by a separate probe that learns to find the text
+    # in the identity branch; "minimax", a probe and gradient reversal, which does not stop at chance.
+    adversarial_mode: AdversarialMode = "critic"
     # Decoupling measure (eq. 2 and reading 8): "hsic" of the gated features, or "cka", the unbiased HSIC over the geometric
     # mean of the HSIC of each feature with itself, which features of less variance do not lower; L2 normalisation of the
     # features; and the kernel.
@@ -171,6 +190,14 @@ class LossConfig(Stage):
     final_triplet: bool = True
     final_info_nce: bool = True
     final_matching: bool = True
+    # Text that is fused where InfoNCE reads captions: "other", another caption of the image than the one that InfoNCE asks
+    # for (its identity text where it has one caption only), so that copying is no answer; or the same "caption".
+    final_text: Literal["other", "caption"] = "other"
+    # Wrong pairs of the matching head: the most similar wrong text of each second image and the most similar wrong image of
+    # each other text, or the "next" identity of the batch.
+    final_negatives: Literal["hard", "next"] = "hard"
+    # Share of the gradient of the fusion's losses that passes on into BDAM and the text encoder.
+    final_gradient: Annotated[float, Within(0, 1)] = 0.25
 
 
 @dataclass(frozen=True)
@@ -182,7 +209,11 @@ class GradNormConfig(Stage):
     # "recommended": target mean norm times ratio^alpha; "paper": ratio times the first task's norm, alpha the strength
     # (reading 16).
     form: Literal["recommended", "paper"] = "recommended"
-    alpha: float = 1.5
+    alpha: float = 0.5
+    # Target norm of the first task, InfoNCE, relative to that of each other one ("recommended" only).
+    lead: Annotated[float, Within(1e-3, 1e3)] = 4.0
+    # How s is stepped (reading 18): "adam", whatever the size of the norms, or "plain", lr times the gradient of eq. (5).
+    optimizer: Literal["adam", "plain"] = "adam"
     lr: Annotated[float, Within(0)] = 0.025
     # Coefficient of sum (log w)^2.
     log_penalty: Annotated[float, Within(0)] = 1e-3
@@ -232,8 +263,9 @@ class OptimConfig(Stage):
 class EvalConfig(Stage):
     """Protocol `dual` and its clothing weight (reading 24)."""
 
-    # Candidates for beta in cos(t, v_id) + beta cos(t, v_clo); chosen on validation, 0 always reported beside it.
-    betas: Annotated[tuple[float, ...], Within(0)] = (0.0, 0.25, 0.5, 1.0)
+    # Candidates for beta in cos(t, v_id) + beta cos(t, v_clo) (reading 24); chosen on validation, and refined around the best.
+    # 0 is always reported too; the last one is the clothing embedding alone, in a number that JSON can hold.
+    betas: Annotated[tuple[float, ...], Within(0)] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 1e6)
     batch_size: Annotated[int, Within(1)] = 128
     # Validation metric that selects the checkpoint.
     select_by: Literal["R1", "mAP"] = "R1"
@@ -255,41 +287,3 @@ class Config(Stage):
     gradnorm: GradNormConfig = field(default_factory=GradNormConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as plain JSON types (tuples become lists)."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(values: dict[str, Any]) -> Config:
-    """Config from the result of `to_dict`. Raises ValueError naming a field that is unknown, missing or of a wrong value."""
-    return _build(Config, values, "config")
-
-
-def _build(cls: type, values: Any, path: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must be an object with the fields of {cls.__name__}, got {values!r}")
-    for what, names in (("unknown", values.keys() - hints.keys()), ("missing", hints.keys() - values.keys())):
-        if names:
-            raise ValueError(f"{path}: {what} fields: {', '.join(sorted(names))}")
-    converted = {name: _convert(hints[name], values[name], f"{path}.{name}") for name in hints}
-    try:
-        return cls(**converted)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _build(hint, value, path)
-    if typing.get_origin(hint) is not tuple:
-        return value
-    kinds = typing.get_args(hint)
-    accepted = (int, float) if float in kinds else (int,)
-    numbers = isinstance(value, (list, tuple)) and all(type(v) in accepted for v in value)
-    if not numbers or (Ellipsis not in kinds and len(value) != len(kinds)):
-        count = "any number of" if Ellipsis in kinds else len(kinds)
-        raise ValueError(f"{path} must be a list of {count} {accepted[-1].__name__}s, got {value!r}")
-    return tuple(value)

@@ -45,14 +45,16 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch; the three texts of an image are in the same row and padded to the same T."""
+    """One training batch; the texts of an image are in the same row and padded to the same T."""
 
     # float32 (B, 3, H, W), augmented and normalised.
     images_BCHW: Tensor
-    # For each image one human caption, its identity text and its clothing text.
+    # For each image one human caption, its identity text, its clothing text, and another of its captions (its identity text
+    # if it has one caption only).
     captions: TextBatch
     identity: TextBatch
     clothing: TextBatch
+    other: TextBatch
     # Person ids, int64 (B).
     ids_B: Tensor
     # int64 (B); equal for equal clothing texts.
@@ -169,21 +171,29 @@ class TrainLoader:
     def _batch(self, indices: list[int], draws_BD: np.ndarray, pixels_BCHW: Tensor) -> Batch:
         config, row = self.config, self.table.row
         records = [self.records[i] for i in indices]
-        drawn = draws_BD[:, CAPTION_DRAW].tolist()
-        captions = [r.captions[int(u * len(r.captions))] for r, u in zip(records, drawn, strict=True)]
+        draws = (draws_BD[:, CAPTION_DRAW] * [len(r.captions) for r in records]).astype(int).tolist()
+        captions = [row[r.captions[i]] for r, i in zip(records, draws, strict=True)]
+        others = [row[_other_text(r, i)] for r, i in zip(records, draws, strict=True)]
         clothing = [row[r.clothing] for r in records]
-        texts = self.table.batch([*(row[text] for text in captions), *(row[r.identity] for r in records), *clothing])
-        parts = zip(texts.input_ids_BT.chunk(3), texts.attention_mask_BT.chunk(3), strict=True)
-        caption, identity, garments = (TextBatch(tokens, mask) for tokens, mask in parts)
+        texts = self.table.batch([*captions, *(row[r.identity] for r in records), *clothing, *others])
+        parts = zip(texts.input_ids_BT.chunk(4), texts.attention_mask_BT.chunk(4), strict=True)
+        caption, identity, garments, other = (TextBatch(tokens, mask) for tokens, mask in parts)
         return Batch(
             images_BCHW=transforms.augment(pixels_BCHW, draws_BD, config.pad, config.flip, config.erase),
             captions=caption,
             identity=identity,
             clothing=garments,
+            other=other,
             ids_B=torch.tensor([r.id for r in records]),
             clothing_group_B=torch.tensor(clothing),
             paths=tuple(r.file_path for r in records),
         )
+
+
+def _other_text(record: Record, drawn: int) -> str:
+    """The caption after the drawn one, cyclically; the identity text of an image with one caption only."""
+    captions = record.captions
+    return captions[(drawn + 1) % len(captions)] if len(captions) > 1 else record.identity
 
 
 def iterate_images(records: Sequence[Record], config: DataConfig, batch_size: int) -> Iterator[tuple[Tensor, slice]]:

@@ -25,6 +25,7 @@ class GradNorm:
         self.config = config
         self._log_weights = dict.fromkeys(tasks, 0.0)
         self._first_losses = dict.fromkeys(tasks, 0.0)
+        self._moments = {task: (0.0, 0.0) for task in tasks}
         self._steps = 0
 
     def weights(self) -> dict[str, float]:
@@ -59,6 +60,7 @@ class GradNorm:
         return {
             "log_weights": dict(self._log_weights),
             "first_losses": dict(self._first_losses),
+            "moments": {task: [*moments] for task, moments in self._moments.items()},
             "steps": self._steps,
         }
 
@@ -71,6 +73,9 @@ class GradNorm:
         # In the task order of this object: the first task is the reference of the form "paper".
         self._log_weights = {task: float(state["log_weights"][task]) for task in self._log_weights}
         self._first_losses = {task: float(state["first_losses"][task]) for task in self._first_losses}
+        # States of the time before Adam have none.
+        moments = state.get("moments", {})
+        self._moments = {task: tuple(moments.get(task, (0.0, 0.0))) for task in self._moments}
         self._steps = int(state["steps"])
 
     def _step(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> None:
@@ -82,24 +87,37 @@ class GradNorm:
         strength = config.alpha if config.form == "paper" else 1.0
         for task, value in weighted.items():
             pull = math.copysign(value, value - targets[task]) if value != targets[task] else 0.0
-            gradient = strength * pull + 2 * config.log_penalty * self._log_weights[task]
-            stepped[task] -= config.lr * gradient
+            # Relative to the mean norm: the penalty of the log weights must not depend on the unit of the norms.
+            unit = sum(weighted.values()) / len(weighted) if config.optimizer == "adam" else 1.0
+            gradient = strength * pull / unit + 2 * config.log_penalty * self._log_weights[task]
+            stepped[task] -= config.lr * (self._adam(task, gradient) if config.optimizer == "adam" else gradient)
         # Clipped before exp, which would overflow after a huge gradient.
         low, high = (math.log(bound) for bound in config.clip)
         clipped = {task: math.exp(min(max(s, low), high)) for task, s in stepped.items()}
         scale = len(clipped) / sum(clipped.values())
         self._log_weights = {task: math.log(w * scale) for task, w in clipped.items()}
 
+    def _adam(self, task: str, gradient: float) -> float:
+        """Direction of Adam (beta 0.9, 0.99): of size 1 whatever the size of the norms, which a plain step follows."""
+        first, second = self._moments[task]
+        first, second = 0.9 * first + 0.1 * gradient, 0.99 * second + 0.01 * gradient**2
+        self._moments[task] = first, second
+        steps = self._steps - self.config.warm_steps
+        root = math.sqrt(second / (1 - 0.99**steps))
+        return first / (1 - 0.9**steps) / root if root > 0 else 0.0
+
     def _targets(self, losses: Mapping[str, float], weighted: Mapping[str, float]) -> dict[str, float]:
-        """Target norm of each task with a gradient: mean norm times ratio^alpha, or (paper) ratio times the first task's norm."""
+        """Target norm of each task with a gradient: its part of all norms times ratio^alpha, or (paper) ratio times the first
+        task's norm."""
         ratios = {t: max(losses[t], 0.0) / max(self._first_losses[t], self.config.floor) for t in weighted}
         mean_ratio = sum(ratios.values()) / len(ratios)
         relative = {t: ratio / mean_ratio if mean_ratio > 0 else 1.0 for t, ratio in ratios.items()}
         if self.config.form == "paper":
             reference = next(iter(weighted.values()))
             return {t: r * reference for t, r in relative.items()}
-        mean_norm = sum(weighted.values()) / len(weighted)
-        return {t: mean_norm * r**self.config.alpha for t, r in relative.items()}
+        leads = {t: self.config.lead if t == next(iter(self._log_weights)) else 1.0 for t in weighted}
+        unit = sum(weighted.values()) / sum(leads.values())
+        return {t: leads[t] * unit * r**self.config.alpha for t, r in relative.items()}
 
 
 def backward_tasks(

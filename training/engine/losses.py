@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import bdam_fast
-from training.config import Backend, LossConfig
-from training.models.model import Features
+from training.config import AdversarialMode, Backend, LossConfig
+from training.models.features import Features, limited_gradient
 
 # Lower bound of the HSIC of a feature with itself: below it the feature counts as constant.
 MIN_HSIC = 1e-12
@@ -34,17 +34,28 @@ def _soft_cross_entropy(logits_BN: Tensor, positive_BN: Tensor) -> Tensor:
 
 
 def info_nce(
-    image_BE: Tensor, text_BE: Tensor, ids_B: Tensor, temperature: Tensor | float, *, symmetric: bool
+    image_BE: Tensor,
+    text_BE: Tensor,
+    ids_B: Tensor,
+    temperature: Tensor | float,
+    *,
+    symmetric: bool,
+    positives: Literal["own", "identity"] = "identity",
 ) -> Tensor:
     """InfoNCE of embeddings (eq. 3; text i belongs to image i): texts L2-normalised, images too or sums of L2-normalised ones.
 
-    symmetric: image to text and text to image, averaged, every pair of one id a positive and each row's target uniform
-    over its positives. Otherwise image to text with only pair (i, i) as positive, as printed.
+    symmetric: image to text and text to image, averaged. positives: "identity", every pair of one id, each row's target
+    uniform over its positives; "own", pair (i, i), the other pairs of its id left out of both sums. Not symmetric: image to
+    text with only pair (i, i) as positive and all others as negatives, as printed.
     """
     logits_BB = _logits(image_BE, text_BE, temperature)
+    own_B = torch.arange(len(logits_BB), device=logits_BB.device)
     if not symmetric:
-        return F.cross_entropy(logits_BB, torch.arange(len(logits_BB), device=logits_BB.device))
+        return F.cross_entropy(logits_BB, own_B)
     positive_BB = ids_B[:, None] == ids_B[None]
+    if positives == "own":
+        logits_BB = logits_BB.masked_fill(positive_BB & (own_B[:, None] != own_B), -torch.inf)
+        return (F.cross_entropy(logits_BB, own_B) + F.cross_entropy(logits_BB.T, own_B)) / 2
     return (_soft_cross_entropy(logits_BB, positive_BB) + _soft_cross_entropy(logits_BB.T, positive_BB)) / 2
 
 
@@ -82,28 +93,47 @@ def log_match(image_BE: Tensor, text_BE: Tensor, group_B: Tensor, temperature: T
     return log_p_B, logits_BB.masked_fill(excluded_BB, -torch.inf).logsumexp(1) - total_B
 
 
+def clothing_matching(v_clo_BE: Tensor, t_clothing_BE: Tensor, group_B: Tensor, temperature: Tensor | float) -> Tensor:
+    """-log P(f^_clo) of the own clothing text (reading 6): trains the clothing branch, its projection and the text, not the
+    temperature. `group_B` is equal where clothing texts are."""
+    return -log_match(v_clo_BE, t_clothing_BE, group_B, _constant(temperature))[0].mean()
+
+
 def clothing_adversarial(
     v_clo_BE: Tensor,
     v_id_hat_clo_BE: Tensor,
     t_clothing_BE: Tensor,
     group_B: Tensor,
     temperature: Tensor | float,
-    mode: Literal["paper", "intent", "minimax"],
+    mode: AdversarialMode,
+    v_critic_BE: Tensor | None = None,
 ) -> Tensor:
     """Clothing adversarial loss (eq. 1 and reading 6); `group_B` is equal for equal clothing texts.
 
-    paper: -log(1 - P(f^_clo)), trains everything that it depends on.
-    intent: -log P(f^_clo) trains the clothing branch, its projection, the text; -log(1 - P(f^_id)) trains f^_id only.
-    minimax: -log P(f^_clo) likewise; -log P(f^_id) trains the probe, and with reversed sign f^_id.
-    The adversary never trains texts or temperature: they could lower its loss without a change of the identity feature.
+    paper: -log(1 - P(f^_clo)), trains everything that it depends on. The other modes act on f^_id and never train texts or
+    temperature, which could lower the loss without a change of the identity feature.
+    intent: -log(1 - P(f^_id)). Where P is 1/B its gradient is 1/(B - 1) of that of -log P.
+    odds: log P(f^_id) - log(1 - P(f^_id)), no lower than at chance: below it f^_id would name the clothes by avoiding them.
+    critic: the same by the constant weights of a probe, which -log P of `v_critic_BE` trains.
+    minimax: -log P(f^_id) trains the probe, and with reversed sign f^_id.
     """
-    if isinstance(temperature, Tensor):
-        temperature = temperature.detach()
-    log_p_B, log_not_p_B = log_match(v_clo_BE, t_clothing_BE, group_B, temperature)
     if mode == "paper":
+        return -log_match(v_clo_BE, t_clothing_BE, group_B, _constant(temperature))[1].mean()
+    log_p_B, log_not_p_B = log_match(v_id_hat_clo_BE, t_clothing_BE.detach(), group_B, _constant(temperature))
+    if mode == "minimax":
+        return -log_p_B.mean()
+    if mode == "intent":
         return -log_not_p_B.mean()
-    id_log_p_B, id_log_not_p_B = log_match(v_id_hat_clo_BE, t_clothing_BE.detach(), group_B, temperature)
-    return -(log_p_B + (id_log_not_p_B if mode == "intent" else id_log_p_B)).mean()
+    chance_B = (group_B[:, None] == group_B[None]).to(log_p_B.dtype).mean(1)
+    # In a batch of one group the odds of chance are infinite, and nothing can be above them.
+    odds = (log_p_B - log_not_p_B - chance_B.logit()).mean().clamp_min(0)
+    if v_critic_BE is None:
+        return odds
+    return odds - log_match(v_critic_BE, t_clothing_BE.detach(), group_B, _constant(temperature))[0].mean()
+
+
+def _constant(temperature: Tensor | float) -> Tensor | float:
+    return temperature.detach() if isinstance(temperature, Tensor) else temperature
 
 
 def cka(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
@@ -155,6 +185,7 @@ def task_names(config: LossConfig, fusion: bool) -> list[str]:
     switches = {
         "info_nce": config.info_nce,
         "triplet": config.triplet,
+        "clothing": config.clothing_matching,
         "adversarial": config.adversarial,
         "decoupling": config.decoupling,
         "matching": config.final_matching and fusion,
@@ -169,20 +200,28 @@ def task_losses(
     for "info_nce" and "triplet" the same loss on f_final is added where reading 15 requires it."""
 
     def info() -> Tensor:
-        caption, identity = (features.v_id, features.t_caption), (features.v_id, features.t_identity)
-        scored = (features.v_id + features.v_clo, features.t_caption)
+        v_id, captions = features.v_id, [features.t_caption]
+        if config.both_captions and features.t_other is not None:
+            captions.append(features.t_other)
+        scored = limited_gradient(v_id, config.captions_to_identity) + features.v_clo
+        identity = [(v_id, features.t_identity)]
         pairs = {
             "identity": [identity],
-            "caption": [caption],
-            "both": [caption, identity],
-            "scored": [scored, identity],
+            "caption": [[(v_id, text) for text in captions]],
+            "both": [[(v_id, text) for text in captions], identity],
+            "scored": [[(scored, text) for text in captions], identity],
         }
-        symmetric, tau = config.info_nce_symmetric, features.temperature
-        chosen = pairs[config.info_nce_texts]
-        losses = [info_nce(image, text, ids_B, tau, symmetric=symmetric) for image, text in chosen]
-        total = torch.stack(losses).mean()
+        tau, chosen = features.temperature, pairs[config.info_nce_texts]
+
+        def loss(image: Tensor, text: Tensor) -> Tensor:
+            # The identity is shared by all images of a person, a caption is not.
+            positives = "identity" if text is features.t_identity else config.caption_positives
+            return info_nce(image, text, ids_B, tau, symmetric=config.info_nce_symmetric, positives=positives)
+
+        # Each kind of text weighs the same, whatever the number of its texts.
+        total = torch.stack([torch.stack([loss(*pair) for pair in kind]).mean() for kind in chosen]).mean()
         if features.f_final is not None and config.final_info_nce:
-            total = total + info_nce(features.f_final, features.t_caption, ids_B, tau, symmetric=symmetric)
+            total = total + loss(features.f_final, features.t_caption)
         return total
 
     def distances() -> Tensor:
@@ -191,9 +230,13 @@ def task_losses(
             total = total + triplet(features.f_final, ids_B, config.margin)
         return total
 
+    def clothing() -> Tensor:
+        return clothing_matching(features.v_clo, features.t_clothing, clothing_group_B, features.temperature)
+
     def adversary() -> Tensor:
         f, mode = features, config.adversarial_mode
-        return clothing_adversarial(f.v_clo, f.v_id_hat_clo, f.t_clothing, clothing_group_B, f.temperature, mode)
+        views = (f.v_clo, f.v_id_hat_clo, f.t_clothing)
+        return clothing_adversarial(*views, clothing_group_B, f.temperature, mode, f.v_critic)
 
     def decouple() -> Tensor:
         f, measure, normalise = features, config.decoupling_measure, config.hsic_normalise
@@ -207,6 +250,7 @@ def task_losses(
     functions: dict[str, Callable[[], Tensor]] = {
         "info_nce": info,
         "triplet": distances,
+        "clothing": clothing,
         "adversarial": adversary,
         "decoupling": decouple,
         "matching": match,

@@ -19,7 +19,8 @@ from training.config import Config, OptimConfig
 from training.data.loader import Batch
 from training.engine.gradnorm import GradNorm, backward_tasks
 from training.engine.losses import fixed_losses, task_losses, task_names
-from training.models.model import EncoderOutput, Model
+from training.models.features import EncoderOutput
+from training.models.model import Model
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Modules compiled by torch.compile, one graph each.
@@ -56,7 +57,7 @@ def learning_rate_factor(step: int, warmup: int, total: int) -> float:
 def build_optimizer(model: Model, config: OptimConfig) -> torch.optim.Optimizer:
     """Adam or AdamW over the model's parameter groups."""
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(model.parameter_groups(config.lr), lr=config.lr, weight_decay=config.weight_decay)
+    return kind(model.parameter_groups(config.lr), lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def configure_model(model: Model, config: OptimConfig, compiler: str = "inductor") -> None:

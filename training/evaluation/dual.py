@@ -20,6 +20,9 @@ from training.evaluation.metrics import QueryMetrics, embedding_metrics
 from training.evaluation.similarity import Similarity
 from training.models.model import Model
 
+# Beyond this beta the grid is not refined: what follows stands for the clothing embedding alone.
+LARGEST_BETA = 8.0
+
 
 @dataclass(frozen=True)
 class DualEmbeddings:
@@ -83,9 +86,23 @@ def evaluate_dual(
 def validate(model: Model, records: Sequence[Record], tokenizer: Any, config: Config) -> dict[str, float]:
     """Metrics of the validation split at its best beta by `EvalConfig.select_by` (the lowest one of equals), and beta.
 
+    Candidates are `EvalConfig.betas`, then the midpoints between the best one and its neighbours up to LARGEST_BETA.
     Keys: `METRICS`, "beta", and "beta0_R1", "beta0_mAP" for beta = 0.
     """
-    _, queries = evaluate_dual(model, records, tokenizer, config, config.eval.betas)
+    embeddings, queries = evaluate_dual(model, records, tokenizer, config, config.eval.betas)
     metrics = {beta: values.mean() for beta, values in queries.items()}
-    beta = max(sorted(metrics), key=lambda b: metrics[b][config.eval.select_by])
+
+    def best() -> float:
+        return max(sorted(metrics), key=lambda beta: metrics[beta][config.eval.select_by])
+
+    if between := _midpoints(sorted(metrics), best()):
+        metrics |= {beta: values.mean() for beta, values in embeddings.metrics(between).items()}
+    beta = best()
     return metrics[beta] | {"beta": beta, "beta0_R1": metrics[0.0]["R1"], "beta0_mAP": metrics[0.0]["mAP"]}
+
+
+def _midpoints(grid: list[float], best: float) -> list[float]:
+    """Between `best` and each of its neighbours in the sorted `grid`, as far as both are at most LARGEST_BETA."""
+    at = grid.index(best)
+    neighbours = [*grid[max(at - 1, 0) : at], *grid[at + 1 : at + 2]]
+    return [(best + beta) / 2 for beta in neighbours if max(best, beta) <= LARGEST_BETA]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from training.config import AdversarialMode
 
 
 class _GradientReversal(torch.autograd.Function):
@@ -24,20 +26,26 @@ class _GradientReversal(torch.autograd.Function):
 class ClothingHead(nn.Module):
     """Linear projection to the text dimension and L2 normalisation (paper 3.2), for f^_clo and for f^_id.
 
-    The adversary on f^_id depends on the mode (reading 6). "intent" and "paper": the projection of the clothing branch with
-    constant weights, so that its loss trains f^_id only (the loss of "paper" does not use it). "minimax": a separate probe
-    behind a gradient reversal, which learns to predict clothing from f^_id while f^_id learns to hide it.
+    The adversary on f^_id depends on the mode (reading 6). "intent", "odds" and "paper": the projection of the clothing
+    branch with constant weights, so that its loss trains f^_id only (the loss of "paper" does not use it). "critic" and
+    "minimax": a separate probe that learns to predict clothing from f^_id; the loss of f^_id uses its weights as constants, or
+    goes through a gradient reversal.
     """
 
-    def __init__(self, width: int, out: int, mode: Literal["paper", "intent", "minimax"]) -> None:
+    def __init__(self, width: int, out: int, mode: AdversarialMode) -> None:
         super().__init__()
+        self.mode = mode
         self.projection = nn.Linear(width, out)
-        self.probe = nn.Linear(width, out) if mode == "minimax" else None
+        self.probe = nn.Linear(width, out) if mode in ("critic", "minimax") else None
 
-    def forward(self, f_id_hat_BC: Tensor, f_clo_hat_BC: Tensor) -> tuple[Tensor, Tensor]:
-        """f^_id and f^_clo, (B, C) each -> v_clo and v_id_hat_clo, (B, E) each, L2-normalised."""
-        if self.probe is not None:
-            hidden_BE = self.probe(_GradientReversal.apply(f_id_hat_BC))
+    def forward(self, f_id_hat_BC: Tensor, f_clo_hat_BC: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """f^_id and f^_clo, (B, C) each -> v_clo, v_id_hat_clo and, with a critic, its own embedding of f^_id for training it;
+        (B, E) each, L2-normalised."""
+        probe, critic_BE = self.probe or self.projection, None
+        if self.mode == "critic":
+            critic_BE = F.normalize(probe(f_id_hat_BC.detach()), dim=-1)
+        if self.mode == "minimax":
+            hidden_BE = probe(_GradientReversal.apply(f_id_hat_BC))
         else:
-            hidden_BE = F.linear(f_id_hat_BC, self.projection.weight.detach(), self.projection.bias.detach())
-        return F.normalize(self.projection(f_clo_hat_BC), dim=-1), F.normalize(hidden_BE, dim=-1)
+            hidden_BE = F.linear(f_id_hat_BC, probe.weight.detach(), probe.bias.detach())
+        return F.normalize(self.projection(f_clo_hat_BC), dim=-1), F.normalize(hidden_BE, dim=-1), critic_BE

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from training.config import EncoderConfig
 
 _ATTENTION = "sdpa"
+# Standard deviations that new encoders with a convolutional stem start from.
+POSITION_STD, WORD_STD = 0.5, 0.1
 
 
 def _load(name: str, build: Callable[..., Any]) -> Any:
@@ -34,7 +37,7 @@ def _sizes(config: EncoderConfig) -> dict[str, Any]:
         "hidden_size": config.width,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
-        "intermediate_size": 4 * config.width,
+        "intermediate_size": config.feed_forward * config.width,
         "attn_implementation": _ATTENTION,
     }
 
@@ -71,6 +74,47 @@ class _Backbone(nn.Module):
     def _run(self, *args: Tensor, **kwargs: Any) -> Tensor:
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             return self.backbone(*args, **kwargs).last_hidden_state
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class _ConvolutionalStem(nn.Module):
+    """Patch embedding by convolutions (Xiao et al., Early Convolutions Help Transformers See Better, NeurIPS 2021): each halves
+    the image, down to one token per patch, and doubles the channels from 32, up to `width`; a last one keeps both.
+
+    patch: a power of two. Batch statistics are those of a micro-batch if there are several.
+    """
+
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        halvings = patch.bit_length() - 1
+        channels = [3, *(min(32 * 2**i, width) for i in range(halvings))]
+        self.convolutions = nn.Sequential(*(_convolution(a, b) for a, b in zip(channels, channels[1:], strict=False)))
+        self.projection = nn.Conv2d(channels[-1], width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) -> tokens (B, P, C)."""
+        return self.norm(self.projection(self.convolutions(images_BCHW))).relu().flatten(2).mT
+
+
+class _WindowEmbeddings(nn.Module):
+    """Embeddings of BERT plus a non-linear map of the three words around each: which colour belongs to which garment is said by
+    neighbouring words, and attention takes long to find them."""
+
+    def __init__(self, embeddings: nn.Module, width: int, pad_id: int) -> None:
+        super().__init__()
+        self.embeddings, self.pad_id = embeddings, pad_id
+        self.window = nn.Linear(3 * width, width)
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
+        """Token ids (B, T) -> (B, T, C); padding has no influence on other tokens."""
+        x_BTC = self.embeddings(input_ids=input_ids, **kwargs)
+        x_BTC = x_BTC * (input_ids != self.pad_id).to(x_BTC.dtype)[..., None]
+        before_BTC, after_BTC = F.pad(x_BTC[:, :-1], (0, 0, 1, 0)), F.pad(x_BTC[:, 1:], (0, 0, 0, 1))
+        return x_BTC + F.gelu(self.window(torch.cat([before_BTC, x_BTC, after_BTC], dim=2)))
 
 
 def _init_grid_positions(positions_1NC: nn.Parameter, image_size: tuple[int, int], patch: int) -> None:
@@ -110,7 +154,14 @@ class VisualEncoder(_Backbone):
                 ),
                 add_pooling_layer=False,
             )
-            _init_grid_positions(backbone.embeddings.position_embeddings, image_size, config.patch_size)
+            embeddings: Any = backbone.embeddings
+            positions = embeddings.position_embeddings
+            if config.stem == "convolutional":
+                embeddings.patch_embeddings = _ConvolutionalStem(config.width, config.patch_size)
+                # As large as the output of the stem: with smaller ones the mean of the tokens loses their positions.
+                nn.init.normal_(positions, std=POSITION_STD)
+            else:
+                _init_grid_positions(positions, image_size, config.patch_size)
         super().__init__(backbone, config.trainable)
         size, patch = backbone.config.image_size, backbone.config.patch_size
         if image_size[0] % patch or image_size[1] % patch:
@@ -158,6 +209,11 @@ class TextEncoder(_Backbone):
                 ),
                 add_pooling_layer=False,
             )
+            bert: Any = backbone
+            if config.stem == "convolutional":
+                # Words first: at equal size, place and kind are two thirds of what a token says.
+                nn.init.normal_(bert.embeddings.word_embeddings.weight, std=WORD_STD)
+                bert.embeddings = _WindowEmbeddings(bert.embeddings, config.width, pad_id)
         super().__init__(backbone, config.trainable)
         for name, needed in (("vocab_size", vocab_size), ("max_position_embeddings", max_length)):
             if getattr(backbone.config, name) < needed:

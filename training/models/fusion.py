@@ -38,7 +38,7 @@ class _MambaLayer(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(config.width) if config.pre_norm else nn.Identity()
         self.mamba = Mamba(config.width, d_state=config.state, d_conv=config.conv, backend=backend)
-        self.dropout = nn.Dropout(config.dropout if config.pre_norm else 0.0)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BLW: Tensor, seq_idx_BL: Tensor | None) -> Tensor:
         return x_BLW + self.dropout(self.mamba(self.norm(x_BLW), seq_idx=seq_idx_BL))

@@ -1,13 +1,13 @@
 """The whole model: encoders, decoupling, joint embedding, fusion. Its forward pass returns features, not losses.
 
-Shapes: B batch, P patches, T text tokens, V text views (VIEWS, in this order), C width of an encoder, E joint
-embedding, M image-text pairs of the matching head.
+Shapes: B batch, P patches, T text tokens, V text views (the first of VIEWS, in this order), C width of an encoder, E joint
+embedding, M image-text pairs shown to the matching head.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,109 +19,32 @@ from training.config import LossConfig, ModelConfig
 from training.models.bdam import Bdam, BdamOutput
 from training.models.clothing_head import ClothingHead
 from training.models.encoders import TextEncoder, VisualEncoder
+from training.models.features import (
+    EncoderOutput,
+    Features,
+    ImageEmbedding,
+    hard_negatives,
+    limited_gradient,
+    negative_indices,
+)
 from training.models.fusion import Fusion, FusionOutput, masked_mean, projection
 
 if TYPE_CHECKING:
     from training.data.loader import Batch, TextBatch
 
-VIEWS = ("caption", "identity", "clothing")
+VIEWS = ("caption", "identity", "clothing", "other")
+# Texts of a step are encoded in this many parts by length, of this many texts at least: 256 captions and descriptions of
+# 15 to 48 words are 12,288 tokens in one part, 8,400 in four.
+TEXT_PARTS, LEAST_PART = 4, 32
 # Bounds of the learned temperature (reading 3).
 TEMPERATURE_RANGE = (0.01, 0.5)
-
-
-@dataclass(frozen=True)
-class EncoderOutput:
-    """Outputs of the encoders, the inputs of the heads."""
-
-    image_tokens_BPC: Tensor
-    # All text views of the batch, from one call of the text encoder.
-    text_tokens_VBTC: Tensor
-    text_mask_VBT: Tensor
-    ids_B: Tensor
-
-    def tensors(self) -> list[Tensor]:
-        """[visual tokens, text tokens], the boundary between encoders and heads."""
-        return [self.image_tokens_BPC, self.text_tokens_VBTC]
-
-    def leaves(self) -> EncoderOutput:
-        """The same values detached from the encoders, as leaves that accumulate gradients."""
-        image, text = (x.detach().requires_grad_() for x in self.tensors())
-        return replace(self, image_tokens_BPC=image, text_tokens_VBTC=text)
-
-    def backward(self, leaves: EncoderOutput, rows: slice = slice(None)) -> None:
-        """One backward pass through the encoders with the gradients accumulated in `leaves`.
-
-        rows: position of the samples of this object in the batch of `leaves`.
-        """
-        image, text = (leaf.grad for leaf in leaves.tensors())
-        grads = [None if image is None else image[rows], None if text is None else text[:, rows]]
-        pairs = [(x, g) for x, g in zip(self.tensors(), grads, strict=True) if x.requires_grad and g is not None]
-        if pairs:
-            torch.autograd.backward([x for x, _ in pairs], [grad for _, grad in pairs])
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features of a batch for losses, evaluation and reports. Embeddings (B, E) are L2-normalised."""
-
-    # Pooled branches, gate (None without one) and gated branches of the decoupling module, (B, C).
-    f_id_hat: Tensor
-    f_clo_hat: Tensor
-    gate: Tensor | None
-    f_id: Tensor
-    f_clo: Tensor
-    # Image embeddings: identity, clothing, and the adversary's projection of f^_id to the space of clothing texts.
-    v_id: Tensor
-    v_clo: Tensor
-    v_id_hat_clo: Tensor
-    # Text embeddings, all in one space.
-    t_caption: Tensor
-    t_identity: Tensor
-    t_clothing: Tensor
-    # Scalar tau.
-    temperature: Tensor
-    # Fused embedding of each image with its own text, and the weights (B, 2) of image and text; None without fusion.
-    f_final: Tensor | None = None
-    fusion_weights: Tensor | None = None
-    # Logits (M,) and labels (M,) of the matching head: B matching pairs, then one mismatched pair per image (none in a
-    # batch of one identity); None when the head is off.
-    matching_logits: Tensor | None = None
-    matching_labels: Tensor | None = None
-
-    def to_float32(self) -> Features:
-        """The features in float32 or wider: the 16 bits of autocast are too coarse for the losses."""
-        values = {k: v for k, v in vars(self).items() if v is not None}
-        return replace(self, **{k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in values.items()})
-
-
-@dataclass(frozen=True)
-class ImageEmbedding:
-    """Embeddings of gallery images, L2-normalised."""
-
-    v_id_BE: Tensor
-    v_clo_BE: Tensor
-    # None without a gate.
-    gate_BC: Tensor | None
-
-
-def negative_indices(ids_B: Tensor) -> Tensor | None:
-    """For each sample the index of one with a different id, (B,) int64: the first one, searched cyclically from half a batch
-    further on. Deterministic. None when the whole batch has one id."""
-    count = ids_B.shape[0]
-    steps = torch.arange(count, device=ids_B.device)
-    order_BB = (steps[:, None] + count // 2 + steps[None]) % count
-    different_BB = ids_B[:, None] != ids_B[order_BB]
-    # With two ids in the batch every row has a different one.
-    if not bool(different_BB.any()):
-        return None
-    return order_BB[steps, different_BB.to(torch.uint8).argmax(1)]
 
 
 class Model(nn.Module):
     """Model of the paper's figure 2, in the readings of the configurations.
 
-    The fused text is the text of InfoNCE: the identity text if `info_nce_texts` is "identity" (paper 3.4), otherwise the
-    caption, because queries are captions.
+    The fused text is of the kind of the text of InfoNCE: the identity text if `info_nce_texts` is "identity" (paper 3.4),
+    otherwise a caption, because queries are captions.
 
     Raises RuntimeError or ValueError as the encoders, the decoupling module and the fusion do.
     """
@@ -151,7 +74,10 @@ class Model(nn.Module):
         if config.fusion.enabled:
             self.fusion = Fusion(image_width, text_width, config.fusion, out, config.backend, config.batch_norm)
             self.matching_head = nn.Linear(out, 1) if loss.final_matching else None
-        self.fused_view = VIEWS.index("identity" if loss.info_nce_texts == "identity" else "caption")
+        self.loss = loss
+        self.fused_view = VIEWS.index("identity" if loss.info_nce_texts == "identity" else loss.final_text)
+        # The other caption is encoded only where it is fused.
+        self.views = VIEWS if config.fusion.enabled and self.fused_view == 3 else VIEWS[:3]
         start = torch.tensor(math.log(loss.temperature))
         self.log_temperature = nn.Parameter(start, requires_grad=loss.learn_temperature)
 
@@ -162,12 +88,12 @@ class Model(nn.Module):
         return self.log_temperature.exp()
 
     def encode(self, batch: Batch) -> EncoderOutput:
-        """Runs both encoders, the text encoder once for the three text views."""
-        views = [batch.captions, batch.identity, batch.clothing]
+        """Runs both encoders on the images and the text views of a step."""
+        views = [batch.captions, batch.identity, batch.clothing, batch.other][: len(self.views)]
         input_ids = torch.cat([view.input_ids_BT for view in views])
         mask = torch.cat([view.attention_mask_BT for view in views])
         with span("text encoder"):
-            tokens = self.text(input_ids, mask)
+            tokens = self._encode_texts(input_ids, mask)
         with span("visual encoder"):
             image = self.visual(batch.images_BCHW)
         split = (len(views), batch.images_BCHW.shape[0])
@@ -177,12 +103,11 @@ class Model(nn.Module):
         """Runs everything after the encoders."""
         with span("bdam"):
             image = self.bdam(encoded.image_tokens_BPC)
-        v_clo, v_id_hat_clo = self.clothing_head(image.f_id_hat_BC, image.f_clo_hat_BC)
+        v_clo, v_id_hat_clo, v_critic = self.clothing_head(image.f_id_hat_BC, image.f_clo_hat_BC)
         pooled_VBC = self._pool(encoded.text_tokens_VBTC.flatten(0, 1), encoded.text_mask_VBT.flatten(0, 1))
         pooled_VBC = pooled_VBC.unflatten(0, encoded.text_mask_VBT.shape[:2])
-        t_caption, t_identity, t_clothing = (
-            self._embed_text(pooled_VBC.flatten(0, 1)).unflatten(0, pooled_VBC.shape[:2]).unbind(0)
-        )
+        t_VBE = self._embed_text(pooled_VBC.flatten(0, 1)).unflatten(0, pooled_VBC.shape[:2])
+        t_caption, t_identity, t_clothing = t_VBE[:3].unbind(0)
         features = Features(
             f_id_hat=image.f_id_hat_BC,
             f_clo_hat=image.f_clo_hat_BC,
@@ -192,13 +117,15 @@ class Model(nn.Module):
             v_id=self._embed_identity(image),
             v_clo=v_clo,
             v_id_hat_clo=v_id_hat_clo,
+            v_critic=v_critic,
+            t_other=t_VBE[3] if len(t_VBE) > 3 else None,
             t_caption=t_caption,
             t_identity=t_identity,
             t_clothing=t_clothing,
             temperature=self.temperature(),
         )
         with span("fusion"):
-            return self._add_fusion(features, image, encoded, pooled_VBC[self.fused_view])
+            return self._add_fusion(features, image, encoded, pooled_VBC, t_VBE)
 
     def forward(self, batch: Batch) -> Features:
         """Features of a batch: `heads(encode(batch))`."""
@@ -264,6 +191,20 @@ class Model(nn.Module):
             group["params"].append(parameter)
         return list(groups.values())
 
+    def _encode_texts(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """Tokens (N, T, C), zero in padding; texts of similar length are encoded together, the shorter ones with less padding."""
+        parts = min(TEXT_PARTS, len(mask_NT) // LEAST_PART)
+        if parts < 2:
+            return self.text(input_ids_NT, mask_NT)
+        lengths_N = mask_NT.sum(1)
+        order_N = lengths_N.argsort(stable=True)
+        tokens = []
+        for rows in order_N.chunk(parts):
+            longest = int(lengths_N[rows[-1]])
+            encoded = self.text(input_ids_NT[rows, :longest], mask_NT[rows, :longest])
+            tokens.append(F.pad(encoded, (0, 0, 0, mask_NT.shape[1] - longest)))
+        return torch.cat(tokens).index_select(0, order_N.argsort())
+
     def _pool(self, tokens_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         return tokens_BTC[:, 0] if self.config.text_pooling == "cls" else masked_mean(tokens_BTC, mask_BT)
 
@@ -274,20 +215,21 @@ class Model(nn.Module):
         return F.normalize(self.identity_projection(image.f_id_BC), dim=-1)
 
     def _add_fusion(
-        self, features: Features, image: BdamOutput, encoded: EncoderOutput, text_pooled_BC: Tensor
+        self, features: Features, image: BdamOutput, encoded: EncoderOutput, pooled_VBC: Tensor, t_VBE: Tensor
     ) -> Features:
-        """Fuses matching pairs and, for the matching head, one mismatched pair per image, in one pass."""
+        """Fuses right pairs and, for the matching head, one wrong pair for each, all in one pass."""
         if self.fusion is None:
             return features
-        count = encoded.ids_B.shape[0]
-        tokens_BTC, mask_BT = encoded.text_tokens_VBTC[self.fused_view], encoded.text_mask_VBT[self.fused_view]
-        image_parts = [image.id_tokens_BPC, image.f_id_BC]
-        text_parts = [tokens_BTC, mask_BT, text_pooled_BC]
-        labels_M = torch.ones(count, device=tokens_BTC.device)
-        if self.matching_head is not None and (negative_B := negative_indices(encoded.ids_B)) is not None:
+        count, share, view = encoded.ids_B.shape[0], self.loss.final_gradient, self.fused_view
+        image_parts = [limited_gradient(image.id_tokens_BPC, share), limited_gradient(image.f_id_BC, share)]
+        text_parts = [limited_gradient(encoded.text_tokens_VBTC[view], share), encoded.text_mask_VBT[view]]
+        text_parts.append(limited_gradient(pooled_VBC[view], share))
+        labels_M = torch.ones(count, device=encoded.ids_B.device)
+        wrong = self._wrong_pairs(features, t_VBE[view], encoded.ids_B) if self.matching_head is not None else None
+        if wrong is not None:
             # Concatenated, not indexed: the gradient of indexing costs 8 of 258 ms of a step of the synthetic recipe.
-            image_parts = [torch.cat([part, part]) for part in image_parts]
-            text_parts = [torch.cat([part, part[negative_B]]) for part in text_parts]
+            image_parts = [torch.cat([part, _rows(part, wrong[0])]) for part in image_parts]
+            text_parts = [torch.cat([part, _rows(part, wrong[1])]) for part in text_parts]
             labels_M = torch.cat([labels_M, torch.zeros_like(labels_M)])
         fused = self.fusion(*image_parts, *text_parts)
         features = replace(
@@ -297,3 +239,23 @@ class Model(nn.Module):
             return features
         logits_M = self.matching_head(fused.f_final_BE)[:, 0]
         return replace(features, matching_logits=logits_M, matching_labels=labels_M.to(logits_M.dtype))
+
+    @torch.no_grad()
+    def _wrong_pairs(
+        self, features: Features, t_fused_BE: Tensor, ids_B: Tensor
+    ) -> tuple[Tensor | None, Tensor | None] | None:
+        """Images and texts (B,) of the wrong pairs, None for those of the right ones; None when there are no wrong pairs."""
+        if self.loss.final_negatives == "next":
+            others = negative_indices(ids_B)
+            return None if others is None else (None, others)
+        similarity_BB = (features.v_id + features.v_clo) @ t_fused_BE.T
+        texts, images = hard_negatives(similarity_BB, ids_B), hard_negatives(similarity_BB.T, ids_B)
+        if texts is None or images is None:
+            return None
+        own = torch.arange(len(ids_B), device=ids_B.device)
+        wrong_text = own % 2 == 0
+        return torch.where(wrong_text, own, images), torch.where(wrong_text, texts, own)
+
+
+def _rows(part: Tensor, index: Tensor | None) -> Tensor:
+    return part if index is None else part[index]

@@ -31,7 +31,10 @@ def test_a_recipe_knows_its_name_and_survives_storage(name: str) -> None:
 def test_default_is_the_recommended_reading() -> None:
     assert changed(get_recipe("cuhk-pedes"), Config()) == {"recipe"}
     synthetic = get_recipe("synthetic")
-    assert synthetic.loss == Config().loss and replace(synthetic.gradnorm, every=1) == Config().gradnorm
+    assert (
+        synthetic.loss == Config().loss
+        and replace(synthetic.gradnorm, every=1, lr=0.025, warm_steps=20) == Config().gradnorm
+    )
 
 
 @pytest.mark.parametrize(("name", "root"), [("icfg-pedes", "data/ICFG-PEDES"), ("rstpreid", "data/RSTPReid")])
@@ -51,19 +54,25 @@ def test_paper_readings_change_what_the_table_names() -> None:
         "model.batch_norm",
         "model.bdam.heads",
         "model.bdam.pre_norm",
-        "model.bdam.dropout",
         "model.fusion.form",
         "model.fusion.pre_norm",
         "loss.info_nce_texts",
         "loss.info_nce_symmetric",
         "loss.temperature",
         "loss.learn_temperature",
+        "loss.captions_to_identity",
+        "loss.both_captions",
+        "loss.clothing_matching",
         "loss.adversarial_mode",
         "loss.decoupling_measure",
         "loss.hsic_normalise",
         "loss.final_info_nce",
         "loss.final_matching",
+        "loss.final_gradient",
         "gradnorm.form",
+        "gradnorm.alpha",
+        "gradnorm.lead",
+        "gradnorm.optimizer",
         "optim.optimizer",
         "optim.epochs",
         "optim.warmup_epochs",

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -14,6 +15,7 @@ from training.config import (
     from_dict,
     to_dict,
 )
+from training.config.storage import BEFORE
 
 
 def test_round_trip_through_json():
@@ -77,6 +79,30 @@ def test_wrong_values_of_a_stored_configuration_are_named(stage, field, value, t
     (values[stage] if stage else values)[field] = value
     with pytest.raises(ValueError, match=text):
         from_dict(values)
+
+
+def test_a_configuration_of_an_earlier_version_means_what_it_meant():
+    """Fields that it lacks take the value of that time, which is not always today's default."""
+    values = json.loads(json.dumps(to_dict(Config())))
+    for path in BEFORE:
+        *stages, name = path.split(".")
+        functools.reduce(lambda stage, key: stage[key], stages, values).pop(name)
+    del values["loss"]["clothing_matching"]
+    config = from_dict(values)
+    assert config.loss.caption_positives == "identity" and config.loss.final_text == "caption"
+    assert (
+        config.loss.captions_to_identity == 1.0 and not config.loss.both_captions and config.loss.final_gradient == 1.0
+    )
+    assert (config.gradnorm.optimizer, config.gradnorm.lead) == ("plain", 1.0)
+    assert (config.model.visual.stem, config.model.text.feed_forward) == ("plain", 4)
+    # The adversary's switch was that of the matching too, of which eq. (1) has none.
+    for mode, on, matching in (("intent", True, True), ("intent", False, False), ("paper", True, False)):
+        values["loss"] |= {"adversarial_mode": mode, "adversarial": on}
+        assert from_dict(values).loss.clothing_matching == matching
+    assert "clothing_matching" not in values["loss"]
+    for broken in (None, {"loss": None}, {"model": {"visual": 3}}):
+        with pytest.raises(ValueError, match="^config"):
+            from_dict(broken)
 
 
 def test_configuration_is_frozen():

@@ -9,7 +9,7 @@ from tests.support.pedes_dataset import make_pedes
 from training.config import DataConfig, EncoderConfig
 from training.data.datasets import read_dataset
 from training.data.images import transforms
-from training.data.loader import Batch, TrainLoader, iterate_images, tokenize
+from training.data.loader import Batch, TrainLoader, _other_text, iterate_images, tokenize
 from training.data.tokenizer import build_tokenizer
 
 PLAIN = {"pad": 0, "flip": 0.0, "erase": 0.0}
@@ -34,7 +34,7 @@ def make(config):
 
 
 def tensors(batch: Batch) -> list[torch.Tensor]:
-    texts = [batch.captions, batch.identity, batch.clothing]
+    texts = [batch.captions, batch.identity, batch.clothing, batch.other]
     parts = [part for text in texts for part in (text.input_ids_BT, text.attention_mask_BT)]
     return [batch.images_BCHW, batch.ids_B, batch.clothing_group_B, *parts]
 
@@ -65,6 +65,9 @@ def test_rows_of_a_batch_belong_together(make, config, images_per_id):
         read = make.tokenizer.batch_decode(batch.captions.input_ids_BT, skip_special_tokens=True)
         as_read = [[make.tokenizer.decode(make.tokenizer(c)["input_ids"][1:-1]) for c in r.captions] for r in rows]
         assert all(text in captions for text, captions in zip(read, as_read, strict=True))
+        # Two captions an image: the other one is the one that was not drawn.
+        others = make.tokenizer.batch_decode(batch.other.input_ids_BT, skip_special_tokens=True)
+        assert [sorted(pair) for pair in zip(read, others, strict=True)] == [sorted(captions) for captions in as_read]
         for text, texts in ((batch.identity, [r.identity for r in rows]), (batch.clothing, [r.clothing for r in rows])):
             alone = tokenize(make.tokenizer, texts, 64)
             length = alone.input_ids_BT.shape[1]
@@ -81,10 +84,20 @@ def test_rows_of_a_batch_belong_together(make, config, images_per_id):
 def test_texts_share_the_length_of_the_longest(make):
     for text_length in (64, 8):
         for batch in make(text_length=text_length):
-            masks = [text.attention_mask_BT for text in (batch.captions, batch.identity, batch.clothing)]
+            masks = [text.attention_mask_BT for text in (batch.captions, batch.identity, batch.clothing, batch.other)]
             assert len({mask.shape for mask in masks}) == 1
             assert max(int(mask.sum(1).max()) for mask in masks) == masks[0].shape[1] <= text_length
             assert {text.input_ids_BT.dtype for text in (batch.captions, batch.clothing)} == {torch.int64}
+
+
+def test_the_other_caption_of_an_image_with_one_is_its_identity_text(make):
+    dataset = make.dataset
+    single = [dataclasses.replace(r, captions=r.captions[:1]) for r in dataset.splits["train"]]
+    loader = make()
+    loader.records = single
+    batch = next(iter(loader))
+    assert torch.equal(batch.other.input_ids_BT, batch.identity.input_ids_BT)
+    assert _other_text(dataclasses.replace(single[0], captions=("a", "b", "c")), 2) == "a"
 
 
 def test_every_caption_is_drawn_sooner_or_later(make):

@@ -69,6 +69,49 @@ def test_weights_sum_to_the_number_of_tasks_and_balance_the_norms(form):
     assert max(weighted) / min(weighted) < 1.2
 
 
+def test_adam_balances_norms_of_the_sizes_that_occur():
+    """Norms on the visual tokens from 0.0005 to 0.07: 40 updates, a quarter of an epoch of measurements at every step, bring
+    the weighted norms within a factor of 2; plain steps of the same rate do not move them."""
+    norms, losses = {"a": 0.07, "b": 0.02, "c": 0.002}, dict.fromkeys(TASKS, 1.0)
+
+    def spread(**changes):
+        balance = GradNorm(TASKS, gradnorm_config(lr=0.2, **changes))
+        for _ in range(40):
+            balance.update(losses, norms)
+        weighted = [balance.weights()[t] * norms[t] for t in TASKS]
+        return max(weighted) / min(weighted)
+
+    assert spread(optimizer="adam") < 2 and spread(optimizer="plain") > 20
+
+
+def test_adam_by_hand():
+    """Against torch.optim.Adam on s, with the gradient of eq. (5) in its closed form, relative to the mean norm."""
+    config = gradnorm_config(optimizer="adam", lr=0.05, log_penalty=0.0, clip=(1e-9, 1e9))
+    balance = GradNorm(TASKS, config)
+    losses = dict.fromkeys(TASKS, 1.0)
+    balance.update(losses, losses)
+    s = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([s], lr=0.05, betas=(0.9, 0.99), eps=0.0)
+    for step in range(6):
+        norms = {"a": 1.0 + step, "b": 0.5, "c": 4.0}
+        weighted = s.detach().exp() * torch.tensor([*norms.values()], dtype=torch.float64)
+        s.grad = (weighted - weighted.mean()).sign() * weighted / weighted.mean()
+        adam.step()
+        with torch.no_grad():
+            s += math.log(3) - s.exp().sum().log()
+        balance.update(losses, norms)
+        assert [*balance.weights().values()] == pytest.approx(s.detach().exp().tolist())
+
+
+def test_the_first_task_leads():
+    balance = GradNorm(TASKS, gradnorm_config(optimizer="adam", lead=3.0))
+    norms = {"a": 0.3, "b": 0.05, "c": 0.01}
+    for _ in range(600):
+        balance.update(dict.fromkeys(TASKS, 1.0), norms)
+    weighted = [balance.weights()[t] * norms[t] for t in TASKS]
+    assert [x / sum(weighted) for x in weighted] == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
+
+
 def test_a_task_that_learns_slowly_gains_weight():
     balance = GradNorm(TASKS, gradnorm_config())
     balance.update(dict.fromkeys(TASKS, 1.0), dict.fromkeys(TASKS, 1.0))
@@ -155,14 +198,15 @@ def test_bad_numbers_and_other_tasks_are_errors_and_change_nothing():
 
 
 def test_state_continues_where_it_stopped():
-    one = GradNorm(TASKS, gradnorm_config(warm_steps=2))
+    config = gradnorm_config(warm_steps=2, optimizer="adam")
+    one = GradNorm(TASKS, config)
     steps = [({"a": 1.0, "b": 2.0 / i, "c": 1.0}, {"a": 1.0, "b": 2.0, "c": 0.5 * i}) for i in range(1, 8)]
     for losses, norms in steps[:4]:
         one.update(losses, norms)
     # A stored mapping may come back in another order; the reference task of the printed form is still the first.
     state = one.state_dict()
     state["log_weights"] = dict(reversed(state["log_weights"].items()))
-    two = GradNorm(TASKS, gradnorm_config(warm_steps=2))
+    two = GradNorm(TASKS, config)
     two.load_state_dict(state)
     for losses, norms in steps[4:]:
         one.update(losses, norms)
@@ -196,7 +240,7 @@ def heads_of_a_model():
     return model, encoded, leaves, tasks, fixed_losses(features, replace(loss, gate_weight=3.0))
 
 
-WEIGHTS = {"info_nce": 0.3, "triplet": 1.7, "adversarial": 2.0, "decoupling": 0.5, "matching": 0.5}
+WEIGHTS = {"info_nce": 0.3, "triplet": 1.7, "clothing": 1.1, "adversarial": 2.0, "decoupling": 0.5, "matching": 0.5}
 
 
 @pytest.mark.parametrize("measure", [True, False])
@@ -209,7 +253,8 @@ def test_backward_tasks_is_one_backward_of_the_weighted_sum(measure):
     norms = backward_tasks(tasks, WEIGHTS, fixed, leaves.tensors(), heads, measure=measure)
     if measure:
         assert norms == pytest.approx({k: float(v) for k, v in expected_norms.items()})
-        assert min(norms.values()) > 0
+        # An adversary that finds no more than chance has no gradient.
+        assert min(norm for name, norm in norms.items() if name != "adversarial") > 0
     else:
         assert norms == {}
     assert all(p.grad is None for p in model.encoder_parameters())

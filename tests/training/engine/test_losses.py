@@ -3,13 +3,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.testing import assert_close
 
 from tests.support.models import batch, build, recommended, unit
 from training.config import LossConfig
 from training.engine import losses
-from training.models.clothing_head import ClothingHead
 
 IDS = torch.tensor([4, 4, 9, 2, 2, 2])
 
@@ -36,6 +34,22 @@ def test_info_nce_takes_every_pair_of_one_person_in_both_directions():
     assert float(losses.info_nce(image, text, IDS, 0.07, symmetric=True).detach()) == pytest.approx(expected)
     diagonal = losses.info_nce(image, text, IDS, 0.07, symmetric=False)
     assert float(diagonal.detach()) == pytest.approx(by_hand(logits, torch.eye(6)))
+
+
+def test_info_nce_of_the_own_caption_leaves_the_others_of_the_person_out():
+    """Row i: its own text against the texts of other people; neither positive nor negative are those of its person."""
+    image, text = unit(6, 5, dtype=torch.float64), unit(6, 5, seed=1, dtype=torch.float64)
+    logits = (image @ text.T / 0.07).detach().tolist()
+    total = 0.0
+    for i in range(6):
+        kept = [j for j in range(6) if j == i or IDS[j] != IDS[i]]
+        total += math.log(sum(math.exp(logits[i][j]) for j in kept)) - logits[i][i]
+        total += math.log(sum(math.exp(logits[j][i]) for j in kept)) - logits[i][i]
+    value = losses.info_nce(image, text, IDS, 0.07, symmetric=True, positives="own")
+    assert float(value.detach()) == pytest.approx(total / 12)
+    # The gradient of a pair that is left out is exactly zero: text 1 belongs to the person of image 0.
+    value = losses.info_nce(image[:2], text[:2], IDS[:2], 0.07, symmetric=True, positives="own")
+    assert float(value.detach()) == 0
 
 
 def test_info_nce_in_half_precision_is_computed_in_fp32():
@@ -101,78 +115,6 @@ def test_log_of_one_minus_p_is_right_where_p_rounds_to_one():
     assert_close(image.grad[0], torch.tensor([-200.0, 0.0]))
 
 
-def test_a_batch_of_one_clothing_group_says_nothing():
-    image = unit(4, 3)
-    log_p, log_not_p = losses.log_match(image, unit(4, 3, seed=1), torch.zeros(4), 0.07)
-    assert not log_p.any() and not log_not_p.any()
-    for mode in ("paper", "intent", "minimax"):
-        image.grad = None
-        value = losses.clothing_adversarial(image, image, unit(4, 3, seed=1), torch.zeros(4), 0.07, mode)
-        value.backward()
-        assert float(value.detach()) == 0 and not image.grad.any()
-
-
-def adversary(mode, seed=0):
-    """One head on random branches: the head, its inputs and the value of the loss, after one backward pass."""
-    torch.manual_seed(seed)
-    head = ClothingHead(5, 4, mode)
-    f_id, f_clo = (torch.randn(6, 5, requires_grad=True) for _ in range(2))
-    text, tau = unit(6, 4, seed=2), torch.tensor(0.2, requires_grad=True)
-    value = losses.clothing_adversarial(*head(f_id, f_clo), text, IDS, tau, mode)
-    value.backward()
-    return head, f_id, f_clo, text, tau, float(value.detach())
-
-
-def reference(weight, f, text):
-    """P of raw features through a projection, by plain softmax; a graph of its own."""
-    w, b, f, t = (x.detach().clone().requires_grad_() for x in (weight.weight, weight.bias, f, text))
-    p = (F.normalize(F.linear(f, w, b), dim=1) @ t.T / 0.2).softmax(1)
-    return (p * (IDS[:, None] == IDS[None])).sum(1), (w, b, f, t)
-
-
-def gradients(loss, inputs):
-    return torch.autograd.grad(loss, inputs)
-
-
-def test_adversary_as_printed_pushes_everything_away_from_the_clothing_text():
-    head, f_id, f_clo, text, tau, value = adversary("paper")
-    p, inputs = reference(head.projection, f_clo, text)
-    loss = -torch.log1p(-p).mean()
-    assert value == pytest.approx(float(loss.detach()), rel=1e-5)
-    w, b, clo, t = gradients(loss, inputs)
-    assert_close([head.projection.weight.grad, head.projection.bias.grad, f_clo.grad, text.grad], [w, b, clo, t])
-    assert f_id.grad is None and tau.grad is None
-
-
-def test_intent_matches_clothing_and_pushes_only_the_identity_feature_away():
-    head, f_id, f_clo, text, tau, value = adversary("intent")
-    p, inputs = reference(head.projection, f_clo, text)
-    match = -p.log().mean()
-    q, id_inputs = reference(head.projection, f_id, text)
-    push = -torch.log1p(-q).mean()
-    assert value == pytest.approx(float((match + push).detach()), rel=1e-5)
-    w, b, clo, t = gradients(match, inputs)
-    # The projection and the text learn from the match alone.
-    assert_close([head.projection.weight.grad, head.projection.bias.grad, f_clo.grad, text.grad], [w, b, clo, t])
-    assert_close(f_id.grad, gradients(push, id_inputs)[2])
-    assert tau.grad is None
-
-
-def test_minimax_probe_seeks_what_the_identity_feature_hides():
-    head, f_id, f_clo, text, tau, value = adversary("minimax")
-    p, inputs = reference(head.projection, f_clo, text)
-    match = -p.log().mean()
-    q, id_inputs = reference(head.probe, f_id, text)
-    seek = -q.log().mean()
-    assert value == pytest.approx(float((match + seek).detach()), rel=1e-5)
-    w, b, clo, t = gradients(match, inputs)
-    assert_close([head.projection.weight.grad, head.projection.bias.grad, f_clo.grad, text.grad], [w, b, clo, t])
-    w, b, hidden, _ = gradients(seek, id_inputs)
-    assert_close([head.probe.weight.grad, head.probe.bias.grad], [w, b])
-    assert_close(f_id.grad, -hidden)
-    assert tau.grad is None
-
-
 def test_gate_regularisation_and_matching_by_hand():
     assert_close(losses.gate_regularisation(torch.tensor([[0.5, 1.0], [0.2, 0.5]])), torch.tensor((0.25 + 0.09) / 4))
     logits, labels = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([1.0, 1.0, 0.0])
@@ -195,15 +137,16 @@ def tasks(features, **changes):
     return losses.task_losses(features, DATA.ids_B, DATA.clothing_group_B, config, "reference")
 
 
-ALL = ["info_nce", "triplet", "adversarial", "decoupling", "matching"]
+ALL = ["info_nce", "triplet", "clothing", "adversarial", "decoupling", "matching"]
 
 
-@pytest.mark.parametrize("name", ["info_nce", "triplet", "adversarial", "decoupling"])
+@pytest.mark.parametrize("name", ["info_nce", "triplet", "clothing", "adversarial", "decoupling"])
 def test_a_loss_that_is_off_is_left_out(features, name):
-    rest = tasks(features, **{name: False})
+    off = {"clothing_matching" if name == "clothing" else name: False}
+    rest = tasks(features, **off)
     assert list(rest) == [n for n in ALL if n != name]
     assert rest == {n: v for n, v in tasks(features).items() if n != name}
-    assert losses.task_names(replace(LossConfig(), **{name: False}), True) == list(rest)
+    assert losses.task_names(replace(LossConfig(), **off), True) == list(rest)
 
 
 def test_names_of_the_tasks(features):
@@ -214,21 +157,48 @@ def test_names_of_the_tasks(features):
 
 def test_info_nce_averages_over_texts_and_adds_the_fused_feature(features):
     def value(**changes):
-        return tasks(features, **changes)["info_nce"]
+        return tasks(features, **{"both_captions": False} | changes)["info_nce"]
+
+    def own(image, text):
+        return losses.info_nce(image, text, DATA.ids_B, 0.07, symmetric=True, positives="own")
 
     caption, identity = (value(info_nce_texts=t, final_info_nce=False) for t in ("caption", "identity"))
-    plain = losses.info_nce(features.v_id, features.t_caption, DATA.ids_B, 0.07, symmetric=True)
-    assert_close(caption, plain)
+    assert_close(caption, own(features.v_id, features.t_caption))
+    assert_close(identity, losses.info_nce(features.v_id, features.t_identity, DATA.ids_B, 0.07, symmetric=True))
     assert_close(value(final_info_nce=False, info_nce_texts="both"), (caption + identity) / 2)
-    both = features.v_id + features.v_clo
-    scored = losses.info_nce(both, features.t_caption, DATA.ids_B, 0.07, symmetric=True)
+    sums = features.v_id + features.v_clo
+    scored, other = own(sums, features.t_caption), own(sums, features.t_other)
     assert_close(value(final_info_nce=False), (scored + identity) / 2)
-    final = losses.info_nce(features.f_final, features.t_caption, DATA.ids_B, 0.07, symmetric=True)
+    assert_close(value(final_info_nce=False, both_captions=True), ((scored + other) / 2 + identity) / 2)
+    final = own(features.f_final, features.t_caption)
     assert_close(value(), (scored + identity) / 2 + final)
+    everybody = losses.info_nce(features.v_id, features.t_caption, DATA.ids_B, 0.07, symmetric=True)
+    assert_close(value(info_nce_texts="caption", final_info_nce=False, caption_positives="identity"), everybody)
     assert_close(
         value(info_nce_symmetric=False, info_nce_texts="identity", final_info_nce=False),
         losses.info_nce(features.v_id, features.t_identity, DATA.ids_B, 0.07, symmetric=False),
     )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_captions_reach_the_identity_embedding_as_far_as_the_field_says(share):
+    features = build(*recommended())(DATA)
+
+    def gradient(loss):
+        return torch.autograd.grad(loss, (features.v_id, features.v_clo), retain_graph=True, allow_unused=True)
+
+    def own(texts):
+        ids, sums = DATA.ids_B, features.v_id + features.v_clo
+        return losses.info_nce(sums, texts, ids, features.temperature, symmetric=True, positives="own") / 2
+
+    identity = losses.info_nce(features.v_id, features.t_identity, DATA.ids_B, features.temperature, symmetric=True) / 2
+    caption = gradient(own(features.t_caption))
+    config = LossConfig(captions_to_identity=share, final_info_nce=False, both_captions=False)
+    value = losses.task_losses(features, DATA.ids_B, DATA.clothing_group_B, config, "reference")["info_nce"]
+    assert_close(value, own(features.t_caption) + identity)
+    v_id, v_clo = gradient(value)
+    assert_close(v_id, gradient(identity)[0] + share * caption[0])
+    assert_close(v_clo, caption[1])
 
 
 def test_triplet_adds_the_fused_feature(features):

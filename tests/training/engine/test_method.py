@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import bdam_fast
-from tests.support.models import batch, build, paper, recommended
+from tests.support.models import batch, build, gradnorm_config, paper, recommended
 from tests.training.models.test_parts import WIDTH, bdam, fusion, pair, tokens
-from training.config import Config, GradNormConfig
+from training.config import Config
 from training.config.recipes import cuhk_pedes, cuhk_pedes_paper
 from training.engine.gradnorm import GradNorm, backward_tasks
 from training.engine.losses import fixed_losses, task_losses
@@ -163,7 +163,7 @@ def test_a_pass_through_the_heads_per_task_and_one_through_the_encoders(preset):
 def converged(scale):
     """Weighted norms, relative to their mean, after GradNorm has settled on losses that do not change."""
     tasks = ["a", "b", "c"]
-    balance = GradNorm(tasks, GradNormConfig(warm_steps=1, lr=0.002, log_penalty=0.0))
+    balance = GradNorm(tasks, gradnorm_config(lr=0.002, log_penalty=0.0))
     norms = {t: s * n for t, s, n in zip(tasks, scale, (1.0, 0.5, 2.0), strict=True)}
     losses = {t: s * v for t, s, v in zip(tasks, scale, (2.0, 1.0, 3.0), strict=True)}
     for step in range(4000):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,20 +61,40 @@ def test_dual_does_not_depend_on_the_batch_size(parts: tuple[Any, ...]) -> None:
     torch.testing.assert_close(pieces.similarity(0.7), whole.similarity(0.7), rtol=0, atol=1e-5)
 
 
+def fake_evaluation(monkeypatch: pytest.MonkeyPatch, metrics_of: Callable[[float], dict[str, float]]) -> None:
+    """Replaces the embeddings: the metrics of a split are those that the function gives for beta."""
+
+    def metrics(betas: Sequence[float]) -> dict[float, QueryMetrics]:
+        rows = {beta: torch.tensor([list(metrics_of(beta).values())], dtype=torch.float64) for beta in betas}
+        return {beta: QueryMetrics(row, torch.tensor([False])) for beta, row in rows.items()}
+
+    monkeypatch.setattr(dual, "evaluate_dual", lambda *given: (SimpleNamespace(metrics=metrics), metrics(given[-1])))
+
+
 def test_validation_takes_the_best_beta_and_the_lowest_of_equals(
     parts: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {0.0: (20.0, 9.0), 0.5: (30.0, 5.0), 1.0: (30.0, 8.0)}
     metrics = {beta: dict.fromkeys(METRICS, 0.0) | {"R1": r1, "mAP": ap} for beta, (r1, ap) in values.items()}
-    queries = {
-        beta: QueryMetrics(torch.tensor([list(row.values())], dtype=torch.float64), torch.tensor([False]))
-        for beta, row in metrics.items()
-    }
-    monkeypatch.setattr(dual, "evaluate_dual", lambda *_: (None, queries))
+    fake_evaluation(monkeypatch, lambda beta: metrics.get(beta, dict.fromkeys(METRICS, 0.0)))
     *first, config = parts
+    config = replace(config, eval=EvalConfig(betas=(0.0, 0.5, 1.0)))
     expected = metrics[0.5] | {"beta": 0.5, "beta0_R1": 20.0, "beta0_mAP": 9.0}
     assert dual.validate(*first, config) == expected
-    assert dual.validate(*first, replace(config, eval=EvalConfig(select_by="mAP")))["beta"] == 0.0
+    by_map = replace(config, eval=replace(config.eval, select_by="mAP"))
+    assert dual.validate(*first, by_map)["beta"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("peak", "found"), [(0.8, 0.75), (0.1, 0.125), (0.0, 0.0), (2.6, 2.5), (7.4, 7.0), (20.0, 8.0), (1e6, 1e6)]
+)
+def test_beta_is_refined_around_the_best_of_the_grid(
+    parts: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, peak: float, found: float
+) -> None:
+    """Midpoints towards both neighbours; beyond 8 comes the clothing embedding alone."""
+    fake_evaluation(monkeypatch, lambda beta: dict.fromkeys(METRICS, -abs(beta - peak)))
+    *first, config = parts
+    assert dual.validate(*first, replace(config, eval=EvalConfig()))["beta"] == found
 
 
 def test_a_model_without_a_gate_has_none(parts: tuple[Any, ...]) -> None:

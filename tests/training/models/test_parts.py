@@ -57,6 +57,51 @@ def test_small_vit_starts_from_a_grid_of_rows_and_columns():
     assert_close(positions[0, 1 + 5, :16].detach(), expected)
 
 
+CONVOLUTIONAL = replace(TINY, stem="convolutional", feed_forward=2)
+
+
+def test_convolutional_stem_gives_one_token_per_patch_and_keeps_the_place():
+    """Equal content in another place gives another mean token: position embeddings are as large as the content."""
+    encoder = VisualEncoder(replace(CONVOLUTIONAL, patch_size=8), (64, 32)).eval()
+    images = torch.zeros(2, 3, 64, 32)
+    images[0, 0, 8:24], images[1, 0, 40:56] = 1.0, 1.0
+    tokens = encoder(images)
+    assert tokens.shape == (2, 32, 16) and encoder.backbone.embeddings.position_embeddings.std() > 0.4
+    assert (tokens[0].mean(0) - tokens[1].mean(0)).norm() > 1e-3
+    stem = encoder.backbone.embeddings.patch_embeddings
+    # Three halvings for a patch of 8: token 5 of 8 rows and 4 columns is row 1, column 1.
+    assert len(stem.convolutions) == 3
+    expected = stem.norm(stem.projection(stem.convolutions(images))).relu()
+    assert_close(stem(images)[:, 5], expected[:, :, 1, 1])
+    with pytest.raises(
+        ValueError, match="EncoderConfig.patch_size must be a power of two for a convolutional stem, got 12"
+    ):
+        replace(CONVOLUTIONAL, patch_size=12)
+
+
+def test_feed_forward_width_of_small_encoders():
+    visual, text = VisualEncoder(CONVOLUTIONAL, IMAGE_SIZE), TextEncoder(CONVOLUTIONAL, VOCABULARY, 0, TEXT_LENGTH)
+    assert visual.backbone.config.intermediate_size == text.backbone.config.intermediate_size == 32
+
+
+def test_window_embeddings_add_a_map_of_three_words():
+    encoder, texts = TextEncoder(CONVOLUTIONAL, VOCABULARY, 0, TEXT_LENGTH).eval(), batch().captions
+    window = encoder.backbone.embeddings
+    plain = window.embeddings(input_ids=texts.input_ids_BT) * texts.attention_mask_BT[..., None]
+    out = window(texts.input_ids_BT)
+    zero = torch.zeros(16)
+    for i, t in ((0, 0), (1, 2), (2, TEXT_LENGTH - 1)):
+        before = plain[i, t - 1] if t > 0 else zero
+        after = plain[i, t + 1] if t + 1 < TEXT_LENGTH else zero
+        mapped = torch.nn.functional.gelu(window.window(torch.cat([before, plain[i, t], after])))
+        assert_close(out[i, t], plain[i, t] + mapped)
+    # More padding changes no token.
+    more = [torch.nn.functional.pad(x[:, :-2], (0, 2)) for x in (texts.input_ids_BT, texts.attention_mask_BT)]
+    short = [x[:, :-2] for x in (texts.input_ids_BT, texts.attention_mask_BT)]
+    mask = short[1].bool()
+    assert_close(encoder(*more)[:, :-2][mask], encoder(*short)[mask])
+
+
 def test_image_size_errors():
     with pytest.raises(ValueError, match=r"VisualEncoder: image_size must be a multiple of the patch \(16\), got"):
         VisualEncoder(TINY, (64, 40))

@@ -1,0 +1,121 @@
+"""The clothing matching loss and the adversary in every mode (reading 6), by plain softmax."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from tests.support.models import unit
+from training.engine import losses
+from training.models.clothing_head import ClothingHead
+
+IDS = torch.tensor([4, 4, 9, 2, 2, 2])
+
+
+def test_a_batch_of_one_clothing_group_says_nothing():
+    image, text = unit(4, 3), unit(4, 3, seed=1)
+    log_p, log_not_p = losses.log_match(image, text, torch.zeros(4), 0.07)
+    assert not log_p.any() and not log_not_p.any()
+    values = [losses.clothing_matching(image, text, torch.zeros(4), 0.07)]
+    for mode in ("paper", "intent", "odds", "minimax"):
+        values.append(losses.clothing_adversarial(image, image, text, torch.zeros(4), 0.07, mode))
+    for value in values:
+        image.grad = None
+        value.backward(retain_graph=True)
+        assert float(value.detach()) == 0 and not image.grad.any()
+
+
+def adversary(mode, seed=0):
+    """One head on random branches: the head, its inputs and the value of the loss, after one backward pass; the matching
+    loss for the mode "matching"."""
+    torch.manual_seed(seed)
+    head = ClothingHead(5, 4, "intent" if mode == "matching" else mode)
+    f_id, f_clo = (torch.randn(6, 5, requires_grad=True) for _ in range(2))
+    text, tau = unit(6, 4, seed=2), torch.tensor(0.2, requires_grad=True)
+    v_clo, v_id_hat_clo, v_critic = head(f_id, f_clo)
+    assert (v_critic is not None) == (mode == "critic")
+    if mode == "matching":
+        value = losses.clothing_matching(v_clo, text, IDS, tau)
+    else:
+        value = losses.clothing_adversarial(v_clo, v_id_hat_clo, text, IDS, tau, mode, v_critic)
+    value.backward()
+    return head, f_id, f_clo, text, tau, float(value.detach())
+
+
+def reference(weight, f, text):
+    """P of raw features through a projection, by plain softmax; a graph of its own."""
+    w, b, f, t = (x.detach().clone().requires_grad_() for x in (weight.weight, weight.bias, f, text))
+    p = (F.normalize(F.linear(f, w, b), dim=1) @ t.T / 0.2).softmax(1)
+    return (p * (IDS[:, None] == IDS[None])).sum(1), (w, b, f, t)
+
+
+def gradients(loss, inputs):
+    return torch.autograd.grad(loss, inputs)
+
+
+@pytest.mark.parametrize("mode", ["paper", "matching"])
+def test_losses_of_the_clothing_branch_train_all_of_it(mode):
+    """Eq. (1) as printed pushes everything away from the clothing text, the matching loss pulls everything towards it."""
+    head, f_id, f_clo, text, tau, value = adversary(mode)
+    p, inputs = reference(head.projection, f_clo, text)
+    loss = -torch.log1p(-p).mean() if mode == "paper" else -p.log().mean()
+    assert value == pytest.approx(float(loss.detach()), rel=1e-5)
+    w, b, clo, t = gradients(loss, inputs)
+    assert_close([head.projection.weight.grad, head.projection.bias.grad, f_clo.grad, text.grad], [w, b, clo, t])
+    assert f_id.grad is None and tau.grad is None
+
+
+@pytest.mark.parametrize("mode", ["intent", "odds"])
+def test_adversary_trains_the_identity_feature_alone(mode):
+    head, f_id, f_clo, text, tau, value = adversary(mode)
+    q, inputs = reference(head.projection, f_id, text)
+    if mode == "intent":
+        push = -torch.log1p(-q).mean()
+    else:
+        chance = (IDS[:, None] == IDS[None]).float().mean(1)
+        push = ((q / (1 - q)).log() - (chance / (1 - chance)).log()).mean().clamp_min(0)
+    assert value == pytest.approx(float(push.detach()), rel=1e-5)
+    assert_close(f_id.grad, gradients(push, inputs)[2])
+    others = (head.projection.weight, head.projection.bias, f_clo, text, tau)
+    assert all(x.grad is None for x in others)
+
+
+def test_critic_learns_what_the_identity_feature_says_and_the_feature_answers_it():
+    head, f_id, f_clo, text, tau, value = adversary("critic")
+    q, inputs = reference(head.probe, f_id, text)
+    chance = (IDS[:, None] == IDS[None]).float().mean(1)
+    push, seek = ((q / (1 - q)).log() - (chance / (1 - chance)).log()).mean().clamp_min(0), -q.log().mean()
+    assert value == pytest.approx(float((push + seek).detach()), rel=1e-5)
+    assert_close(f_id.grad, torch.autograd.grad(push, inputs[2], retain_graph=True)[0])
+    w, b = gradients(seek, inputs[:2])
+    assert_close([head.probe.weight.grad, head.probe.bias.grad], [w, b])
+    assert all(x.grad is None for x in (head.projection.weight, f_clo, text, tau))
+
+
+def test_odds_pull_where_the_printed_form_does_not():
+    """Near chance among 64 texts the gradient of -log(1 - P) is 1/63 of that of -log P, and the log-odds are their sum; below
+    chance they leave the feature alone."""
+    text, group = unit(64, 8, seed=3).detach(), torch.arange(64)
+
+    def pull(loss, sign=1.0):
+        f = (sign * 0.1 * text + unit(64, 8, seed=4).detach()).requires_grad_()
+        return torch.autograd.grad(loss(f), f)[0]
+
+    def adversary(mode):
+        return lambda f: losses.clothing_adversarial(f, f, text, group, 1e3, mode)
+
+    match = pull(lambda f: losses.clothing_matching(f, text, group, 1e3))
+    assert_close(pull(adversary("intent")), -match / 63, rtol=0.02, atol=1e-9)
+    assert_close(pull(adversary("odds")), -match * 64 / 63, rtol=0.02, atol=1e-9)
+    assert not pull(adversary("odds"), sign=-20.0).any()
+
+
+def test_minimax_probe_seeks_what_the_identity_feature_hides():
+    head, f_id, f_clo, text, tau, value = adversary("minimax")
+    q, id_inputs = reference(head.probe, f_id, text)
+    seek = -q.log().mean()
+    assert value == pytest.approx(float(seek.detach()), rel=1e-5)
+    w, b, hidden, _ = gradients(seek, id_inputs)
+    assert_close([head.probe.weight.grad, head.probe.bias.grad], [w, b])
+    assert_close(f_id.grad, -hidden)
+    assert all(x.grad is None for x in (head.projection.weight, f_clo, text, tau))
