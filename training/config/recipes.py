@@ -106,7 +106,7 @@ def paper_readings(config: Config) -> Config:
             text_pooling="mean",
             batch_norm=False,
             bdam=replace(model.bdam, self_layers=6, cross_layers=3, heads=4, pre_norm=False, dropout=0.1),
-            fusion=replace(model.fusion, form="pooled", pre_norm=False, dropout=0.1),
+            fusion=replace(model.fusion, form="pooled", branches="identity", pre_norm=False, dropout=0.1),
         ),
         # Readings 1 to 9 and 15.
         loss=replace(
@@ -119,6 +119,7 @@ def paper_readings(config: Config) -> Config:
             temperature=0.1,
             learn_temperature=False,
             margin=0.3,
+            triplet_smoothing=0.0,
             clothing_matching=False,
             adversarial_mode="paper",
             decoupling_measure="hsic",
@@ -128,6 +129,7 @@ def paper_readings(config: Config) -> Config:
             final_triplet=True,
             final_info_nce=False,
             final_matching=False,
+            final_wrong_pairs=False,
             final_gradient=1.0,
         ),
         # Readings 16 and 18.

@@ -96,12 +96,14 @@ class BdamConfig(Stage):
 
 @dataclass(frozen=True)
 class FusionConfig(Stage):
-    """Fusion of the gated identity feature with a text (paper 3.4, readings 13 to 15)."""
+    """Fusion of the gated features with a text (paper 3.4, readings 13 to 15)."""
 
     # Off: no fused feature and none of its losses (Table 2, baseline).
     enabled: bool = True
     # "tokens": gated patch tokens and text tokens as one sequence; "pooled": one vector per pair (reading 13).
     form: Literal["tokens", "pooled"] = "tokens"
+    # Branches of the image that are fused: "both", since a caption speaks of clothes too, or "identity" alone (reading 13).
+    branches: Literal["both", "identity"] = "both"
     # "mamba"; "none": no layers (Table 2, w/o Mamba; Fig. 5, simple); "transformer" (Fig. 5).
     layers_kind: Literal["mamba", "transformer", "none"] = "mamba"
     layers: Annotated[int, Within(1)] = 2
@@ -173,11 +175,16 @@ class LossConfig(Stage):
     learn_temperature: bool = True
     # Triplet on squared L2 distances (reading 5).
     margin: Annotated[float, Within(0)] = 0.3
+    # 0: the farthest sample of the person and the nearest of another only (batch-hard, as printed); above: a smooth maximum over
+    # all, which is less led by the few that cannot be told apart.
+    triplet_smoothing: Annotated[float, Within(0)] = 0.2
     # Loss of the adversary (reading 6), with P the probability of the own clothing text. "paper": eq. (1) as printed,
     # -log(1 - P) of the clothing branch. On the identity branch: "intent", -log(1 - P), whose gradient is tiny where P is small;
     # "odds", log P - log(1 - P) down to its value at chance; "critic", the same by a separate probe that learns to find the text
     # in the identity branch; "minimax", a probe and gradient reversal, which does not stop at chance.
     adversarial_mode: AdversarialMode = "critic"
+    # Learning rate of the critic, relative to the base rate: it must follow the feature that flees from it.
+    critic_lr_scale: Annotated[float, Within(1e-6, 1e3)] = 5.0
     # Decoupling measure (eq. 2 and reading 8): "hsic" of the gated features, or "cka", the unbiased HSIC over the geometric
     # mean of the HSIC of each feature with itself, which features of less variance do not lower; L2 normalisation of the
     # features; and the kernel.
@@ -196,6 +203,8 @@ class LossConfig(Stage):
     # Wrong pairs of the matching head: the most similar wrong text of each second image and the most similar wrong image of
     # each other text, or the "next" identity of the batch.
     final_negatives: Literal["hard", "next"] = "hard"
+    # InfoNCE of f_final reads the wrong pairs too, each with the caption of its image: f_final must not follow the text.
+    final_wrong_pairs: bool = True
     # Share of the gradient of the fusion's losses that passes on into BDAM and the text encoder.
     final_gradient: Annotated[float, Within(0, 1)] = 0.25
 

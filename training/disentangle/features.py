@@ -55,7 +55,7 @@ def collect(
         for name, chosen in texts.items() if model.fusion is not None else ():
             text = tokenize(trained.tokenizer, chosen[part], config.data.text_length).to(device)
             text_tokens = model.text(text.input_ids_BT, text.attention_mask_BT)
-            fused = model.fuse_parts(branches.id_tokens_BPC, branches.f_id_BC, text_tokens, text.attention_mask_BT)
+            fused = model.fuse_parts(model.fused_tokens(branches), text_tokens, text.attention_mask_BT)
             values[name] = fused.f_final_BE
         for name, value in values.items():
             collected[name].append(value.float().cpu())

@@ -59,9 +59,15 @@ def info_nce(
     return (_soft_cross_entropy(logits_BB, positive_BB) + _soft_cross_entropy(logits_BB.T, positive_BB)) / 2
 
 
-def triplet(embedding_BE: Tensor, ids_B: Tensor, margin: float) -> Tensor:
-    """Batch-hard triplet loss on squared L2 distances (eq. 4): for each anchor the farthest sample of its id and the
-    nearest of another; mean over the anchors that have both, 0 when none has."""
+def triplet(embedding_BE: Tensor, ids_B: Tensor, margin: float, smoothing: float = 0.0) -> Tensor:
+    """Triplet loss on squared L2 distances d (eq. 4); mean over the anchors with a sample of their id and one of another, 0 when
+    there are none.
+
+    smoothing 0: batch-hard, the farthest sample of the id and the nearest of another. s > 0: a smooth maximum over all
+    others, s log(1 + sum_n exp((d_p - d_n + margin) / s)), averaged over the samples p of the id.
+    """
+    if smoothing > 0:
+        return _smooth_triplet(embedding_BE, ids_B, margin, smoothing)
     with torch.no_grad():
         distance_BB = torch.cdist(embedding_BE, embedding_BE, compute_mode="donot_use_mm_for_euclid_dist")
         same_BB = ids_B[:, None] == ids_B[None]
@@ -75,6 +81,20 @@ def triplet(embedding_BE: Tensor, ids_B: Tensor, margin: float) -> Tensor:
     to_positive = (anchor - embedding_BE[farthest_B]).square().sum(1)
     to_negative = (anchor - embedding_BE[nearest_B]).square().sum(1)
     return (to_positive - to_negative + margin).clamp_min(0).mean()
+
+
+def _smooth_triplet(embedding_BE: Tensor, ids_B: Tensor, margin: float, smoothing: float) -> Tensor:
+    same_BB = ids_B[:, None] == ids_B[None]
+    positive_BB = same_BB & ~torch.eye(len(ids_B), dtype=torch.bool, device=ids_B.device)
+    valid_BB = positive_BB & ~same_BB.all(1, keepdim=True)
+    if not bool(valid_BB.any()):
+        return embedding_BE.sum() * 0
+    square_B = embedding_BE.square().sum(1)
+    distance_BB = square_B[:, None] + square_B[None] - 2 * embedding_BE @ embedding_BE.T
+    nearest_B = torch.logsumexp((-distance_BB / smoothing).masked_fill(same_BB, -torch.inf), dim=1, keepdim=True)
+    loss_BB = smoothing * F.softplus((distance_BB + margin) / smoothing + nearest_B)
+    weight_BB = valid_BB / valid_BB.sum(1, keepdim=True).clamp_min(1)
+    return torch.where(valid_BB, loss_BB, 0).mul(weight_BB).sum() / valid_BB.any(1).sum()
 
 
 def log_match(image_BE: Tensor, text_BE: Tensor, group_B: Tensor, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -221,13 +241,22 @@ def task_losses(
         # Each kind of text weighs the same, whatever the number of its texts.
         total = torch.stack([torch.stack([loss(*pair) for pair in kind]).mean() for kind in chosen]).mean()
         if features.f_final is not None and config.final_info_nce:
-            total = total + loss(features.f_final, features.t_caption)
+            total = total + fused()
         return total
 
+    def fused() -> Tensor:
+        f, options = features, {"symmetric": config.info_nce_symmetric, "positives": config.caption_positives}
+        assert f.f_final is not None
+        value = info_nce(f.f_final, f.t_caption, ids_B, f.temperature, **options)
+        if not config.final_wrong_pairs or f.f_final_wrong is None:
+            return value
+        captions, ids = f.t_caption[f.wrong_images], ids_B[f.wrong_images]
+        return (value + info_nce(f.f_final_wrong, captions, ids, f.temperature, **options)) / 2
+
     def distances() -> Tensor:
-        total = triplet(features.v_id, ids_B, config.margin)
+        total = triplet(features.v_id, ids_B, config.margin, config.triplet_smoothing)
         if features.f_final is not None and config.final_triplet:
-            total = total + triplet(features.f_final, ids_B, config.margin)
+            total = total + triplet(features.f_final, ids_B, config.margin, config.triplet_smoothing)
         return total
 
     def clothing() -> Tensor:

@@ -180,7 +180,11 @@ def matching_logits(
     head = model.matching_head
     assert head is not None
     texts = _encode_texts(model, captions, tokenizer, config)
-    return _pairs(model, records, texts, query_P, image_P, config, lambda fused: head(fused)[:, 0], progress)
+
+    def match(fused_PE: Tensor, tokens_PTC: Tensor, mask_PT: Tensor) -> Tensor:
+        return head(fused_PE, model.embed_tokens(tokens_PTC, mask_PT))
+
+    return _pairs(model, records, texts, query_P, image_P, config, match, progress)
 
 
 def _fused(
@@ -190,7 +194,7 @@ def _fused(
     encoded = _encode_texts(trained.model, texts, trained.tokenizer, trained.config)
     number_N = torch.arange(len(texts))
     return _pairs(
-        trained.model, records, encoded, number_N, image_N, trained.config, lambda x: F.normalize(x, dim=1), progress
+        trained.model, records, encoded, number_N, image_N, trained.config, lambda fused, *_: F.normalize(fused, dim=1), progress
     )
 
 
@@ -218,10 +222,10 @@ def _pairs(
     text_P: Tensor,
     image_P: Tensor,
     config: Config,
-    head: Callable[[Tensor], Tensor],
+    head: Callable[[Tensor, Tensor, Tensor], Tensor],
     progress: Progress,
 ) -> Tensor:
-    """head(f_final) of each pair, (P, ...) on the CPU, in the order of the pairs; each image is encoded once."""
+    """head(f_final, text tokens, their mask) of each pair, (P, ...) on the CPU, in the order of the pairs; each image is encoded once."""
     device = next(model.parameters()).device
     length_P = texts.mask_NT.sum(1)[text_P]
     # Pairs of a batch of images are sorted by text length, which keeps the padding short.
@@ -232,14 +236,14 @@ def _pairs(
     ).tolist()
     parts, done = [], 0
     for number, (images, part) in enumerate(iterate_images(records, config.data, config.eval.batch_size)):
-        branches = model.bdam(model.visual(images.to(device)))
+        image_tokens = model.fused_tokens(model.bdam(model.visual(images.to(device))))
         for start in range(bounds[number], bounds[number + 1], PAIRS):
             chosen = order_P[start : min(start + PAIRS, bounds[number + 1])]
             row = (image_P[chosen] - part.start).to(device)
             longest, text = int(length_P[chosen].max()), text_P[chosen]
             tokens, mask = texts.tokens_NTC[text, :longest].to(device), texts.mask_NT[text, :longest].to(device)
-            fused = model.fuse_parts(branches.id_tokens_BPC[row], branches.f_id_BC[row], tokens, mask)
-            parts.append(head(fused.f_final_BE).cpu())
+            fused = model.fuse_parts(image_tokens[row], tokens, mask)
+            parts.append(head(fused.f_final_BE, tokens, mask).cpu())
             done += len(chosen)
             progress(done, len(order_P))
     values = torch.cat(parts)

@@ -28,8 +28,9 @@ class BdamOutput:
     # g * f^_id and (1 - g) * f^_clo.
     f_id_BC: Tensor
     f_clo_BC: Tensor
-    # Tokens of the identity branch times g; their mean over P is f_id_BC.
+    # Tokens of the branches times g and 1 - g; their means over P are f_id_BC and f_clo_BC.
     id_tokens_BPC: Tensor
+    clo_tokens_BPC: Tensor
 
 
 class _Attention(nn.Module):
@@ -109,8 +110,8 @@ class Bdam(nn.Module):
         identity, clothing = self.identity.norm(identity), self.clothing.norm(clothing)
         id_hat_BC, clo_hat_BC = identity.mean(1), clothing.mean(1)
         if self.gate is None:
-            return BdamOutput(id_hat_BC, clo_hat_BC, None, id_hat_BC, clo_hat_BC, identity)
+            return BdamOutput(id_hat_BC, clo_hat_BC, None, id_hat_BC, clo_hat_BC, identity, clothing)
         gate_BC = torch.sigmoid(self.gate(torch.cat([id_hat_BC, clo_hat_BC], dim=1)))
-        return BdamOutput(
-            id_hat_BC, clo_hat_BC, gate_BC, gate_BC * id_hat_BC, (1 - gate_BC) * clo_hat_BC, gate_BC[:, None] * identity
-        )
+        identity, clothing = gate_BC[:, None] * identity, (1 - gate_BC)[:, None] * clothing
+        f_id_BC, f_clo_BC = gate_BC * id_hat_BC, (1 - gate_BC) * clo_hat_BC
+        return BdamOutput(id_hat_BC, clo_hat_BC, gate_BC, f_id_BC, f_clo_BC, identity, clothing)

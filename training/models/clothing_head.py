@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from training.config import AdversarialMode
 
@@ -23,6 +24,18 @@ class _GradientReversal(torch.autograd.Function):
         return -grad
 
 
+class _Probe(nn.Module):
+    """MLP that reads clothing from f^_id, each channel standardised first: otherwise it would overlook channels of small
+    variance, which a reader of the trained feature can scale up."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
+
+    def forward(self, f_id_BC: Tensor) -> Tensor:
+        return self.layers(F.batch_norm(f_id_BC, None, None, training=True) if len(f_id_BC) > 1 else f_id_BC)
+
+
 class ClothingHead(nn.Module):
     """Linear projection to the text dimension and L2 normalisation (paper 3.2), for f^_clo and for f^_id.
 
@@ -36,16 +49,17 @@ class ClothingHead(nn.Module):
         super().__init__()
         self.mode = mode
         self.projection = nn.Linear(width, out)
-        self.probe = nn.Linear(width, out) if mode in ("critic", "minimax") else None
+        self.probe = _Probe(width, out) if mode in ("critic", "minimax") else None
 
-    def forward(self, f_id_hat_BC: Tensor, f_clo_hat_BC: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, f_id_BC: Tensor, f_clo_hat_BC: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """f^_id and f^_clo, (B, C) each -> v_clo, v_id_hat_clo and, with a critic, its own embedding of f^_id for training it;
         (B, E) each, L2-normalised."""
         probe, critic_BE = self.probe or self.projection, None
         if self.mode == "critic":
-            critic_BE = F.normalize(probe(f_id_hat_BC.detach()), dim=-1)
+            critic_BE = F.normalize(probe(f_id_BC.detach()), dim=-1)
         if self.mode == "minimax":
-            hidden_BE = probe(_GradientReversal.apply(f_id_hat_BC))
+            hidden_BE = probe(_GradientReversal.apply(f_id_BC))
         else:
-            hidden_BE = F.linear(f_id_hat_BC, probe.weight.detach(), probe.bias.detach())
+            constants = {name: value.detach() for name, value in probe.named_parameters()}
+            hidden_BE = functional_call(probe, constants, (f_id_BC,))
         return F.normalize(self.projection(f_clo_hat_BC), dim=-1), F.normalize(hidden_BE, dim=-1), critic_BE

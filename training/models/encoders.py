@@ -80,24 +80,36 @@ def _convolution(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
+class _PatchwiseLinear(nn.Module):
+    """Linear map (B, C, P) -> (B, P, C') with weights of its own for each patch position."""
+
+    def __init__(self, patches: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(patches, inputs, outputs) * inputs**-0.5)
+
+    def forward(self, x_BCP: Tensor) -> Tensor:
+        return torch.bmm(x_BCP.permute(2, 0, 1), self.weight).transpose(0, 1)
+
+
 class _ConvolutionalStem(nn.Module):
     """Patch embedding by convolutions (Xiao et al., Early Convolutions Help Transformers See Better, NeurIPS 2021): each halves
-    the image, down to one token per patch, and doubles the channels from 32, up to `width`; a last one keeps both.
+    the image and doubles the channels from 32, up to `width`, down to 2 x 2 cells a patch; then one linear map of the cells for
+    each patch position, so that the mean of the tokens still tells a red shirt from red trousers.
 
-    patch: a power of two. Batch statistics are those of a micro-batch if there are several.
+    patch: a power of two above 2; grid: patches in height and width. Batch statistics are those of a micro-batch if there are
+    several.
     """
 
-    def __init__(self, width: int, patch: int) -> None:
+    def __init__(self, width: int, patch: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        halvings = patch.bit_length() - 1
+        halvings = patch.bit_length() - 2
         channels = [3, *(min(32 * 2**i, width) for i in range(halvings))]
         self.convolutions = nn.Sequential(*(_convolution(a, b) for a, b in zip(channels, channels[1:], strict=False)))
-        self.projection = nn.Conv2d(channels[-1], width, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
+        self.projection = _PatchwiseLinear(grid[0] * grid[1], 4 * channels[-1], width)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) -> tokens (B, P, C)."""
-        return self.norm(self.projection(self.convolutions(images_BCHW))).relu().flatten(2).mT
+        return self.projection(F.unfold(self.convolutions(images_BCHW), 2, stride=2))
 
 
 class _WindowEmbeddings(nn.Module):
@@ -157,7 +169,8 @@ class VisualEncoder(_Backbone):
             embeddings: Any = backbone.embeddings
             positions = embeddings.position_embeddings
             if config.stem == "convolutional":
-                embeddings.patch_embeddings = _ConvolutionalStem(config.width, config.patch_size)
+                grid = image_size[0] // config.patch_size, image_size[1] // config.patch_size
+                embeddings.patch_embeddings = _ConvolutionalStem(config.width, config.patch_size, grid)
                 # As large as the output of the stem: with smaller ones the mean of the tokens loses their positions.
                 nn.init.normal_(positions, std=POSITION_STD)
             else:

@@ -69,6 +69,10 @@ class Features:
     # Fused embedding of each image with its own text, and the weights (B, 2) of image and text; None without fusion.
     f_final: Tensor | None = None
     fusion_weights: Tensor | None = None
+    # Fused embedding of each wrong pair that the matching head is shown, and the position (B,) of its image in the batch; None
+    # where there are no such pairs.
+    f_final_wrong: Tensor | None = None
+    wrong_images: Tensor | None = None
     # Logits (M,) and labels (M,) of the matching head: B matching pairs, then one mismatched pair per image (none in a
     # batch of one identity); None when the head is off.
     matching_logits: Tensor | None = None
@@ -77,7 +81,8 @@ class Features:
     def to_float32(self) -> Features:
         """The features in float32 or wider: the 16 bits of autocast are too coarse for the losses."""
         values = {k: v for k, v in vars(self).items() if v is not None}
-        return replace(self, **{k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in values.items()})
+        wide = {k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in values.items() if v.is_floating_point()}
+        return replace(self, **wide)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdam_fast.nn import Mamba
 from training.config import Backend, FusionConfig
+
+# Initial weights of the matching head: a cosine of 1 is the log-odds 10.
+START_SCALE = 10.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,22 @@ def projection(width: int, out: int, batch_norm: bool) -> nn.Module:
     return nn.Sequential(linear, nn.BatchNorm1d(out)) if batch_norm else linear
 
 
+class MatchingHead(nn.Module):
+    """Logit (M,) of image-text pairs: dot product of f_final and the text's embedding, one weight for each channel, plus a bias.
+
+    A linear map of f_final alone stays at log 2: to compare its text with its image, f_final would have to hold both.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((width,), START_SCALE))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, f_final_ME: Tensor, text_ME: Tensor) -> Tensor:
+        """f_final (M, E), text embeddings (M, E) of unit length."""
+        return (F.normalize(f_final_ME, dim=-1) * text_ME) @ self.weight + self.bias
+
+
 def _alignment(width: int, config: FusionConfig) -> nn.Module:
     """MLP from the width of one modality to that of the fusion; one linear map for Table 2, w/o alignment."""
     if not config.alignment:
@@ -85,8 +105,8 @@ def _alignment(width: int, config: FusionConfig) -> nn.Module:
 class Fusion(nn.Module):
     """Alignment, two-way softmax gate, Mamba or transformer layers, projection to `out` channels.
 
-    forward: identity tokens (B, P, C) and feature (B, C), text tokens (B, T, C), their mask (B, T, 1 token, 0 padding) and
-    pooled text (B, C) -> FusionOutput. The form "pooled" uses the two pooled features only, "tokens" the others.
+    forward: gated image tokens (B, P, C), whose mean is the image feature, text tokens (B, T, C), their mask (B, T, 1 token,
+    0 padding) and pooled text (B, C) -> FusionOutput. The form "pooled" uses image feature and pooled text, "tokens" the tokens.
     """
 
     def __init__(
@@ -109,33 +129,32 @@ class Fusion(nn.Module):
 
     def forward(
         self,
-        id_tokens_BPC: Tensor,
-        f_id_BC: Tensor,
+        image_tokens_BPC: Tensor,
         text_tokens_BTC: Tensor,
         text_mask_BT: Tensor,
         text_pooled_BC: Tensor,
     ) -> FusionOutput:
         if self.form == "pooled":
-            return self._pooled(f_id_BC, text_pooled_BC)
-        return self._tokens(id_tokens_BPC, text_tokens_BTC, text_mask_BT)
+            return self._pooled(image_tokens_BPC.mean(1), text_pooled_BC)
+        return self._tokens(image_tokens_BPC, text_tokens_BTC, text_mask_BT)
 
     def _weights(self, image_BW: Tensor, text_BW: Tensor) -> Tensor:
         if self.gate is None:
             return image_BW.new_full((image_BW.shape[0], 2), 0.5)
         return torch.softmax(self.gate(torch.cat([image_BW, text_BW], dim=1)), dim=1)
 
-    def _pooled(self, f_id_BC: Tensor, text_pooled_BC: Tensor) -> FusionOutput:
+    def _pooled(self, f_image_BC: Tensor, text_pooled_BC: Tensor) -> FusionOutput:
         """f_fusion = w1 f_img + w2 f_txt as printed: a sequence of length 1."""
-        image_BW, text_BW = self.align_image(f_id_BC), self.align_text(text_pooled_BC)
+        image_BW, text_BW = self.align_image(f_image_BC), self.align_text(text_pooled_BC)
         weights_B2 = self._weights(image_BW, text_BW)
         x_BLW = (weights_B2[:, :1] * image_BW + weights_B2[:, 1:] * text_BW)[:, None]
         for layer in self.layers:
             x_BLW = layer(x_BLW, None)
         return FusionOutput(self.projection(self.norm(x_BLW[:, 0])), weights_B2)
 
-    def _tokens(self, id_tokens_BPC: Tensor, text_tokens_BTC: Tensor, text_mask_BT: Tensor) -> FusionOutput:
+    def _tokens(self, image_tokens_BPC: Tensor, text_tokens_BTC: Tensor, text_mask_BT: Tensor) -> FusionOutput:
         """[image; text] as one sequence, each token scaled by the weight of its modality; masked mean over the output."""
-        image_BPW, text_BTW = self.align_image(id_tokens_BPC), self.align_text(text_tokens_BTC)
+        image_BPW, text_BTW = self.align_image(image_tokens_BPC), self.align_text(text_tokens_BTC)
         weights_B2 = self._weights(image_BPW.mean(1), masked_mean(text_BTW, text_mask_BT))
         x_BLW = torch.cat([weights_B2[:, :1, None] * image_BPW, weights_B2[:, 1:, None] * text_BTW], dim=1)
         valid_BL = torch.cat([text_mask_BT.new_ones(image_BPW.shape[:2]), text_mask_BT], dim=1) != 0

@@ -27,7 +27,7 @@ from training.models.features import (
     limited_gradient,
     negative_indices,
 )
-from training.models.fusion import Fusion, FusionOutput, masked_mean, projection
+from training.models.fusion import Fusion, FusionOutput, MatchingHead, masked_mean, projection
 
 if TYPE_CHECKING:
     from training.data.loader import Batch, TextBatch
@@ -70,10 +70,10 @@ class Model(nn.Module):
         self.clothing_head = ClothingHead(image_width, out, loss.adversarial_mode)
         self.text_projection = projection(text_width, out, config.batch_norm)
         self.fusion: Fusion | None = None
-        self.matching_head: nn.Linear | None = None
+        self.matching_head: MatchingHead | None = None
         if config.fusion.enabled:
             self.fusion = Fusion(image_width, text_width, config.fusion, out, config.backend, config.batch_norm)
-            self.matching_head = nn.Linear(out, 1) if loss.final_matching else None
+            self.matching_head = MatchingHead(out) if loss.final_matching else None
         self.loss = loss
         self.fused_view = VIEWS.index("identity" if loss.info_nce_texts == "identity" else loss.final_text)
         # The other caption is encoded only where it is fused.
@@ -103,7 +103,7 @@ class Model(nn.Module):
         """Runs everything after the encoders."""
         with span("bdam"):
             image = self.bdam(encoded.image_tokens_BPC)
-        v_clo, v_id_hat_clo, v_critic = self.clothing_head(image.f_id_hat_BC, image.f_clo_hat_BC)
+        v_clo, v_id_hat_clo, v_critic = self.clothing_head(image.f_id_BC, image.f_clo_hat_BC)
         pooled_VBC = self._pool(encoded.text_tokens_VBTC.flatten(0, 1), encoded.text_mask_VBT.flatten(0, 1))
         pooled_VBC = pooled_VBC.unflatten(0, encoded.text_mask_VBT.shape[:2])
         t_VBE = self._embed_text(pooled_VBC.flatten(0, 1)).unflatten(0, pooled_VBC.shape[:2])
@@ -137,13 +137,17 @@ class Model(nn.Module):
 
     def embed_branches(self, image: BdamOutput) -> ImageEmbedding:
         """`embed_images` from the output of the decoupling module on."""
-        v_clo_BE = self.clothing_head(image.f_id_hat_BC, image.f_clo_hat_BC)[0]
+        v_clo_BE = self.clothing_head(image.f_id_BC, image.f_clo_hat_BC)[0]
         return ImageEmbedding(self._embed_identity(image), v_clo_BE, image.gate_BC)
 
     def embed_texts(self, texts: TextBatch) -> Tensor:
         """Query side: L2-normalised text embeddings (B, E)."""
         tokens_BTC = self.text(texts.input_ids_BT, texts.attention_mask_BT)
-        return self._embed_text(self._pool(tokens_BTC, texts.attention_mask_BT))
+        return self.embed_tokens(tokens_BTC, texts.attention_mask_BT)
+
+    def embed_tokens(self, tokens_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """`embed_texts` from the output of the text encoder on."""
+        return self._embed_text(self._pool(tokens_BTC, mask_BT))
 
     def fuse(self, images_BCHW: Tensor, texts: TextBatch) -> FusionOutput:
         """f_final and modality weights of B image-text pairs. Raises ValueError when the model has no fusion."""
@@ -151,12 +155,18 @@ class Model(nn.Module):
             raise ValueError("Model.fuse: the model was built with fusion.enabled=False and has no fusion module")
         tokens_BTC = self.text(texts.input_ids_BT, texts.attention_mask_BT)
         image = self.bdam(self.visual(images_BCHW))
-        return self.fuse_parts(image.id_tokens_BPC, image.f_id_BC, tokens_BTC, texts.attention_mask_BT)
+        return self.fuse_parts(self.fused_tokens(image), tokens_BTC, texts.attention_mask_BT)
 
-    def fuse_parts(self, id_tokens_BPC: Tensor, f_id_BC: Tensor, tokens_BTC: Tensor, mask_BT: Tensor) -> FusionOutput:
-        """`fuse` from the outputs of the decoupling module and the text encoder on, for a model with a fusion."""
+    def fused_tokens(self, image: BdamOutput) -> Tensor:
+        """Image tokens (B, P or 2 P, C) that the fusion reads: of the identity branch, or of both branches."""
+        if self.config.fusion.branches == "identity":
+            return image.id_tokens_BPC
+        return torch.cat([image.id_tokens_BPC, image.clo_tokens_BPC], dim=1)
+
+    def fuse_parts(self, image_tokens_BPC: Tensor, tokens_BTC: Tensor, mask_BT: Tensor) -> FusionOutput:
+        """`fuse` from `fused_tokens` and the output of the text encoder on, for a model with a fusion."""
         assert self.fusion is not None
-        return self.fusion(id_tokens_BPC, f_id_BC, tokens_BTC, mask_BT, self._pool(tokens_BTC, mask_BT))
+        return self.fusion(image_tokens_BPC, tokens_BTC, mask_BT, self._pool(tokens_BTC, mask_BT))
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Trainable parameters of the encoders (text adapter included)."""
@@ -177,6 +187,8 @@ class Model(nn.Module):
             "visual": (self.visual.backbone, self.config.visual.lr_scale),
             "text": (self.text.backbone, self.config.text.lr_scale),
         }
+        if self.clothing_head.probe is not None:
+            scales["critic"] = (self.clothing_head.probe, self.loss.critic_lr_scale)
         owner = {id(p): (name, scale) for name, (part, scale) in scales.items() for p in part.parameters()}
         groups: dict[str, dict[str, Any]] = {}
         for parameter in self.parameters():
@@ -221,23 +233,25 @@ class Model(nn.Module):
         if self.fusion is None:
             return features
         count, share, view = encoded.ids_B.shape[0], self.loss.final_gradient, self.fused_view
-        image_parts = [limited_gradient(image.id_tokens_BPC, share), limited_gradient(image.f_id_BC, share)]
+        image_tokens = limited_gradient(self.fused_tokens(image), share)
         text_parts = [limited_gradient(encoded.text_tokens_VBTC[view], share), encoded.text_mask_VBT[view]]
         text_parts.append(limited_gradient(pooled_VBC[view], share))
-        labels_M = torch.ones(count, device=encoded.ids_B.device)
+        labels_M, t_ME = torch.ones(count, device=encoded.ids_B.device), t_VBE[view]
         wrong = self._wrong_pairs(features, t_VBE[view], encoded.ids_B) if self.matching_head is not None else None
         if wrong is not None:
             # Concatenated, not indexed: the gradient of indexing costs 8 of 258 ms of a step of the synthetic recipe.
-            image_parts = [torch.cat([part, _rows(part, wrong[0])]) for part in image_parts]
+            image_tokens = torch.cat([image_tokens, _rows(image_tokens, wrong[0])])
             text_parts = [torch.cat([part, _rows(part, wrong[1])]) for part in text_parts]
-            labels_M = torch.cat([labels_M, torch.zeros_like(labels_M)])
-        fused = self.fusion(*image_parts, *text_parts)
-        features = replace(
-            features, f_final=F.normalize(fused.f_final_BE[:count], dim=-1), fusion_weights=fused.weights_B2[:count]
-        )
+            labels_M, t_ME = torch.cat([labels_M, torch.zeros_like(labels_M)]), torch.cat([t_ME, _rows(t_ME, wrong[1])])
+        fused = self.fusion(image_tokens, *text_parts)
+        f_final, f_wrong = F.normalize(fused.f_final_BE, dim=-1).tensor_split([count])
+        features = replace(features, f_final=f_final, fusion_weights=fused.weights_B2[:count])
         if self.matching_head is None:
             return features
-        logits_M = self.matching_head(fused.f_final_BE)[:, 0]
+        if wrong is not None:
+            own = torch.arange(count, device=f_wrong.device)
+            features = replace(features, f_final_wrong=f_wrong, wrong_images=own if wrong[0] is None else wrong[0])
+        logits_M = self.matching_head(fused.f_final_BE, limited_gradient(t_ME, share))
         return replace(features, matching_logits=logits_M, matching_labels=labels_M.to(logits_M.dtype))
 
     @torch.no_grad()
