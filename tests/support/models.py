@@ -52,7 +52,7 @@ def paper() -> tuple[ModelConfig, LossConfig]:
         text=replace(TINY, trainable=False),
         text_adapter_layers=1,
         bdam=replace(model.bdam, pre_norm=False),
-        fusion=replace(model.fusion, form="pooled", pre_norm=False),
+        fusion=replace(model.fusion, form="pooled", branches="identity", pre_norm=False),
     )
     loss = LossConfig(
         info_nce_texts="identity",
@@ -65,6 +65,9 @@ def paper() -> tuple[ModelConfig, LossConfig]:
         hsic_normalise=False,
         final_info_nce=False,
         final_matching=False,
+        final_wrong_pairs=False,
+        final_triplet=True,
+        triplet_smoothing=0.0,
     )
     return model, loss
 

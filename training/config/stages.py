@@ -15,7 +15,7 @@ from training.config.fields import Stage, Within
 # Methods of assigning captions to styles: the rows of Table 4.
 StyleMethod = Literal["none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan"]
 STYLE_METHODS: tuple[StyleMethod, ...] = typing.get_args(StyleMethod)
-AdversarialMode = Literal["paper", "intent", "odds", "critic", "minimax"]
+AdversarialMode = Literal["paper", "intent", "odds", "critic", "minimax", "ridge"]
 Backend = Literal["auto", "cuda", "triton", "cpu", "reference"]
 
 
@@ -72,8 +72,10 @@ class EncoderConfig(Stage):
 
     def check(self) -> None:
         self.require(self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
-        power = self.stem == "plain" or self.patch_size & (self.patch_size - 1) == 0
-        self.require(power, "patch_size", "a power of two for a convolutional stem")
+        power = self.patch_size >= 4 and self.patch_size & (self.patch_size - 1) == 0
+        self.require(
+            self.stem == "plain" or power, "patch_size", "a power of two, at least 4, for a convolutional stem"
+        )
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,9 @@ class LossConfig(Stage):
     # Loss of the adversary (reading 6), with P the probability of the own clothing text. "paper": eq. (1) as printed,
     # -log(1 - P) of the clothing branch. On the identity branch: "intent", -log(1 - P), whose gradient is tiny where P is small;
     # "odds", log P - log(1 - P) down to its value at chance; "critic", the same by a separate probe that learns to find the text
-    # in the identity branch; "minimax", a probe and gradient reversal, which does not stop at chance.
-    adversarial_mode: AdversarialMode = "critic"
+    # in the identity branch; "minimax", a probe and gradient reversal, which does not stop at chance; "ridge", the
+    # share of the clothing texts' variance that a linear reader, solved anew in every batch, finds in the identity branch.
+    adversarial_mode: AdversarialMode = "ridge"
     # Learning rate of the critic, relative to the base rate: it must follow the feature that flees from it.
     critic_lr_scale: Annotated[float, Within(1e-6, 1e3)] = 5.0
     # Decoupling measure (eq. 2 and reading 8): "hsic" of the gated features, or "cka", the unbiased HSIC over the geometric
@@ -194,7 +197,7 @@ class LossConfig(Stage):
     # Fixed weight of mean (g - 0.5)^2, outside GradNorm (reading 9).
     gate_weight: Annotated[float, Within(0)] = 0.01
     # Losses on f_final (reading 15).
-    final_triplet: bool = True
+    final_triplet: bool = False
     final_info_nce: bool = True
     final_matching: bool = True
     # Text that is fused where InfoNCE reads captions: "other", another caption of the image than the one that InfoNCE asks

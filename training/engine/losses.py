@@ -18,6 +18,8 @@ from training.models.features import Features, limited_gradient
 
 # Lower bound of the HSIC of a feature with itself: below it the feature counts as constant.
 MIN_HSIC = 1e-12
+# Penalty of the reader of the mode "ridge", relative to the mean square of a standardised feature.
+RIDGE = 1.0
 
 
 def _logits(left_BE: Tensor, right_NE: Tensor, temperature: Tensor | float) -> Tensor:
@@ -152,6 +154,35 @@ def clothing_adversarial(
     return odds - log_match(v_critic_BE, t_clothing_BE.detach(), group_B, _constant(temperature))[0].mean()
 
 
+def readable_variance(f_BC: Tensor, text_BE: Tensor, ids_B: Tensor, ridge: float = RIDGE) -> Tensor:
+    """Share of the variance of the texts' embeddings that ridge regression reads from a feature, 0 where it is negative.
+
+    The regression is solved on one half of the people and judged on the other, both ways: a reader that knew the judged people
+    could answer by identity. Channels are standardised, as for the linear probes of the evaluation. 0 for a single person.
+    """
+    people = ids_B.unique()
+    first_B = torch.isin(ids_B, people[: len(people) // 2])
+    if len(people) < 2:
+        return f_BC.sum() * 0
+    with torch.autocast(f_BC.device.type, enabled=False):
+        x_BC = F.batch_norm(f_BC.to(torch.promote_types(f_BC.dtype, torch.float32)), None, None, training=True)
+        text_BE = text_BE.to(x_BC.dtype)
+        shares = [_explained(x_BC, text_BE, fitted_B, ridge) for fitted_B in (first_B, ~first_B)]
+    return torch.stack(shares).mean().clamp_min(0)
+
+
+def _explained(x_BC: Tensor, y_BE: Tensor, fitted_B: Tensor, ridge: float) -> Tensor:
+    """R^2 on the rows outside `fitted_B` of the ridge regression of y on x that is solved on the rows in it."""
+    y_BE = y_BE - y_BE[fitted_B].mean(0)
+    x, y, x_new, y_new = x_BC[fitted_B], y_BE[fitted_B], x_BC[~fitted_B], y_BE[~fitted_B]
+    mean_C = x.mean(0)
+    x, x_new = x - mean_C, x_new - mean_C
+    # The kernel form: fewer rows than channels.
+    kernel_NN = x @ x.T / x.shape[1] + ridge * torch.eye(len(x), dtype=x.dtype, device=x.device)
+    predicted = x_new @ x.T / x.shape[1] @ torch.linalg.solve(kernel_NN, y)
+    return 1 - (y_new - predicted).square().sum() / y_new.square().sum().clamp_min(MIN_HSIC)
+
+
 def _constant(temperature: Tensor | float) -> Tensor | float:
     return temperature.detach() if isinstance(temperature, Tensor) else temperature
 
@@ -264,6 +295,8 @@ def task_losses(
 
     def adversary() -> Tensor:
         f, mode = features, config.adversarial_mode
+        if mode == "ridge":
+            return readable_variance(f.f_id, f.t_clothing.detach(), ids_B)
         views = (f.v_clo, f.v_id_hat_clo, f.t_clothing)
         return clothing_adversarial(*views, clothing_group_B, f.temperature, mode, f.v_critic)
 

@@ -194,7 +194,14 @@ def _fused(
     encoded = _encode_texts(trained.model, texts, trained.tokenizer, trained.config)
     number_N = torch.arange(len(texts))
     return _pairs(
-        trained.model, records, encoded, number_N, image_N, trained.config, lambda fused, *_: F.normalize(fused, dim=1), progress
+        trained.model,
+        records,
+        encoded,
+        number_N,
+        image_N,
+        trained.config,
+        lambda fused, *_: F.normalize(fused, dim=1),
+        progress,
     )
 
 
@@ -225,7 +232,8 @@ def _pairs(
     head: Callable[[Tensor, Tensor, Tensor], Tensor],
     progress: Progress,
 ) -> Tensor:
-    """head(f_final, text tokens, their mask) of each pair, (P, ...) on the CPU, in the order of the pairs; each image is encoded once."""
+    """head(f_final, text tokens, their mask) of each pair, (P, ...) on the CPU, in the order of the pairs; each image is
+    encoded once."""
     device = next(model.parameters()).device
     length_P = texts.mask_NT.sum(1)[text_P]
     # Pairs of a batch of images are sorted by text length, which keeps the padding short.

@@ -25,23 +25,24 @@ class _GradientReversal(torch.autograd.Function):
 
 
 class _Probe(nn.Module):
-    """MLP that reads clothing from f^_id, each channel standardised first: otherwise it would overlook channels of small
+    """Linear map that reads clothing from f_id, each channel standardised first: otherwise it would overlook channels of small
     variance, which a reader of the trained feature can scale up."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
+        self.projection = nn.Linear(width, out)
 
     def forward(self, f_id_BC: Tensor) -> Tensor:
-        return self.layers(F.batch_norm(f_id_BC, None, None, training=True) if len(f_id_BC) > 1 else f_id_BC)
+        return self.projection(F.batch_norm(f_id_BC, None, None, training=True) if len(f_id_BC) > 1 else f_id_BC)
 
 
 class ClothingHead(nn.Module):
-    """Linear projection to the text dimension and L2 normalisation (paper 3.2), for f^_clo and for f^_id.
+    """Linear projection to the text dimension and L2 normalisation (paper 3.2), for f^_clo and for f_id.
 
-    The adversary on f^_id depends on the mode (reading 6). "intent", "odds" and "paper": the projection of the clothing
-    branch with constant weights, so that its loss trains f^_id only (the loss of "paper" does not use it). "critic" and
-    "minimax": a separate probe that learns to predict clothing from f^_id; the loss of f^_id uses its weights as constants, or
+    The adversary acts on the *gated* identity feature, which everything else reads: the gate is computed from both branches and
+    could carry clothing into it. It depends on the mode (reading 6). "intent", "odds" and "paper": the projection of the clothing
+    branch with constant weights, so that its loss trains f_id only (the loss of "paper" does not use it). "critic" and
+    "minimax": a separate probe that learns to predict clothing from f_id; the loss of f_id uses its weights as constants, or
     goes through a gradient reversal.
     """
 
@@ -52,7 +53,7 @@ class ClothingHead(nn.Module):
         self.probe = _Probe(width, out) if mode in ("critic", "minimax") else None
 
     def forward(self, f_id_BC: Tensor, f_clo_hat_BC: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """f^_id and f^_clo, (B, C) each -> v_clo, v_id_hat_clo and, with a critic, its own embedding of f^_id for training it;
+        """f_id and f^_clo, (B, C) each -> v_clo, v_id_hat_clo and, with a critic, its own embedding of f_id for training it;
         (B, E) each, L2-normalised."""
         probe, critic_BE = self.probe or self.projection, None
         if self.mode == "critic":

@@ -81,7 +81,9 @@ class Features:
     def to_float32(self) -> Features:
         """The features in float32 or wider: the 16 bits of autocast are too coarse for the losses."""
         values = {k: v for k, v in vars(self).items() if v is not None}
-        wide = {k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in values.items() if v.is_floating_point()}
+        wide = {
+            k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in values.items() if v.is_floating_point()
+        }
         return replace(self, **wide)
 
 

@@ -55,6 +55,7 @@ def test_paper_readings_change_what_the_table_names() -> None:
         "model.bdam.heads",
         "model.bdam.pre_norm",
         "model.fusion.form",
+        "model.fusion.branches",
         "model.fusion.pre_norm",
         "loss.info_nce_texts",
         "loss.info_nce_symmetric",
@@ -68,6 +69,9 @@ def test_paper_readings_change_what_the_table_names() -> None:
         "loss.hsic_normalise",
         "loss.final_info_nce",
         "loss.final_matching",
+        "loss.final_wrong_pairs",
+        "loss.final_triplet",
+        "loss.triplet_smoothing",
         "loss.final_gradient",
         "gradnorm.form",
         "gradnorm.alpha",
@@ -84,7 +88,7 @@ def test_paper_readings_do_not_depend_on_where_they_start() -> None:
     start = get_recipe("cuhk-pedes")
     moved = replace(
         start,
-        loss=replace(start.loss, margin=1.0, gate_weight=1.0, hsic_kernel="rbf", final_triplet=False),
+        loss=replace(start.loss, margin=1.0, gate_weight=1.0, hsic_kernel="rbf", final_triplet=True),
         optim=replace(start.optim, lr=1.0, weight_decay=1.0),
         data=replace(start.data, image_size=(384, 128), batch_size=8),
         model=replace(start.model, text_pooling="cls", bdam=replace(start.model.bdam, self_layers=1, cross_layers=1)),

@@ -154,8 +154,8 @@ def test_runs_that_differ_in_their_seed_share_a_row(
     runs = {path: decode(Disentanglement, value, path.name) for path, value in values.items()}
     evaluations = {Path("a"): evaluation, Path("b"): evaluation, Path("c"): None}
     title, parts = compare(runs, evaluations)
-    assert parts[0].headings == ["", "loss.adversarial_mode intent", "loss.adversarial_mode minimax", "chance"]
-    assert "intent: seeds 0, 1; loss.adversarial_mode minimax: seeds 1" in title
+    assert parts[0].headings == ["", "loss.adversarial_mode ridge", "loss.adversarial_mode minimax", "chance"]
+    assert "ridge: seeds 0, 1; loss.adversarial_mode minimax: seeds 1" in title
     rows, mean = {row[0]: row[1:] for part in parts for row in part.rows}, result["dependence"]["cka"]["value"] + 0.05
     assert rows["cka"][0] == f"{mean:.3f} ± {0.1 / 2**0.5:.3f}" and "±" not in rows["cka"][1]
     assert rows["dual R-1"][1:] == ["–", f"{evaluation.chance['R1']:.2f}"]

@@ -1,8 +1,12 @@
 """The clothing matching loss and the adversary in every mode (reading 6), by plain softmax."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
 from torch.testing import assert_close
 
 from tests.support.models import unit
@@ -42,11 +46,16 @@ def adversary(mode, seed=0):
     return head, f_id, f_clo, text, tau, float(value.detach())
 
 
-def reference(weight, f, text):
-    """P of raw features through a projection, by plain softmax; a graph of its own."""
-    w, b, f, t = (x.detach().clone().requires_grad_() for x in (weight.weight, weight.bias, f, text))
-    p = (F.normalize(F.linear(f, w, b), dim=1) @ t.T / 0.2).softmax(1)
-    return (p * (IDS[:, None] == IDS[None])).sum(1), (w, b, f, t)
+def reference(projection, f, text):
+    """P of raw features through a copy of a projection, by plain softmax; a graph of its own, with its leaves."""
+    copied = copy.deepcopy(projection)
+    f, t = (x.detach().clone().requires_grad_() for x in (f, text))
+    p = (F.normalize(copied(f), dim=1) @ t.T / 0.2).softmax(1)
+    return (p * (IDS[:, None] == IDS[None])).sum(1), ([*copied.parameters()], f, t)
+
+
+def trained(module):
+    return [p.grad for p in module.parameters()]
 
 
 def gradients(loss, inputs):
@@ -60,8 +69,8 @@ def test_losses_of_the_clothing_branch_train_all_of_it(mode):
     p, inputs = reference(head.projection, f_clo, text)
     loss = -torch.log1p(-p).mean() if mode == "paper" else -p.log().mean()
     assert value == pytest.approx(float(loss.detach()), rel=1e-5)
-    w, b, clo, t = gradients(loss, inputs)
-    assert_close([head.projection.weight.grad, head.projection.bias.grad, f_clo.grad, text.grad], [w, b, clo, t])
+    weights, f, t = inputs
+    assert_close([*trained(head.projection), f_clo.grad, text.grad], [*gradients(loss, [*weights, f, t])])
     assert f_id.grad is None and tau.grad is None
 
 
@@ -75,7 +84,7 @@ def test_adversary_trains_the_identity_feature_alone(mode):
         chance = (IDS[:, None] == IDS[None]).float().mean(1)
         push = ((q / (1 - q)).log() - (chance / (1 - chance)).log()).mean().clamp_min(0)
     assert value == pytest.approx(float(push.detach()), rel=1e-5)
-    assert_close(f_id.grad, gradients(push, inputs)[2])
+    assert_close(f_id.grad, gradients(push, inputs[1])[0])
     others = (head.projection.weight, head.projection.bias, f_clo, text, tau)
     assert all(x.grad is None for x in others)
 
@@ -86,10 +95,49 @@ def test_critic_learns_what_the_identity_feature_says_and_the_feature_answers_it
     chance = (IDS[:, None] == IDS[None]).float().mean(1)
     push, seek = ((q / (1 - q)).log() - (chance / (1 - chance)).log()).mean().clamp_min(0), -q.log().mean()
     assert value == pytest.approx(float((push + seek).detach()), rel=1e-5)
-    assert_close(f_id.grad, torch.autograd.grad(push, inputs[2], retain_graph=True)[0])
-    w, b = gradients(seek, inputs[:2])
-    assert_close([head.probe.weight.grad, head.probe.bias.grad], [w, b])
+    assert_close(f_id.grad, torch.autograd.grad(push, inputs[1], retain_graph=True)[0])
+    assert_close(trained(head.probe), [*gradients(seek, inputs[0])])
     assert all(x.grad is None for x in (head.projection.weight, f_clo, text, tau))
+
+
+def test_probe_reads_channels_of_any_scale():
+    """A reader of the trained feature can scale a channel up, so the critic does; a single image has no scale."""
+    torch.manual_seed(0)
+    probe, f = ClothingHead(5, 4, "critic").probe, torch.randn(6, 5)
+    assert_close(probe(f), probe(f * torch.tensor([1.0, 0.01, 100.0, 3.0, 1.0]) + 7), atol=2e-2, rtol=0)
+    assert probe(f[:1]).shape == (1, 4)
+
+
+def test_readable_variance_is_that_of_ridge_regression_between_people():
+    g = torch.Generator().manual_seed(0)
+    ids = torch.arange(12).repeat_interleave(3)
+    feature = torch.randn(36, 5, generator=g, dtype=torch.float64)
+    text = feature @ torch.randn(5, 4, generator=g, dtype=torch.float64) + torch.randn(
+        36, 4, generator=g, dtype=torch.float64
+    )
+    x, y, first = StandardScaler().fit_transform(feature), text.numpy(), (ids < 6).numpy()
+    expected = []
+    for fitted in (first, ~first):
+        # sklearn divides nothing by the number of channels.
+        reader = Ridge(alpha=losses.RIDGE * 5).fit(x[fitted], y[fitted])
+        rest = ((y[~fitted] - reader.predict(x[~fitted])) ** 2).sum()
+        expected.append(1 - rest / ((y[~fitted] - y[fitted].mean(0)) ** 2).sum())
+    feature.requires_grad_()
+    value = losses.readable_variance(feature, text, ids)
+    assert float(value) == pytest.approx(sum(expected) / 2, rel=1e-5) and float(value) > 0.3
+    # Down the gradient less is read.
+    moved = feature.detach() - 3 * torch.autograd.grad(value, feature)[0]
+    assert losses.readable_variance(moved, text, ids) < float(value)
+
+
+@pytest.mark.parametrize("people", [1, 12])
+def test_where_nothing_can_be_read_there_is_nothing_to_train(people):
+    """A single person, or noise: a reader is worse than the mean."""
+    g = torch.Generator().manual_seed(0)
+    feature, text = torch.randn(24, 5, generator=g, requires_grad=True), torch.randn(24, 4, generator=g)
+    value = losses.readable_variance(feature, text, torch.arange(24) % people)
+    value.backward()
+    assert float(value) == 0 and not feature.grad.any()
 
 
 def test_odds_pull_where_the_printed_form_does_not():
@@ -115,7 +163,7 @@ def test_minimax_probe_seeks_what_the_identity_feature_hides():
     q, id_inputs = reference(head.probe, f_id, text)
     seek = -q.log().mean()
     assert value == pytest.approx(float(seek.detach()), rel=1e-5)
-    w, b, hidden, _ = gradients(seek, id_inputs)
-    assert_close([head.probe.weight.grad, head.probe.bias.grad], [w, b])
+    *weights, hidden = gradients(seek, [*id_inputs[0], id_inputs[1]])
+    assert_close(trained(head.probe), weights)
     assert_close(f_id.grad, -hidden)
     assert all(x.grad is None for x in (head.projection.weight, f_clo, text, tau))

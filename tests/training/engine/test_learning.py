@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from tests.support.models import batch, build, recommended, texts
@@ -72,7 +73,7 @@ def trained_fusion(**changes: Any) -> tuple[Model, Any]:
         features = model(data)
         tasks = losses.task_losses(features, data.ids_B, data.clothing_group_B, model.loss, "reference")
         adam.zero_grad()
-        (tasks["info_nce"] + tasks["matching"]).backward()
+        tasks["info_nce"].backward()
         adam.step()
     return model, data
 
@@ -87,10 +88,10 @@ def share_found(model: Model, data: Any) -> float:
 
 @pytest.mark.parametrize("text", ["other", "caption"])
 def test_f_final_depends_on_the_image_unless_it_may_copy(text: str) -> None:
-    model, data = trained_fusion(final_text=text)
+    model, data = trained_fusion(final_text=text, final_wrong_pairs=False)
     wrong = replace(data, images_BCHW=data.images_BCHW.roll(3, 0))
     assert share_found(model, data) > 0.6
-    assert (share_found(model, wrong) < 0.3) == (text == "other")
+    assert (share_found(model, wrong) < 0.1) == (text == "other")
 
 
 def test_the_matching_head_leaves_log_2() -> None:
@@ -106,7 +107,7 @@ def test_the_matching_head_leaves_log_2() -> None:
         value.backward()
         adam.step()
         values.append(float(value.detach()))
-    assert abs(values[0] - math.log(2)) < 0.2 and values[-1] < 0.4
+    assert values[0] > 0.6 and values[-1] < 0.4, values
 
 
 def readable(mode: str | None) -> float:
@@ -141,6 +142,33 @@ def readable(mode: str | None) -> float:
     return float(loss.detach().neg().exp())
 
 
-def test_an_adversary_that_pulls_takes_the_clothes_out_of_the_identity_feature() -> None:
+def test_a_critic_takes_the_clothes_out_of_the_identity_feature() -> None:
     without, printed, critic = (readable(mode) for mode in (None, "intent", "critic"))
     assert critic < 0.75 * min(without, printed), (without, printed, critic)
+
+
+def explained(ridge: bool) -> tuple[float, float]:
+    """R^2 of clothing and of the person, read by ridge regression on unseen people from a feature trained by triplets."""
+    torch.manual_seed(0)
+    image, _, ids = wardrobe(0)
+    feature = nn.Linear(2 * FACTORS, 2 * FACTORS)
+    adam = torch.optim.Adam(feature.parameters(), lr=1e-2)
+    for _ in range(150):
+        rows = torch.isin(ids, torch.randperm(PEOPLE)[:43]).nonzero()[:, 0]
+        f = feature(image[rows])
+        loss = losses.triplet(F.normalize(f, dim=1), ids[rows], 0.3, 0.2)
+        if ridge:
+            loss = loss + losses.readable_variance(f, image[rows, FACTORS:], ids[rows])
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    with torch.no_grad():
+        f, half = StandardScaler().fit_transform(feature(image)), (ids < PEOPLE // 2).numpy()
+    parts = [image[:, FACTORS:].numpy(), image[:, :FACTORS].numpy()]
+    clothing, person = (Ridge(10.0).fit(f[half], y[half]).score(f[~half], y[~half]) for y in parts)
+    return clothing, person
+
+
+def test_the_ridge_adversary_takes_the_clothes_out_of_the_identity_feature() -> None:
+    without, with_ridge = explained(False), explained(True)
+    assert with_ridge[0] < 0.3 * without[0] and with_ridge[1] > 0.8 * without[1], (without, with_ridge)

@@ -157,7 +157,7 @@ def test_names_of_the_tasks(features):
 
 def test_info_nce_averages_over_texts_and_adds_the_fused_feature(features):
     def value(**changes):
-        return tasks(features, **{"both_captions": False} | changes)["info_nce"]
+        return tasks(features, **{"both_captions": False, "final_wrong_pairs": False} | changes)["info_nce"]
 
     def own(image, text):
         return losses.info_nce(image, text, DATA.ids_B, 0.07, symmetric=True, positives="own")
@@ -172,6 +172,12 @@ def test_info_nce_averages_over_texts_and_adds_the_fused_feature(features):
     assert_close(value(final_info_nce=False, both_captions=True), ((scored + other) / 2 + identity) / 2)
     final = own(features.f_final, features.t_caption)
     assert_close(value(), (scored + identity) / 2 + final)
+    # A wrong pair stands for its image.
+    shown = features.wrong_images
+    wrong = losses.info_nce(
+        features.f_final_wrong, features.t_caption[shown], DATA.ids_B[shown], 0.07, symmetric=True, positives="own"
+    )
+    assert_close(value(final_wrong_pairs=True), (scored + identity) / 2 + (final + wrong) / 2)
     everybody = losses.info_nce(features.v_id, features.t_caption, DATA.ids_B, 0.07, symmetric=True)
     assert_close(value(info_nce_texts="caption", final_info_nce=False, caption_positives="identity"), everybody)
     assert_close(
@@ -202,9 +208,32 @@ def test_captions_reach_the_identity_embedding_as_far_as_the_field_says(share):
 
 
 def test_triplet_adds_the_fused_feature(features):
-    plain, final = (losses.triplet(x, DATA.ids_B, 0.3) for x in (features.v_id, features.f_final))
+    plain, final = (losses.triplet(x, DATA.ids_B, 0.3, 0.2) for x in (features.v_id, features.f_final))
     assert_close(tasks(features, final_triplet=False)["triplet"], plain)
-    assert_close(tasks(features)["triplet"], plain + final)
+    assert_close(tasks(features, final_triplet=True)["triplet"], plain + final)
+    assert_close(
+        tasks(features, triplet_smoothing=0.0, final_triplet=False)["triplet"],
+        losses.triplet(features.v_id, DATA.ids_B, 0.3),
+    )
+
+
+def test_smooth_triplet_is_the_printed_sum_and_tends_to_the_hardest() -> None:
+    """Per positive a log-sum over the negatives; with two images an id and no smoothing what remains is batch-hard."""
+    x, ids = unit(7, 4, dtype=torch.float64), torch.tensor([0, 0, 1, 1, 1, 2, 2])
+    values = []
+    for a in range(7):
+        d = (x[a] - x).square().sum(1)
+        others = d[ids != ids[a]]
+        terms = [
+            0.2 * (1 + ((d[p] - others + 0.3) / 0.2).exp().sum()).log() for p in range(7) if ids[p] == ids[a] and p != a
+        ]
+        values.append(torch.stack(terms).mean())
+    assert_close(losses.triplet(x, ids, 0.3, 0.2), torch.stack(values).mean())
+    pairs = torch.tensor([0, 0, 1, 1, 2, 2])
+    assert_close(losses.triplet(x[:6], pairs, 0.3, 1e-4), losses.triplet(x[:6], pairs, 0.3), atol=1e-3, rtol=0)
+    single = losses.triplet(x, torch.zeros(7), 0.3, 0.2)
+    single.backward()
+    assert float(single.detach()) == 0 and not x.grad.any()
 
 
 def test_without_fusion_its_losses_are_gone(features):

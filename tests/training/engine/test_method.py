@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import bdam_fast
 from tests.support.models import batch, build, gradnorm_config, paper, recommended
-from tests.training.models.test_parts import WIDTH, bdam, fusion, pair, tokens
+from tests.training.models.test_bdam_fusion import WIDTH, bdam, fusion, pair, tokens
 from training.config import Config
 from training.config.recipes import cuhk_pedes, cuhk_pedes_paper
 from training.engine.gradnorm import GradNorm, backward_tasks
@@ -73,7 +73,7 @@ def test_pre_norm_blocks_with_feed_forward():
 def test_token_fusion_scales_each_token_by_the_weight_of_its_modality():
     """Reading 13."""
     module = fusion(form="tokens", layers_kind="none", pre_norm=False)
-    image, _, text, mask, _ = arguments = pair()
+    image, text, mask, _ = arguments = pair()
     a, b = module.align_image(image), module.align_text(text)
     w = module.gate(torch.cat([a.mean(1), masked_mean(b, mask)], 1)).softmax(1)
     rows = []
@@ -85,9 +85,9 @@ def test_token_fusion_scales_each_token_by_the_weight_of_its_modality():
 def test_mamba_layers_are_pre_norm_residual_blocks():
     """Reading 14; two layers on one sequence without padding."""
     module = fusion(form="tokens", layers=2)
-    image, f_id, text, mask, _ = pair()
+    image, text, mask, _ = pair()
     full = torch.ones_like(mask)
-    arguments = (image, f_id, text, full, masked_mean(text, full))
+    arguments = (image, text, full, masked_mean(text, full))
     a, b = module.align_image(image), module.align_text(text)
     w = module.gate(torch.cat([a.mean(1), b.mean(1)], 1)).softmax(1)
     x = torch.cat([w[:, :1, None] * a, w[:, 1:, None] * b], 1)

@@ -186,7 +186,7 @@ def test_overflowing_gradients_leave_the_step_out_and_lower_the_scale(config: Co
     # The temperature is pulled back into its bounds by the forward pass, up to rounding.
     assert all(torch.allclose(p, before[name], atol=1e-7) for name, p in trainer.model.named_parameters())
     assert stepper.scaler.get_scale() == 2.0**39 and stepper.gradnorm.state_dict() == balance
-    assert not stepper.optimizer.state and trainer.progress.step == 1
+    assert all(float(state["step"]) == 0 for state in stepper.optimizer.state.values()) and trainer.progress.step == 1
 
 
 def test_gradients_that_no_scale_makes_finite_stop_the_training(config: Config, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_part_of_a_batch(config: Config, tmp_path: Path) -> None:
     halves = [batch.part(slice(0, 2)), batch.part(slice(2, 6))]
     for field in dataclasses.fields(batch):
         whole, parts = getattr(batch, field.name), [getattr(half, field.name) for half in halves]
-        if field.name in ("captions", "identity", "clothing"):
+        if field.name in ("captions", "identity", "clothing", "other"):
             whole, parts = whole.input_ids_BT, [part.input_ids_BT for part in parts]
         joined = parts[0] + parts[1] if field.name == "paths" else torch.cat(parts)
         assert torch.equal(joined, whole) if isinstance(whole, Tensor) else joined == whole

@@ -17,8 +17,8 @@ from training.models.model import Model
 from training.utils.io import encode
 
 pytestmark = pytest.mark.skipif(not _native.available(), reason="the compiled extension is not built")
-# Of model_helpers.recommended: width of the fusion, its inner channels, states, patches and text tokens of a pair.
-W, E, N, L = 8, 16, 4, 8 + 12
+# Of tests.support.models.recommended: width of the fusion, its inner channels, states, patches of both branches and text tokens.
+W, E, N, L = 8, 16, 4, 2 * 8 + 12
 DENSE, INNER = 2 * L * W, 2 * L * E
 LAYER = {
     "none": 0,

@@ -3,161 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from tests.support.models import IMAGE_SIZE, TEXT_LENGTH, TINY, VOCABULARY, batch
 from training.config import BdamConfig, FusionConfig
 from training.models.bdam import Bdam
-from training.models.encoders import TextEncoder, VisualEncoder
-from training.models.fusion import Fusion, masked_mean, projection
+from training.models.fusion import Fusion, MatchingHead, masked_mean, projection
 
 WIDTH = 16
-
-
-@pytest.fixture(scope="module")
-def vit_folder(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("vit")
-    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32)
-    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def bert_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bert")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=TEXT_LENGTH, **sizes)
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (64, 32), (48, 80)])
-def test_pretrained_vit_gives_the_patch_tokens_of_the_library_at_any_size(vit_folder, size):
-    encoder = VisualEncoder(replace(TINY, pretrained=vit_folder), size).eval()
-    images = torch.randn(2, 3, *size)
-    library = ViTModel.from_pretrained(vit_folder, add_pooling_layer=False).eval()
-    expected = library(images, interpolate_pos_encoding=True).last_hidden_state[:, 1:]
-    tokens = encoder(images)
-    assert tokens.shape == (2, size[0] * size[1] // 256, 16) == (2, expected.shape[1], encoder.width)
-    assert_close(tokens, expected)
-
-
-def test_small_vit_takes_images_that_are_not_square():
-    assert VisualEncoder(replace(TINY, patch_size=8), (64, 32))(torch.randn(3, 3, 64, 32)).shape == (3, 32, 16)
-
-
-def test_small_vit_starts_from_a_grid_of_rows_and_columns():
-    positions = VisualEncoder(replace(TINY, width=18), (64, 32)).backbone.embeddings.position_embeddings
-    assert positions.requires_grad and positions.shape == (1, 9, 18)
-    assert not positions[0, 0].any() and not positions[0, :, 16:].any()
-    # Patch 5 of 4 rows and 2 columns: row 2, column 1; frequencies 10000 to the power of 0, -1/4, -1/2, -3/4.
-    rate = torch.tensor([1.0, 0.1, 0.01, 0.001])
-    expected = torch.cat([(2 * rate).sin(), (2 * rate).cos(), rate.sin(), rate.cos()])
-    assert_close(positions[0, 1 + 5, :16].detach(), expected)
-
-
-CONVOLUTIONAL = replace(TINY, stem="convolutional", feed_forward=2)
-
-
-def test_convolutional_stem_gives_one_token_per_patch_and_keeps_the_place():
-    """Equal content in another place gives another mean token: position embeddings are as large as the content."""
-    encoder = VisualEncoder(replace(CONVOLUTIONAL, patch_size=8), (64, 32)).eval()
-    images = torch.zeros(2, 3, 64, 32)
-    images[0, 0, 8:24], images[1, 0, 40:56] = 1.0, 1.0
-    tokens = encoder(images)
-    assert tokens.shape == (2, 32, 16) and encoder.backbone.embeddings.position_embeddings.std() > 0.4
-    assert (tokens[0].mean(0) - tokens[1].mean(0)).norm() > 1e-3
-    stem = encoder.backbone.embeddings.patch_embeddings
-    # Three halvings for a patch of 8: token 5 of 8 rows and 4 columns is row 1, column 1.
-    assert len(stem.convolutions) == 3
-    expected = stem.norm(stem.projection(stem.convolutions(images))).relu()
-    assert_close(stem(images)[:, 5], expected[:, :, 1, 1])
-    with pytest.raises(
-        ValueError, match="EncoderConfig.patch_size must be a power of two for a convolutional stem, got 12"
-    ):
-        replace(CONVOLUTIONAL, patch_size=12)
-
-
-def test_feed_forward_width_of_small_encoders():
-    visual, text = VisualEncoder(CONVOLUTIONAL, IMAGE_SIZE), TextEncoder(CONVOLUTIONAL, VOCABULARY, 0, TEXT_LENGTH)
-    assert visual.backbone.config.intermediate_size == text.backbone.config.intermediate_size == 32
-
-
-def test_window_embeddings_add_a_map_of_three_words():
-    encoder, texts = TextEncoder(CONVOLUTIONAL, VOCABULARY, 0, TEXT_LENGTH).eval(), batch().captions
-    window = encoder.backbone.embeddings
-    plain = window.embeddings(input_ids=texts.input_ids_BT) * texts.attention_mask_BT[..., None]
-    out = window(texts.input_ids_BT)
-    zero = torch.zeros(16)
-    for i, t in ((0, 0), (1, 2), (2, TEXT_LENGTH - 1)):
-        before = plain[i, t - 1] if t > 0 else zero
-        after = plain[i, t + 1] if t + 1 < TEXT_LENGTH else zero
-        mapped = torch.nn.functional.gelu(window.window(torch.cat([before, plain[i, t], after])))
-        assert_close(out[i, t], plain[i, t] + mapped)
-    # More padding changes no token.
-    more = [torch.nn.functional.pad(x[:, :-2], (0, 2)) for x in (texts.input_ids_BT, texts.attention_mask_BT)]
-    short = [x[:, :-2] for x in (texts.input_ids_BT, texts.attention_mask_BT)]
-    mask = short[1].bool()
-    assert_close(encoder(*more)[:, :-2][mask], encoder(*short)[mask])
-
-
-def test_image_size_errors():
-    with pytest.raises(ValueError, match=r"VisualEncoder: image_size must be a multiple of the patch \(16\), got"):
-        VisualEncoder(TINY, (64, 40))
-    with pytest.raises(
-        ValueError, match=r"VisualEncoder: images must have shape \(B, 3, 64, 32\), got \(2, 3, 32, 64\)"
-    ):
-        VisualEncoder(TINY, (64, 32))(torch.zeros(2, 3, 32, 64))
-
-
-def test_weights_that_cannot_be_loaded(tmp_path):
-    missing = replace(TINY, pretrained=str(tmp_path / "no" / "such" / "folder"))
-    with pytest.raises(
-        RuntimeError, match="encoder: pretrained weights .*such.* cannot be loaded; give a local folder"
-    ):
-        VisualEncoder(missing, IMAGE_SIZE)
-    with pytest.raises(RuntimeError, match="encoder: pretrained weights .* cannot be loaded"):
-        TextEncoder(missing, VOCABULARY, 0, TEXT_LENGTH)
-
-
-def test_fused_attention_runs_everywhere(vit_folder, bert_folder):
-    for config in (TINY, replace(TINY, pretrained=vit_folder)):
-        assert VisualEncoder(config, (32, 32)).backbone.config._attn_implementation == "sdpa"
-    for config in (TINY, replace(TINY, pretrained=bert_folder)):
-        assert TextEncoder(config, VOCABULARY, 0, TEXT_LENGTH).backbone.config._attn_implementation == "sdpa"
-
-
-def test_pretrained_bert_must_cover_the_tokenizer(bert_folder):
-    config = replace(TINY, pretrained=bert_folder)
-    assert TextEncoder(config, VOCABULARY, 0, TEXT_LENGTH).width == 16
-    with pytest.raises(
-        ValueError, match="TextEncoder: the tokenizer and text length need vocab_size >= 41, .* have 40"
-    ):
-        TextEncoder(config, VOCABULARY + 1, 0, TEXT_LENGTH)
-    with pytest.raises(ValueError, match="text length need max_position_embeddings >= 13"):
-        TextEncoder(config, VOCABULARY, 0, TEXT_LENGTH + 1)
-
-
-@pytest.mark.parametrize("adapter_layers", [0, 2])
-def test_padding_does_not_reach_the_words(adapter_layers):
-    encoder = TextEncoder(TINY, VOCABULARY, 0, TEXT_LENGTH, adapter_layers).eval()
-    words = torch.tensor([[3, 4, 5, 6]])
-    padded = torch.nn.functional.pad(words, (0, 6), value=9)
-    mask = (torch.arange(10) < 4)[None].long()
-    assert_close(encoder(padded, mask)[:, :4], encoder(words, torch.ones_like(words)))
-
-
-def test_frozen_encoder_stays_as_it_is_and_its_adapter_learns():
-    frozen = TextEncoder(replace(TINY, trainable=False), VOCABULARY, 0, TEXT_LENGTH, adapter_layers=1).train()
-    assert not frozen.backbone.training and frozen.adapter.training
-    data = batch().captions
-    frozen(data.input_ids_BT, data.attention_mask_BT).square().sum().backward()
-    assert all(p.grad is None for p in frozen.backbone.parameters())
-    assert all(p.grad is not None for p in frozen.adapter.parameters())
-    visual = VisualEncoder(replace(TINY, trainable=False), IMAGE_SIZE).train()
-    assert not visual(batch().images_BCHW).requires_grad and not visual.backbone.training
-    assert VisualEncoder(TINY, IMAGE_SIZE).train().backbone.training
 
 
 def bdam(**changes):
@@ -177,6 +28,7 @@ def test_gate_splits_the_two_pooled_branches(pre_norm):
     assert_close(out.f_id_BC, out.gate_BC * out.f_id_hat_BC)
     assert_close(out.f_clo_BC, (1 - out.gate_BC) * out.f_clo_hat_BC)
     assert_close(out.id_tokens_BPC.mean(1), out.f_id_BC)
+    assert_close(out.clo_tokens_BPC.mean(1), out.f_clo_BC)
 
 
 def test_without_gate_both_branches_pass_unweighted():
@@ -185,6 +37,7 @@ def test_without_gate_both_branches_pass_unweighted():
     assert out.gate_BC is None and module.gate is None
     assert out.f_id_BC is out.f_id_hat_BC and out.f_clo_BC is out.f_clo_hat_BC
     assert_close(out.id_tokens_BPC.mean(1), out.f_id_BC)
+    assert_close(out.clo_tokens_BPC.mean(1), out.f_clo_BC)
 
 
 def test_switched_off_it_is_one_linear_layer_per_branch_on_pooled_tokens():
@@ -240,7 +93,7 @@ def pair(length=4, padding=0, seed=3):
     image, text = tokens(2, 5), tokens(2, length, 12, seed)
     text = torch.cat([text, torch.full((2, padding, 12), 7.0)], 1)
     mask = (torch.arange(length + padding)[None] < torch.tensor([[length], [length - 2]])).long()
-    return image, image.mean(1), text, mask, masked_mean(text, mask)
+    return image, text, mask, masked_mean(text, mask)
 
 
 @pytest.mark.parametrize("form", ["tokens", "pooled"])
@@ -257,8 +110,8 @@ def test_fusion_shapes_and_weights(form, layers_kind, pre_norm):
 
 def test_pooled_fusion_is_the_printed_sum():
     module = fusion(form="pooled", layers_kind="none", pre_norm=False, alignment=False)
-    _, f_id, _, _, text = arguments = pair()
-    image, text = module.align_image(f_id), module.align_text(text)
+    image, _, _, text = arguments = pair()
+    image, text = module.align_image(image.mean(1)), module.align_text(text)
     w = module.gate(torch.cat([image, text], 1)).softmax(1)
     assert_close(module(*arguments).f_final_BE, module.projection(w[:, :1] * image + w[:, 1:] * text))
 
@@ -301,11 +154,11 @@ def test_padding_of_the_text_changes_nothing(layers_kind, pre_norm):
 @pytest.mark.parametrize("kind", ["mamba", "transformer"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_what_stands_in_the_padding_does_not_matter(side, kind):
-    module, (image, f_id, text, _, pooled) = fusion(layers_kind=kind), pair()
+    module, (image, text, _, pooled) = fusion(layers_kind=kind), pair()
     keep = torch.arange(4) < 3 if side == "right" else torch.arange(4) > 0
     mask = keep.long().expand(2, 4)
     other = torch.where(keep[None, :, None], text, 100 * text + 1)
-    one, two = (module(image, f_id, t, mask, pooled) for t in (text, other))
+    one, two = (module(image, t, mask, pooled) for t in (text, other))
     assert_close(one.f_final_BE, two.f_final_BE)
     assert_close(one.weights_B2, two.weights_B2)
 
@@ -325,6 +178,17 @@ def test_a_sequence_of_length_one_has_no_use_for_the_decay(form):
 def test_backends_agree(form):
     arguments = pair(padding=2)
     assert_close(fusion("cpu", form=form)(*arguments).f_final_BE, fusion(form=form)(*arguments).f_final_BE)
+
+
+def test_matching_head_starts_as_ten_times_the_cosine_and_weighs_each_channel():
+    head, fused, text = MatchingHead(3), torch.randn(4, 3), torch.nn.functional.normalize(torch.randn(4, 3), dim=1)
+    cosine = torch.nn.functional.cosine_similarity(fused, text)
+    assert_close(head(fused, text), 10 * cosine)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([1.0, 0.0, -2.0]))
+        head.bias.fill_(0.5)
+    products = torch.nn.functional.normalize(fused, dim=1) * text
+    assert_close(head(fused, text), products[:, 0] - 2 * products[:, 2] + 0.5)
 
 
 def test_masked_mean():
