@@ -148,17 +148,20 @@ def test_a_critic_takes_the_clothes_out_of_the_identity_feature() -> None:
 
 
 def explained(ridge: bool) -> tuple[float, float]:
-    """R^2 of clothing and of the person, read by ridge regression on unseen people from a feature trained by triplets."""
+    """R^2 of clothing and of the person, read by ridge regression on unseen people from a feature that has a reason to know
+    both: it is trained by triplets and by captions, which name the outfit."""
     torch.manual_seed(0)
-    image, _, ids = wardrobe(0)
-    feature = nn.Linear(2 * FACTORS, 2 * FACTORS)
-    adam = torch.optim.Adam(feature.parameters(), lr=1e-2)
+    image, text, ids = wardrobe(0)
+    feature, caption = nn.Linear(2 * FACTORS, 2 * FACTORS), nn.Linear(2 * FACTORS, 2 * FACTORS)
+    adam = torch.optim.Adam([*feature.parameters(), *caption.parameters()], lr=1e-2)
     for _ in range(150):
         rows = torch.isin(ids, torch.randperm(PEOPLE)[:43]).nonzero()[:, 0]
         f = feature(image[rows])
-        loss = losses.triplet(F.normalize(f, dim=1), ids[rows], 0.3, 0.2)
+        v, t = F.normalize(f, dim=1), F.normalize(caption(text[rows]), dim=1)
+        loss = losses.triplet(v, ids[rows], 0.3, 0.2)
+        loss = loss + 0.1 * losses.info_nce(v, t, ids[rows], 0.1, symmetric=True, positives="own")
         if ridge:
-            loss = loss + losses.readable_variance(f, image[rows, FACTORS:], ids[rows])
+            loss = loss + 2 * losses.readable_variance(f, image[rows, FACTORS:], ids[rows])
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -171,4 +174,5 @@ def explained(ridge: bool) -> tuple[float, float]:
 
 def test_the_ridge_adversary_takes_the_clothes_out_of_the_identity_feature() -> None:
     without, with_ridge = explained(False), explained(True)
-    assert with_ridge[0] < 0.3 * without[0] and with_ridge[1] > 0.8 * without[1], (without, with_ridge)
+    assert without[0] > 0.3 and with_ridge[0] < 0.3 * without[0], (without, with_ridge)
+    assert with_ridge[1] > 0.8 * without[1], (without, with_ridge)
