@@ -205,6 +205,13 @@ def read_evaluation(path: Path) -> Evaluation:
     return decode(Evaluation, values, str(path))
 
 
+def read_protocol(path: Path) -> ProtocolEvaluation:
+    """Reads eval-PROTOCOL.json of a protocol for tables. Raises as `read_evaluation`."""
+    values = read_json(path)
+    refuse_audit(values, str(path))
+    return decode(ProtocolEvaluation, values, str(path))
+
+
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one, keys joined with dots; a tuple becomes a list, as JSON has it."""
     flat: dict[str, Any] = {}

@@ -50,7 +50,7 @@ def gallery_text(
     trained: TrainedModel, records: Sequence[Record], dual: DualEmbeddings, texts: Sequence[str], progress: Progress
 ) -> Outcome:
     """Each image fused with its identity text of `texts`."""
-    gallery_GE = _fused(trained, records, texts, torch.arange(len(records)), progress)
+    gallery_GE = fused_pairs(trained, records, texts, torch.arange(len(records)), progress)
     metrics = embedding_metrics(dual.t_QE, gallery_GE, dual.query_ids_Q, dual.gallery_ids_G)[0.0]
     aligned = trained.config.loss.final_info_nce
     return {
@@ -65,7 +65,7 @@ def paired_audit(
     trained: TrainedModel, records: Sequence[Record], dual: DualEmbeddings, progress: Progress
 ) -> dict[str, Any]:
     """Fields of the audit, whose metrics have a name of their own."""
-    fused_QE = _fused(trained, records, dual.captions, dual.query_images_Q, progress)
+    fused_QE = fused_pairs(trained, records, dual.captions, dual.query_images_Q, progress)
     first_G = torch.searchsorted(dual.query_images_Q, torch.arange(len(records)))
     audit = embedding_metrics(fused_QE, fused_QE[first_G], dual.query_ids_Q, dual.gallery_ids_G)[0.0]
     return {"parameters": {}, "audit": True, "metrics_audit": audit.mean(), "ties": audit.has_ties()}
@@ -148,10 +148,14 @@ def matching_logits(
     return _pairs(model, records, texts, query_P, image_P, config, lambda fused: head(fused)[:, 0], progress)
 
 
-def _fused(
-    trained: TrainedModel, records: Sequence[Record], texts: Sequence[str], image_N: Tensor, progress: Progress
+def fused_pairs(
+    trained: TrainedModel,
+    records: Sequence[Record],
+    texts: Sequence[str],
+    image_N: Tensor,
+    progress: Progress = lambda done, total: None,
 ) -> Tensor:
-    """f_final (N, E) of unit length for each text and its image."""
+    """f_final (N, E) of unit length for each text and its image, a position in `records`."""
     encoded = _encode_texts(trained.model, texts, trained.tokenizer, trained.config)
     number_N = torch.arange(len(texts))
     return _pairs(

@@ -7,6 +7,8 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 # Protocols whose results may stand in one table, and those that read a file of texts.
 RESULTS = PROTOCOLS[:-1]
 WITH_TEXTS: tuple[Protocol, ...] = ("gallery-text", "identity")
+# Protocols whose results stand beside those of dual on every page.
+BESIDE_DUAL: tuple[Protocol, ...] = ("rerank", "identity", "other-outfit")
 # Images of `dual` that `rerank` scores again.
 DEFAULT_K = 128
 
