@@ -142,7 +142,9 @@ def _views(summary: Summary) -> list[dict[str, Any]]:
         compared = [
             (row, run.comparison, _paper_difference(paper, row.name, full)) for row, run in rows if run.comparison
         ]
-        parts = [_results(rows), *protocol_tables.of_table(rows), _every_value(rows, summary.seeds)] if rows else []
+        parts = (
+            [_results(rows), *protocol_tables.of_table(name, rows), _every_value(rows, summary.seeds)] if rows else []
+        )
         if compared:
             parts.append(_differences(compared, len(summary.seeds)))
         if rows:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from training.config.ablations import PROTOCOLS
 from training.evaluation.experiment_result import COMPARED, MetricValues, RowResult, TableRow
 from training.evaluation.protocols.protocol_names import BESIDE_DUAL
 from training.evaluation.result import HEADINGS, METRICS, Metrics
@@ -39,9 +40,10 @@ def _row(name: str, note: str, metrics: Metrics, chance: Metrics, queries: int) 
     return {"name": name, "note": note, "cells": cells}
 
 
-def of_table(rows: Sequence[tuple[TableRow, RowResult]]) -> list[dict[str, Any]]:
-    """Part of a page: R-1 and mAP of each row by protocol, and chance; nothing where only dual was measured."""
-    names = [name for name in BESIDE_DUAL if any(name in run.protocols for _, run in rows)]
+def of_table(table: str, rows: Sequence[tuple[TableRow, RowResult]]) -> list[dict[str, Any]]:
+    """Part of a page: R-1 and mAP of each row by the protocols of the table, and chance; nothing where only dual was measured."""
+    wanted = PROTOCOLS.get(table, ())
+    names = [name for name in BESIDE_DUAL if name in wanted and any(name in run.protocols for _, run in rows)]
     if not names:
         return []
     head = [f"{name} {HEADINGS[metric]}" for name in ("dual", *names) for metric in COMPARED]
@@ -51,7 +53,7 @@ def of_table(rows: Sequence[tuple[TableRow, RowResult]]) -> list[dict[str, Any]]
         cells.append([row.label, *(_spread(values, metric) for values in measured for metric in COMPARED)])
     chances = [rows[0][1].chance, *(next(r.protocols[n].chance for _, r in rows if n in r.protocols) for n in names)]
     cells.append(["chance", *(f"{chance[metric]:.2f}" for chance in chances for metric in COMPARED)])
-    title = "By protocol, percent: rows can differ only where a query sees what they change"
+    title = "By protocol, percent, mean ± standard deviation: those in which the rows can differ"
     return [{"title": title, "head": ["", *head], "rows": cells}]
 
 
