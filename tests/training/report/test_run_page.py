@@ -20,7 +20,6 @@ from tests.support.pedes_dataset import make_pedes
 from training import train as train_command
 from training.config import command_line, to_dict
 from training.config.recipes import get_recipe
-from training.evaluation.result import METRICS
 from training.evaluation.run_folder import read_run
 from training.report import config_rows, plots
 from training.report.__main__ import main
@@ -81,48 +80,6 @@ def test_page_shows_the_numbers_of_the_run(html):
     assert "selective_scan cpu 12,345 12,345" in text and "selective_scan reference 7 0" in text
     assert "ab" * 32 in text and "301.25 s" in text and "1,234 MB" in text and "checkpoint" in text
     assert "data.image_size" in text and "480 steps; each point is the mean of about 3 steps" in text
-
-
-def add_protocol(run: Path, name: str, **values) -> None:
-    """Writes eval-NAME.json of the evaluated checkpoint; every metric is its number in the row."""
-    metrics = {key: 10.0 * i for i, key in enumerate(METRICS, 1)}
-    result = {
-        "protocol": name,
-        "parameters": {"beta": 0.5, "k": 64},
-        "metrics": metrics,
-        "chance": CHANCE,
-        "ties": False,
-    }
-    result |= {
-        "counts": {"queries": 1234, "gallery": 18, "ids": 6},
-        "checkpoint": {"epoch": 9, "step": 360, "sha256": "cd" * 32},
-    }
-    (run / f"eval-{name}.json").write_text(json.dumps(result | values))
-
-
-def test_protocols_are_rows_of_one_table(run):
-    text = page_of(run).words()
-    assert "dual caption, β = 0.5 37.50 65.25 79.00 31.50 12.25 2.50 4.20 36" in text
-    assert "Not measured: rerank, identity, other-outfit. `python -m training.evaluate run --protocol all`" in text
-    for name in ("rerank", "identity"):
-        add_protocol(run, name)
-    text, row = page_of(run).words(), "10.00 20.00 30.00 40.00 50.00 2.50 4.20 1,234"
-    assert f"rerank caption, the best 64 again by the fusion {row}" in text
-    assert f"identity identity text, identity embedding only {row}" in text and "Not measured: other-outfit." in text
-    add_protocol(run, "other-outfit", left_out=7, metrics_beta0=dict.fromkeys(CHANCE, 1.5))
-    text = page_of(run).words()
-    assert f"other-outfit caption, the person in other clothes; 7 left out, β = 0.5 {row}" in text
-    assert "other-outfit the same, β = 0 1.50 1.50 1.50 1.50 1.50 2.50 4.20 1,234" in text
-    assert "--protocol all" not in text
-
-
-def test_protocols_of_another_checkpoint_or_of_the_audit_are_refused(run):
-    add_protocol(run, "identity", checkpoint={"epoch": 1, "step": 2, "sha256": "ee"})
-    with pytest.raises(ValueError, match="eval-identity.json was computed from a different checkpoint than eval.json"):
-        read_run(run)
-    add_protocol(run, "identity", audit=True)
-    with pytest.raises(ValueError, match="is of the protocol paired-audit"):
-        read_run(run)
 
 
 def test_untied_run_with_beta_zero(run):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -21,7 +20,6 @@ from training.config import DataConfig
 from training.data.datasets import read_dataset
 from training.synthetic import attributes
 from training.synthetic.dataset import SPLITS, generate
-from training.synthetic.query_texts import write_identity_queries
 from training.synthetic.render.camera import render_image
 from training.synthetic.rng import KeyedRng, cosine, sine
 from training.synthetic.text.captions import MAX_WORDS, MIN_WORDS, STYLES, tokenize_caption, write_captions
@@ -299,36 +297,3 @@ def test_dice_draw_what_they_are_asked_for():
         == [KeyedRng(1, 2).uniform(0, 1)] * 2
         != [KeyedRng(12).uniform(0, 1)] * 2
     )
-
-
-def test_identity_queries_are_of_the_held_out_people_and_of_the_person_alone(synthetic_root, records, tmp_path, capsys):
-    rows = load(synthetic_root, "identity_queries.jsonl")
-    assert [row["file_path"] for row in rows] == [r["file_path"] for r in records if r["split"] != "train"]
-    truth = {row["file_path"]: row for row in load(synthetic_root, "factors.jsonl")}
-    for row in rows:
-        words = re.findall("[a-z]+", row["identity"].lower())
-        person, facing = truth[row["file_path"]]["identity"], truth[row["file_path"]]["pose"]["facing"]
-        assert not re.search(rf"\b({CLOTHING})\b", " ".join(words))
-        assert person["skin"] in words and ("beard" in words) == (person["beard"] and facing != "back")
-        assert person["hair"] == "bald" or person["hair_colour"] in words
-    texts = {row["file_path"]: row["identity"] for row in load(synthetic_root, "descriptions.jsonl")}
-    assert sum(texts[row["file_path"]] != row["identity"] for row in rows) > len(rows) / 2, "in words of their own"
-    # A set without the file gets the same one, and nothing else.
-    older = shutil.copytree(synthetic_root, tmp_path / "older", ignore=shutil.ignore_patterns("imgs"))
-    (older / "identity_queries.jsonl").unlink()
-    assert cli.run(prepare.main, ["identity-queries", str(older)]) == 0
-    assert capsys.readouterr().out.strip() == str(older / "identity_queries.jsonl")
-    assert {name: text for name, text in digest(synthetic_root).items() if "/" not in name} == digest(older)
-    (older / "factors.jsonl").unlink()
-    with pytest.raises(
-        FileNotFoundError, match="holds no rendered set: expected reid_raw.json and factors.jsonl in it"
-    ):
-        write_identity_queries(older)
-
-
-def test_training_does_not_read_identity_queries(synthetic_root, tmp_path):
-    shutil.copytree(synthetic_root, tmp_path / "set")
-    before = read_dataset(DataConfig(root=str(tmp_path / "set")))
-    (tmp_path / "set" / "identity_queries.jsonl").write_text("no JSON")
-    after = read_dataset(DataConfig(root=str(tmp_path / "set")))
-    assert after == before and after.fingerprint == before.fingerprint
