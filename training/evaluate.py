@@ -1,9 +1,11 @@
 """Evaluates the test split of a run once and writes RUN/eval.json: `python -m training.evaluate RUN`.
 
 The clothing weight is the one chosen on validation; results at beta = 0 are printed beside it. A second call prints the
-stored results. RUN/eval-queries.npz has the average precision and the R-1 of each query. `--protocol` measures another
-protocol and writes RUN/eval-PROTOCOL.json; nothing is selected by it. gallery-text reads the identity texts of `--texts`
-where given, and writes a file for each such file of texts.
+stored results. RUN/eval-queries.npz has the average precision and the R-1 of each query, RUN/diagnosis.json what each loss
+and each part of the model does on validation images. `--protocol` measures another
+protocol and writes RUN/eval-PROTOCOL.json and the values of its queries; nothing is selected by it. Of several protocols,
+those that the model or the data cannot have are named and left out. gallery-text and identity read the identity texts of
+`--texts` where given, and write a file for each such file of texts.
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from training.evaluation.protocol_names import DEFAULT_K, Protocol
+from training.evaluation.protocols.protocol_names import DEFAULT_K, RESULTS, WITH_TEXTS, NotMeasurable, Protocol
 from training.utils import cli
+
+if TYPE_CHECKING:
+    from training.data.datasets import TextFile
 
 
 @dataclass(frozen=True)
@@ -26,31 +31,47 @@ class Arguments:
 
     # Run folder of `python -m training.train`.
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    # Retrieval protocol; dual is the headline.
-    protocol: Protocol = "dual"
+    # Retrieval protocol, or all but paired-audit; dual, the headline, by default.
+    protocol: Annotated[tuple[Protocol | Literal["all"], ...], tyro.conf.UseAppendAction] = ()
     # Images of `dual` that rerank scores again.
     k: int = DEFAULT_K
-    # Texts of gallery-text, such as OUT/gallery-test.jsonl of training.describe; default: the run's.
+    # Texts of gallery-text and identity, such as OUT/gallery-test.jsonl of training.describe; default: the run's, the data's.
     texts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
 
 
 def main(argv: Sequence[str]) -> None:
-    """Entry point; raises what `evaluate` raises."""
+    """Entry point; raises what `evaluate` raises, and NotMeasurable for a protocol asked for alone."""
     arguments = cli.parse(Arguments, argv, "training.evaluate", __doc__)
     # Not at the top: --help need not wait for torch.
+    from training.data.datasets import read_gallery_texts
+
+    named = tuple(dict.fromkeys(name for name in arguments.protocol if name != "all"))
+    asked: tuple[Protocol, ...] = RESULTS if "all" in arguments.protocol else named or ("dual",)
+    texts = None if arguments.texts is None else read_gallery_texts(arguments.texts)
+    for protocol in asked:
+        # Texts that no protocol reads are an error of the first one.
+        mine = texts if protocol in WITH_TEXTS or not {*asked} & {*WITH_TEXTS} else None
+        try:
+            _evaluate(arguments.run, protocol, arguments.k, mine)
+        except NotMeasurable as reason:
+            if len(asked) == 1:
+                raise
+            print(f"{protocol} is left out: {reason}")
+
+
+def _evaluate(run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None) -> None:
+    """Prints the results of a protocol and the path of its file."""
     from rich.console import Console
 
-    from training.data.datasets import read_gallery_texts
-    from training.evaluation.metric_tables import print_protocol, print_table
+    from training.evaluation.diagnosis.diagnose import diagnose
+    from training.evaluation.metric_tables import print_diagnosis, print_protocol, print_table
     from training.evaluation.run_evaluation import evaluate, evaluate_protocol, result_name
 
-    run_dir, console = arguments.run, Console(soft_wrap=True)
-    protocol, k = arguments.protocol, arguments.k
-    texts = None if arguments.texts is None else read_gallery_texts(arguments.texts)
-    name = result_name(protocol, k, texts)
+    console, name = Console(soft_wrap=True), result_name(protocol, k, texts)
     if protocol == "dual":
         evaluation, new = evaluate(run_dir)
         print_table(evaluation, console)
+        print_diagnosis(diagnose(run_dir)[0], console)
     else:
         result, new = evaluate_protocol(run_dir, protocol, k, texts)
         print_protocol(result, console)

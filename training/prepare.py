@@ -45,6 +45,14 @@ class Synthetic:
 
 
 @dataclass(frozen=True)
+class IdentityQueries:
+    """Add the queries of the protocol `identity` to a set that was rendered before there were any."""
+
+    # Folder of the rendered set.
+    root: Folder
+
+
+@dataclass(frozen=True)
 class Pack:
     """Decode and resize all images of a data set into a packed cache, which training reads with --data.cache."""
 
@@ -110,6 +118,13 @@ def synthetic(arguments: Synthetic) -> None:
     for split in SPLITS:
         table.add_row(split, *(str(summary["counts"][split][key]) for key in ("ids", "images", "captions")))
     console.print(table)
+
+
+def identity_queries(arguments: IdentityQueries) -> None:
+    """Writes the queries and prints where they are."""
+    from training.synthetic.query_texts import write_identity_queries
+
+    print(write_identity_queries(arguments.root))
 
 
 def pack(arguments: Pack) -> None:
@@ -200,6 +215,7 @@ def template(arguments: Template) -> None:
 
 COMMANDS: dict[type, Callable[[Any], None]] = {
     Synthetic: synthetic,
+    IdentityQueries: identity_queries,
     Pack: pack,
     Validate: validate,
     Template: template,
@@ -209,7 +225,8 @@ COMMANDS: dict[type, Callable[[Any], None]] = {
 def main(argv: Sequence[str]) -> None:
     """Runs a sub-command; raises what its function raises."""
     # Nothing heavy is imported at the top: --help, and each process of `synthetic`, need not wait for it.
-    arguments: Any = cli.parse(Synthetic | Pack | Validate | Template, argv, "training.prepare", __doc__)  # type: ignore
+    kinds = Synthetic | IdentityQueries | Pack | Validate | Template
+    arguments: Any = cli.parse(kinds, argv, "training.prepare", __doc__)  # type: ignore
     COMMANDS[type(arguments)](arguments)
 
 

@@ -70,6 +70,12 @@ ABLATIONS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "fig5": ((FULL, "Mamba"), ("transformer", "Transformer, 4 layers"), ("no-mamba", "Simple")),
 }
+# Protocols beside dual in which the rows of a table can differ: only rerank lets the fusion meet a query.
+PROTOCOLS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("table1", "table3", "readings"), ("identity", "other-outfit")),
+    **dict.fromkeys(("table2", "fig5", "table5"), ("rerank",)),
+    "table4": ("identity",),
+}
 # The row that the other rows of a table are compared with, where it is not FULL.
 REFERENCES = {"table4": "style-dbscan"}
 # The paper's data sets, and the usual name of each one's folder.

@@ -176,6 +176,19 @@ def identity_texts(file: TextFile, records: Sequence[Record]) -> list[str]:
     return [texts[record.file_path][0] for record in records]
 
 
+def with_texts(records: Sequence[Record], config: DataConfig) -> list[Record]:
+    """The records of any split that the data set's file of generated texts describes, with these texts: for diagnosis.
+
+    Raises as `read_dataset` for anything wrong in the file."""
+    path = descriptions_path(config)
+    texts, _ = _read_descriptions(path.read_bytes(), path)
+    return [
+        replace(record, identity=texts[record.file_path][0], clothing=texts[record.file_path][1])
+        for record in records
+        if record.file_path in texts
+    ]
+
+
 def _read_descriptions(raw: bytes, file: Path) -> tuple[dict[str, tuple[str, str]], set[str]]:
     """file_path -> (identity text, clothing text) of the lines with status "ok", and the file_paths of those with status
     "rejected"; other lines are ignored."""

@@ -45,18 +45,18 @@ def _gallery(features: Mapping[str, np.ndarray], person: Tensor, match: Tensor, 
     if not bool(kept.any()):
         return Gallery(queries=0, without_match=len(kept), chance=None, features={})
     match, excluded, ids = match[kept], excluded[kept], person[kept].numpy()
-    chance = query_metrics(torch.zeros(match.shape), match, excluded).mean(0)
+    chance = query_metrics(torch.zeros(match.shape), match, excluded).mean()
     results = {}
     for name, values in features.items():
         unit = F.normalize(torch.from_numpy(values).double(), dim=1)
         # Rounded to float32, so that copies of an image tie whichever block of the product they fall into.
-        metrics = query_metrics((unit[kept] @ unit.T).float(), match, excluded).numpy()
+        metrics = query_metrics((unit[kept] @ unit.T).float(), match, excluded).values_Q5.numpy()
         interval = {key: _interval(metrics[:, METRICS.index(key)], ids) for key in ("R1", "mAP")}
         results[name] = Retrieval(**dict(zip(METRICS, metrics.mean(0).tolist(), strict=True)), interval=interval)
     return Gallery(
         queries=int(kept.sum()),
         without_match=int((~kept).sum()),
-        chance=dict(zip(METRICS, chance.tolist(), strict=True)),
+        chance=chance,
         features=results,
     )
 

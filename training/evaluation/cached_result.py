@@ -10,11 +10,12 @@ from typing import TypeVar
 
 from training.data.datasets import Dataset, read_dataset
 from training.engine.checkpoint import TrainedModel, load_run
+from training.evaluation.diagnosis.diagnosis_result import Diagnosis
 from training.evaluation.disentangle_result import Disentanglement
 from training.evaluation.result import CheckpointInfo, Evaluation, ProtocolEvaluation
 from training.utils.io import write_record
 
-R = TypeVar("R", Evaluation, ProtocolEvaluation, Disentanglement)
+R = TypeVar("R", Evaluation, ProtocolEvaluation, Disentanglement, Diagnosis)
 
 
 def cached_result(

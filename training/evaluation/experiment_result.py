@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +49,14 @@ class SpeedBySeed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProtocolValues:
+    """Metrics of a protocol beside dual by seed, and its chance, percent."""
+
+    metrics: MetricValues
+    chance: Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
 class RowResult:
     """One configuration over the seeds: the fields that it changes, fingerprint of its data, run folders, metrics in
     percent (std with n - 1, None for one seed), cost, and the comparison with the full model by COMPARED."""
@@ -72,6 +80,8 @@ class RowResult:
     flops: Flops | None
     speed: SpeedBySeed
     comparison: Annotated[dict[str, Comparison], Keys(COMPARED)] | None
+    # By name of BESIDE_DUAL; those that every seed has.
+    protocols: dict[str, ProtocolValues] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

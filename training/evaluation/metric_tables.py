@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training.evaluation.audit_guard import refuse_audit
+from training.evaluation.diagnosis.diagnosis_result import BOUNDS, Diagnosis
 from training.evaluation.result import HEADINGS, METRICS, Evaluation, Metrics, ProtocolEvaluation
 from training.evaluation.run_evaluation import DIGITS
 from training.utils.io import encode
@@ -39,6 +40,17 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
     """Prints the metrics of the test split at the chosen beta and at beta 0, chance, and the ratio of the first to chance."""
     rows = {f"beta {evaluation.beta:g} (validation)": evaluation.metrics, "beta 0": evaluation.metrics_beta0}
     _print_rows(evaluation, rows, "", console)
+
+
+def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
+    """Prints how many values of a diagnosis are within their bounds, and each that is not."""
+    values = diagnosis.values()
+    known = [bound for bound in BOUNDS if bound.key in values]
+    wrong = [bound for bound in known if not bound.holds(values[bound.key])]
+    console.print(f"diagnosis: {len(known) - len(wrong)} of {len(known)} values within their bounds", highlight=False)
+    for bound in wrong:
+        value = f"{values[bound.key]:.3g}{bound.unit}"
+        console.print(f"  {bound.name}: {value}, expected {bound.limits()}", highlight=False, markup=False, style="red")
 
 
 def _print_rows(

@@ -99,7 +99,7 @@ def embedding_metrics(
     parts: dict[float, list[QueryMetrics]] = {beta: [] for beta in betas}
     for rows, beta, scores_BG in similarity.blocks(list(parts)):
         parts[beta].append(_rank(scores_BG, matches(rows)))
-    return {beta: _joined(part) for beta, part in parts.items()}
+    return {beta: joined(part) for beta, part in parts.items()}
 
 
 def chance_metrics(query_ids: Any, gallery_ids: Any) -> dict[str, float]:
@@ -117,8 +117,8 @@ def chance_metrics(query_ids: Any, gallery_ids: Any) -> dict[str, float]:
     return dict(zip(METRICS, values.tolist(), strict=True))
 
 
-def query_metrics(similarity_QG: Tensor, match_QG: Tensor, excluded_QG: Tensor | None = None) -> Tensor:
-    """Metrics of each query, (Q, 5) float64 in percent, columns as `METRICS`.
+def query_metrics(similarity_QG: Tensor, match_QG: Tensor, excluded_QG: Tensor | None = None) -> QueryMetrics:
+    """Metrics of each query, whose matches are given.
 
     similarity_QG: (Q, G) floating, finite; match_QG and excluded_QG: (Q, G) bool. An excluded item is not in the gallery
     of its query. Raises ValueError for a query without a match, or whose match is excluded.
@@ -130,7 +130,12 @@ def query_metrics(similarity_QG: Tensor, match_QG: Tensor, excluded_QG: Tensor |
         similarity_QG = similarity_QG.masked_fill(excluded_QG, -torch.inf)
     if not bool(match_QG.any(1).all()):
         raise ValueError(f"{int((~match_QG.any(1)).sum())} of {len(match_QG)} queries have no match in the gallery")
-    return _in_blocks(similarity_QG, lambda rows: _positions(match_QG[rows].cpu())).values_Q5
+    return _in_blocks(similarity_QG, lambda rows: _positions(match_QG[rows].cpu()))
+
+
+def joined(parts: Sequence[QueryMetrics]) -> QueryMetrics:
+    """The queries of all parts, in order."""
+    return QueryMetrics(torch.cat([part.values_Q5 for part in parts]), torch.cat([part.tied_Q for part in parts]))
 
 
 def _of_similarity(similarity: Any, query_ids: Any, gallery_ids: Any) -> QueryMetrics:
@@ -153,11 +158,7 @@ def _in_blocks(similarity_QG: Tensor, matches: Callable[[slice], Matches]) -> Qu
     for rows in blocks(*similarity_QG.shape):
         scores_BG = similarity_QG[rows].to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
         parts.append(_rank(scores_BG, matches(rows)))
-    return _joined(parts)
-
-
-def _joined(parts: Sequence[QueryMetrics]) -> QueryMetrics:
-    return QueryMetrics(torch.cat([part.values_Q5 for part in parts]), torch.cat([part.tied_Q for part in parts]))
+    return joined(parts)
 
 
 def _matches_by_id(query_Q: Tensor, gallery_G: Tensor) -> Callable[[slice], Matches]:

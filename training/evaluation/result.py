@@ -158,7 +158,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """The file of generated texts that gallery-text read."""
+    """The file of identity texts that gallery-text or identity read."""
 
     path: str
     sha256: str
@@ -169,7 +169,8 @@ class ProtocolEvaluation:
     """A protocol other than `dual` on the test split: the contents of RUN/eval-PROTOCOL.json.
 
     rerank: `metrics` of the summed scores, `metrics_matching` of the matching head alone. gallery-text and rerank: also
-    `metrics_dual`. paired-audit: `audit` and `metrics_audit` only, so that no table takes them for results.
+    `metrics_dual`. other-outfit: `metrics` at the beta chosen on validation, also `metrics_beta0`, and the captions left out.
+    paired-audit: `audit` and `metrics_audit` only, so that no table takes them for results.
     """
 
     protocol: str
@@ -181,10 +182,13 @@ class ProtocolEvaluation:
     metrics: Metrics | None = None
     metrics_matching: Metrics | None = None
     metrics_dual: Metrics | None = None
+    metrics_beta0: Metrics | None = None
     metrics_audit: Metrics | None = None
     # Image-text pairs scored by the matching head, and the temperature of the loss.
     pairs: int | None = None
     temperature: float | None = None
+    # Queries of people with one outfit, who cannot be found in another one.
+    left_out: int | None = None
     ties: bool
     note: str | None = None
     data: DataSummary | None = None
@@ -199,6 +203,13 @@ def read_evaluation(path: Path) -> Evaluation:
     values = read_json(path)
     refuse_audit(values, str(path))
     return decode(Evaluation, values, str(path))
+
+
+def read_protocol(path: Path) -> ProtocolEvaluation:
+    """Reads eval-PROTOCOL.json of a protocol for tables. Raises as `read_evaluation`."""
+    values = read_json(path)
+    refuse_audit(values, str(path))
+    return decode(ProtocolEvaluation, values, str(path))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,11 +22,12 @@ from training.data.datasets import Dataset, Record, TextFile
 from training.data.loader import iterate_images, tokenize
 from training.engine.checkpoint import TrainedModel
 from training.engine.memory import peak_memory_mb
-from training.evaluation import efficiency, protocols
+from training.evaluation import efficiency
 from training.evaluation.cached_result import cached_result
 from training.evaluation.dual import DualEmbeddings, evaluate_dual
 from training.evaluation.metrics import QueryMetrics, chance_metrics
-from training.evaluation.protocol_names import DEFAULT_K, Protocol
+from training.evaluation.protocols.measure import measure
+from training.evaluation.protocols.protocol_names import DEFAULT_K, WITH_TEXTS, Protocol
 from training.evaluation.result import (
     METRICS,
     Counts,
@@ -64,10 +65,10 @@ def evaluate(run_dir: Path) -> tuple[Evaluation, bool]:
 def result_name(protocol: Protocol, k: int, texts: TextFile | None = None) -> str:
     """Name of a protocol's result in the run folder: one for each set of parameters and each content of `texts`.
 
-    Raises ValueError for texts with a protocol other than gallery-text.
+    Raises ValueError for texts with a protocol that reads none.
     """
-    if texts is not None and protocol != "gallery-text":
-        raise ValueError(f"--texts is for the protocol gallery-text, got {texts.path} with {protocol}")
+    if texts is not None and protocol not in WITH_TEXTS:
+        raise ValueError(f"--texts is for the protocols {' and '.join(WITH_TEXTS)}, got {texts.path} with {protocol}")
     if protocol == "dual":
         return EVALUATION
     parameter = f"-k{k}" if protocol == "rerank" and k != DEFAULT_K else ""
@@ -77,15 +78,20 @@ def result_name(protocol: Protocol, k: int, texts: TextFile | None = None) -> st
 def evaluate_protocol(
     run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None = None
 ) -> tuple[ProtocolEvaluation, bool]:
-    """(contents of RUN/`result_name`, True if computed now). Raises what `evaluate`, `result_name`, `measure` raise."""
+    """(contents of RUN/`result_name`, True if computed now). Raises what `evaluate`, `result_name`, `measure` raise.
+
+    Beside the file is NAME-queries.npz with the values of each query, as of `dual`, except for paired-audit.
+    """
 
     def compute(trained: TrainedModel, dataset: Dataset) -> ProtocolEvaluation:
         started, console = time.perf_counter(), Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             progress = partial(_advance, bar, bar.add_task(protocol, total=None))
-            result = protocols.measure(trained, dataset.splits["test"], protocol, k, progress, texts)
+            measured = measure(trained, dataset.splits["test"], protocol, k, progress, texts)
+        if measured.queries is not None and measured.ids_Q is not None:
+            _write_queries(path.with_name(f"{path.stem}-queries.npz"), measured.queries, measured.ids_Q)
         return replace(
-            result,
+            measured.result,
             data=_data(dataset),
             versions=_versions(),
             config=to_dict(trained.config),
@@ -108,7 +114,7 @@ def _evaluate(run: Run, trained: TrainedModel, dataset: Dataset) -> Evaluation:
         trained.model, records, trained.tokenizer, trained.config, sorted({0.0, trained.beta})
     )
     histograms = _histograms(trained, dual, records)
-    _write_queries(run.folder / QUERIES, metrics[trained.beta], dual)
+    _write_queries(run.folder / QUERIES, metrics[trained.beta], dual.query_ids_Q)
     memory_mb = peak_memory_mb(dual.t_QE.device)
     calls = Counter(run.calls) + (Counter(bdam_fast.call_counts()) - before)
     seconds = time.perf_counter() - started
@@ -136,12 +142,12 @@ def _evaluate(run: Run, trained: TrainedModel, dataset: Dataset) -> Evaluation:
     )
 
 
-def _write_queries(path: Path, metrics: QueryMetrics, dual: DualEmbeddings) -> None:
+def _write_queries(path: Path, metrics: QueryMetrics, ids_Q: torch.Tensor) -> None:
     """Arrays ap and r1 (Q,) float32 in [0, 1] at the chosen beta, and ids (Q,) int64 of the person, in the split's order."""
     values_Q5 = metrics.values_Q5.float() / 100
     ap_Q, r1_Q = (values_Q5[:, METRICS.index(name)].numpy() for name in ("mAP", "R1"))
     with atomic(path) as file:
-        np.savez_compressed(file, ap=ap_Q, r1=r1_Q, ids=dual.query_ids_Q.numpy())
+        np.savez_compressed(file, ap=ap_Q, r1=r1_Q, ids=ids_Q.numpy())
 
 
 def _efficiency(trained: TrainedModel, records: Sequence[Record]) -> Efficiency:

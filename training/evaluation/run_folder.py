@@ -10,8 +10,17 @@ from typing import Annotated, Any
 import numpy as np
 
 from training.engine.memory import Resources
+from training.evaluation.diagnosis.diagnosis_result import DIAGNOSIS, Diagnosis
 from training.evaluation.disentangle_result import ARRAYS, RESULT, Disentanglement
-from training.evaluation.result import METRICS, Evaluation, read_evaluation
+from training.evaluation.protocols.protocol_names import BESIDE_DUAL, Protocol
+from training.evaluation.result import (
+    METRICS,
+    CheckpointInfo,
+    Evaluation,
+    ProtocolEvaluation,
+    read_evaluation,
+    read_protocol,
+)
 from training.utils.io import Keys, decode, parse_json, read_record
 
 EVALUATION, QUERIES = "eval.json", "eval-queries.npz"
@@ -71,6 +80,16 @@ class Run:
         return _read_arrays(path)
 
     @cached_property
+    def protocols(self) -> dict[Protocol, ProtocolEvaluation]:
+        """Contents of eval-PROTOCOL.json of BESIDE_DUAL, as far as they were measured. Raises ValueError for one whose
+        checkpoint is not the evaluated one, and for results of paired-audit."""
+        files = {name: self.folder / f"eval-{name}.json" for name in BESIDE_DUAL}
+        results = {name: read_protocol(path) for name, path in files.items() if path.is_file()}
+        for name, result in results.items():
+            self._require_evaluated(files[name], result.checkpoint)
+        return results
+
+    @cached_property
     def calls(self) -> dict[str, int]:
         """Operator calls of training by "op.backend.direction". Raises FileNotFoundError without calls.json."""
         return read_record(self.folder / CALLS, dict[str, int])
@@ -93,11 +112,18 @@ class Run:
         path = self.folder / RESULT
         if not path.is_file():
             return None
-        result, evaluated = read_record(path, Disentanglement), self.evaluation.checkpoint
-        if result.checkpoint is None or evaluated is None or result.checkpoint.sha256 != evaluated.sha256:
-            raise ValueError(
-                f"{path} was computed from a different checkpoint than {EVALUATION}; delete or move the older of the two"
-            )
+        result = read_record(path, Disentanglement)
+        self._require_evaluated(path, result.checkpoint)
+        return result
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis | None:
+        """Contents of diagnosis.json; None without it. Raises ValueError when its checkpoint is not the evaluated one."""
+        path = self.folder / DIAGNOSIS
+        if not path.is_file():
+            return None
+        result = read_record(path, Diagnosis)
+        self._require_evaluated(path, result.checkpoint)
         return result
 
     @cached_property
@@ -108,6 +134,13 @@ class Run:
             raise FileNotFoundError(f"{path} is missing: run `python -m training.disentangle {self.folder}` again")
         return _read_arrays(path)
 
+    def _require_evaluated(self, path: Path, checkpoint: CheckpointInfo | None) -> None:
+        evaluated = self.evaluation.checkpoint
+        if checkpoint is None or evaluated is None or checkpoint.sha256 != evaluated.sha256:
+            raise ValueError(
+                f"{path} was computed from a different checkpoint than {EVALUATION}; delete or move the older of the two"
+            )
+
 
 def read_run(folder: Path) -> Run:
     """The run in `folder`, with the files that a report needs read and checked.
@@ -117,7 +150,9 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such run folder")
     run = Run(folder)
-    if run.evaluation and run.log and run.disentanglement:
+    # Read now, so that an error comes before anything is written.
+    _ = run.evaluation, run.log, run.protocols, run.diagnosis
+    if run.disentanglement:
         _ = run.feature_arrays
     return run
 

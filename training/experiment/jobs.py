@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from training.config import to_dict
-from training.config.ablations import Row
+from training.config.ablations import PROTOCOLS, Row
 from training.data.datasets import read_dataset
 from training.evaluation.run_folder import Run
 from training.experiment.summary import run_folder
@@ -28,6 +28,8 @@ class Job(NamedTuple):
     seed: int
     folder: Path
     seconds: float = 0.0
+    # Protocols to measure beside dual.
+    protocols: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -41,6 +43,11 @@ class Job(NamedTuple):
         words = ["training.train", "--out", str(self.folder), "--seed", str(self.seed), "--config"]
         # A run that another table has begun keeps the name of that table's row.
         return [*words, str(own), "--resume"] if own.exists() else [*words, str(config_file(self.folder.parent))]
+
+    @property
+    def evaluation(self) -> list[str]:
+        """Words of `python -m` that evaluate the run: dual at last, so that a finished run has the others."""
+        return ["training.evaluate", str(self.folder), *(f"--protocol={name}" for name in (*self.protocols, "dual"))]
 
 
 def config_file(folder: Path) -> Path:
@@ -63,7 +70,14 @@ def missing_jobs(
     configurations: dict[str, Row] = {}
     for row in rows:
         configurations.setdefault(row.key, row)
-    everything = [Job(row, seed, run_folder(out, row.key, seed)) for row in configurations.values() for seed in seeds]
+    protocols: dict[str, dict[str, None]] = {}
+    for row in rows:
+        protocols.setdefault(row.key, {}).update(dict.fromkeys(PROTOCOLS.get(row.table, ())))
+    everything = [
+        Job(row, seed, run_folder(out, key, seed), protocols=(*protocols[key],))
+        for key, row in configurations.items()
+        for seed in seeds
+    ]
     missing = [job for job in everything if not Run(job.folder).is_finished]
     text = f"{len(rows)} rows are {len(configurations)} configurations x {len(seeds)} seeds = {len(everything)} runs"
     done = len(everything) - len(missing)

@@ -79,7 +79,7 @@ def _run_job(job: Job, launch: Launch, tick: Callable[[], None]) -> Evaluation:
     log = folder.with_name(f"{folder.name}.log")
     try:
         launch(job.command, log=log, tick=tick)
-        launch(["training.evaluate", str(folder)], log=log, tick=tick)
+        launch(job.evaluation, log=log, tick=tick)
         return Run(folder).evaluation
     except (ValueError, OSError, RuntimeError) as error:
         remedy = "finished runs are kept, the same command continues"

@@ -13,7 +13,15 @@ import numpy as np
 from training.config import Config, to_dict
 from training.config.ablations import FULL, REFERENCES, Row
 from training.evaluation import significance
-from training.evaluation.experiment_result import PhaseMemory, RowResult, SpeedBySeed, Summary, TableRow, TableRows
+from training.evaluation.experiment_result import (
+    PhaseMemory,
+    ProtocolValues,
+    RowResult,
+    SpeedBySeed,
+    Summary,
+    TableRow,
+    TableRows,
+)
 from training.evaluation.result import METRICS
 from training.evaluation.run_folder import EVALUATION, Run
 
@@ -112,7 +120,21 @@ def _row_result(row: Row, runs: list[Run], base: Config) -> RowResult:
         flops=costs[0].flops,
         speed=SpeedBySeed(images=[cost.speed.images for cost in costs], pairs=pairs or None),
         comparison=None,
+        protocols=_protocols(runs),
     )
+
+
+def _protocols(runs: list[Run]) -> dict[str, ProtocolValues]:
+    """Results of the protocols beside dual that every seed has."""
+    common = [name for name in runs[0].protocols if all(name in run.protocols for run in runs)]
+    results = {name: [run.protocols[name] for run in runs] for name in common}
+    return {
+        name: ProtocolValues(
+            metrics={metric: [result.metrics[metric] for result in of if result.metrics] for metric in METRICS},
+            chance=of[0].chance,
+        )
+        for name, of in results.items()
+    }
 
 
 def _changes(base: dict[str, Any], values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,7 +23,7 @@ from training.evaluation.experiment_result import (
     read_summary,
 )
 from training.evaluation.result import HEADINGS, METRICS, DataSummary, Throughput
-from training.report import config_rows, plots, plots_paper
+from training.report import config_rows, plots, plots_paper, protocol_tables
 from training.report import radar as fusions
 from training.utils.io import write_bytes
 
@@ -142,7 +142,9 @@ def _views(summary: Summary) -> list[dict[str, Any]]:
         compared = [
             (row, run.comparison, _paper_difference(paper, row.name, full)) for row, run in rows if run.comparison
         ]
-        parts = [_results(rows), _every_value(rows, summary.seeds)] if rows else []
+        parts = (
+            [_results(rows), *protocol_tables.of_table(name, rows), _every_value(rows, summary.seeds)] if rows else []
+        )
         if compared:
             parts.append(_differences(compared, len(summary.seeds)))
         if rows:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from training.evaluation.result import HEADINGS, METRICS, Evaluation, Metrics
 from training.evaluation.run_folder import Run, TrainingStep
-from training.report import config_rows, disentangle_section, plots
+from training.report import config_rows, diagnosis_section, disentangle_section, plots, protocol_tables
 from training.report.thumbnails import thumbnail
 from training.utils.io import write_bytes
 
@@ -46,6 +46,8 @@ def build_page(run: Run, data_root: Path | None = None) -> str:
         config=config,
         headings=HEADINGS,
         headline=_headline(evaluation),
+        protocols=protocol_tables.of_run(run),
+        diagnosis=diagnosis_section.section(run.diagnosis) if run.diagnosis else None,
         examples=examples,
         unreadable_images=sum(item["image"] is None for example in examples for item in example["results"]),
         image_folder=root / "imgs",

@@ -1,8 +1,8 @@
 """A data set of rendered pedestrians in the layout of CUHK-PEDES, with texts and ground truth.
 
 `OUT/reid_raw.json` and `OUT/imgs/` follow CUHK-PEDES. Beside them are `descriptions.jsonl` (one identity text and one
-clothing text per image), `factors.jsonl` (the ground truth, which no model may read) and `synthetic.json` (parameters
-and counts).
+clothing text per image), `factors.jsonl` (the ground truth, which no model may read), `identity_queries.jsonl` (queries of
+the protocol `identity`, which training never reads) and `synthetic.json` (parameters and counts).
 
 The same parameters give the same bytes, whatever the machine and the number of workers: all draws come from one stream
 per (seed, identity, image) of the generator whose stream Python guarantees, and light, blur and noise are integer
@@ -27,6 +27,7 @@ import PIL
 from training.data.ground_truth import FACTORS
 from training.data.readers import SPLITS, Row
 from training.synthetic.attributes import CAMERAS, sample_identity, sample_outfit, sample_pose, sample_shot
+from training.synthetic.query_texts import write_identity_queries
 from training.synthetic.render.camera import encode_jpeg, render_image
 from training.synthetic.rng import KeyedRng
 from training.synthetic.text.captions import tokenize_caption, write_captions
@@ -149,6 +150,7 @@ def _write_files(folder: Path, parameters: Parameters, workers: int, progress: C
     summary = {"version": VERSION, "pillow": PIL.__version__, "parameters": asdict(parameters), "counts": counts}
     for name, content in (("reid_raw.json", records), ("synthetic.json", summary)):
         (folder / name).write_text(json.dumps(content, indent=None if content is records else 2) + "\n", "utf-8")
+    write_identity_queries(folder)
     return summary
 
 

@@ -18,7 +18,7 @@ from training import evaluate
 from training.data.datasets import read_dataset, read_gallery_texts
 from training.describe import __main__ as describe
 from training.evaluation import run_evaluation
-from training.evaluation.protocol_names import PROTOCOLS
+from training.evaluation.protocols.protocol_names import PROTOCOLS, WITH_TEXTS
 from training.synthetic.dataset import generate as render
 from training.train import train
 from training.utils import cli
@@ -103,12 +103,12 @@ def test_images_without_a_text_that_is_ok_are_counted(folder: Path, capsys: pyte
     assert not list((folder / "run").glob("eval*"))
 
 
-@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if name != "gallery-text"])
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if name not in WITH_TEXTS])
 def test_no_other_protocol_has_texts(folder: Path, protocol: Any, capsys: pytest.CaptureFixture[str]) -> None:
     measured(folder, "--protocol", protocol, "--texts", str(gallery(folder)), status=2)
-    told = f"error: --texts is for the protocol gallery-text, got {gallery(folder)} with {protocol}\n"
+    told = f"error: --texts is for the protocols gallery-text and identity, got {gallery(folder)} with {protocol}\n"
     assert capsys.readouterr().err == told
-    with pytest.raises(ValueError, match="--texts is for the protocol gallery-text, got "):
+    with pytest.raises(ValueError, match="--texts is for the protocols gallery-text and identity, got "):
         run_evaluation.evaluate_protocol(folder / "run", protocol, 128, read_gallery_texts(gallery(folder)))
     assert not list((folder / "run").glob("eval*"))
 
@@ -129,6 +129,7 @@ def test_a_file_that_is_not_there_or_broken(folder: Path, capsys: pytest.Capture
         ("rerank", 5, "eval-rerank-k5.json"),
         ("gallery-text", 5, "eval-gallery-text.json"),
         ("paired-audit", 5, "eval-paired-audit.json"),
+        ("other-outfit", 5, "eval-other-outfit.json"),
     ],
 )
 def test_names_of_results_without_texts(protocol: Any, k: int, name: str) -> None:

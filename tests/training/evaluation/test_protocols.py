@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,11 +24,13 @@ from training.data.loader import tokenize
 from training.data.tokenizer import build_tokenizer
 from training.engine import checkpoint
 from training.engine.checkpoint import TrainedModel, build_model
-from training.evaluation import metric_tables, protocols, run_evaluation
+from training.evaluation import metric_tables, run_evaluation
 from training.evaluation.dual import embed_dual
 from training.evaluation.experiment_result import Summary
 from training.evaluation.metrics import METRICS, retrieval_metrics
-from training.evaluation.protocols import candidates, matching_logits, measure, promote_candidates
+from training.evaluation.protocols import fusion_protocols
+from training.evaluation.protocols.fusion_protocols import candidates, matching_logits, promote_candidates
+from training.evaluation.protocols.measure import measure
 from training.evaluation.result import Counts, ProtocolEvaluation
 from training.evaluation.run_folder import read_run
 from training.experiment.summary import run_folder, summarise
@@ -52,7 +55,7 @@ def records(root: Path) -> list[Record]:
 
 def measured(run: TrainedModel, records: list[Record], protocol: Any, k: int) -> dict[str, Any]:
     """`measure` as RUN/eval-PROTOCOL.json has it."""
-    return encode(measure(run, records, protocol, k))
+    return encode(measure(run, records, protocol, k).result)
 
 
 def pair(run: TrainedModel, record: Record, text: str) -> torch.Tensor:
@@ -74,7 +77,7 @@ def match(run: TrainedModel, record: Record, text: str) -> float:
 def test_logits_of_pairs_are_those_of_each_pair_alone(
     root: Path, records: list[Record], batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocols, "PAIRS", 7)
+    monkeypatch.setattr(fusion_protocols, "PAIRS", 7)
     run = untrained(root, batch_size)
     captions = [text + " with a hat" * (i % 3) for i, r in enumerate(records) for text in r.captions]
     generator = torch.Generator().manual_seed(1)
@@ -140,7 +143,7 @@ def test_rerank_is_what_scoring_every_candidate_by_hand_gives(root: Path, record
 def test_queries_in_parts_give_the_same(root: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
     run = untrained(root)
     whole = measured(run, records, "rerank", 5)
-    monkeypatch.setattr(protocols, "QUERIES", 11)
+    monkeypatch.setattr(fusion_protocols, "QUERIES", 11)
     parts = measured(run, records, "rerank", 5)
     for key in ("metrics", "metrics_matching", "metrics_dual"):
         assert parts[key] == pytest.approx(whole[key], abs=1e-9)
@@ -205,7 +208,10 @@ def test_models_that_cannot_take_part_are_named(root: Path, records: list[Record
         measure(run, records, "rerank", 128)
     with pytest.raises(ValueError, match="--k must be at least 1, got 0"):
         measure(untrained(root), records, "rerank", 0)
-    with pytest.raises(ValueError, match="protocol must be one of rerank, gallery-text, paired-audit, got 'dual'"):
+    with pytest.raises(
+        ValueError,
+        match="protocol must be one of rerank, gallery-text, identity, other-outfit, paired-audit, got 'dual'",
+    ):
         measure(run, records, "dual", 128)
 
 
@@ -222,6 +228,10 @@ def test_command_line_writes_one_file_per_protocol_and_parameters(
     results = [read_json(run_dir / f"eval-rerank{name}.json") for name in ("", "-k2")]
     assert [r["parameters"]["k"] for r in results] == [128, 2] and [r["pairs"] for r in results] == [48 * 24, 48 * 2]
     assert not (run_dir / "eval.json").exists(), "nothing but dual writes the headline"
+    with np.load(run_dir / "eval-rerank-queries.npz") as stored:
+        assert 100 * stored["ap"].mean() == pytest.approx(results[0]["metrics"]["mAP"], abs=1e-4)
+        assert 100 * stored["r1"].mean() == pytest.approx(results[0]["metrics"]["R1"], abs=1e-4)
+        assert stored["ids"].shape == (48,)
     assert set(results[0]) >= {"checkpoint", "config", "data", "versions", "seconds", "chance", "ties", "counts"}
 
 
@@ -240,6 +250,7 @@ def test_audit_enters_no_table(run_dir: Path, capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     assert "not a text-to-image result" in printed and "│" not in printed
     audit = read_json(run_dir / "eval-paired-audit.json")
+    assert not (run_dir / "eval-paired-audit-queries.npz").exists()
     # Disguised as the headline, by a copy or by hand, it is still refused.
     disguised = encode(run_evaluation.evaluate(run_dir)[0]) | {"audit": True}
     renamed = {key: value for key, value in audit.items() if key != "audit"}

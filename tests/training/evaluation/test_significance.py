@@ -79,7 +79,7 @@ def test_values_of_each_query() -> None:
     similarity, ids = torch.from_numpy(rng.standard_normal((6, 9))), torch.from_numpy(rng.permutation(np.arange(9) % 3))
     queries = torch.tensor([0, 1, 2, 2, 1, 0])
     match = queries[:, None] == ids[None]
-    values = query_metrics(similarity, match)
+    values = query_metrics(similarity, match).values_Q5
     assert values.mean(0).tolist() == pytest.approx(list(retrieval_metrics(similarity, queries, ids).values()))
     assert values.shape == (6, len(METRICS))
     with pytest.raises(ValueError, match="1 queries exclude one of their matches"):
@@ -87,7 +87,7 @@ def test_values_of_each_query() -> None:
     with pytest.raises(ValueError, match="6 of 6 queries have no match in the gallery"):
         query_metrics(similarity, torch.zeros_like(match))
     excluded = ~match & (torch.rand(6, 9, generator=torch.Generator().manual_seed(0)) < 0.5)
-    for i, row in enumerate(query_metrics(similarity, match, excluded)):
+    for i, row in enumerate(query_metrics(similarity, match, excluded).values_Q5):
         kept = ~excluded[i]
-        alone = query_metrics(similarity[i : i + 1, kept], match[i : i + 1, kept])[0]
+        alone = query_metrics(similarity[i : i + 1, kept], match[i : i + 1, kept]).values_Q5[0]
         assert row.tolist() == pytest.approx(alone.tolist())

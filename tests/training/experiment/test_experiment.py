@@ -101,6 +101,18 @@ def test_numbers_of_a_row_are_those_of_its_runs(done: tuple, base: Config) -> No
     assert [*summary["data"].values()][0]["counts"]["test"]["images"] == 24 and "torch" in summary["versions"]
 
 
+def test_rows_have_the_protocols_that_model_and_data_allow(done: tuple) -> None:
+    out, summary, _ = done
+    # The miniature set has neither identity queries nor factors; of the rows of Table 2 one has no fusion.
+    for key, run in summary["runs"].items():
+        assert [*run["protocols"]] == (["rerank"] if run["recipe"] == "synthetic" else [])
+        for name, values in run["protocols"].items():
+            stored = [read_json(run_folder(out, key, seed) / f"eval-{name}.json") for seed in SEEDS]
+            assert values["metrics"]["R1"] == [result["metrics"]["R1"] for result in stored]
+            assert values["chance"] == stored[0]["chance"]
+        assert all((run_folder(out, key, seed) / "diagnosis.json").is_file() for seed in SEEDS)
+
+
 def test_rows_are_compared_with_the_full_model_query_by_query(done: tuple) -> None:
     out, summary, _ = done
     by_recipe = {run["recipe"]: (key, run) for key, run in summary["runs"].items()}

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from tests.support import ROOT
 from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import tiny_config
 from training.config import Config, to_dict
-from training.config.ablations import FULL, Row
+from training.config.ablations import FULL, PROTOCOLS, TITLES, Row
+from training.evaluation.protocols.protocol_names import BESIDE_DUAL
 from training.evaluation.result import METRICS, Counts, Evaluation
 from training.experiment import jobs, scheduler
 from training.experiment.child_process import run_command
@@ -107,6 +109,26 @@ def test_a_job_is_a_command_that_can_be_repeated_by_hand(base: Config, tmp_path:
     job.folder.mkdir(parents=True)
     (job.folder / "config.json").write_text("{}")
     assert job.command == [*words, str(job.folder / "config.json"), "--resume"]
+
+
+def test_a_run_is_evaluated_by_the_protocols_of_all_its_tables(base: Config, tmp_path: Path) -> None:
+    def launch(words: Sequence[str], *, log: Path, tick: Tick = print) -> None:
+        write_json(Path(value_of(words, "--out")), dict.fromkeys(words[1:-2], {"start": 1.0}))
+
+    deep = replace(base, model=replace(base.model, bdam=replace(base.model.bdam, self_layers=2)))
+    rows = plan("all", deep, None, [FULL, "no-mamba", "no-gate"])[1]
+    found = missing_jobs(rows, [0], tmp_path, Console(file=StringIO()), launch)
+    protocols = {job.row.name: job.protocols for job in found}
+    assert {name: {*names} for name, names in protocols.items()} == {
+        FULL: {"rerank", "identity", "other-outfit"},
+        "no-gate": {"identity", "other-outfit"},
+        "no-mamba": {"rerank"},
+    }
+    job = found[[job.row.name for job in found].index("no-mamba")]
+    # dual at last: what it writes says that the run is finished.
+    assert job.evaluation == ["training.evaluate", str(job.folder), "--protocol=rerank", "--protocol=dual"]
+    assert set(PROTOCOLS) == set(TITLES), "every table says what its rows can differ in"
+    assert all(name in BESIDE_DUAL for names in PROTOCOLS.values() for name in names)
 
 
 def test_durations_in_words() -> None:

@@ -61,7 +61,14 @@ def records(synthetic_root: Path) -> list[dict[str, Any]]:
 
 
 def test_layout_is_that_of_cuhk_pedes(synthetic_root, records):
-    expected = {"reid_raw.json", "imgs", "descriptions.jsonl", "factors.jsonl", "synthetic.json"}
+    expected = {
+        "reid_raw.json",
+        "imgs",
+        "descriptions.jsonl",
+        "factors.jsonl",
+        "identity_queries.jsonl",
+        "synthetic.json",
+    }
     assert {path.name for path in synthetic_root.iterdir()} == expected
     assert [path.name for path in synthetic_root.parent.iterdir()] == ["set"]  # nothing unfinished is left beside it
     for record in records:

@@ -1,4 +1,4 @@
-"""Retrieval protocols other than `dual`: `rerank`, `gallery-text`, and `paired-audit`, which is not a result.
+"""Protocols that fuse images with texts: `rerank`, `gallery-text`, and `paired-audit`, which is not a result.
 
 rerank: the best k images of `dual` for a caption, and those that tie with the last of them, are scored again by the
 fusion of the caption with the image. A candidate counts with dual / tau (the log-odds that InfoNCE trains, up to a
@@ -22,13 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.config import Config
-from training.data.datasets import Record, TextFile, descriptions_path, identity_texts, read_gallery_texts
+from training.data.datasets import Record
 from training.data.loader import iterate_images, tokenize
 from training.engine.checkpoint import TrainedModel
-from training.evaluation.dual import DualEmbeddings, embed_dual
-from training.evaluation.metrics import METRICS, chance_metrics, embedding_metrics, has_ties, retrieval_metrics
-from training.evaluation.protocol_names import PROTOCOLS, Protocol
-from training.evaluation.result import Counts, ProtocolEvaluation, TextSource
+from training.evaluation.dual import DualEmbeddings
+from training.evaluation.metrics import QueryMetrics, embedding_metrics, joined, query_metrics
 from training.models.model import Model
 
 # Pairs fused at once, and queries ranked at once.
@@ -36,6 +34,8 @@ PAIRS, QUERIES = 256, 512
 
 # Called with (pairs done, all pairs).
 Progress = Callable[[int, int], None]
+# Fields of a ProtocolEvaluation, and the metrics of each query.
+Outcome = tuple[dict[str, Any], QueryMetrics]
 
 
 @dataclass(frozen=True)
@@ -46,54 +46,11 @@ class _Texts:
     mask_NT: Tensor
 
 
-def measure(
-    trained: TrainedModel,
-    records: Sequence[Record],
-    protocol: Protocol,
-    k: int,
-    progress: Progress = lambda done, total: None,
-    texts: TextFile | None = None,
-) -> ProtocolEvaluation:
-    """Metrics of one protocol on the records of a split, at the clothing weight chosen on validation.
-
-    texts: identity texts for gallery-text in place of the run's own; other protocols ignore it. The result has no data,
-    versions, config, seconds and checkpoint yet.
-
-    Raises ValueError for a model without fusion, for rerank without a matching head, a k below 1, or images without
-    identity text, FileNotFoundError for a missing file of texts.
-    """
-    if protocol not in PROTOCOLS[1:]:
-        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS[1:])}, got {protocol!r}")
-    if trained.model.fusion is None:
-        raise ValueError(f"protocol {protocol} fuses images with texts, but the model has no fusion (fusion.enabled)")
-    if protocol == "rerank" and trained.model.matching_head is None:
-        raise ValueError(
-            "protocol rerank needs the matching head, but the model was trained without loss.final_matching"
-        )
-    if k < 1:
-        raise ValueError(f"--k must be at least 1, got {k}")
-    about: dict[str, Any] = {"protocol": protocol, "parameters": {}}
-    if protocol == "gallery-text":
-        texts = texts or read_gallery_texts(descriptions_path(trained.config.data))
-        about["texts"] = TextSource(path=str(texts.path), sha256=texts.sha256)
-        identities = identity_texts(texts, records)
-    dual = embed_dual(trained.model, records, trained.tokenizer, trained.config)
-    ids = dual.query_ids_Q, dual.gallery_ids_G
-    about["chance"] = chance_metrics(*ids)
-    about["counts"] = Counts(queries=len(ids[0]), gallery=len(ids[1]), ids=len(set(ids[1].tolist())))
-    if protocol == "rerank":
-        about["parameters"] = {"beta": trained.beta, "k": k}
-        return ProtocolEvaluation(**about, **_rerank(trained, records, dual, k, progress))
-    if protocol == "gallery-text":
-        gallery_GE = _fused(trained, records, identities, torch.arange(len(records)), progress)
-        return ProtocolEvaluation(**about, **_gallery_text(trained, dual, gallery_GE))
-    fused_QE = _fused(trained, records, dual.captions, dual.query_images_Q, progress)
-    first_G = torch.searchsorted(dual.query_images_Q, torch.arange(len(records)))
-    audit = embedding_metrics(fused_QE, fused_QE[first_G], *ids)[0.0]
-    return ProtocolEvaluation(**about, audit=True, metrics_audit=audit.mean(), ties=audit.has_ties())
-
-
-def _gallery_text(trained: TrainedModel, dual: DualEmbeddings, gallery_GE: Tensor) -> dict[str, Any]:
+def gallery_text(
+    trained: TrainedModel, records: Sequence[Record], dual: DualEmbeddings, texts: Sequence[str], progress: Progress
+) -> Outcome:
+    """Each image fused with its identity text of `texts`."""
+    gallery_GE = fused_pairs(trained, records, texts, torch.arange(len(records)), progress)
     metrics = embedding_metrics(dual.t_QE, gallery_GE, dual.query_ids_Q, dual.gallery_ids_G)[0.0]
     aligned = trained.config.loss.final_info_nce
     return {
@@ -101,27 +58,36 @@ def _gallery_text(trained: TrainedModel, dual: DualEmbeddings, gallery_GE: Tenso
         "metrics_dual": dual.metrics([trained.beta])[trained.beta].mean(),
         "ties": metrics.has_ties(),
         "note": "" if aligned else "f_final was not trained against captions (loss.final_info_nce is off)",
-    }
+    }, metrics
 
 
-def _rerank(
-    trained: TrainedModel, records: Sequence[Record], dual: DualEmbeddings, k: int, progress: Progress
+def paired_audit(
+    trained: TrainedModel, records: Sequence[Record], dual: DualEmbeddings, progress: Progress
 ) -> dict[str, Any]:
+    """Fields of the audit, whose metrics have a name of their own."""
+    fused_QE = fused_pairs(trained, records, dual.captions, dual.query_images_Q, progress)
+    first_G = torch.searchsorted(dual.query_images_Q, torch.arange(len(records)))
+    audit = embedding_metrics(fused_QE, fused_QE[first_G], dual.query_ids_Q, dual.gallery_ids_G)[0.0]
+    return {"parameters": {}, "audit": True, "metrics_audit": audit.mean(), "ties": audit.has_ties()}
+
+
+def rerank(
+    trained: TrainedModel, records: Sequence[Record], dual: DualEmbeddings, k: int, progress: Progress
+) -> Outcome:
+    """The k best images of `dual` at the chosen beta, in the order of the summed scores."""
     query_P, image_P = candidates(dual, trained.beta, k)
     logit_P = matching_logits(
         trained.model, records, dual.captions, query_P, image_P, trained.tokenizer, trained.config, progress
     )
     temperature = float(trained.model.temperature().detach())
-    sums: dict[str, Tensor] = {
-        name: torch.zeros(len(METRICS), dtype=torch.float64) for name in ("sum", "matching", "dual")
-    }
-    ties, total = False, len(dual.captions)
+    parts: dict[str, list[QueryMetrics]] = {name: [] for name in ("sum", "matching", "dual")}
+    total = len(dual.captions)
     for start in range(0, total, QUERIES):
         rows = slice(start, min(start + QUERIES, total))
         part = slice(*torch.searchsorted(query_P, torch.tensor([rows.start, rows.stop])).tolist())
         place = query_P[part] - rows.start, image_P[part]
         scores_QG = dual.similarity(trained.beta, rows).double()
-        ids = dual.query_ids_Q[rows], dual.gallery_ids_G
+        match_QG = dual.query_ids_Q[rows, None] == dual.gallery_ids_G
         combined_P = scores_QG[place] / temperature + logit_P[part].double()
         ranked = {
             "sum": promote_candidates(scores_QG, *place, combined_P),
@@ -129,18 +95,17 @@ def _rerank(
             "dual": scores_QG,
         }
         for name, scores in ranked.items():
-            values = retrieval_metrics(scores, *ids)
-            sums[name] += len(ids[0]) / total * torch.tensor([values[key] for key in METRICS], dtype=torch.float64)
-        ties = ties or has_ties(ranked["sum"], *ids)
-    metrics = {name: dict(zip(METRICS, value.tolist(), strict=True)) for name, value in sums.items()}
+            parts[name].append(query_metrics(scores, match_QG))
+    metrics = {name: joined(values) for name, values in parts.items()}
     return {
-        "metrics": metrics["sum"],
-        "metrics_matching": metrics["matching"],
-        "metrics_dual": metrics["dual"],
+        "parameters": {"beta": trained.beta, "k": k},
+        "metrics": metrics["sum"].mean(),
+        "metrics_matching": metrics["matching"].mean(),
+        "metrics_dual": metrics["dual"].mean(),
         "pairs": len(query_P),
         "temperature": temperature,
-        "ties": ties,
-    }
+        "ties": metrics["sum"].has_ties(),
+    }, metrics["sum"]
 
 
 def candidates(dual: DualEmbeddings, beta: float, k: int) -> tuple[Tensor, Tensor]:
@@ -187,10 +152,14 @@ def matching_logits(
     return _pairs(model, records, texts, query_P, image_P, config, match, progress)
 
 
-def _fused(
-    trained: TrainedModel, records: Sequence[Record], texts: Sequence[str], image_N: Tensor, progress: Progress
+def fused_pairs(
+    trained: TrainedModel,
+    records: Sequence[Record],
+    texts: Sequence[str],
+    image_N: Tensor,
+    progress: Progress = lambda done, total: None,
 ) -> Tensor:
-    """f_final (N, E) of unit length for each text and its image."""
+    """f_final (N, E) of unit length for each text and its image, a position in `records`."""
     encoded = _encode_texts(trained.model, texts, trained.tokenizer, trained.config)
     number_N = torch.arange(len(texts))
     return _pairs(

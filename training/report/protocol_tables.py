@@ -1,0 +1,64 @@
+"""Tables of the retrieval protocols: those of a run as rows, those of an experiment as columns."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from training.config.ablations import PROTOCOLS
+from training.evaluation.experiment_result import COMPARED, MetricValues, RowResult, TableRow
+from training.evaluation.protocols.protocol_names import BESIDE_DUAL
+from training.evaluation.result import HEADINGS, METRICS, Metrics
+from training.evaluation.run_folder import Run
+
+
+def of_run(run: Run) -> dict[str, Any]:
+    """{"rows": name, note, metrics, chance of R-1 and of mAP, queries as text; "missing": protocols without a result}."""
+    evaluation = run.evaluation
+    counted = (evaluation.chance, evaluation.counts.queries)
+    rows = [_row("dual", f"caption, β = {evaluation.beta:g}", evaluation.metrics, *counted)]
+    for name, result in run.protocols.items():
+        kept, metrics = (result.chance, result.counts.queries), result.metrics
+        # An audit, which has none, is never read into `protocols`.
+        assert metrics is not None
+        if name == "rerank":
+            rows.append(_row(name, f"caption, the best {result.parameters['k']:g} again by the fusion", metrics, *kept))
+        elif name == "identity":
+            rows.append(_row(name, "identity text, identity embedding only", metrics, *kept))
+        else:
+            outs = f"; {result.left_out:,} left out" if result.left_out else ""
+            beta = f"β = {result.parameters['beta']:g}"
+            rows.append(_row(name, f"caption, the person in other clothes{outs}, {beta}", metrics, *kept))
+            if result.metrics_beta0 is not None:
+                rows.append(_row(name, "the same, β = 0", result.metrics_beta0, *kept))
+    return {"rows": rows, "missing": [name for name in BESIDE_DUAL if name not in run.protocols]}
+
+
+def _row(name: str, note: str, metrics: Metrics, chance: Metrics, queries: int) -> dict[str, Any]:
+    cells = [f"{metrics[m]:.2f}" for m in METRICS] + [f"{chance[m]:.2f}" for m in COMPARED] + [f"{queries:,}"]
+    return {"name": name, "note": note, "cells": cells}
+
+
+def of_table(table: str, rows: Sequence[tuple[TableRow, RowResult]]) -> list[dict[str, Any]]:
+    """Part of a page: R-1 and mAP of each row by the protocols of the table, and chance; nothing where only dual was measured."""
+    wanted = PROTOCOLS.get(table, ())
+    names = [name for name in BESIDE_DUAL if name in wanted and any(name in run.protocols for _, run in rows)]
+    if not names:
+        return []
+    head = [f"{name} {HEADINGS[metric]}" for name in ("dual", *names) for metric in COMPARED]
+    cells = []
+    for row, run in rows:
+        measured = [run.metrics, *(run.protocols[n].metrics if n in run.protocols else None for n in names)]
+        cells.append([row.label, *(_spread(values, metric) for values in measured for metric in COMPARED)])
+    chances = [rows[0][1].chance, *(next(r.protocols[n].chance for _, r in rows if n in r.protocols) for n in names)]
+    cells.append(["chance", *(f"{chance[metric]:.2f}" for chance in chances for metric in COMPARED)])
+    title = "By protocol, percent, mean ± standard deviation: those in which the rows can differ"
+    return [{"title": title, "head": ["", *head], "rows": cells}]
+
+
+def _spread(values: MetricValues | None, metric: str) -> str:
+    if values is None:
+        return "–"
+    several = f" ± {statistics.stdev(values[metric]):.2f}" if len(values[metric]) > 1 else ""
+    return f"{statistics.fmean(values[metric]):.2f}{several}"
