@@ -1,9 +1,10 @@
 """Evaluates the test split of a run once and writes RUN/eval.json: `python -m training.evaluate RUN`.
 
 The clothing weight is the one chosen on validation; results at beta = 0 are printed beside it. A second call prints the
-stored results. RUN/eval-queries.npz has the average precision and the R-1 of each query. `--protocol` measures another
-protocol and writes RUN/eval-PROTOCOL.json; nothing is selected by it. gallery-text reads the identity texts of `--texts`
-where given, and writes a file for each such file of texts.
+stored results. RUN/eval-queries.npz has the average precision and the R-1 of each query; RUN/oracle.json has the ceiling
+on a rendered set, the metrics of an oracle that knows what each image shows. `--protocol` measures another protocol and
+writes RUN/eval-PROTOCOL.json; nothing is selected by it. gallery-text reads the identity texts of `--texts` where given,
+and writes a file for each such file of texts.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
     from rich.console import Console
 
     from training.data.datasets import read_gallery_texts
+    from training.evaluation.bounds.oracle_metrics import oracle_bounds
     from training.evaluation.metric_tables import print_protocol, print_table
     from training.evaluation.run_evaluation import evaluate, evaluate_protocol, result_name
 
@@ -50,7 +52,12 @@ def main(argv: Sequence[str]) -> None:
     name = result_name(protocol, k, texts)
     if protocol == "dual":
         evaluation, new = evaluate(run_dir)
-        print_table(evaluation, console)
+        try:
+            print_table(evaluation, console, oracle_bounds(run_dir, evaluation))
+        except (OSError, ValueError) as error:
+            # A ceiling that cannot be computed is no fault of the run.
+            print_table(evaluation, console)
+            console.print(f"no rows of an oracle: {error}", highlight=False, markup=False)
     else:
         result, new = evaluate_protocol(run_dir, protocol, k, texts)
         print_protocol(result, console)

@@ -11,10 +11,10 @@ import numpy as np
 
 from training.engine.memory import Resources
 from training.evaluation.disentangle_result import ARRAYS, RESULT, Disentanglement
-from training.evaluation.result import METRICS, Evaluation, read_evaluation
+from training.evaluation.result import METRICS, Evaluation, OracleBounds, read_evaluation
 from training.utils.io import Keys, decode, parse_json, read_record
 
-EVALUATION, QUERIES = "eval.json", "eval-queries.npz"
+EVALUATION, QUERIES, ORACLE = "eval.json", "eval-queries.npz", "oracle.json"
 METRICS_LOG, CALLS, RESOURCES = "metrics.jsonl", "calls.json", "resources.json"
 
 
@@ -71,6 +71,12 @@ class Run:
         return _read_arrays(path)
 
     @cached_property
+    def oracle(self) -> OracleBounds | None:
+        """Contents of oracle.json; None without it, as for every real data set."""
+        path = self.folder / ORACLE
+        return read_record(path, OracleBounds) if path.is_file() else None
+
+    @cached_property
     def calls(self) -> dict[str, int]:
         """Operator calls of training by "op.backend.direction". Raises FileNotFoundError without calls.json."""
         return read_record(self.folder / CALLS, dict[str, int])
@@ -117,6 +123,7 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such run folder")
     run = Run(folder)
+    _ = run.oracle
     if run.evaluation and run.log and run.disentanglement:
         _ = run.feature_arrays
     return run
