@@ -19,6 +19,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 BEFORE: dict[str, Any] = {
     **{f"model.{encoder}.stem": "plain" for encoder in ("visual", "text")},
     **{f"model.{encoder}.feed_forward": 4 for encoder in ("visual", "text")},
+    "model.architecture": "decoupling",
     "loss.captions_to_identity": 1.0,
     "loss.both_captions": False,
     "loss.caption_positives": "identity",

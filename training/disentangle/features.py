@@ -33,7 +33,7 @@ def collect(
 ) -> dict[str, np.ndarray]:
     """Each feature of FEATURES, float32 (N, C) or (N, E); without a fusion there is no f_final, with a single person no
     f_final_other."""
-    model, config, size = trained.model, trained.config, trained.config.eval.batch_size
+    model, config, size = trained.decoupling_model, trained.config, trained.config.eval.batch_size
     device = next(model.parameters()).device
     captions = [record.captions[0] for record in records]
     others = _somebody_else([record.id for record in records])

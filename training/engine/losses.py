@@ -14,7 +14,7 @@ from torch import Tensor
 
 import bdam_fast
 from training.config import AdversarialMode, Backend, LossConfig
-from training.models.features import Features, limited_gradient
+from training.models.features import Features, PairFeatures, limited_gradient
 
 # Lower bound of the HSIC of a feature with itself: below it the feature counts as constant.
 MIN_HSIC = 1e-12
@@ -194,11 +194,21 @@ def task_names(config: LossConfig, fusion: bool) -> list[str]:
 
 
 def task_losses(
-    features: Features, ids_B: Tensor, clothing_group_B: Tensor, config: LossConfig, backend: Backend
+    features: PairFeatures, ids_B: Tensor, clothing_group_B: Tensor, config: LossConfig, backend: Backend
 ) -> dict[str, Tensor]:
     """The losses that GradNorm balances, with the names of `task_names`. "info_nce" averages over the texts of reading 1;
-    for "info_nce" and "triplet" the same loss on f_final is added where reading 15 requires it."""
+    for "info_nce" and "triplet" the same loss on f_final is added where reading 15 requires it. PairFeatures have InfoNCE of the
+    captions alone."""
+    if not isinstance(features, Features):
+        images, captions, symmetric = features.v_id, features.t_caption, config.info_nce_symmetric
+        options: dict[str, Any] = {"symmetric": symmetric, "positives": config.caption_positives}
+        return {"info_nce": info_nce(images, captions, ids_B, features.temperature, **options)}
+    return _decoupling_losses(features, ids_B, clothing_group_B, config, backend)
 
+
+def _decoupling_losses(
+    features: Features, ids_B: Tensor, clothing_group_B: Tensor, config: LossConfig, backend: Backend
+) -> dict[str, Tensor]:
     def info() -> Tensor:
         v_id, captions = features.v_id, [features.t_caption]
         if config.both_captions and features.t_other is not None:
@@ -258,8 +268,8 @@ def task_losses(
     return {name: functions[name]() for name in task_names(config, features.f_final is not None)}
 
 
-def fixed_losses(features: Features, config: LossConfig) -> dict[str, Tensor]:
+def fixed_losses(features: PairFeatures, config: LossConfig) -> dict[str, Tensor]:
     """Losses with a fixed weight, weight included: {"gate": ...}, or {} without a gate or when it is off."""
-    if not config.gate_regularisation or features.gate is None:
+    if not config.gate_regularisation or not isinstance(features, Features) or features.gate is None:
         return {}
     return {"gate": config.gate_weight * gate_regularisation(features.gate)}

@@ -109,7 +109,7 @@ def _rerank(
 ) -> dict[str, Any]:
     query_P, image_P = candidates(dual, trained.beta, k)
     logit_P = matching_logits(
-        trained.model, records, dual.captions, query_P, image_P, trained.tokenizer, trained.config, progress
+        trained.decoupling_model, records, dual.captions, query_P, image_P, trained.tokenizer, trained.config, progress
     )
     temperature = float(trained.model.temperature().detach())
     sums: dict[str, Tensor] = {
@@ -187,10 +187,17 @@ def _fused(
     trained: TrainedModel, records: Sequence[Record], texts: Sequence[str], image_N: Tensor, progress: Progress
 ) -> Tensor:
     """f_final (N, E) of unit length for each text and its image."""
-    encoded = _encode_texts(trained.model, texts, trained.tokenizer, trained.config)
+    encoded = _encode_texts(trained.decoupling_model, texts, trained.tokenizer, trained.config)
     number_N = torch.arange(len(texts))
     return _pairs(
-        trained.model, records, encoded, number_N, image_N, trained.config, lambda x: F.normalize(x, dim=1), progress
+        trained.decoupling_model,
+        records,
+        encoded,
+        number_N,
+        image_N,
+        trained.config,
+        lambda x: F.normalize(x, dim=1),
+        progress,
     )
 
 

@@ -49,9 +49,8 @@ def read_images(root: Path, records: Sequence[Record]) -> list[TrueImage]:
     seed, images = _seed(root), []
     for record, row in zip(records, rows, strict=True):
         try:
-            identity, outfit, pose = (
-                kind(**row[name]) for kind, name in ((Identity, "identity"), (Outfit, "outfit"), (Pose, "pose"))
-            )
+            identity, outfit = Identity(**row["identity"]), Outfit(**row["outfit"])
+            pose = Pose(**row["pose"])
             person, image = map(int, Path(record.file_path).stem.split("_"))
             written = write_with_notes(KeyedRng(seed, "captions", person, image), identity, outfit, pose)
         except (KeyError, TypeError, ValueError) as error:

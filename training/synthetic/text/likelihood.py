@@ -1,6 +1,6 @@
 """Probability of each decision of an annotator, given the true factors of an image: the annotator's own words and rates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 from training.synthetic.attributes import Identity, Outfit, Pose
@@ -36,7 +36,7 @@ CLOTHING_SLOTS = (*COLOURED, *(f"{part}_colour" for part in COLOURED), "bag_plac
 SLOTS = (*IDENTITY_SLOTS, *CLOTHING_SLOTS, "action")
 
 # Probabilities of the outcomes of a decision, None for a part that is not mentioned.
-Distribution = Mapping[str | None, float]
+Distribution = dict[str | None, float]
 
 
 def decision_probabilities(identity: Identity, outfit: Outfit, pose: Pose, effort: int) -> dict[str, Distribution]:
@@ -85,7 +85,7 @@ def _mixture(share: float, words: Distribution) -> Distribution:
 
 def _add(*parts: tuple[float, Distribution]) -> Distribution:
     """Sum of distributions, each times a weight."""
-    total: dict[str | None, float] = {}
+    total: Distribution = {}
     for weight, part in parts:
         for word, probability in part.items():
             total[word] = total.get(word, 0.0) + weight * probability
@@ -95,7 +95,10 @@ def _add(*parts: tuple[float, Distribution]) -> Distribution:
 @cache
 def _uniform(words: Sequence[str]) -> Distribution:
     """Share of each word; words may repeat."""
-    return _add(*((1.0 / len(words), {word: 1.0}) for word in words))
+    total: Distribution = {}
+    for word in words:
+        total[word] = total.get(word, 0.0) + 1.0 / len(words)
+    return total
 
 
 @cache
@@ -127,7 +130,8 @@ def _pattern_words(pattern: str) -> Distribution:
     parts = []
     for form, weight in habits.PATTERN_FORMS.items():
         words = _uniform((PATTERN_NOUNS if form == "with" else PATTERN_WORDS)[pattern])
-        parts.append((weight / total, {f"{form} {word}": p for word, p in words.items()}))
+        phrases: Distribution = {f"{form} {word}": p for word, p in words.items()}
+        parts.append((weight / total, phrases))
     return _add(*parts)
 
 
