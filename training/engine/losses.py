@@ -206,33 +206,37 @@ def task_losses(
     return _decoupling_losses(features, ids_B, clothing_group_B, config, backend)
 
 
+def _info_nce_of_texts(features: Features, ids_B: Tensor, config: LossConfig) -> Tensor:
+    """InfoNCE over the texts of reading 1, with that of f_final where reading 15 requires it."""
+    v_id, captions = features.v_id, [features.t_caption]
+    if config.both_captions and features.t_other is not None:
+        captions.append(features.t_other)
+    scored = limited_gradient(v_id, config.captions_to_identity) + features.v_clo
+    identity = [(v_id, features.t_identity)]
+    pairs = {
+        "identity": [identity],
+        "caption": [[(v_id, text) for text in captions]],
+        "both": [[(v_id, text) for text in captions], identity],
+        "scored": [[(scored, text) for text in captions], identity],
+    }
+    tau, chosen = features.temperature, pairs[config.info_nce_texts]
+
+    def loss(image: Tensor, text: Tensor) -> Tensor:
+        # The identity is shared by all images of a person, a caption is not.
+        positives = "identity" if text is features.t_identity else config.caption_positives
+        return info_nce(image, text, ids_B, tau, symmetric=config.info_nce_symmetric, positives=positives)
+
+    # Each kind of text weighs the same, whatever the number of its texts.
+    total = torch.stack([torch.stack([loss(*pair) for pair in kind]).mean() for kind in chosen]).mean()
+    if features.f_final is not None and config.final_info_nce:
+        total = total + loss(features.f_final, features.t_caption)
+    return total
+
+
 def _decoupling_losses(
     features: Features, ids_B: Tensor, clothing_group_B: Tensor, config: LossConfig, backend: Backend
 ) -> dict[str, Tensor]:
-    def info() -> Tensor:
-        v_id, captions = features.v_id, [features.t_caption]
-        if config.both_captions and features.t_other is not None:
-            captions.append(features.t_other)
-        scored = limited_gradient(v_id, config.captions_to_identity) + features.v_clo
-        identity = [(v_id, features.t_identity)]
-        pairs = {
-            "identity": [identity],
-            "caption": [[(v_id, text) for text in captions]],
-            "both": [[(v_id, text) for text in captions], identity],
-            "scored": [[(scored, text) for text in captions], identity],
-        }
-        tau, chosen = features.temperature, pairs[config.info_nce_texts]
-
-        def loss(image: Tensor, text: Tensor) -> Tensor:
-            # The identity is shared by all images of a person, a caption is not.
-            positives = "identity" if text is features.t_identity else config.caption_positives
-            return info_nce(image, text, ids_B, tau, symmetric=config.info_nce_symmetric, positives=positives)
-
-        # Each kind of text weighs the same, whatever the number of its texts.
-        total = torch.stack([torch.stack([loss(*pair) for pair in kind]).mean() for kind in chosen]).mean()
-        if features.f_final is not None and config.final_info_nce:
-            total = total + loss(features.f_final, features.t_caption)
-        return total
+    """The losses of `task_losses` for a model with both branches."""
 
     def distances() -> Tensor:
         total = triplet(features.v_id, ids_B, config.margin)
@@ -258,7 +262,7 @@ def _decoupling_losses(
         return matching(features.matching_logits, features.matching_labels)
 
     functions: dict[str, Callable[[], Tensor]] = {
-        "info_nce": info,
+        "info_nce": lambda: _info_nce_of_texts(features, ids_B, config),
         "triplet": distances,
         "clothing": clothing,
         "adversarial": adversary,

@@ -214,7 +214,7 @@ class Annotator:
             notes.build = "dark skinned"
 
     def _action(self) -> str:
-        """What the person does, with a place for the pronoun."""
+        """Phrase for the action or the pose, with a place for the pronoun."""
         pose = self.pose
         if pose.action == "umbrella":
             return self.choose("action", UMBRELLA_ACTIONS[pose.gait])
