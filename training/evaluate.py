@@ -1,11 +1,11 @@
 """Evaluates the test split of a run once and writes RUN/eval.json: `python -m training.evaluate RUN`.
 
 The clothing weight is the one chosen on validation; results at beta = 0 are printed beside it. A second call prints the
-stored results. RUN/eval-queries.npz has the average precision and the R-1 of each query, RUN/diagnosis.json what each loss
-and each part of the model does on validation images. `--protocol` measures another
-protocol and writes RUN/eval-PROTOCOL.json and the values of its queries; nothing is selected by it. Of several protocols,
-those that the model or the data cannot have are named and left out. gallery-text and identity read the identity texts of
-`--texts` where given, and write a file for each such file of texts.
+stored results. RUN/eval-queries.npz has the average precision and the R-1 of each query; RUN/oracle.json has the ceiling
+on a rendered set, the metrics of an oracle that knows what each image shows; RUN/diagnosis.json what each loss and each part of
+the model does on validation images. `--protocol` measures another protocol and writes RUN/eval-PROTOCOL.json and the values of
+its queries; nothing is selected by it. Of several protocols, those that the model or the data cannot have are named and left
+out. gallery-text and identity read the identity texts of `--texts` where given, and write a file for each such file of texts.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def _evaluate(run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None)
     """Prints the results of a protocol and the path of its file."""
     from rich.console import Console
 
+    from training.evaluation.bounds.oracle_metrics import oracle_bounds
     from training.evaluation.diagnosis.diagnose import diagnose
     from training.evaluation.metric_tables import print_diagnosis, print_protocol, print_table
     from training.evaluation.run_evaluation import evaluate, evaluate_protocol, result_name
@@ -70,7 +71,12 @@ def _evaluate(run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None)
     console, name = Console(soft_wrap=True), result_name(protocol, k, texts)
     if protocol == "dual":
         evaluation, new = evaluate(run_dir)
-        print_table(evaluation, console)
+        try:
+            print_table(evaluation, console, oracle_bounds(run_dir, evaluation))
+        except (OSError, ValueError) as error:
+            # A ceiling that cannot be computed is no fault of the run.
+            print_table(evaluation, console)
+            console.print(f"no rows of an oracle: {error}", highlight=False, markup=False)
         print_diagnosis(diagnose(run_dir)[0], console)
     else:
         result, new = evaluate_protocol(run_dir, protocol, k, texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import typing
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 
@@ -43,6 +44,6 @@ class Stage:
         """Checks conditions between fields; overridden by stages that have any."""
 
     def require(self, ok: bool, key: str, expected: str) -> None:
-        """Raises ValueError for the field `key` unless `ok`."""
+        """Raises ValueError for the field `key`, which may be dotted, unless `ok`."""
         if not ok:
-            raise ValueError(f"{type(self).__name__}.{key} must be {expected}, got {getattr(self, key)!r}")
+            raise ValueError(f"{type(self).__name__}.{key} must be {expected}, got {attrgetter(key)(self)!r}")

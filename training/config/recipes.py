@@ -91,6 +91,29 @@ def synthetic_paper() -> Config:
     return replace(paper, recipe="synthetic-paper", data=data, model=model, optim=optim)
 
 
+def synthetic_baseline() -> Config:
+    """The floor: a plain dual encoder on the rendered pedestrians, InfoNCE of whole captions in shuffled batches."""
+    config = synthetic()
+    loss = replace(config.loss, info_nce_texts="caption", both_captions=False, triplet=False, clothing_matching=False)
+    loss = replace(loss, adversarial=False, decoupling=False, gate_regularisation=False)
+    return replace(
+        config,
+        recipe="synthetic-baseline",
+        data=replace(config.data, images_per_id=0, batch_size=128),
+        model=ModelConfig(
+            architecture="dual-encoder",
+            visual=EncoderConfig(),
+            text=EncoderConfig(),
+            bdam=BdamConfig(enabled=False),
+            fusion=FusionConfig(enabled=False),
+        ),
+        loss=replace(loss, final_triplet=False, final_info_nce=False, final_matching=False),
+        gradnorm=GradNormConfig(enabled=False),
+        optim=OptimConfig(lr=2e-3, weight_decay=1e-2, epochs=8, warmup_epochs=1, clip_norm=0.0),
+        eval=replace(config.eval, betas=(0.0,)),
+    )
+
+
 def paper_readings(config: Config) -> Config:
     """`config` with every field of a reading of the method set to the reading of the paper."""
     model, loss, optim = config.model, config.loss, config.optim
@@ -179,6 +202,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "synthetic": synthetic,
     "synthetic-tables": synthetic_tables,
     "synthetic-paper": synthetic_paper,
+    "synthetic-baseline": synthetic_baseline,
     "cuhk-pedes": cuhk_pedes,
     "cuhk-pedes-paper": cuhk_pedes_paper,
     "icfg-pedes": icfg_pedes,

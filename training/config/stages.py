@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Annotated, Literal
 
+from training.config.dual_encoder import DUAL_ENCODER
 from training.config.fields import Stage, Within
 
 # Methods of assigning captions to styles: the rows of Table 4.
@@ -130,6 +132,8 @@ class FusionConfig(Stage):
 class ModelConfig(Stage):
     """Encoders, modules and joint embedding of the model."""
 
+    # "decoupling": the method; "dual-encoder": its floor, a plain one (models/baseline.py), of which only `embedding` counts.
+    architecture: Literal["decoupling", "dual-encoder"] = "decoupling"
     visual: EncoderConfig = field(default_factory=lambda: EncoderConfig(pretrained="google/vit-base-patch16-224"))
     text: EncoderConfig = field(default_factory=lambda: EncoderConfig(pretrained="bert-base-uncased", lr_scale=0.1))
     bdam: BdamConfig = field(default_factory=BdamConfig)
@@ -299,3 +303,8 @@ class Config(Stage):
     gradnorm: GradNormConfig = field(default_factory=GradNormConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def check(self) -> None:
+        if self.model.architecture == "dual-encoder":
+            for name, value in DUAL_ENCODER.items():
+                self.require(attrgetter(name)(self) == value, name, f"{value!r} with model.architecture 'dual-encoder'")

@@ -23,6 +23,7 @@ BEFORE: dict[str, Any] = {
     "loss.final_wrong_pairs": False,
     "loss.triplet_smoothing": 0.0,
     "loss.critic_lr_scale": 1.0,
+    "model.architecture": "decoupling",
     "loss.captions_to_identity": 1.0,
     "loss.both_captions": False,
     "loss.caption_positives": "identity",

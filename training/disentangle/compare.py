@@ -88,7 +88,8 @@ READ_CELLS = "Each cell is the mean ± the standard deviation over the seeds."
 READ_PROBES = (
     "Linear probes: mean over the factors of (balanced accuracy − majority) / (100 − majority), in percent; 100 reads "
     "every factor, 0 none. Decoupled: `f_id` high on identity and low on clothing, `f_clo` the reverse. `f_final` reads "
-    "the caption too; `f_final_other` the caption of another person. `other_kind`: prediction of the identity factors from "
+    "the caption too; `f_final_other` the caption of another person. Floors: `colours`, the mean colours on a grid of 8 x 4 "
+    "cells, and `untrained`, the encoder before training. `other_kind`: prediction of the identity factors from "
     "the true clothing factors and vice versa, since a dress goes with a woman."
 )
 READ_DEPENDENCE = "Dependence of `f_id` and `f_clo` over all test images; 0 would be independence."

@@ -1,4 +1,4 @@
-"""Features of a split: entangled, both branches, both embeddings, and the fused one.
+"""Features of a split: entangled, both branches, both embeddings, the fused one, and two floors that no training has made.
 
 Shapes: N images, C width of the visual encoder, E joint embedding.
 """
@@ -6,13 +6,16 @@ Shapes: N images, C width of the visual encoder, E joint embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from training.data.datasets import Record
 from training.data.loader import iterate_images, tokenize
-from training.engine.checkpoint import TrainedModel
+from training.engine.checkpoint import TrainedModel, build_model
+from training.models.encoders import VisualEncoder
 
 # Descriptions, in the order of every table. A caption names clothes and most often the sex: the share of the image alone in
 # f_final shows with the caption of another person.
@@ -24,25 +27,31 @@ FEATURES = {
     "v_clo": "clothing embedding",
     "f_final": "image fused with its first caption",
     "f_final_other": "image fused with a caption of another person",
+    "colours": "floor: mean colours of the image on a grid of 8 x 4 cells",
+    "untrained": "floor: entangled, of the encoder that the run started from",
 }
+# Rows and columns of the grid.
+GRID = (8, 4)
 
 
 @torch.inference_mode()
 def collect(
     trained: TrainedModel, records: Sequence[Record], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, np.ndarray]:
-    """Each feature of FEATURES, float32 (N, C) or (N, E); without a fusion there is no f_final, with a single person no
-    f_final_other."""
-    model, config, size = trained.model, trained.config, trained.config.eval.batch_size
+    """Each feature of FEATURES, float32 (N, C) or (N, E), colours (N, 96); without a fusion there is no f_final, with a single
+    person no f_final_other."""
+    model, config, size = trained.decoupling_model, trained.config, trained.config.eval.batch_size
     device = next(model.parameters()).device
     captions = [record.captions[0] for record in records]
     others = _somebody_else([record.id for record in records])
     texts = {"f_final": captions}
     if others is not None:
         texts["f_final_other"] = [captions[i] for i in others]
+    untrained = _untrained(trained).to(device)
     collected: dict[str, list[torch.Tensor]] = {name: [] for name in FEATURES}
     for images, part in iterate_images(records, config.data, size):
-        tokens = model.visual(images.to(device))
+        images = images.to(device)
+        tokens = model.visual(images)
         branches = model.bdam(tokens)
         embedded = model.embed_branches(branches)
         values = {
@@ -51,6 +60,8 @@ def collect(
             "f_clo": branches.f_clo_BC,
             "v_id": embedded.v_id_BE,
             "v_clo": embedded.v_clo_BE,
+            "colours": F.adaptive_avg_pool2d(images, GRID).flatten(1),
+            "untrained": untrained(images).mean(1),
         }
         for name, chosen in texts.items() if model.fusion is not None else ():
             text = tokenize(trained.tokenizer, chosen[part], config.data.text_length).to(device)
@@ -61,6 +72,14 @@ def collect(
             collected[name].append(value.float().cpu())
         progress(part.stop, len(records))
     return {name: torch.cat(parts).numpy() for name, parts in collected.items() if parts}
+
+
+def _untrained(trained: TrainedModel) -> VisualEncoder:
+    """The visual encoder of the run before its first step, in evaluation mode; torch's random state stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(trained.config.seed)
+        model = build_model(trained.config, trained.tokenizer)
+    return replace(trained, model=model.eval()).decoupling_model.visual
 
 
 def _somebody_else(ids: Sequence[int]) -> list[int] | None:

@@ -33,8 +33,8 @@ from training.evaluation.disentangle_result import (
 from training.utils.io import atomic, read_record
 
 # Features that are probed, searched with in other clothes, and drawn in Fig. 4.
-PROBED = ("entangled", "f_id", "f_clo", "f_final", "f_final_other")
-SEARCHED = ("entangled", "f_id", "v_id", "f_clo", "v_clo")
+PROBED = ("entangled", "f_id", "f_clo", "f_final", "f_final_other", "colours", "untrained")
+SEARCHED = ("entangled", "f_id", "v_id", "f_clo", "v_clo", "colours", "untrained")
 DRAWN = ("entangled", "f_id", "f_clo")
 # Images in the plots of Fig. 4: more cannot be told apart on a page, and their layout takes minutes.
 POINTS = 500

@@ -14,7 +14,9 @@ import torch
 
 from training.config import Config, from_dict
 from training.data.tokenizer import load_tokenizer
+from training.models.baseline import DualEncoder
 from training.models.model import Model
+from training.models.retrieval_model import RetrievalModel
 from training.utils.io import atomic
 
 
@@ -64,17 +66,29 @@ class TrainedModel:
     config: Config
     tokenizer: Any
     # Weights of best.pt, in evaluation mode.
-    model: Model
+    model: RetrievalModel
     # Finished epochs and steps, the clothing weight beta chosen on validation, and the fingerprint of the data.
     epoch: int
     step: int
     beta: float
     fingerprint: str
 
+    @property
+    def decoupling_model(self) -> Model:
+        """The model, with its branches. Raises ValueError for a plain dual encoder."""
+        if not isinstance(self.model, Model):
+            raise ValueError(
+                f"this needs branches of identity and clothing, which model.architecture "
+                f"{self.config.model.architecture!r} does not have"
+            )
+        return self.model
 
-def build_model(config: Config, tokenizer: Any) -> Model:
+
+def build_model(config: Config, tokenizer: Any) -> RetrievalModel:
     """A new model for `config` and the vocabulary of `tokenizer`, with random weights from torch's global generator."""
     size, length = config.data.image_size, config.data.text_length
+    if config.model.architecture == "dual-encoder":
+        return DualEncoder(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id)
     return Model(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id, length)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import bdam_fast
 from training.config import AdversarialMode, Backend, LossConfig
-from training.models.features import Features, limited_gradient
+from training.models.features import Features, PairFeatures, limited_gradient
 
 # Lower bound of the HSIC of a feature with itself: below it the feature counts as constant.
 MIN_HSIC = 1e-12
@@ -245,44 +245,61 @@ def task_names(config: LossConfig, fusion: bool) -> list[str]:
 
 
 def task_losses(
-    features: Features, ids_B: Tensor, clothing_group_B: Tensor, config: LossConfig, backend: Backend
+    features: PairFeatures, ids_B: Tensor, clothing_group_B: Tensor, config: LossConfig, backend: Backend
 ) -> dict[str, Tensor]:
     """The losses that GradNorm balances, with the names of `task_names`. "info_nce" averages over the texts of reading 1;
-    for "info_nce" and "triplet" the same loss on f_final is added where reading 15 requires it."""
+    for "info_nce" and "triplet" the same loss on f_final is added where reading 15 requires it. PairFeatures have InfoNCE of the
+    captions alone."""
+    if not isinstance(features, Features):
+        images, captions, symmetric = features.v_id, features.t_caption, config.info_nce_symmetric
+        options: dict[str, Any] = {"symmetric": symmetric, "positives": config.caption_positives}
+        return {"info_nce": info_nce(images, captions, ids_B, features.temperature, **options)}
+    return _decoupling_losses(features, ids_B, clothing_group_B, config, backend)
 
-    def info() -> Tensor:
-        v_id, captions = features.v_id, [features.t_caption]
-        if config.both_captions and features.t_other is not None:
-            captions.append(features.t_other)
-        scored = limited_gradient(v_id, config.captions_to_identity) + features.v_clo
-        identity = [(v_id, features.t_identity)]
-        pairs = {
-            "identity": [identity],
-            "caption": [[(v_id, text) for text in captions]],
-            "both": [[(v_id, text) for text in captions], identity],
-            "scored": [[(scored, text) for text in captions], identity],
-        }
-        tau, chosen = features.temperature, pairs[config.info_nce_texts]
 
-        def loss(image: Tensor, text: Tensor) -> Tensor:
-            # The identity is shared by all images of a person, a caption is not.
-            positives = "identity" if text is features.t_identity else config.caption_positives
-            return info_nce(image, text, ids_B, tau, symmetric=config.info_nce_symmetric, positives=positives)
+def _info_nce_of_texts(features: Features, ids_B: Tensor, config: LossConfig) -> Tensor:
+    """InfoNCE over the texts of reading 1, with that of f_final where reading 15 requires it."""
+    v_id, captions = features.v_id, [features.t_caption]
+    if config.both_captions and features.t_other is not None:
+        captions.append(features.t_other)
+    scored = limited_gradient(v_id, config.captions_to_identity) + features.v_clo
+    identity = [(v_id, features.t_identity)]
+    pairs = {
+        "identity": [identity],
+        "caption": [[(v_id, text) for text in captions]],
+        "both": [[(v_id, text) for text in captions], identity],
+        "scored": [[(scored, text) for text in captions], identity],
+    }
+    tau, chosen = features.temperature, pairs[config.info_nce_texts]
 
-        # Each kind of text weighs the same, whatever the number of its texts.
-        total = torch.stack([torch.stack([loss(*pair) for pair in kind]).mean() for kind in chosen]).mean()
-        if features.f_final is not None and config.final_info_nce:
-            total = total + fused()
-        return total
+    def loss(image: Tensor, text: Tensor) -> Tensor:
+        # The identity is shared by all images of a person, a caption is not.
+        positives = "identity" if text is features.t_identity else config.caption_positives
+        return info_nce(image, text, ids_B, tau, symmetric=config.info_nce_symmetric, positives=positives)
 
-    def fused() -> Tensor:
-        f, options = features, {"symmetric": config.info_nce_symmetric, "positives": config.caption_positives}
-        assert f.f_final is not None
-        value = info_nce(f.f_final, f.t_caption, ids_B, f.temperature, **options)
-        if not config.final_wrong_pairs or f.f_final_wrong is None:
-            return value
-        captions, ids = f.t_caption[f.wrong_images], ids_B[f.wrong_images]
-        return (value + info_nce(f.f_final_wrong, captions, ids, f.temperature, **options)) / 2
+    # Each kind of text weighs the same, whatever the number of its texts.
+    total = torch.stack([torch.stack([loss(*pair) for pair in kind]).mean() for kind in chosen]).mean()
+    if features.f_final is not None and config.final_info_nce:
+        total = total + _info_nce_of_fusion(features, ids_B, config)
+    return total
+
+
+def _info_nce_of_fusion(features: Features, ids_B: Tensor, config: LossConfig) -> Tensor:
+    """InfoNCE of f_final against the caption of its image that was not fused, for the wrong pairs too if the field says so."""
+    f = features
+    options: dict[str, Any] = {"symmetric": config.info_nce_symmetric, "positives": config.caption_positives}
+    assert f.f_final is not None
+    value = info_nce(f.f_final, f.t_caption, ids_B, f.temperature, **options)
+    if not config.final_wrong_pairs or f.f_final_wrong is None:
+        return value
+    captions, ids = f.t_caption[f.wrong_images], ids_B[f.wrong_images]
+    return (value + info_nce(f.f_final_wrong, captions, ids, f.temperature, **options)) / 2
+
+
+def _decoupling_losses(
+    features: Features, ids_B: Tensor, clothing_group_B: Tensor, config: LossConfig, backend: Backend
+) -> dict[str, Tensor]:
+    """The losses of `task_names` for a model with both branches."""
 
     def distances() -> Tensor:
         total = triplet(features.v_id, ids_B, config.margin, config.triplet_smoothing)
@@ -310,7 +327,7 @@ def task_losses(
         return matching(features.matching_logits, features.matching_labels)
 
     functions: dict[str, Callable[[], Tensor]] = {
-        "info_nce": info,
+        "info_nce": lambda: _info_nce_of_texts(features, ids_B, config),
         "triplet": distances,
         "clothing": clothing,
         "adversarial": adversary,
@@ -320,8 +337,8 @@ def task_losses(
     return {name: functions[name]() for name in task_names(config, features.f_final is not None)}
 
 
-def fixed_losses(features: Features, config: LossConfig) -> dict[str, Tensor]:
+def fixed_losses(features: PairFeatures, config: LossConfig) -> dict[str, Tensor]:
     """Losses with a fixed weight, weight included: {"gate": ...}, or {} without a gate or when it is off."""
-    if not config.gate_regularisation or features.gate is None:
+    if not config.gate_regularisation or not isinstance(features, Features) or features.gate is None:
         return {}
     return {"gate": config.gate_weight * gate_regularisation(features.gate)}

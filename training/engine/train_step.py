@@ -21,6 +21,7 @@ from training.engine.gradnorm import GradNorm, backward_tasks
 from training.engine.losses import fixed_losses, task_losses, task_names
 from training.models.features import EncoderOutput
 from training.models.model import Model
+from training.models.retrieval_model import RetrievalModel
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Modules compiled by torch.compile, one graph each.
@@ -54,15 +55,16 @@ def learning_rate_factor(step: int, warmup: int, total: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
-def build_optimizer(model: Model, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: RetrievalModel, config: OptimConfig) -> torch.optim.Optimizer:
     """Adam or AdamW over the model's parameter groups."""
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(model.parameter_groups(config.lr), lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
-def configure_model(model: Model, config: OptimConfig, compiler: str = "inductor") -> None:
+def configure_model(model: RetrievalModel, config: OptimConfig, compiler: str = "inductor") -> None:
     """Applies `checkpointing` and `compile` to the model in place; parameter names stay. compiler: backend of torch.compile."""
     if config.checkpointing:
+        assert isinstance(model, Model)
         model.visual.checkpoint_layers()
         model.text.checkpoint_layers()
         model.bdam.checkpointing = True
@@ -70,7 +72,7 @@ def configure_model(model: Model, config: OptimConfig, compiler: str = "inductor
         # Several backward passes (one per task) use the same graph; a donated buffer is lost after the first.
         torch._functorch.config.donated_buffer = False
         for name in COMPILED:
-            part = getattr(model, name)
+            part = getattr(model, name, None)
             if part is not None:
                 part.compile(backend=compiler)
 
@@ -90,7 +92,7 @@ def set_random_state(state: Sequence[Tensor], device: torch.device) -> None:
 class Stepper:
     """Optimiser, gradient scaler and task weights of `model`, which is already on its device, and the training step."""
 
-    def __init__(self, config: Config, model: Model) -> None:
+    def __init__(self, config: Config, model: RetrievalModel) -> None:
         self.config, self.model = config, model
         self.device = next(model.parameters()).device
         self.dtype = DTYPES.get(config.optim.precision)

@@ -33,10 +33,10 @@ from training.engine.train_step import (
     random_state,
     set_random_state,
 )
-from training.models.model import Model
+from training.models.retrieval_model import RetrievalModel
 from training.utils.io import write_json
 
-Validate = Callable[[Model], dict[str, float]]
+Validate = Callable[[RetrievalModel], dict[str, float]]
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        model: Model,
+        model: RetrievalModel,
         loader: TrainLoader,
         run_dir: Path,
         validate: Validate,

@@ -18,7 +18,7 @@ from training.data.datasets import Record
 from training.data.loader import iterate_images, tokenize
 from training.evaluation.metrics import QueryMetrics, embedding_metrics
 from training.evaluation.similarity import Similarity
-from training.models.model import Model
+from training.models.retrieval_model import RetrievalModel
 
 # Beyond this beta the grid is not refined: what follows stands for the clothing embedding alone.
 LARGEST_BETA = 8.0
@@ -30,8 +30,8 @@ class DualEmbeddings:
 
     t_QE: Tensor
     v_id_GE: Tensor
-    v_clo_GE: Tensor
-    # None where the model has no gate.
+    # None where the model has no clothing branch, and none where it has no gate.
+    v_clo_GE: Tensor | None
     gate_GC: Tensor | None
     captions: tuple[str, ...]
     query_ids_Q: Tensor
@@ -54,7 +54,7 @@ class DualEmbeddings:
 
 
 @torch.inference_mode()
-def embed_dual(model: Model, records: Sequence[Record], tokenizer: Any, config: Config) -> DualEmbeddings:
+def embed_dual(model: RetrievalModel, records: Sequence[Record], tokenizer: Any, config: Config) -> DualEmbeddings:
     """Embeds the images and captions of `records` in evaluation mode; the model's mode is restored."""
     device, mode, size = next(model.parameters()).device, model.training, config.eval.batch_size
     captions = tuple(text for record in records for text in record.captions)
@@ -69,21 +69,25 @@ def embed_dual(model: Model, records: Sequence[Record], tokenizer: Any, config: 
         ]
     finally:
         model.train(mode)
-    v_id_GE, v_clo_GE = (torch.cat([getattr(x, name) for x in gallery]).cpu() for name in ("v_id_BE", "v_clo_BE"))
-    gates = [x.gate_BC for x in gallery if x.gate_BC is not None]
-    gate_GC = torch.cat(gates).cpu() if gates else None
+    v_id_GE = torch.cat([x.v_id_BE for x in gallery]).cpu()
+    v_clo_GE, gate_GC = _joined([x.v_clo_BE for x in gallery]), _joined([x.gate_BC for x in gallery])
     return DualEmbeddings(torch.cat(texts).cpu(), v_id_GE, v_clo_GE, gate_GC, captions, ids_G[images], images, ids_G)
 
 
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    return torch.cat(found).cpu() if found else None
+
+
 def evaluate_dual(
-    model: Model, records: Sequence[Record], tokenizer: Any, config: Config, betas: Sequence[float]
+    model: RetrievalModel, records: Sequence[Record], tokenizer: Any, config: Config, betas: Sequence[float]
 ) -> tuple[DualEmbeddings, dict[float, QueryMetrics]]:
     """The embeddings of a split, and the metrics of its queries for each clothing weight."""
     dual = embed_dual(model, records, tokenizer, config)
     return dual, dual.metrics(betas)
 
 
-def validate(model: Model, records: Sequence[Record], tokenizer: Any, config: Config) -> dict[str, float]:
+def validate(model: RetrievalModel, records: Sequence[Record], tokenizer: Any, config: Config) -> dict[str, float]:
     """Metrics of the validation split at its best beta by `EvalConfig.select_by` (the lowest one of equals), and beta.
 
     Candidates are `EvalConfig.betas`, then the midpoints between the best one and its neighbours up to LARGEST_BETA.

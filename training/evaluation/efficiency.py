@@ -15,14 +15,14 @@ import bdam_fast
 from bdam_fast.nn import Mamba
 from training.data.loader import TextBatch
 from training.evaluation.result import Efficiency, Flops, Parameters, Speed, Throughput
-from training.models.model import Model
+from training.models.retrieval_model import RetrievalModel
 
 # Repetitions of a timed call; fewer when they take longer than SECONDS together, at least three.
 REPETITIONS = 15
 SECONDS = 10.0
 
 
-def measure(model: Model, images_BCHW: Tensor, texts: TextBatch) -> Efficiency:
+def measure(model: RetrievalModel, images_BCHW: Tensor, texts: TextBatch) -> Efficiency:
     """Cost of a model in evaluation mode, on a batch of images and as many texts.
 
     FLOPs: one pair, a product and a sum counting two (bdam_fast.flops defines the count of the operators); None where the
@@ -39,7 +39,7 @@ def measure(model: Model, images_BCHW: Tensor, texts: TextBatch) -> Efficiency:
     )
 
 
-def _parameters(model: Model) -> Parameters:
+def _parameters(model: RetrievalModel) -> Parameters:
     def count(module: nn.Module | None) -> int:
         return 0 if module is None else sum(p.numel() for p in module.parameters())
 
@@ -64,7 +64,7 @@ def _throughput(call: Callable[[], object], items: int) -> Throughput:
 
 
 @torch.no_grad()
-def _flops(model: Model, image_1CHW: Tensor, text: TextBatch) -> Flops | None:
+def _flops(model: RetrievalModel, image_1CHW: Tensor, text: TextBatch) -> Flops | None:
     """FLOPs of one image, one text and their fusion; operators are counted by their kernels, whichever backend runs."""
     try:
         bdam_fast.register_flop_formulas()

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from training.evaluation.audit_guard import refuse_audit
 from training.evaluation.diagnosis.diagnosis_result import BOUNDS, Diagnosis
-from training.evaluation.result import HEADINGS, METRICS, Evaluation, Metrics, ProtocolEvaluation
+from training.evaluation.result import HEADINGS, METRICS, Evaluation, Metrics, OracleBounds, ProtocolEvaluation
 from training.evaluation.run_evaluation import DIGITS
 from training.utils.io import encode
 
@@ -36,9 +36,11 @@ def print_protocol(evaluation: ProtocolEvaluation, console: Console) -> None:
         console.print(evaluation.note)
 
 
-def print_table(evaluation: Evaluation, console: Console) -> None:
-    """Prints the metrics of the test split at the chosen beta and at beta 0, chance, and the ratio of the first to chance."""
+def print_table(evaluation: Evaluation, console: Console, oracle: OracleBounds | None = None) -> None:
+    """Prints the metrics of the test split at the chosen beta and at beta 0, those of an oracle, chance, and the ratio of the
+    first to chance."""
     rows = {f"beta {evaluation.beta:g} (validation)": evaluation.metrics, "beta 0": evaluation.metrics_beta0}
+    rows |= {} if oracle is None else oracle.rows
     _print_rows(evaluation, rows, "", console)
 
 

@@ -157,6 +157,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OracleBounds:
+    """Ceiling of retrieval on the test split of a rendered set: the contents of RUN/oracle.json."""
+
+    fingerprint: str
+    # Metrics by the label of the row.
+    rows: dict[str, Metrics]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextSource:
     """The file of identity texts that gallery-text or identity read."""
 

@@ -17,13 +17,14 @@ from training.evaluation.result import (
     METRICS,
     CheckpointInfo,
     Evaluation,
+    OracleBounds,
     ProtocolEvaluation,
     read_evaluation,
     read_protocol,
 )
 from training.utils.io import Keys, decode, parse_json, read_record
 
-EVALUATION, QUERIES = "eval.json", "eval-queries.npz"
+EVALUATION, QUERIES, ORACLE = "eval.json", "eval-queries.npz", "oracle.json"
 METRICS_LOG, CALLS, RESOURCES = "metrics.jsonl", "calls.json", "resources.json"
 
 
@@ -90,6 +91,12 @@ class Run:
         return results
 
     @cached_property
+    def oracle(self) -> OracleBounds | None:
+        """Contents of oracle.json; None without it, as for every real data set."""
+        path = self.folder / ORACLE
+        return read_record(path, OracleBounds) if path.is_file() else None
+
+    @cached_property
     def calls(self) -> dict[str, int]:
         """Operator calls of training by "op.backend.direction". Raises FileNotFoundError without calls.json."""
         return read_record(self.folder / CALLS, dict[str, int])
@@ -151,7 +158,7 @@ def read_run(folder: Path) -> Run:
         raise FileNotFoundError(f"{folder}: no such run folder")
     run = Run(folder)
     # Read now, so that an error comes before anything is written.
-    _ = run.evaluation, run.log, run.protocols, run.diagnosis
+    _ = run.evaluation, run.log, run.protocols, run.diagnosis, run.oracle
     if run.disentanglement:
         _ = run.feature_arrays
     return run

@@ -6,9 +6,12 @@ Shapes: B batch, P patches, T text tokens, V text views, C width of an encoder, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T", bound="PairFeatures")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,25 @@ class EncoderOutput:
 
 
 @dataclass(frozen=True)
-class Features:
+class PairFeatures:
+    """Embeddings (B, E) of images and their captions, L2-normalised: all that a plain dual encoder has."""
+
+    v_id: Tensor
+    t_caption: Tensor
+    # Scalar tau.
+    temperature: Tensor
+
+    def to_float32(self: T) -> T:
+        """The features in float32 or wider: the 16 bits of autocast are too coarse for the losses."""
+        values = {k: v for k, v in vars(self).items() if v is not None}
+        wide = {
+            k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in values.items() if v.is_floating_point()
+        }
+        return replace(self, **wide)
+
+
+@dataclass(frozen=True)
+class Features(PairFeatures):
     """Features of a batch for losses, evaluation and reports. Embeddings (B, E) are L2-normalised."""
 
     # Pooled branches, gate (None without one) and gated branches of the decoupling module, (B, C).
@@ -52,16 +73,13 @@ class Features:
     gate: Tensor | None
     f_id: Tensor
     f_clo: Tensor
-    # Image embeddings: identity, clothing, and the adversary's projection of f^_id to the space of clothing texts.
-    v_id: Tensor
+    # Image embeddings beside that of identity: clothing, and the adversary's projection of f^_id to the space of clothing
+    # texts.
     v_clo: Tensor
     v_id_hat_clo: Tensor
-    # Text embeddings, all in one space.
-    t_caption: Tensor
+    # Embeddings of the generated texts, in the space of the captions.
     t_identity: Tensor
     t_clothing: Tensor
-    # Scalar tau.
-    temperature: Tensor
     # Of another caption of the image, where it is fused; None otherwise.
     t_other: Tensor | None = None
     # What the adversary's critic finds in f^_id, for its own training; None without one.
@@ -78,21 +96,14 @@ class Features:
     matching_logits: Tensor | None = None
     matching_labels: Tensor | None = None
 
-    def to_float32(self) -> Features:
-        """The features in float32 or wider: the 16 bits of autocast are too coarse for the losses."""
-        values = {k: v for k, v in vars(self).items() if v is not None}
-        wide = {
-            k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in values.items() if v.is_floating_point()
-        }
-        return replace(self, **wide)
-
 
 @dataclass(frozen=True)
 class ImageEmbedding:
     """Embeddings of gallery images, L2-normalised."""
 
     v_id_BE: Tensor
-    v_clo_BE: Tensor
+    # None without a clothing branch.
+    v_clo_BE: Tensor | None
     # None without a gate.
     gate_BC: Tensor | None
 

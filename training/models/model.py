@@ -6,9 +6,8 @@ embedding, M image-text pairs shown to the matching head.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +27,7 @@ from training.models.features import (
     negative_indices,
 )
 from training.models.fusion import Fusion, FusionOutput, MatchingHead, masked_mean, projection
+from training.models.retrieval_model import RetrievalModel
 
 if TYPE_CHECKING:
     from training.data.loader import Batch, TextBatch
@@ -36,11 +36,9 @@ VIEWS = ("caption", "identity", "clothing", "other")
 # Texts of a step are encoded in this many parts by length, of this many texts at least: 256 captions and descriptions of
 # 15 to 48 words are 12,288 tokens in one part, 8,400 in four.
 TEXT_PARTS, LEAST_PART = 4, 32
-# Bounds of the learned temperature (reading 3).
-TEMPERATURE_RANGE = (0.01, 0.5)
 
 
-class Model(nn.Module):
+class Model(RetrievalModel):
     """Model of the paper's figure 2, in the readings of the configurations.
 
     The fused text is of the kind of the text of InfoNCE: the identity text if `info_nce_texts` is "identity" (paper 3.4),
@@ -58,10 +56,10 @@ class Model(nn.Module):
         pad_id: int,
         text_length: int,
     ) -> None:
-        super().__init__()
+        super().__init__(loss)
         self.config = config
-        self.visual = VisualEncoder(config.visual, image_size)
-        self.text = TextEncoder(config.text, vocab_size, pad_id, text_length, config.text_adapter_layers)
+        self.visual: VisualEncoder = VisualEncoder(config.visual, image_size)
+        self.text: TextEncoder = TextEncoder(config.text, vocab_size, pad_id, text_length, config.text_adapter_layers)
         image_width, text_width, out = self.visual.width, self.text.width, config.embedding
         self.bdam = Bdam(image_width, config.bdam)
         self.identity_projection = nn.Sequential(
@@ -69,23 +67,13 @@ class Model(nn.Module):
         )
         self.clothing_head = ClothingHead(image_width, out, loss.adversarial_mode)
         self.text_projection = projection(text_width, out, config.batch_norm)
-        self.fusion: Fusion | None = None
-        self.matching_head: MatchingHead | None = None
+        self.fusion = self.matching_head = None
         if config.fusion.enabled:
             self.fusion = Fusion(image_width, text_width, config.fusion, out, config.backend, config.batch_norm)
             self.matching_head = MatchingHead(out) if loss.final_matching else None
-        self.loss = loss
         self.fused_view = VIEWS.index("identity" if loss.info_nce_texts == "identity" else loss.final_text)
         # The other caption is encoded only where it is fused.
         self.views = VIEWS if config.fusion.enabled and self.fused_view == 3 else VIEWS[:3]
-        start = torch.tensor(math.log(loss.temperature))
-        self.log_temperature = nn.Parameter(start, requires_grad=loss.learn_temperature)
-
-    def temperature(self) -> Tensor:
-        """Scalar tau within TEMPERATURE_RANGE; the parameter itself is clamped, so that its gradient never vanishes outside."""
-        with torch.no_grad():
-            self.log_temperature.clamp_(math.log(TEMPERATURE_RANGE[0]), math.log(TEMPERATURE_RANGE[1]))
-        return self.log_temperature.exp()
 
     def encode(self, batch: Batch) -> EncoderOutput:
         """Runs both encoders on the images and the text views of a step."""
@@ -127,10 +115,6 @@ class Model(nn.Module):
         with span("fusion"):
             return self._add_fusion(features, image, encoded, pooled_VBC, t_VBE)
 
-    def forward(self, batch: Batch) -> Features:
-        """Features of a batch: `heads(encode(batch))`."""
-        return self.heads(self.encode(batch))
-
     def embed_images(self, images_BCHW: Tensor) -> ImageEmbedding:
         """Gallery side: both embeddings and the gate of float images (B, 3, H, W)."""
         return self.embed_branches(self.bdam(self.visual(images_BCHW)))
@@ -152,7 +136,7 @@ class Model(nn.Module):
     def fuse(self, images_BCHW: Tensor, texts: TextBatch) -> FusionOutput:
         """f_final and modality weights of B image-text pairs. Raises ValueError when the model has no fusion."""
         if self.fusion is None:
-            raise ValueError("Model.fuse: the model was built with fusion.enabled=False and has no fusion module")
+            return super().fuse(images_BCHW, texts)
         tokens_BTC = self.text(texts.input_ids_BT, texts.attention_mask_BT)
         image = self.bdam(self.visual(images_BCHW))
         return self.fuse_parts(self.fused_tokens(image), tokens_BTC, texts.attention_mask_BT)
@@ -168,40 +152,14 @@ class Model(nn.Module):
         assert self.fusion is not None
         return self.fusion(image_tokens_BPC, tokens_BTC, mask_BT, self._pool(tokens_BTC, mask_BT))
 
-    def encoder_parameters(self) -> list[nn.Parameter]:
-        """Trainable parameters of the encoders (text adapter included)."""
-        return [p for part in (self.visual, self.text) for p in part.parameters() if p.requires_grad]
-
-    def head_parameters(self) -> list[nn.Parameter]:
-        """Trainable parameters of the heads."""
-        encoder = {id(p) for part in (self.visual, self.text) for p in part.parameters()}
-        return [p for p in self.parameters() if p.requires_grad and id(p) not in encoder]
-
-    def parameter_groups(self, base_lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups with `name`, `params` and `lr` (the backbone of an encoder at `lr_scale` times the base rate).
-
-        Groups named "... without decay" hold biases, norms, the temperature and parameters marked `_no_weight_decay` (Mamba's
-        A and D), with weight_decay 0; the others leave weight_decay to the optimiser.
-        """
-        scales = {
-            "visual": (self.visual.backbone, self.config.visual.lr_scale),
-            "text": (self.text.backbone, self.config.text.lr_scale),
+    def backbone_scales(self) -> dict[str, tuple[nn.Module, float]]:
+        """The backbones of both encoders with their `lr_scale`, and the adversary's critic if there is one."""
+        config, probe = self.config, self.clothing_head.probe
+        return {
+            "visual": (self.visual.backbone, config.visual.lr_scale),
+            "text": (self.text.backbone, config.text.lr_scale),
+            **({} if probe is None else {"critic": (probe, self.loss.critic_lr_scale)}),
         }
-        if self.clothing_head.probe is not None:
-            scales["critic"] = (self.clothing_head.probe, self.loss.critic_lr_scale)
-        owner = {id(p): (name, scale) for name, (part, scale) in scales.items() for p in part.parameters()}
-        groups: dict[str, dict[str, Any]] = {}
-        for parameter in self.parameters():
-            if not parameter.requires_grad:
-                continue
-            name, scale = owner.get(id(parameter), ("heads", 1.0))
-            plain = parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False)
-            name += " without decay" if plain else ""
-            group = groups.setdefault(name, {"name": name, "params": [], "lr": base_lr * scale})
-            if plain:
-                group["weight_decay"] = 0.0
-            group["params"].append(parameter)
-        return list(groups.values())
 
     def _encode_texts(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
         """Tokens (N, T, C), zero in padding; texts of similar length are encoded together, the shorter ones with less padding."""

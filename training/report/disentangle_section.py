@@ -28,6 +28,8 @@ NAMES = {
     "v_clo": "v_clo",
     "f_final": "f_final",
     "f_final_other": "f_final, other caption",
+    "colours": "floor: 8 x 4 mean colours",
+    "untrained": "floor: untrained encoder",
     "other_kind": "true factors of the other kind",
 }
 DEPENDENCE = {

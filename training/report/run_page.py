@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from training.evaluation.result import HEADINGS, METRICS, Evaluation, Metrics
+from training.evaluation.result import HEADINGS, METRICS, Evaluation, Metrics, OracleBounds
 from training.evaluation.run_folder import Run, TrainingStep
 from training.report import config_rows, diagnosis_section, disentangle_section, plots, protocol_tables
 from training.report.thumbnails import thumbnail
@@ -45,7 +45,7 @@ def build_page(run: Run, data_root: Path | None = None) -> str:
         evaluation=evaluation,
         config=config,
         headings=HEADINGS,
-        headline=_headline(evaluation),
+        headline=_headline(evaluation, run.oracle),
         protocols=protocol_tables.of_run(run),
         diagnosis=diagnosis_section.section(run.diagnosis) if run.diagnosis else None,
         examples=examples,
@@ -63,16 +63,18 @@ def build_page(run: Run, data_root: Path | None = None) -> str:
     )
 
 
-def _headline(evaluation: Evaluation) -> list[dict[str, Any]]:
+def _headline(evaluation: Evaluation, oracle: OracleBounds | None) -> list[dict[str, Any]]:
     def cells(values: Metrics) -> list[str]:
         return [f"{values[m]:.2f}" for m in METRICS]
 
     metrics, chance = evaluation.metrics, evaluation.chance
     beta = f"β = {evaluation.beta:g}"
     times = [f"{metrics[m] / chance[m]:.1f}×" if chance[m] > 0 else "–" for m in METRICS]
+    ceiling = () if oracle is None else ((name, "", "quiet", cells(values)) for name, values in oracle.rows.items())
     rows = (
         (beta, "chosen on validation", "main", cells(metrics)),
         ("β = 0", "identity embedding only", "", cells(evaluation.metrics_beta0)),
+        *ceiling,
         ("chance", "exact, random order", "quiet", cells(chance)),
         ("times chance", beta, "quiet", times),
     )

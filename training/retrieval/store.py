@@ -17,7 +17,7 @@ from training.config import DataConfig
 from training.data.datasets import Record
 from training.data.loader import iterate_images
 from training.engine import checkpoint
-from training.models.model import Model
+from training.models.retrieval_model import RetrievalModel
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # Gallery images scored at once: 16 MB of float64 scores at 256 queries.
@@ -29,7 +29,8 @@ class Index:
     """Embeddings of a gallery, float32 (G, E) of unit length on the CPU."""
 
     v_id_GE: Tensor
-    v_clo_GE: Tensor
+    # None for a model without a clothing branch, whose beta is 0.
+    v_clo_GE: Tensor | None
     # Path of each image.
     paths: tuple[str, ...]
     # Clothing weight of the score (reading 24).
@@ -50,7 +51,9 @@ class Index:
         positions_QK = torch.empty(len(queries_QE), 0, dtype=torch.int64)
         for start in range(0, len(self.paths), CHUNK):
             part = slice(start, start + CHUNK)
-            images_GE = self.v_id_GE[part].double() + self.beta * self.v_clo_GE[part].double()
+            images_GE = self.v_id_GE[part].double()
+            if self.v_clo_GE is not None:
+                images_GE += self.beta * self.v_clo_GE[part].double()
             # Equal images differ in the last bit of a float64 product, by their place in the blocks that BLAS makes;
             # rounded to the precision of the embeddings they tie again.
             found_QG = (queries_QE @ images_GE.T).float()
@@ -79,7 +82,13 @@ class Index:
 
 @torch.inference_mode()
 def build_index(
-    model: Model, records: Sequence[Record], data: DataConfig, *, beta: float, batch_size: int = 128, key: str = ""
+    model: RetrievalModel,
+    records: Sequence[Record],
+    data: DataConfig,
+    *,
+    beta: float,
+    batch_size: int = 128,
+    key: str = "",
 ) -> Index:
     """Embeds the images of `records` in evaluation mode; the model's mode is restored.
 
@@ -94,7 +103,8 @@ def build_index(
     finally:
         model.train(mode)
     v_id_GE = torch.cat([part.v_id_BE for part in parts]).float().cpu()
-    v_clo_GE = torch.cat([part.v_clo_BE for part in parts]).float().cpu()
+    clothing = [part.v_clo_BE for part in parts if part.v_clo_BE is not None]
+    v_clo_GE = torch.cat(clothing).float().cpu() if clothing else None
     return Index(v_id_GE, v_clo_GE, tuple(str(record.path) for record in records), beta, key)
 
 

@@ -18,15 +18,18 @@ from tests.support.fake_experiment import make_summary
 from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import tiny_config
 from training.config import FusionConfig
+from training.config.recipes import get_recipe
 from training.data.datasets import read_dataset
 from training.data.ground_truth import CLOTHING, IDENTITY, read_factors
 from training.data.images import transforms
 from training.disentangle.__main__ import main
 from training.disentangle.compare import compare
+from training.disentangle.features import collect
 from training.disentangle.run import disentangle
 from training.engine import checkpoint
 from training.evaluation.disentangle_result import MEASURES, Disentanglement
 from training.evaluation.run_evaluation import evaluate
+from training.models.model import Model
 from training.synthetic.dataset import generate
 from training.train import train
 from training.utils import cli
@@ -94,8 +97,9 @@ def test_a_whole_run(run_dir: Path, synthetic_root: Path, capsys: pytest.Capture
     assert cli.run(main, [str(run_dir)]) == 0
     result = read_json(run_dir / "disentangle.json")
     assert set(result["probes"]) == {*IDENTITY, *CLOTHING}
-    assert set(result["summary"]) == {"entangled", "f_id", "f_clo", "f_final", "f_final_other", "other_kind"}
-    assert list(result["retrieval"]["other"]["features"]) == ["entangled", "f_id", "v_id", "f_clo", "v_clo"]
+    floors = {"colours", "untrained"}
+    assert set(result["summary"]) == {"entangled", "f_id", "f_clo", "f_final", "f_final_other", "other_kind", *floors}
+    assert set(result["retrieval"]["other"]["features"]) == {"entangled", "f_id", "v_id", "f_clo", "v_clo", *floors}
     records = read_dataset(tiny_config(synthetic_root).data).splits["test"]
     assert result["counts"] == {"images": len(records), "ids": 20} and set(result["dependence"]) >= set(MEASURES)
     run, arrays = checkpoint.load_run(run_dir), np.load(run_dir / "disentangle.npz")
@@ -114,7 +118,50 @@ def test_a_whole_run(run_dir: Path, synthetic_root: Path, capsys: pytest.Capture
         disentangle(run_dir) == (decode(Disentanglement, result, ""), False)
         and (run_dir / "disentangle.json").stat().st_mtime_ns == stamp
     )
-    assert "f_id: identity" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert all(f"{name}: {kind}" in printed for name in ("f_id", *floors) for kind in ("identity", "clothing"))
+
+
+def test_the_floors_are_colours_and_the_first_encoder(synthetic_run: Path, synthetic_root: Path) -> None:
+    run, records = checkpoint.load_run(synthetic_run), read_dataset(tiny_config(synthetic_root).data).splits["test"][:5]
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    found = collect(run, records)
+    assert torch.equal(torch.get_rng_state(), before), "the random numbers of the caller were used"
+    pixels = torch.stack([transforms.decode(record.path, (32, 16)) for record in records]).double() / 127.5 - 1
+    cells = [
+        pixels[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] for row in range(8) for column in range(4)
+    ]
+    expected = torch.stack([cell.mean((2, 3)) for cell in cells], dim=2).flatten(1)
+    np.testing.assert_allclose(found["colours"], expected.numpy(), atol=1e-5)
+    assert found["colours"].shape == (5, 96)
+    torch.manual_seed(run.config.seed)
+    first = checkpoint.build_model(run.config, run.tokenizer).eval()
+    assert isinstance(first, Model)
+    with torch.no_grad():
+        tokens = first.visual(pixels.float())
+    np.testing.assert_allclose(found["untrained"], tokens.mean(1).numpy(), atol=1e-5)
+    assert not np.allclose(found["untrained"], found["entangled"], atol=1e-3)
+
+
+def test_the_first_encoder_is_that_of_the_run(synthetic_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(synthetic_root)
+    # So small a rate changes no weight by more than the tolerance.
+    config = replace(config, optim=replace(config.optim, lr=1e-9, weight_decay=0.0, epochs=1, warmup_epochs=0), seed=5)
+    train(config, tmp_path / "run")
+    run, records = checkpoint.load_run(tmp_path / "run"), read_dataset(config.data).splits["test"][:3]
+    found = collect(run, records)
+    np.testing.assert_allclose(found["untrained"], found["entangled"], atol=1e-4)
+
+
+def test_a_dual_encoder_has_no_branches_to_measure(synthetic_root: Path, tmp_path: Path) -> None:
+    baseline, data = get_recipe("synthetic-baseline"), tiny_config(synthetic_root).data
+    optim = replace(baseline.optim, epochs=1, warmup_epochs=0)
+    train(replace(baseline, data=replace(data, images_per_id=0), optim=optim), tmp_path / "run")
+    with pytest.raises(
+        ValueError, match="branches of identity and clothing, which model.architecture 'dual-encoder' does"
+    ):
+        disentangle(tmp_path / "run")
 
 
 def test_real_data_has_dependence_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

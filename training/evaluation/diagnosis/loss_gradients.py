@@ -14,7 +14,7 @@ from training.data.datasets import Dataset, Record
 from training.data.loader import TrainLoader
 from training.engine.gradnorm import backward_tasks
 from training.engine.losses import fixed_losses, task_losses
-from training.models.model import Model
+from training.models.retrieval_model import RetrievalModel
 
 # Training batches of the sample whose losses and norms are averaged.
 BATCHES = 3
@@ -33,7 +33,7 @@ def batches(dataset: Dataset, records: Sequence[Record], tokenizer: Any, config:
     return [batch for batch, _ in zip(loader, range(BATCHES), strict=False)]
 
 
-def loss_gradients(model: Model, sample: Sequence[Any], config: Config) -> dict[str, tuple[float, float]]:
+def loss_gradients(model: RetrievalModel, sample: Sequence[Any], config: Config) -> dict[str, tuple[float, float]]:
     """(value, norm) of every loss, unweighted but for the fixed weight of the gate's, mean over the batches. Training mode with
     fixed random numbers; the model and torch's generators are left as they are."""
     device, sums = next(model.parameters()).device, dict[str, list[float]]()
@@ -53,9 +53,9 @@ def loss_gradients(model: Model, sample: Sequence[Any], config: Config) -> dict[
     return {name: (value, norm) for name, (value, norm) in sums.items()}
 
 
-def new_model(config: Config, tokenizer: Any, build: Any) -> Model:
+def new_model(config: Config, tokenizer: Any, build: Any) -> RetrievalModel:
     """The model as training began with it; torch's generators are left as they are."""
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
-        model: Model = build(config, tokenizer)
+        model: RetrievalModel = build(config, tokenizer)
     return model

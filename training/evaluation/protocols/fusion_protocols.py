@@ -77,7 +77,7 @@ def rerank(
     """The k best images of `dual` at the chosen beta, in the order of the summed scores."""
     query_P, image_P = candidates(dual, trained.beta, k)
     logit_P = matching_logits(
-        trained.model, records, dual.captions, query_P, image_P, trained.tokenizer, trained.config, progress
+        trained.decoupling_model, records, dual.captions, query_P, image_P, trained.tokenizer, trained.config, progress
     )
     temperature = float(trained.model.temperature().detach())
     parts: dict[str, list[QueryMetrics]] = {name: [] for name in ("sum", "matching", "dual")}
@@ -160,10 +160,10 @@ def fused_pairs(
     progress: Progress = lambda done, total: None,
 ) -> Tensor:
     """f_final (N, E) of unit length for each text and its image, a position in `records`."""
-    encoded = _encode_texts(trained.model, texts, trained.tokenizer, trained.config)
+    encoded = _encode_texts(trained.decoupling_model, texts, trained.tokenizer, trained.config)
     number_N = torch.arange(len(texts))
     return _pairs(
-        trained.model,
+        trained.decoupling_model,
         records,
         encoded,
         number_N,

@@ -1,29 +1,35 @@
 """Notes of one annotator about an image, in words: with omissions and with typical human errors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from training.synthetic.attributes import Identity, Outfit, Pose
 from training.synthetic.rng import KeyedRng
+from training.synthetic.text import habits
 from training.synthetic.text.vocabulary import (
+    ACTIONS,
+    BACKPACK_PLACES,
+    BALD_WORDS,
+    BEARD_WORDS,
     BUILD_WORDS,
     COLOUR_WORDS,
     GARMENT_WORDS,
+    GENERIC_PEOPLE,
     HAIR_COLOURS,
     HAIR_WORDS,
+    INNER_WORDS,
+    LOGO_WORDS,
     NEIGHBOURS,
     PATTERN_NOUNS,
     PATTERN_WORDS,
     PEOPLE,
+    PHONE_ACTIONS,
+    SIDE_ACTIONS,
+    SIDE_PLACES,
+    UMBRELLA_ACTIONS,
+    hair_phrase,
     with_article,
 )
-
-WRONG_COLOUR, WRONG_SIDE = 0.04, 0.05
-_ACTIONS = {
-    ("walking", "front"): ("walking towards the camera", "walking forward", "walking toward us"),
-    ("walking", "back"): ("walking away from the camera", "walking away", "seen from behind while walking"),
-    ("standing", "front"): ("standing and facing the camera", "standing still", "facing forward"),
-    ("standing", "back"): ("standing with {his} back to the camera", "facing away from the camera", "seen from behind"),
-}
 
 
 @dataclass
@@ -46,6 +52,10 @@ class Notes:
     build: str | None = None
     action: str | None = None
     errors: list[str] = field(default_factory=list)
+    # What the annotator decided, by slot (`likelihood.SLOTS`): a word, or None for a part that is not mentioned. A slot that a
+    # decision before it ruled out is missing, such as the colour of a hat that is not mentioned.
+    decisions: dict[str, str | None] = field(default_factory=dict)
+    effort: int = 0
 
     def worn(self) -> list[str]:
         """Upper and lower garment with articles."""
@@ -68,136 +78,154 @@ class Annotator:
 
     def __init__(self, rng: KeyedRng, identity: Identity, outfit: Outfit, pose: Pose, effort: int = 0) -> None:
         self.rng, self.identity, self.outfit, self.pose, self.effort = rng, identity, outfit, pose, effort
+        self.rates = habits.mention_rates(identity, outfit, pose)
         self.errors: list[str] = []
-        self.face_visible = pose.facing != "back"
+        self.decisions: dict[str, str | None] = {}
 
-    def mentions(self, probability: float) -> bool:
-        """True if an attribute is mentioned, with this probability at effort 0."""
-        return self.rng.chance(probability + (1 - probability) * 0.45 * self.effort)
+    def mentions(self, part: str) -> bool:
+        """True if a part is mentioned, with the probability of `habits.mention_rates` at effort 0."""
+        rate = self.rates[part]
+        mentioned = rate > 0 and self.rng.chance(habits.raised(rate, self.effort))
+        self.decisions[part] = habits.MENTIONED if mentioned else None
+        return mentioned
+
+    def choose(self, slot: str, words: Sequence[str]) -> str:
+        """One of the words, all equally likely."""
+        word = self.rng.choice(words)
+        self.decisions[slot] = word
+        return word
 
     def colour(self, part: str) -> str:
         """A word for the colour of a part of the outfit; with probability WRONG_COLOUR for a neighbouring colour."""
         name: str = getattr(self.outfit, f"{part}_colour")
-        if self.rng.chance(WRONG_COLOUR):
+        if self.rng.chance(habits.WRONG_COLOUR):
             self.errors.append(f"colour:{part}")
             name = self.rng.choice(NEIGHBOURS[name])
-        return self.rng.choice(COLOUR_WORDS[name])
+        return self.choose(f"{part}_colour", COLOUR_WORDS[name])
+
+    def garment(self, part: str) -> str:
+        """Colour and name of a part of the outfit."""
+        colour = self.colour(part)
+        return f"{colour} {self.choose(part, GARMENT_WORDS[getattr(self.outfit, part)])}"
 
     def take_notes(self) -> Notes:
         """Everything that this annotator writes about the image."""
-        rng = self.rng
-        male = self.identity.sex == "man"
-        noun, he, his = (
-            rng.choice(PEOPLE[self.identity.sex, self.identity.age]),
-            "he" if male else "she",
-            "his" if male else "her",
-        )
-        if rng.chance(0.08 if self.face_visible else 0.16):
-            noun, he, his = rng.choice(("person", "person", "pedestrian", "individual")), "they", "their"
+        noun, he, his = self._noun()
         notes = Notes(noun, he, his, upper=self._upper(), lower=self._lower())
-        if self.mentions(0.62):
-            notes.shoes = f"{self.colour('shoes')} {rng.choice(GARMENT_WORDS[self.outfit.shoes])}"
-        if self.outfit.hat != "none" and self.mentions(0.85):
-            notes.hat = f"{self.colour('hat')} {rng.choice(GARMENT_WORDS[self.outfit.hat])}"
-        if self.outfit.scarf_colour != "none" and self.mentions(0.75):
+        if self.mentions("shoes"):
+            notes.shoes = self.garment("shoes")
+        if self.mentions("hat"):
+            notes.hat = self.garment("hat")
+        if self.mentions("scarf"):
             notes.scarf = f"{self.colour('scarf')} scarf"
-        if self.outfit.inner_colour != "none" and self.face_visible and self.mentions(0.5):
-            notes.inner = f"{self.colour('inner')} {rng.choice(('shirt', 't-shirt', 'top'))}"
+        if self.mentions("inner"):
+            colour = self.colour("inner")
+            notes.inner = f"{colour} {self.choose('inner', INNER_WORDS)}"
         self._bag(notes)
         self._person(notes)
-        if self.mentions(0.8 if self.pose.action != "none" else 0.42):
-            notes.action = self._action(his)
-        notes.errors = self.errors
+        if self.mentions("action"):
+            notes.action = self._action().format(his=his)
+        notes.errors, notes.decisions, notes.effort = self.errors, self.decisions, self.effort
         return notes
+
+    def _noun(self) -> tuple[str, str, str]:
+        """Noun and pronouns."""
+        he, his = ("he", "his") if self.identity.sex == "man" else ("she", "her")
+        noun = self.choose("noun", PEOPLE[self.identity.sex, self.identity.age])
+        if self.rng.chance(habits.generic_noun_rate(self.pose)):
+            return self.choose("noun", GENERIC_PEOPLE), "they", "their"
+        return noun, he, his
 
     def _upper(self) -> str:
         rng, outfit = self.rng, self.outfit
-        garment = rng.choice(GARMENT_WORDS[outfit.upper])
-        if not self.rng.chance(0.97):
+        garment = self.choose("upper", GARMENT_WORDS[outfit.upper])
+        if not rng.chance(habits.UPPER_COLOUR):
+            self.decisions["upper_colour"] = None
             return garment
         colour = self.colour("upper")
-        if (
-            outfit.pattern == "plain"
-            or (outfit.pattern == "logo" and self.pose.facing != "front")
-            or not self.mentions(0.86)
-        ):
+        if not self.mentions("pattern"):
             return f"{colour} {garment}"
         other = self.colour("pattern")
         if outfit.pattern == "logo":
-            design = rng.choice(("logo", "print", "graphic", "design"))
+            design = self.choose("pattern", LOGO_WORDS)
             return f"{colour} {garment} with {with_article(f'{other} {design}')} on the front"
         pattern = rng.choice(PATTERN_WORDS[outfit.pattern])
-        form = rng.weighted_choice({"both": 4, "with": 3, "one": 2})
+        form = rng.weighted_choice(habits.PATTERN_FORMS)
+        if form == "with":
+            pattern = rng.choice(PATTERN_NOUNS[outfit.pattern])
+        self.decisions["pattern"] = f"{form} {pattern}"
         if form == "both":
             return f"{colour} and {other} {pattern} {garment}"
         if form == "with":
-            return f"{colour} {garment} with {other} {rng.choice(PATTERN_NOUNS[outfit.pattern])}"
+            return f"{colour} {garment} with {other} {pattern}"
+        # The second colour is not written.
+        del self.decisions["pattern_colour"]
         return f"{pattern} {colour} {garment}"
 
     def _lower(self) -> str | None:
+        if not self.mentions("lower"):
+            return None
         outfit = self.outfit
         if outfit.lower == "bare legs":
-            return "bare legs" if self.mentions(0.15) else None
-        if not self.mentions(0.93):
-            return None
-        garment = self.rng.choice(GARMENT_WORDS[outfit.lower])
-        if outfit.lower == "jeans" and outfit.lower_colour == "blue" and self.rng.chance(0.25):
+            self.decisions["lower"] = outfit.lower
+            return outfit.lower
+        garment = self.choose("lower", GARMENT_WORDS[outfit.lower])
+        if habits.may_lack_colour(outfit) and self.rng.chance(habits.JEANS_WITHOUT_COLOUR):
+            self.decisions["lower_colour"] = None
             return garment
         return f"{self.colour('lower')} {garment}"
 
     def _bag(self, notes: Notes) -> None:
         outfit, rng = self.outfit, self.rng
-        only_straps = outfit.bag == "backpack" and self.pose.facing == "front"
-        if outfit.bag == "none" or not self.mentions(0.55 if only_straps else 0.88):
+        if not self.mentions("bag"):
             return
-        notes.bag = f"{self.colour('bag')} {rng.choice(GARMENT_WORDS[outfit.bag])}"
+        notes.bag = self.garment("bag")
+        if not self.mentions("bag_place"):
+            return
         if outfit.bag == "backpack":
-            notes.bag_place = rng.choice(("on {his} back", "over both shoulders")) if self.mentions(0.3) else None
-        elif self.mentions(0.35):
+            place = self.choose("bag_place", BACKPACK_PLACES)
+        else:
             side = outfit.bag_side
-            if rng.chance(WRONG_SIDE):
+            if rng.chance(habits.WRONG_SIDE):
                 self.errors.append("side:bag")
-                side = "left" if side == "right" else "right"
-            place = "in {his} %s hand" if outfit.bag == "handbag" else "on {his} %s side"
-            notes.bag_place = place % side
-        if notes.bag_place:
-            notes.bag_place = notes.bag_place.format(his=notes.his)
+                side = habits.OTHER_SIDE[side]
+            place = self.decisions["bag_place"] = SIDE_PLACES[outfit.bag] % side
+        notes.bag_place = place.format(his=notes.his)
 
     def _person(self, notes: Notes) -> None:
         identity, rng = self.identity, self.rng
-        if identity.hair == "bald":
-            if self.outfit.hat == "none" and self.mentions(0.7):
-                notes.hair = rng.choice(("a bald head", "almost no hair", "a bald head"))
-        elif self.mentions(0.5 if self.outfit.hat == "none" else 0.22):
-            notes.hair = rng.choice(HAIR_WORDS[identity.hair]).format(rng.choice(HAIR_COLOURS[identity.hair_colour]))
-            if notes.hair.startswith("a "):
-                notes.hair = with_article(notes.hair[2:])
-        if self.face_visible and identity.glasses and self.mentions(0.6):
+        if self.mentions("hair"):
+            if identity.hair == "bald":
+                notes.hair = self.choose("hair", BALD_WORDS)
+            else:
+                template = rng.choice(HAIR_WORDS[identity.hair])
+                notes.hair = hair_phrase(template, rng.choice(HAIR_COLOURS[identity.hair_colour]))
+                self.decisions["hair"] = notes.hair
+        if self.mentions("glasses"):
             notes.face.append("glasses")
-        if self.face_visible and identity.beard and self.mentions(0.65):
-            notes.face.append(rng.choice(("a beard", "a full beard")))
-        if identity.build in BUILD_WORDS and self.mentions(0.22):
-            notes.build = rng.choice(BUILD_WORDS[identity.build])
-        elif identity.height != "average" and self.mentions(0.14):
-            notes.build = identity.height
-        elif identity.skin == "dark" and self.mentions(0.1):
+        if self.mentions("beard"):
+            notes.face.append(self.choose("beard", BEARD_WORDS))
+        # At most one of the three.
+        if self.mentions("build"):
+            notes.build = self.choose("build", BUILD_WORDS[identity.build])
+        elif self.mentions("height"):
+            notes.build = self.decisions["height"] = identity.height
+        elif self.mentions("skin"):
             notes.build = "dark skinned"
 
-    def _action(self, his: str) -> str:
-        rng, pose = self.rng, self.pose
+    def _action(self) -> str:
+        """Phrase for the action or the pose, with a place for the pronoun."""
+        pose = self.pose
         if pose.action == "umbrella":
-            return rng.choice(
-                (
-                    "holding an umbrella",
-                    "walking under an umbrella" if pose.gait == "walking" else "carrying an umbrella",
-                )
-            )
-        if pose.action == "phone" and self.face_visible:
-            return rng.choice(("talking on the phone", "looking at a phone", "holding a phone"))
+            return self.choose("action", UMBRELLA_ACTIONS[pose.gait])
+        if habits.shows_phone(pose):
+            return self.choose("action", PHONE_ACTIONS)
         if pose.facing in ("front", "back"):
-            return rng.choice(_ACTIONS[pose.gait, pose.facing]).format(his=his)
+            return self.choose("action", ACTIONS[pose.gait, pose.facing])
         side = pose.facing
-        if rng.chance(WRONG_SIDE):
+        if self.rng.chance(habits.WRONG_SIDE):
             self.errors.append("side:facing")
-            side = "left" if side == "right" else "right"
-        return f"{pose.gait} {'to the' if pose.gait == 'walking' else 'facing'} {side}"
+            side = habits.OTHER_SIDE[side]
+        action = SIDE_ACTIONS[pose.gait] % side
+        self.decisions["action"] = action
+        return action

@@ -198,27 +198,34 @@ def _misspell(text: str, rng: KeyedRng) -> tuple[str, list[str]]:
 
 def _write_caption(
     rng: KeyedRng, identity: Identity, outfit: Outfit, pose: Pose, style: int, annotator: int
-) -> Caption:
+) -> tuple[Caption, Notes]:
     min_words = MIN_WORDS if rng.chance(0.06) else USUAL_MIN_WORDS
-    drafts: list[tuple[int, int, str, list[str]]] = []  # words too few or too many, order, text, errors
+    drafts: list[tuple[int, int, str, Notes]] = []  # words too few or too many, order, text, notes
     for effort in (0, 1, 2, 2, 0, 0):
         notes = Annotator(rng, identity, outfit, pose, effort).take_notes()
         draft = STYLES[style](notes, rng)
         count = len(draft.split())
-        drafts.append((max(min_words - count, count - MAX_WORDS, 0), len(drafts), draft, notes.errors))
+        drafts.append((max(min_words - count, count - MAX_WORDS, 0), len(drafts), draft, notes))
         if drafts[-1][0] == 0:
             break
-    _, _, text, errors = min(drafts)
+    # No two have the same order, so no notes are compared.
+    _, _, text, notes = min(drafts)
+    errors = notes.errors
     if len(text.split()) < MIN_WORDS:
         text = f"{text.rstrip('. ')}, seen by a street camera."
     if rng.chance(_TYPO_RATES[annotator % ANNOTATORS_PER_STYLE]):
         text, typos = _misspell(text, rng)
         errors = errors + typos
-    return Caption(text, style, annotator, errors)
+    return Caption(text, style, annotator, errors), notes
 
 
 def write_captions(rng: KeyedRng, identity: Identity, outfit: Outfit, pose: Pose) -> list[Caption]:
     """Two captions of one image by two annotators with different styles."""
+    return [caption for caption, _ in write_with_notes(rng, identity, outfit, pose)]
+
+
+def write_with_notes(rng: KeyedRng, identity: Identity, outfit: Outfit, pose: Pose) -> list[tuple[Caption, Notes]]:
+    """`write_captions`, each caption with the notes that it was written from."""
     captions = []
     for style in rng.permutation(range(len(STYLES)))[:2]:
         annotator = style * ANNOTATORS_PER_STYLE + rng.integer(0, ANNOTATORS_PER_STYLE - 1)

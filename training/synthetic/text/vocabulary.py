@@ -81,6 +81,9 @@ HAIR_COLOURS: dict[str, tuple[str, ...]] = {
     "red": ("red", "reddish brown", "ginger"),
     "grey": ("grey", "gray", "white"),
 }
+BALD_WORDS = ("a bald head", "almost no hair", "a bald head")
+BEARD_WORDS = ("a beard", "a full beard")
+GENERIC_PEOPLE = ("person", "person", "pedestrian", "individual")
 BUILD_WORDS = {"slim": ("slim", "thin", "skinny", "slender"), "heavy": ("heavy", "heavy set", "overweight", "large")}
 PATTERN_WORDS = {
     "striped": ("striped", "striped", "horizontally striped"),
@@ -88,6 +91,22 @@ PATTERN_WORDS = {
     "dotted": ("polka dot", "dotted", "spotted"),
 }
 PATTERN_NOUNS = {"striped": ("stripes",), "checked": ("checks", "squares"), "dotted": ("dots", "polka dots", "spots")}
+LOGO_WORDS = ("logo", "print", "graphic", "design")
+INNER_WORDS = ("shirt", "t-shirt", "top")
+BACKPACK_PLACES = ("on {his} back", "over both shoulders")
+SIDE_PLACES = {"handbag": "in {his} %s hand", "shoulder bag": "on {his} %s side"}
+ACTIONS = {
+    ("walking", "front"): ("walking towards the camera", "walking forward", "walking toward us"),
+    ("walking", "back"): ("walking away from the camera", "walking away", "seen from behind while walking"),
+    ("standing", "front"): ("standing and facing the camera", "standing still", "facing forward"),
+    ("standing", "back"): ("standing with {his} back to the camera", "facing away from the camera", "seen from behind"),
+}
+SIDE_ACTIONS = {"walking": "walking to the %s", "standing": "standing facing %s"}
+UMBRELLA_ACTIONS = {
+    "walking": ("holding an umbrella", "walking under an umbrella"),
+    "standing": ("holding an umbrella", "carrying an umbrella"),
+}
+PHONE_ACTIONS = ("talking on the phone", "looking at a phone", "holding a phone")
 MISSPELLINGS = {
     "wearing": ("wering", "wearig", "waering"),
     "trousers": ("trowsers", "trouser"),
@@ -111,6 +130,12 @@ MISSPELLINGS = {
 def with_article(phrase: str) -> str:
     """The phrase after "a" or "an"."""
     return f"{'an' if phrase[0].lower() in 'aeiou' else 'a'} {phrase}"
+
+
+def hair_phrase(template: str, colour: str) -> str:
+    """A template of HAIR_WORDS with its colour, and the article that the colour needs."""
+    phrase = template.format(colour)
+    return with_article(phrase[2:]) if phrase.startswith("a ") else phrase
 
 
 def join_phrases(phrases: list[str], last: str = " and ") -> str:

@@ -1,0 +1,1 @@
+"""Bounds of retrieval on a data set, whatever the model."""
