@@ -138,8 +138,5 @@ def as_printed(base: Config) -> Config:
     """The recipe with the paper's readings that belongs to the recipe `base`, on the data and for the epochs of `base`."""
     printed = get_recipe(PRINTED_RECIPES[base.recipe])
     files = {name: getattr(base.data, name) for name in ("dataset", "root", "descriptions", "cache")}
-    return replace(
-        printed,
-        data=replace(printed.data, **files),
-        optim=replace(printed.optim, epochs=base.optim.epochs, warmup_epochs=base.optim.warmup_epochs),
-    )
+    data = replace(printed.data, **files)
+    return replace(printed, data=data, optim=replace(printed.optim, epochs=base.optim.epochs))

@@ -125,7 +125,7 @@ def _bootstrap(sums_SI: np.ndarray, queries_I: np.ndarray, resamples: int) -> tu
     the two-sided p that agrees with it. The resamples are the same at every call."""
     parts = [
         ((seeds_RS @ sums_SI) * people_RI).sum(1) / (people_RI @ queries_I)
-        for seeds_RS, people_RI in _blocks(*sums_SI.shape, resamples)
+        for seeds_RS, people_RI in _blocks(len(sums_SI), len(queries_I), resamples)
     ]
     means_R = np.concatenate(parts)
     # Bounds that rounding moves across zero would call equal rows different.

@@ -1,9 +1,10 @@
 """Runs tables of the paper, or a recipe, over several seeds: `python -m training.experiment table1 --seeds 0 1 2 3 4`.
 
 A configuration that two rows or two tables share is trained once, an interrupted run is continued, the test split of each run
-is evaluated once. `--results FOLDER` keeps a small file of each finished run, and reads those that are there instead of
-training again: on a new machine the experiment goes on where another has stopped. Writes OUT/summary.json after every call; `python -m training.report --experiment OUT` writes its page.
-Each run is a process of `python -m training.train`; its log, OUT/KEY/seedN.log, begins with the command line.
+is evaluated once. Writes OUT/summary.json after every call; `python -m training.report --experiment OUT` writes its page.
+`--results FOLDER` keeps a small file of each finished run and reads those that are there instead of training again, so
+that another machine goes on where this one stops. Each run is a process of `python -m training.train`; its log,
+OUT/KEY/seedN.log, begins with the command line.
 """
 
 from __future__ import annotations

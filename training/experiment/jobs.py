@@ -87,7 +87,9 @@ def missing_jobs(
 def threads_of(rows: Sequence[Row], seeds: Sequence[int], out: Path) -> int | None:
     """Number of threads of most of the experiment's finished runs, the smaller of two equally frequent; None without a run."""
     finished = [run for row in rows for seed in seeds if (run := Run(run_folder(out, row.key, seed))).is_finished]
-    counts = Counter(int(run.evaluation.versions["threads"]) for run in finished if "threads" in run.evaluation.versions)
+    counts = Counter(
+        int(run.evaluation.versions["threads"]) for run in finished if "threads" in run.evaluation.versions
+    )
     return min(counts, key=lambda threads: (-counts[threads], threads), default=None)
 
 
