@@ -98,8 +98,8 @@ def main(argv: Sequence[str]) -> None:
     if arguments.estimate:
         return
     command = shlex.join(["python", "-m", "training.experiment", *argv])
-    options = {"launch": launch, "parallel": jobs, "command": command, "results": arguments.results}
-    summary = run_experiment(missing, rows, titles, arguments.seeds, out, base, console, **options)
+    run = partial(run_experiment, launch=launch, parallel=jobs, command=command, results=arguments.results)
+    summary = run(missing, rows, titles, arguments.seeds, out, base, console)
     print_summary(summary, console)
     print(out / "summary.json")
 
