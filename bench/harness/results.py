@@ -15,6 +15,7 @@ import torch
 
 import bdam_fast
 from bdam_fast import _native
+from training.utils.machine import cpu_name
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
@@ -31,16 +32,6 @@ TUNABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 # Ops of bench.pipeline, measured under the environment's own malloc setting: they do not decide which setting a page shows.
 PIPELINE_OPS = ("training", "loading")
 Row = dict[str, str]
-
-
-def cpu_name() -> str:
-    """Name of the processor as reported by the system."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def malloc_setting(environment: Mapping[str, str] = os.environ) -> str:

@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from training.config.recipes import texts_of, with_row
+from training.config.recipes import get_recipe, texts_of, with_row
 from training.config.stages import Config
 from training.config.storage import to_dict
 
@@ -78,6 +78,9 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
 }
 # The row that the other rows of a table are compared with, where it is not FULL.
 REFERENCES = {"table4": "style-dbscan"}
+# The method as printed: a further row of these tables, of the recipe that has the paper's readings, for the bases that have one.
+PRINTED_TABLES, PRINTED, PRINTED_LABEL = ("table1", "table2", "table3"), "as-printed", "The method as printed"
+PRINTED_RECIPES = {"synthetic-tables": "synthetic-paper"}
 # The paper's data sets, and the usual name of each one's folder.
 DataSet = Literal["cuhk-pedes", "icfg-pedes", "rstpreid"]
 FOLDERS: dict[DataSet, str] = {"cuhk-pedes": "CUHK-PEDES", "icfg-pedes": "ICFG-PEDES", "rstpreid": "RSTPReid"}
@@ -85,7 +88,7 @@ FOLDERS: dict[DataSet, str] = {"cuhk-pedes": "CUHK-PEDES", "icfg-pedes": "ICFG-P
 
 @dataclass(frozen=True)
 class Row:
-    """One row of one table; `name` is one of recipes.ROWS, FULL, or a data set."""
+    """One row of one table; `name` is one of recipes.ROWS, FULL, PRINTED, or a data set."""
 
     table: str
     name: str
@@ -100,8 +103,13 @@ class Row:
 
 def run_key(config: Config) -> str:
     """Twelve hexadecimal digits of the configuration without its name and seed."""
-    values = {name: value for name, value in to_dict(config).items() if name not in ("recipe", "seed")}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    return stored_key(to_dict(config))
+
+
+def stored_key(values: dict[str, Any]) -> str:
+    """`run_key` of a configuration as `to_dict` returns it and result files hold it."""
+    kept = {name: value for name, value in values.items() if name not in ("recipe", "seed")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def table_rows(
@@ -127,4 +135,14 @@ def table_rows(
                     texts = str(texts_of(out, name.removeprefix("style-")))
                     config = replace(config, data=replace(config.data, descriptions=texts))
                 rows.append(Row(table, name, label, config))
+            if table in PRINTED_TABLES and base.recipe in PRINTED_RECIPES:
+                rows.append(Row(table, PRINTED, PRINTED_LABEL, as_printed(base)))
     return rows
+
+
+def as_printed(base: Config) -> Config:
+    """The recipe with the paper's readings that belongs to the recipe `base`, on the data and for the epochs of `base`."""
+    printed = get_recipe(PRINTED_RECIPES[base.recipe])
+    files = {name: getattr(base.data, name) for name in ("dataset", "root", "descriptions", "cache")}
+    data = replace(printed.data, **files)
+    return replace(printed, data=data, optim=replace(printed.optim, epochs=base.optim.epochs))

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Contents of resources.json: peak memory of training, MB; of a continued run the largest of its processes."""
+    """Contents of resources.json: peak memory of training, MB; of a continued run the largest of its processes. `machines`: the
+    processor and threads of each process that trained it (`machine_name`); not in files of early versions."""
 
     memory_mb: float
+    machines: list[str] | None = None
 
 
 def peak_memory_mb(device: torch.device) -> float:

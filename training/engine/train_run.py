@@ -20,13 +20,15 @@ from training.engine import checkpoint
 from training.engine.memory import Resources, peak_memory_mb
 from training.engine.trainer import RunProgress, Trainer
 from training.utils.io import read_json, read_record, write_json, write_record
+from training.utils.machine import cpu_name, machine_name
 
 # Called with (model, records=, tokenizer=, config=): the metrics that select a checkpoint, such as dual.validate.
 ValidateSplit = Callable[..., dict[str, float]]
 
 
 def train_run(config: Config, run_dir: Path, validate: ValidateSplit, *, resume: bool = False) -> RunProgress:
-    """Trains `config` into `run_dir`: config.json, tokenizer/, what `Trainer` writes, and resources.json (peak memory).
+    """Trains `config` into `run_dir`: config.json, tokenizer/, what `Trainer` writes, and resources.json (peak memory,
+    machine).
 
     Raises FileExistsError for a run folder that is in use, ValueError for one to resume of another configuration,
     FileNotFoundError for one to resume that does not exist, all before the data is read; then what the stages raise.
@@ -81,8 +83,10 @@ def describe(dataset: Dataset) -> str:
 
 
 def _write_resources(path: Path, device: torch.device) -> None:
-    before = read_record(path, Resources).memory_mb if path.exists() else 0.0
-    write_record(path, Resources(memory_mb=max(before, peak_memory_mb(device))))
+    before = read_record(path, Resources) if path.exists() else Resources(memory_mb=0.0)
+    here = machine_name({"cpu": cpu_name(), "threads": str(torch.get_num_threads())})
+    machines = list(dict.fromkeys([*(before.machines or []), here]))
+    write_record(path, Resources(memory_mb=max(before.memory_mb, peak_memory_mb(device)), machines=machines))
 
 
 def _check_folder(config: Config, run_dir: Path, resume: bool) -> None:

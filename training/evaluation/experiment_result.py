@@ -21,8 +21,8 @@ MetricValues = Annotated[dict[str, Values], Keys(METRICS)]
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Difference of a row to the full model in percentage points, overall and by seed; number of seeds with its sign,
-    95 % interval and p, None where nothing can be tested. See `significance.TEST`."""
+    """Difference of a row to the reference row of its table in percentage points, overall and by seed; number of seeds with
+    its sign, 95 % interval and p, None where nothing can be tested. See `significance.TEST`."""
 
     delta: float
     per_seed: Values
@@ -57,9 +57,17 @@ class ProtocolValues:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Learning curve of a run: R-1 of the validation split in percent after each epoch that was validated."""
+
+    epochs: list[float]
+    R1: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RowResult:
     """One configuration over the seeds: the fields that it changes, fingerprint of its data, run folders, metrics in
-    percent (std with n - 1, None for one seed), cost, and the comparison with the full model by COMPARED."""
+    percent (std with n - 1, None for one seed), cost, and the comparison with the reference row by COMPARED."""
 
     recipe: str
     changes: dict[str, Any]
@@ -82,23 +90,48 @@ class RowResult:
     comparison: Annotated[dict[str, Comparison], Keys(COMPARED)] | None
     # By name of BESIDE_DUAL; those that every seed has.
     protocols: dict[str, ProtocolValues] = field(default_factory=dict)
+    # Not in files of early versions: processor and threads of each seed, and learning curves.
+    machines: list[str] | None = None
+    curves: list[Curve] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Outcome of a comparison within a table: p after Holm's correction, None without a test, and better, worse or unsure."""
+
+    p: float | None
+    word: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """A row of a table: its key in `Summary.runs`, None while a seed is missing."""
+    """A row of a table: its key in `Summary.runs`, None while a seed is missing; the verdict by COMPARED, None for the reference
+    row, and in files of early versions."""
 
     name: str
     label: str
     run: str | None
+    verdicts: Annotated[dict[str, Verdict], Keys(COMPARED)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseFloor:
+    """Differences that mean nothing: standard deviation over the seeds, pooled over the rows of a table; smallest difference that
+    the seeds can distinguish (`significance.smallest_difference`), None for one seed; largest difference between a run and the
+    same run on another processor or number of threads, None where there is none."""
+
+    deviation: float | None
+    distinguishable: float | None
+    machines: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableRows:
-    """A table of the experiment."""
+    """A table of the experiment; its noise floor by COMPARED is not in files of early versions."""
 
     title: str
     rows: list[TableRow]
+    noise: Annotated[dict[str, NoiseFloor], Keys(COMPARED)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

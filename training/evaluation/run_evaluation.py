@@ -42,6 +42,7 @@ from training.evaluation.result import (
 )
 from training.evaluation.run_folder import EVALUATION, QUERIES, Run
 from training.utils.io import atomic, read_record
+from training.utils.machine import cpu_name
 
 # Queries shown with their best images, images of each, bins of a histogram.
 EXAMPLES, RANKED, BINS = 10, 10, 50
@@ -224,5 +225,5 @@ def _data(dataset: Dataset) -> DataSummary:
 
 def _versions() -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    host = {"python": platform.python_version(), "platform": platform.platform()}
+    host = {"python": platform.python_version(), "platform": platform.platform(), "cpu": cpu_name()}
     return {"bdam_fast": bdam_fast.__version__} | versions | host | {"threads": str(torch.get_num_threads())}

@@ -23,6 +23,7 @@ from training.evaluation.result import (
     read_protocol,
 )
 from training.utils.io import Keys, decode, parse_json, read_record
+from training.utils.machine import machine_name
 
 EVALUATION, QUERIES, ORACLE = "eval.json", "eval-queries.npz", "oracle.json"
 METRICS_LOG, CALLS, RESOURCES = "metrics.jsonl", "calls.json", "resources.json"
@@ -102,10 +103,21 @@ class Run:
         return read_record(self.folder / CALLS, dict[str, int])
 
     @cached_property
+    def resources(self) -> Resources | None:
+        """Contents of resources.json; None while training has not finished."""
+        path = self.folder / RESOURCES
+        return read_record(path, Resources) if path.exists() else None
+
+    @cached_property
     def training_memory_mb(self) -> float | None:
         """Peak memory of training; None while it has not finished."""
-        path = self.folder / RESOURCES
-        return read_record(path, Resources).memory_mb if path.exists() else None
+        return self.resources.memory_mb if self.resources else None
+
+    @cached_property
+    def machine(self) -> str:
+        """Processors and threads of the processes that trained the run; in early runs of the one that evaluated it."""
+        known = self.resources.machines if self.resources else None
+        return " then ".join(known) if known else machine_name(self.evaluation.versions)
 
     @cached_property
     def log(self) -> MetricsLog:

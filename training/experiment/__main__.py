@@ -1,8 +1,10 @@
-"""Runs tables of the paper, or a recipe, over several seeds: `python -m training.experiment table1 --seeds 0 1 2`.
+"""Runs tables of the paper, or a recipe, over several seeds: `python -m training.experiment table1 --seeds 0 1 2 3 4`.
 
 A configuration that two rows or two tables share is trained once, an interrupted run is continued, the test split of each run
 is evaluated once. Writes OUT/summary.json after every call; `python -m training.report --experiment OUT` writes its page.
-Each run is a process of `python -m training.train`; its log, OUT/KEY/seedN.log, begins with the command line.
+`--results FOLDER` keeps a small file of each finished run and reads those that are there instead of training again, so
+that another machine goes on where this one stops. Each run is a process of `python -m training.train`; its log,
+OUT/KEY/seedN.log, begins with the command line.
 """
 
 from __future__ import annotations
@@ -41,15 +43,19 @@ class Arguments:
     base: Annotated[str, tyro.conf.arg(metavar="RECIPE")] = ""
     config: ConfigFile = None
     # Seeds of each configuration.
-    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = (0, 1, 2)
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = (0, 1, 2, 3, 4)
     # Data folder, short for --data.root ROOT; for table5 the folder that holds the folders of the data sets.
     data: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
     # Folder of the runs; runs/RECIPE by default.
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     # Only these rows, e.g. full no-gate.
     rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW ...")] = ()
-    # Runs at a time, each with an equal part of the threads.
+    # Runs at a time.
     jobs: int = 1
+    # Threads of each run, equal for all rows; by default those of the runs that are finished, else an equal part of the CPUs.
+    threads: int | None = None
+    # Folder that keeps finished runs, a few kB each; they are read from there instead of being trained again.
+    results: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     # Only print what would run and how long it would take.
     estimate: bool = False
 
@@ -64,12 +70,15 @@ def main(argv: Sequence[str]) -> None:
     titles, rows = plan(experiment, base, data, arguments.rows, out)
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {jobs}")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
     # Not at the top: --help and errors of the command line need not wait for torch.
     import torch
     from rich.console import Console
 
     from training.experiment.child_process import run_command
-    from training.experiment.jobs import missing_jobs
+    from training.experiment.jobs import missing_jobs, threads_of
+    from training.experiment.kept_runs import exchange
     from training.experiment.scheduler import run_experiment
     from training.experiment.style_texts import with_texts
     from training.experiment.summary_table import print_summary
@@ -79,14 +88,18 @@ def main(argv: Sequence[str]) -> None:
         # A file or a pipe has room for whole rows.
         console = Console(soft_wrap=True, width=WIDTH)
     rows = with_texts(rows, console)
-    launch = partial(run_command, threads=max(1, torch.get_num_threads() // jobs))
+    if arguments.results:
+        exchange(rows, arguments.seeds, out, arguments.results, console)
+    known = arguments.threads or threads_of(rows, arguments.seeds, out)
+    threads = known or max(1, torch.get_num_threads() // jobs)
+    console.print(f"{threads} threads a run, {jobs} at a time", highlight=False)
+    launch = partial(run_command, threads=threads)
     missing = missing_jobs(rows, arguments.seeds, out, console, launch, jobs)
     if arguments.estimate:
         return
     command = shlex.join(["python", "-m", "training.experiment", *argv])
-    summary = run_experiment(
-        missing, rows, titles, arguments.seeds, out, base, console, launch=launch, parallel=jobs, command=command
-    )
+    run = partial(run_experiment, launch=launch, parallel=jobs, command=command, results=arguments.results)
+    summary = run(missing, rows, titles, arguments.seeds, out, base, console)
     print_summary(summary, console)
     print(out / "summary.json")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -95,6 +96,15 @@ def missing_jobs(
     text = f"about {minutes(total / jobs)} in all: {each}{f', {jobs} at a time' if jobs > 1 else ''}"
     console.print(f"{text}; {out} can be continued at any time", highlight=False)
     return missing
+
+
+def threads_of(rows: Sequence[Row], seeds: Sequence[int], out: Path) -> int | None:
+    """Number of threads of most of the experiment's finished runs, the smaller of two equally frequent; None without a run."""
+    finished = [run for row in rows for seed in seeds if (run := Run(run_folder(out, row.key, seed))).is_finished]
+    counts = Counter(
+        int(run.evaluation.versions["threads"]) for run in finished if "threads" in run.evaluation.versions
+    )
+    return min(counts, key=lambda threads: (-counts[threads], threads), default=None)
 
 
 def _estimate(rows: dict[str, Row], seeds: Sequence[int], out: Path, launch: Launch) -> dict[str, float]:

@@ -18,6 +18,7 @@ from training.evaluation.experiment_result import SUMMARY, Summary
 from training.evaluation.result import Evaluation
 from training.evaluation.run_folder import Run
 from training.experiment.jobs import Job, Launch, minutes
+from training.experiment.kept_runs import keep, read_twins
 from training.experiment.summary import summarise
 from training.utils.io import write_record
 
@@ -38,21 +39,25 @@ def run_experiment(
     launch: Launch,
     parallel: int = 1,
     command: str = "",
+    results: Path | None = None,
 ) -> Summary:
-    """Runs the jobs and returns the contents of OUT/summary.json.
+    """Runs the jobs and returns the contents of OUT/summary.json. results: folder that keeps each finished run (`kept_runs`).
 
     The summary is written too when a job fails, over what is finished. Raises RuntimeError naming the run that failed.
     """
     try:
-        run_jobs(jobs, console, launch, parallel)
+        run_jobs(jobs, console, launch, parallel, results)
     finally:
         out.mkdir(parents=True, exist_ok=True)
-        summary = summarise(rows, titles, seeds, out, base, command)
+        twins = read_twins(rows, seeds, out, results) if results else None
+        summary = summarise(rows, titles, seeds, out, base, command, twins)
         write_record(out / SUMMARY, summary)
     return summary
 
 
-def run_jobs(jobs: Sequence[Job], console: Console, launch: Launch, parallel: int = 1) -> None:
+def run_jobs(
+    jobs: Sequence[Job], console: Console, launch: Launch, parallel: int = 1, results: Path | None = None
+) -> None:
     """Trains and evaluates the runs of `jobs`, `parallel` at a time, in their order: one line for each that is finished, and
     a bar over the estimated seconds where the console is a terminal.
 
@@ -64,7 +69,10 @@ def run_jobs(jobs: Sequence[Job], console: Console, launch: Launch, parallel: in
         futures = {pool.submit(_run_job, job, launch, partial(board.tick, job, stop)): job for job in jobs}
         try:
             for future in as_completed(futures):
-                board.finish(futures[future], future.result())
+                job = futures[future]
+                board.finish(job, future.result())
+                if results is not None:
+                    keep(job.folder, job.row.key, job.seed, results)
         except BaseException:
             stop.set()
             for future in futures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,8 @@ from training.config import Config, to_dict
 from training.config.ablations import FULL, REFERENCES, Row
 from training.evaluation import significance
 from training.evaluation.experiment_result import (
+    Curve,
+    NoiseFloor,
     PhaseMemory,
     ProtocolValues,
     RowResult,
@@ -21,13 +23,16 @@ from training.evaluation.experiment_result import (
     Summary,
     TableRow,
     TableRows,
+    Verdict,
 )
-from training.evaluation.result import METRICS
+from training.evaluation.result import METRICS, Metrics
 from training.evaluation.run_folder import EVALUATION, Run
 
 # Metrics compared query by query, and their arrays in eval-queries.npz.
 COMPARED = {"R1": "r1", "mAP": "ap"}
 
+# Metrics of the same runs, by key and seed, trained on another processor or another number of threads.
+Twins = Mapping[tuple[str, int], Sequence[Metrics]]
 T = TypeVar("T")
 
 
@@ -37,9 +42,15 @@ def run_folder(out: Path, key: str, seed: int) -> Path:
 
 
 def summarise(
-    rows: Sequence[Row], titles: dict[str, str], seeds: Sequence[int], out: Path, base: Config, command: str = ""
+    rows: Sequence[Row],
+    titles: dict[str, str],
+    seeds: Sequence[int],
+    out: Path,
+    base: Config,
+    command: str = "",
+    twins: Twins | None = None,
 ) -> Summary:
-    """Results of the rows of the tables `titles` (name: title), each compared with the base's run over the same seeds.
+    """Results of the rows of the tables `titles` (name: title), each compared with its table's reference row over the same seeds.
 
     Raises ValueError for runs of different data in one comparison or a measurement that a run lacks, and what reading the
     files raises.
@@ -56,6 +67,11 @@ def summarise(
     evaluations = [runs[key][0].evaluation for key in results]
     data = [_required(runs[key][0], "data", runs[key][0].evaluation.data) for key in results]
     results = _with_comparisons(rows, results, runs)
+    tables = {}
+    for name, title in titles.items():
+        own = [row for row in rows if row.table == name]
+        noise = _noise(list(dict.fromkeys(row.key for row in own if row.key in results)), results, seeds, twins or {})
+        tables[name] = TableRows(title=title, rows=_table_rows(own, results), noise=noise)
     return Summary(
         command=command,
         recipe=base.recipe,
@@ -65,17 +81,49 @@ def summarise(
         data={entry.fingerprint: entry for entry in data},
         versions=evaluations[0].versions if evaluations else {},
         missing=[list(entry) for entry in missing],
-        tables={name: TableRows(title=title, rows=_table_rows(rows, name, results)) for name, title in titles.items()},
+        tables=tables,
         runs=results,
     )
 
 
-def _table_rows(rows: Sequence[Row], table: str, results: dict[str, RowResult]) -> list[TableRow]:
+def _table_rows(rows: Sequence[Row], results: dict[str, RowResult]) -> list[TableRow]:
+    """The rows of one table. Holm's correction counts its rows that are compared, for each metric apart."""
+    compared = {row.key: c for row in rows if row.key in results and (c := results[row.key].comparison)}
+    verdicts: dict[str, dict[str, Verdict]] = {key: {} for key in compared}
+    for metric in COMPARED:
+        corrected = significance.holm([comparison[metric].p for comparison in compared.values()])
+        for (key, comparison), p in zip(compared.items(), corrected, strict=True):
+            verdicts[key][metric] = Verdict(p=p, word=significance.verdict(comparison[metric].delta, p))
     return [
-        TableRow(name=row.name, label=row.label, run=row.key if row.key in results else None)
+        TableRow(
+            name=row.name,
+            label=row.label,
+            run=row.key if row.key in results else None,
+            verdicts=verdicts.get(row.key),
+        )
         for row in rows
-        if row.table == table
     ]
+
+
+def _noise(
+    keys: Sequence[str], results: dict[str, RowResult], seeds: Sequence[int], twins: Twins
+) -> dict[str, NoiseFloor] | None:
+    """Noise floor of the rows `keys` of a table by COMPARED; None without a row."""
+    floor = {}
+    for metric in COMPARED:
+        deviation = significance.pooled_deviation([results[key].metrics[metric] for key in keys])
+        apart = [
+            abs(results[key].metrics[metric][i] - twin[metric])
+            for key in keys
+            for i, seed in enumerate(seeds)
+            for twin in twins.get((key, seed), ())
+        ]
+        floor[metric] = NoiseFloor(
+            deviation=deviation,
+            distinguishable=None if deviation is None else significance.smallest_difference(deviation, len(seeds)),
+            machines=max(apart, default=None),
+        )
+    return floor if keys else None
 
 
 def _required(run: Run, name: str, value: T | None) -> T:
@@ -121,6 +169,8 @@ def _row_result(row: Row, runs: list[Run], base: Config) -> RowResult:
         speed=SpeedBySeed(images=[cost.speed.images for cost in costs], pairs=pairs or None),
         comparison=None,
         protocols=_protocols(runs),
+        machines=[run.machine for run in runs],
+        curves=[_curve(run) for run in runs],
     )
 
 
@@ -135,6 +185,11 @@ def _protocols(runs: list[Run]) -> dict[str, ProtocolValues]:
         )
         for name, of in results.items()
     }
+
+
+def _curve(run: Run) -> Curve:
+    lines = run.log.validations
+    return Curve(epochs=[line["epoch"] for line in lines], R1=[line["R1"] for line in lines])
 
 
 def _changes(base: dict[str, Any], values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -166,8 +221,9 @@ def _with_comparisons(
                 raise ValueError(
                     f"{results[key].recipe} and the full model are of different data; their queries cannot be paired"
                 )
+            ids, tests = reference["ids"], len(others)
             comparison = {
-                metric: significance.compare(100.0 * values[array], 100.0 * reference[array], reference["ids"])
+                metric: significance.compare(100.0 * values[array], 100.0 * reference[array], ids, tests)
                 for metric, array in COMPARED.items()
             }
             compared[key] = replace(results[key], comparison=comparison)

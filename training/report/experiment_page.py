@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from functools import partial
@@ -14,27 +13,30 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from training.config.ablations import FULL, REFERENCES
-from training.evaluation.experiment_result import (
-    COMPARED,
-    Comparison,
-    RowResult,
-    Summary,
-    TableRow,
-    read_summary,
-)
+from training.evaluation.experiment_result import COMPARED, Summary, TableRows, read_summary
 from training.evaluation.result import HEADINGS, METRICS, DataSummary, Throughput
-from training.report import config_rows, plots, plots_paper, protocol_tables
+from training.evaluation.significance import LEVEL, POWER
+from training.report import config_rows, learning_curves, plots, plots_paper, protocol_tables
 from training.report import radar as fusions
+from training.report.experiment_differences import Compared, Rows, differences, machines, noise_floor, opposite, word
 from training.utils.io import write_bytes
 
 HERE = Path(__file__).parent
 PAPER: dict[str, Any] = json.loads((HERE / "paper.json").read_text(encoding="utf-8"))
-# Two rows differ when p is below this.
-LEVEL = 0.05
+
+
+# Below the tables.
+NOISE = (
+    "Noise floor: a difference below it says nothing. The smallest Δ is what a paired t-test over the seeds finds with "
+    f"probability {POWER:.0%} at the level {LEVEL}, (t[1 − {LEVEL}/2] + t[{POWER}]) · s · √(2/n) for n seeds of standard "
+    "deviation s, for a single row; Holm's correction asks for more. A row is not at plateau where R-1 of the validation "
+    "split rises over the last fifth of the epochs by more than its standard deviation over the seeds: longer training may "
+    "change its place in the table."
+)
 
 
 class Plot(NamedTuple):
-    """A plot of a table: "differences" or "radar", its drawing function, size in inches, suffix of its file name."""
+    """A plot of a table: "differences", "curves" or "radar", its drawing function, size in inches, suffix of its file name."""
 
     kind: str
     draw: plots.Draw
@@ -47,6 +49,9 @@ def _plots(view: dict[str, Any]) -> list[Plot]:
     if view["plotted"]:
         size = (6.4, 0.9 + 0.36 * len(view["plotted"]))
         found.append(Plot("differences", partial(plots.draw_differences, rows=view["plotted"]), size))
+    if view["curves"]:
+        draw = partial(learning_curves.draw, curves=view["curves"])
+        found.append(Plot("curves", draw, (7.2, max(2.6, 0.7 + 0.24 * len(view["curves"]))), "-curves"))
     # Two spokes make no area.
     if radar and len(radar["names"]) > 2:
         draw = partial(plots_paper.draw_radar, names=radar["names"], series=radar["series"])
@@ -100,9 +105,10 @@ def _render(template: str, summary: Summary, views: list[dict[str, Any]], **valu
         summary=summary,
         views=views,
         paper=PAPER["citation"],
-        level=LEVEL,
+        noise=NOISE,
         data=data,
-        opposite=_opposite(views),
+        opposite=[text for view in views for text in view["opposite"]],
+        unsure=sum(view["unsure"] for view in views),
         changes=_changed(summary),
         config_rows=config_rows.rows(summary.config),
         version_rows=config_rows.rows(summary.versions),
@@ -127,48 +133,50 @@ def _changed(summary: Summary) -> list[tuple[str, str]]:
     ]
 
 
-Rows = Sequence[tuple[TableRow, RowResult]]
-# A row, its result, our differences to the full model, and the paper's, where it has them.
-Compared = Sequence[tuple[TableRow, dict[str, Comparison], dict[str, float] | None]]
-
-
 def _views(summary: Summary) -> list[dict[str, Any]]:
     """Contents of a page by table: parts {"title", "head", "rows"} of text, and the numbers of its plots."""
-    views = []
-    for name, table in summary.tables.items():
-        rows = [(row, summary.runs[row.run]) for row in table.rows if row.run is not None]
-        paper = PAPER["tables"].get(name, {})
-        full = REFERENCES.get(name, FULL)
-        compared = [
-            (row, run.comparison, _paper_difference(paper, row.name, full)) for row, run in rows if run.comparison
-        ]
-        parts = (
-            [_results(rows), *protocol_tables.of_table(name, rows), _every_value(rows, summary.seeds)] if rows else []
-        )
-        if compared:
-            parts.append(_differences(compared, len(summary.seeds)))
-        if rows:
-            parts.append(_cost(rows, speed=name == fusions.TABLE))
-        # One form of fusion alone is the best of itself.
-        radar = name == fusions.TABLE and len(rows) > 1
-        views.append(
-            {
-                "name": name,
-                "title": table.title,
-                "parts": parts,
-                "missing": [row.label for row in table.rows if row.run is None],
-                "plotted": [(row.label, ours["mAP"], paper and paper["mAP"]) for row, ours, paper in compared],
-                "radar": fusions.radar({row.label: run for row, run in rows}) if radar else None,
-                "plots": dict.fromkeys(("differences", "radar")),
-                "opposite": [
-                    (row.label, HEADINGS[metric], ours[metric], paper[metric])
-                    for row, ours, paper in compared
-                    for metric in COMPARED
-                    if paper and _signs_differ(ours[metric], paper[metric])
-                ],
-            }
-        )
-    return views
+    return [_view(name, table, summary) for name, table in summary.tables.items()]
+
+
+def _view(name: str, table: TableRows, summary: Summary) -> dict[str, Any]:
+    rows = [(row, summary.runs[row.run]) for row in table.rows if row.run is not None]
+    paper, seeds = PAPER["tables"].get(name, {}), summary.seeds
+    full = REFERENCES.get(name, FULL)
+    compared = [(row, run.comparison, _paper_difference(paper, row.name, full)) for row, run in rows if run.comparison]
+    sentences, unsure = opposite(compared)
+    sentence, mixed = machines(rows, seeds) if rows else ("", False)
+    # One form of fusion alone is the best of itself.
+    radar = name == fusions.TABLE and len(rows) > 1
+    return {
+        "name": name,
+        "title": table.title,
+        "parts": _parts(name, table, rows, compared, seeds),
+        "missing": [row.label for row in table.rows if row.run is None],
+        "machines": sentence,
+        "mixed": mixed,
+        "plotted": [
+            (f"{row.label}{', unsure' * (word(row, 'mAP') == 'unsure')}", ours["mAP"], paper and paper["mAP"])
+            for row, ours, paper in compared
+        ],
+        "curves": learning_curves.curves_of(rows),
+        "radar": fusions.radar({row.label: run for row, run in rows}) if radar else None,
+        "plots": dict.fromkeys(("differences", "curves", "radar")),
+        "opposite": [f"{table.title}, {text}" for text in sentences],
+        "unsure": unsure,
+    }
+
+
+def _parts(name: str, table: TableRows, rows: Rows, compared: Compared, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    if not rows:
+        return []
+    parts = [_results(rows), *protocol_tables.of_table(name, rows), _every_value(rows, seeds)]
+    if compared:
+        parts.append(differences(compared, len(seeds)))
+    if table.noise:
+        parts.append(noise_floor(table.noise, len(seeds)))
+    if flat := learning_curves.plateau(rows):
+        parts.append(flat)
+    return [*parts, _cost(rows, speed=name == fusions.TABLE)]
 
 
 def _paper_difference(paper: dict[str, dict[str, float]], name: str, full: str) -> dict[str, float] | None:
@@ -176,24 +184,6 @@ def _paper_difference(paper: dict[str, dict[str, float]], name: str, full: str) 
     if name not in paper or full not in paper:
         return None
     return {metric: paper[name][metric] - paper[full][metric] for metric in COMPARED}
-
-
-def _signs_differ(ours: Comparison, paper: float) -> bool:
-    return ours.delta == 0 or math.copysign(1, ours.delta) != math.copysign(1, paper)
-
-
-def _certain(ours: Comparison) -> bool:
-    return ours.p is not None and ours.p < LEVEL
-
-
-def _opposite(views: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each difference whose sign is not the paper's."""
-    return [
-        f"{view['title']}, {label}: {metric} {ours.delta:+.2f} here ("
-        f"{'p ' + format(ours.p, '.4f') if ours.p is not None else 'no test'}), {paper:+.2f} in the paper"
-        for view in views
-        for label, metric, ours, paper in view["opposite"]
-    ]
 
 
 def _part(title: str, head: list[str], rows: list[list[str]]) -> dict[str, Any]:
@@ -220,28 +210,6 @@ def _every_value(results: Rows, seeds: Sequence[int]) -> dict[str, Any]:
 
     rows = [[row.label, *(listed(run.metrics[m]) for m in METRICS), listed(run.beta)] for row, run in results]
     return _part(f"Every value, seeds {' · '.join(map(str, seeds))}", ["", *HEADINGS.values(), "β"], rows)
-
-
-def _differences(compared: Compared, seeds: int) -> dict[str, Any]:
-    head = [""]
-    for metric in COMPARED:
-        name = HEADINGS[metric]
-        head += [f"Δ {name}", "95 % interval", "p", "seeds", f"paper's Δ {name}", "sign"]
-    rows = []
-    for row, comparison, paper in compared:
-        cells = [row.label]
-        for metric in COMPARED:
-            ours = comparison[metric]
-            tested = ours.p is not None
-            cells += [f"{ours.delta:+.2f}", f"{ours.low:+.2f} … {ours.high:+.2f}" if tested else "–"]
-            cells += [f"{ours.p:.4f}" if tested else "–", f"{ours.same_sign} of {seeds}"]
-            if paper is None:
-                cells += ["–", "–"]
-            else:
-                sign = "opposite" if _signs_differ(ours, paper[metric]) else "same"
-                cells += [f"{paper[metric]:+.2f}", sign if _certain(ours) else f"{sign}, unsure"]
-        rows.append(cells)
-    return _part("Difference to the full model, percentage points", head, rows)
 
 
 def _cost(results: Rows, speed: bool) -> dict[str, Any]:

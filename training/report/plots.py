@@ -24,7 +24,7 @@ _INK, _GRID = "#010101", "#020202"
 _SERIES = tuple(f"#0303{i:02x}" for i in range(1, 7))
 _CSS = {_INK: "currentColor", _GRID: "var(--line)", **{c: f"var(--c{i})" for i, c in enumerate(_SERIES, 1)}}
 # Line styles in addition to colours, for readers who cannot distinguish the colours.
-_DASHES: tuple[tuple[float, tuple[float, ...] | None], ...] = (
+DASHES: tuple[tuple[float, tuple[float, ...] | None], ...] = (
     (0, None),
     (0, (5, 2)),
     (0, (1.5, 1.5)),
@@ -87,7 +87,7 @@ def lines(
         for i, (name, (xs, ys)) in enumerate(series.items(), first_colour):
             x, y = thin(xs, ys)
             colour = _SERIES[i % len(_SERIES)]
-            dashes = _DASHES[(i - first_colour) % len(_DASHES)]
+            dashes = DASHES[(i - first_colour) % len(DASHES)]
             axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.5, label=name)
             if len(x) == 1 or mark in xs:
                 at = [0] if len(x) == 1 else [list(xs).index(mark)]  # type: ignore[arg-type]
@@ -163,7 +163,7 @@ def raster(draw: Draw, size: tuple[float, float], *, polar: bool = False) -> byt
 
 
 def draw_differences(axes: Axes, colours: Colours, *, rows: Sequence[tuple[str, Comparison, float | None]]) -> None:
-    """Draws differences of mAP to the full model, one row (label, comparison, the paper's difference or None) below the
+    """Draws differences of mAP to the reference row, one row (label, comparison, the paper's difference or None) below the
     other: mean with interval, each seed as a small dot, the paper's as a hollow diamond, or as a number at the edge when it
     is out of range."""
     names = {"here, 95 % interval", "each seed", "paper"}
@@ -199,7 +199,7 @@ def draw_differences(axes: Axes, colours: Colours, *, rows: Sequence[tuple[str, 
     axes.axvline(0, color=colours.ink, linewidth=0.8)
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("Δ mAP to the full model, percentage points")
+    axes.set_xlabel("Δ mAP to the reference row, percentage points")
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, columnspacing=1.2)
 
 

@@ -24,8 +24,10 @@ from training.evaluation.metric_tables import print_table
 from training.evaluation.metrics import METRICS, chance_metrics
 from training.evaluation.result import Counts
 from training.evaluation.run_evaluation import evaluate
+from training.evaluation.run_folder import Run
 from training.train import train
 from training.utils.io import encode, read_json, write_json
+from training.utils.machine import cpu_name, machine_name
 
 
 def test_a_loaded_run_is_the_best_checkpoint(trained: Path, root: Path) -> None:
@@ -90,7 +92,26 @@ def test_cost_of_a_run(run_dir: Path) -> None:
 def test_memory_of_a_continued_run_is_that_of_its_largest_process(run_dir: Path, root: Path) -> None:
     write_json(run_dir / "resources.json", {"memory_mb": 1e9})
     train(tiny_config(root), run_dir, resume=True)
-    assert read_json(run_dir / "resources.json") == {"memory_mb": 1e9}
+    resources = read_json(run_dir / "resources.json")
+    assert resources == {"memory_mb": 1e9, "machines": [f"{cpu_name()}, {threads_here()}"]}
+
+
+def threads_here() -> str:
+    number = torch.get_num_threads()
+    return f"{number} thread{'s' * (number > 1)}"
+
+
+def test_processor_and_threads_are_stored(run_dir: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation, here = evaluate(run_dir)[0], f"{cpu_name()}, {threads_here()}"
+    assert (evaluation.versions["cpu"], evaluation.versions["threads"]) == (cpu_name(), str(torch.get_num_threads()))
+    assert Run(run_dir).machine == here
+    # A run that two machines have trained names both; an early one has the machine of its evaluation only.
+    monkeypatch.setattr("training.engine.train_run.cpu_name", lambda: "Other CPU")
+    train(tiny_config(root), run_dir, resume=True)
+    assert Run(run_dir).machine == f"{here} then Other CPU, {threads_here()}"
+    write_json(run_dir / "resources.json", {"memory_mb": 1.0})
+    assert Run(run_dir).machine == here
+    assert machine_name({}) == "unknown CPU, ? threads" and machine_name({"cpu": "A", "threads": "1"}) == "A, 1 thread"
 
 
 def test_examples_are_the_top_ten_of_ten_queries(run_dir: Path) -> None:

@@ -123,7 +123,8 @@ def test_rows_are_compared_with_the_full_model_query_by_query(done: tuple) -> No
 
     ids = np.load(run_folder(out, full, 0) / "eval-queries.npz")["ids"]
     for metric, array in (("R1", "r1"), ("mAP", "ap")):
-        expected = significance.compare(100.0 * values(row, array), 100.0 * values(full, array), ids)
+        # One row of the table is compared.
+        expected = significance.compare(100.0 * values(row, array), 100.0 * values(full, array), ids, 1)
         found = by_recipe["synthetic/no-gate"][1]["comparison"][metric]
         assert found == encode(expected)
         means = [by_recipe[name][1]["mean"][metric] for name in ("synthetic/no-gate", "synthetic")]
@@ -139,8 +140,9 @@ def test_table_on_the_terminal(done: tuple) -> None:
     text = out.getvalue()
     run = next(run for run in summary["runs"].values() if run["comparison"])
     assert f"{run['mean']['mAP']:.2f} ± {run['std']['mAP']:.2f}" in text and "pending" in text
-    assert f"{run['comparison']['mAP']['delta']:+.2f}" in text and f"p {run['comparison']['mAP']['p']:.4f}" in text
-    assert "chance" in text and "Delta is the row minus the full model" in text
+    delta, p = (run["comparison"]["mAP"][name] for name in ("delta", "p"))
+    assert f"{delta:+.2f}" in text and f"p {p:.4f}, unsure" in text
+    assert "chance" in text and "Delta is the row minus the reference row" in text
 
 
 def test_one_seed_has_no_deviation_and_a_recipe_no_comparison(done: tuple, base: Config) -> None:
@@ -244,6 +246,8 @@ def test_bad_requests_are_named(base: Config, tmp_path: Path, capsys: pytest.Cap
     assert "row shallow: the recipe must have at least 2 layers" in capsys.readouterr().err
     assert cli.run(experiment.main, ["table1", "--jobs", "0", "--out", str(tmp_path / "none")]) == 2
     assert "--jobs must be at least 1, got 0" in capsys.readouterr().err
+    assert cli.run(experiment.main, ["table1", "--threads", "0", "--out", str(tmp_path / "none")]) == 2
+    assert "--threads must be at least 1, got 0" in capsys.readouterr().err
     words = ["synthetic", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "none")]
     assert cli.run(experiment.main, words) == 2
     assert "there is no folder" in capsys.readouterr().err and not (tmp_path / "none").exists()
