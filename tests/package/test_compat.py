@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 import bdam_fast
 from bdam_fast import compat
-from tests.support.operators import leaves, packed_index, scan_problem
+from tests.support.operators import leaves, packed_index
 from tests.support.operators.causal_conv1d import conv_problem
+from tests.support.operators.selective_scan import scan_problem
 from tests.support.operators.updates import step_problem, update_problem
 
 pytestmark = pytest.mark.usefixtures("kernels")

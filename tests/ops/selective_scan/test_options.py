@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import bdam_fast
-from tests.support.operators import check_scan, leaves, packed_index, run_scan, same_bits, scan_problem
+from tests.support.operators import leaves, packed_index, same_bits
+from tests.support.operators.selective_scan import check_scan, run_scan, scan_problem
 
 pytestmark = pytest.mark.usefixtures("kernels")
 BACKENDS = ["cpu", "reference"]
