@@ -9,6 +9,11 @@ from torch import Tensor
 import bdam_fast
 from tests.support.operators import check, stream, with_gradients
 
+# Steps, decays and softplus at the edges of the exponentials. A negative step without softplus and a negative A grow
+# beyond every dtype, so -1e4 comes with softplus only.
+DECAYS = [(20.0, -0.1), (19.99, -0.1), (20.01, -0.1), (1e4, -1.0), (1.0, 0.0), (1e-3, -1e4), (1.0, -1e4), (0.05, 0.5)]
+EXTREMES = [(-1e4, -1.0, True), *((delta, A, softplus) for delta, A in DECAYS for softplus in (False, True))]
+
 
 def scan_problem(
     batch: int = 2,
@@ -53,7 +58,7 @@ def scan_problem(
 def without_softplus(problem: dict[str, Tensor]) -> dict[str, Tensor]:
     """The problem with steps of both signs that do not let the state explode."""
     scales = {"delta": 0.05, "delta_bias": 0.02}
-    return {name: scales.get(name, 1) * value for name, value in problem.items()}
+    return problem | {name: scale * problem[name] for name, scale in scales.items() if name in problem}
 
 
 def with_own_dtypes(problem: dict[str, Tensor]) -> dict[str, Tensor]:
