@@ -172,7 +172,7 @@ def measure_case(
     made = []
     for run in runs:
         row = {**common, "variant": run.variant.name, "kind": run.variant.kind}
-        row |= _numbers(timings[run.variant.name], timings[own.name].median)
+        row |= numbers(timings[run.variant.name], timings[own.name].median)
         if run.variant.kind != "anchor":
             row |= shares(case, machine, timings[run.variant.name].median)
         if run.variant is own and anchor is not None:
@@ -186,7 +186,8 @@ def measure_case(
     return made
 
 
-def _numbers(times: Timing, ours: float) -> Row:
+def numbers(times: Timing, ours: float) -> Row:
+    """The columns of a row's times, in milliseconds; `ours` is the median of ours."""
     values = {"median_ms": times.median, "p20_ms": times.p20, "p80_ms": times.p80, "times_ours": times.median / ours}
     return {"rounds": str(times.rounds)} | {key: f"{value:.4g}" for key, value in values.items()}
 

@@ -205,11 +205,7 @@ def rows(found: Samples) -> list[dict[str, str]]:
                 "direction": direction,
                 "variant": variant,
                 "kind": kind,
-                "rounds": str(times.rounds),
-                "median_ms": f"{times.median:.4g}",
-                "p20_ms": f"{times.p20:.4g}",
-                "p80_ms": f"{times.p80:.4g}",
-                "times_ours": f"{times.median / ours.median:.4g}",
+                **measure.numbers(times, ours.median),
                 "note": f"per image; {found.share(variant, 'clock'):.2f} of Pillow's rate by the clock, "
                 f"{found.share(variant, 'cpu'):.2f} by CPU time ({found.milliseconds(variant, 'cpu').median:.3f} ms)",
             }

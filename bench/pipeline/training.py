@@ -139,10 +139,7 @@ def _row(
         "direction": "step",
         "variant": "bdam_fast" if backend == "cpu" else "reference loop",
         "kind": "ours" if backend == "cpu" else "eager",
-        "rounds": str(times.rounds),
-        "median_ms": f"{times.median:.4g}",
-        "p20_ms": f"{times.p20:.4g}",
-        "p80_ms": f"{times.p80:.4g}",
+        **measure.numbers(times, times.median),
         "times_ours": f"{sum(milliseconds) / 1e3 / seconds['cpu']:.4g}",
         "note": "times_ours compares whole runs; the runs follow each other",
     }

@@ -1,67 +1,24 @@
 """causal_conv1d's CUDA C++ kernels on the CPU emulation against the float64 reference, forward and backward."""
 
+from functools import partial
+
 import pytest
 import torch
 
 import bdam_fast
-from bdam_fast.ops.causal_conv1d.reference import causal_conv1d_reference
-from tests.support.cuda_host import build, emulated
-from tests.support.operators import assert_close, leaves, packed_index, same_bits, stream
-from tests.support.operators.causal_conv1d import NAMES, conv_problem
+from tests.support.cuda_host import build
+from tests.support.operators import leaves, packed_index, same_bits, stream
+from tests.support.operators.causal_conv1d import check_conv, conv_problem, run_conv
 
+pytestmark = pytest.mark.usefixtures("emulated_backend")
+NAMES = ("x", "weight", "bias", "initial_states")
 ORDERS = ["bld", "bdl"]
+check = partial(check_conv, backend="cuda")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels():
-    """The emulated operators, with every result and workspace NaN before a kernel runs."""
-    module = emulated.module()
-    module.set_poison(True)
-    yield module
-    module.set_poison(False)
-
-
-def upstream(problem, order):
-    """(dout, dfinal_states) of a problem; dout lies in memory as `order` says."""
-    torch.manual_seed(1)
-    x, width = problem["x"], problem["weight"].shape[1]
-    return stream(*x.shape, torch.float32, order).to(x.dtype), torch.randn(*x.shape[:2], width - 1)
-
-
-def run(problem, order="bld", silu=True, reverse=False, seq_idx=None, final=True):
-    """Output, final states and every gradient from the raw operators."""
-    tensors = [problem.get(name) for name in NAMES] + [seq_idx]
-    ops = torch.ops.bdam_fast_emulated
-    out, state = ops.causal_conv1d_forward(*tensors, silu, reverse, final)
-    dout, dfinal = upstream(problem, order)
-    grads = ops.causal_conv1d_backward(dout, dfinal if final else None, *tensors, silu, reverse)
-    named = {f"d{name}": g for name, g in zip(NAMES, grads, strict=True) if name in problem}
-    return {"out": out, "final": state if final else None, **named}
-
-
-def expect(problem, order, dtype=None, silu=True, reverse=False, seq_idx=None, final=True):
-    """The same from the reference."""
-    own = leaves(problem, dtype)
-    x, weight, bias, initial = (own.get(name) for name in NAMES)
-    out, state = causal_conv1d_reference(x, weight, bias, silu, initial, reverse, seq_idx)
-    dout, dfinal = upstream(problem, order)
-    results, given = ([out, state], [dout, dfinal]) if final else ([out], [dout])
-    given = [g.to(r.dtype) for g, r in zip(given, results, strict=True)]
-    grads = torch.autograd.grad(results, list(own.values()), given, materialize_grads=True)
-    named = {f"d{name}": g for name, g in zip(own, grads, strict=True)}
-    return {"out": out.detach(), "final": state.detach() if final else None, **named}
-
-
-def check(problem, order="bld", **kwargs):
-    """Kernel against the reference in float64 and in the problem's own dtype, forward and every gradient."""
-    got = run(problem, order, **kwargs)
-    exact, same = expect(problem, order, torch.float64, **kwargs), expect(problem, order, **kwargs)
-    for name, value in got.items():
-        if value is None:
-            continue
-        assert value.dtype == same[name].dtype, f"{name}: {value.dtype}, expected {same[name].dtype}"
-        assert_close(name, value, exact[name], same[name])
-    return got
+def run(problem, order="bld", **kwargs):
+    """Output, final states and every gradient."""
+    return run_conv(leaves(problem), order, backend="cuda", **kwargs)
 
 
 @pytest.mark.parametrize("width", range(1, 9))
@@ -69,9 +26,9 @@ def check(problem, order="bld", **kwargs):
 def test_widths_orders_and_directions(width, order):
     """37 steps and 19 channels: no vectors in one memory order, misaligned rows in the other; then whole vectors."""
     for reverse in (False, True):
-        for silu in (False, True):
-            check(conv_problem(2, 19, 37, width, order=order), order, reverse=reverse, silu=silu)
-            check(conv_problem(1, 24, 40, width, order=order), order, reverse=reverse, silu=silu)
+        for activation in (None, "silu"):
+            check(conv_problem(2, 19, 37, width, order=order), order=order, reverse=reverse, activation=activation)
+            check(conv_problem(1, 24, 40, width, order=order), order=order, reverse=reverse, activation=activation)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -80,39 +37,13 @@ def test_dtypes(dtype, order):
     for width in (2, 3, 4, 7):
         for channels, length in ((8, 40), (9, 45)):
             for reverse in (False, True):
-                check(conv_problem(2, channels, length, width, dtype=dtype, order=order), order, reverse=reverse)
+                check(conv_problem(2, channels, length, width, dtype=dtype, order=order), order=order, reverse=reverse)
             packed = packed_index(2, length)
-            check(conv_problem(2, channels, length, width, dtype=dtype, order=order), order, seq_idx=packed)
+            check(conv_problem(2, channels, length, width, dtype=dtype, order=order), order=order, seq_idx=packed)
 
 
-LENGTHS = [
-    0,
-    1,
-    2,
-    3,
-    7,
-    8,
-    9,
-    31,
-    32,
-    33,
-    63,
-    64,
-    65,
-    77,
-    127,
-    128,
-    130,
-    192,
-    193,
-    197,
-    255,
-    257,
-    511,
-    513,
-    1025,
-    2049,
-]
+LENGTHS = [0, 1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 64, 65, 77, 127, 128, 130, 192, 193, 197]
+LENGTHS += [255, 257, 511, 513, 1025, 2049]
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -120,15 +51,15 @@ LENGTHS = [
 def test_lengths(length, order):
     """One channel's rows are cut in runs from 512 steps on, runs of channels' steps from 32 on."""
     for reverse in (False, True):
-        check(conv_problem(1, 4, length, 4, order=order), order, reverse=reverse)
-        check(conv_problem(2, 3, length, 3, order=order, absent=("initial_states",)), order, reverse=reverse)
-        check(conv_problem(1, 4, length, 2, order=order), order, reverse=reverse, final=False)
+        check(conv_problem(1, 4, length, 4, order=order), order=order, reverse=reverse)
+        check(conv_problem(2, 3, length, 3, order=order, absent=("initial_states",)), order=order, reverse=reverse)
+        check(conv_problem(1, 4, length, 2, order=order), order=order, reverse=reverse, return_final_states=False)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 15, 16, 17, 31, 33, 64, 128, 132, 257, 260])
 @pytest.mark.parametrize("order", ORDERS)
 def test_channels(channels, order):
-    check(conv_problem(2, channels, 21, order=order), order)
+    check(conv_problem(2, channels, 21, order=order), order=order)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -141,14 +72,14 @@ def test_no_batch(order):
 @pytest.mark.parametrize("absent", [("bias",), ("initial_states",), ("bias", "initial_states")], ids=str)
 @pytest.mark.parametrize("order", ORDERS)
 def test_optional_arguments(absent, order):
-    check(conv_problem(2, 20, 40, absent=absent, order=order), order)
-    check(conv_problem(2, 20, 40, absent=absent, order=order), order, seq_idx=packed_index(2, 40))
+    check(conv_problem(2, 20, 40, absent=absent, order=order), order=order)
+    check(conv_problem(2, 20, 40, absent=absent, order=order), order=order, seq_idx=packed_index(2, 40))
 
 
 @pytest.mark.parametrize("dout", [*ORDERS, "strided"])
 @pytest.mark.parametrize("order", [*ORDERS, "strided"])
 def test_upstream_gradient_in_any_memory_order(order, dout):
-    check(conv_problem(2, 20, 40, order=order), dout)
+    check(conv_problem(2, 20, 40, order=order), order=dout)
 
 
 def test_parameters_of_other_dtypes_and_strides():
@@ -158,7 +89,7 @@ def test_parameters_of_other_dtypes_and_strides():
     problem["initial_states"] = torch.randn(2, 3, 20).bfloat16().mT
     for order in ORDERS:
         problem["x"] = stream(2, 20, 40, torch.float32, order)
-        got = check(problem, order)
+        got = check(problem, order=order)
         assert got["dweight"].dtype == torch.float64 and got["dinitial_states"].stride() == (60, 1, 20)
 
 
@@ -179,7 +110,7 @@ def test_expanded_and_misaligned_inputs(dtype):
     views += [flat[: 2 * 20 * 48].view(2, 20, 48)[:, :, 3:43], flat[: 2 * 40 * 24].view(2, 40, 24)[:, :, 2:22].mT]
     for x in views:
         for reverse in (False, True):
-            check({**conv_problem(2, 20, 40), "x": x.to(dtype)}, "bdl", reverse=reverse)
+            check({**conv_problem(2, 20, 40), "x": x.to(dtype)}, order="bdl", reverse=reverse)
 
 
 @pytest.mark.parametrize("width", [1, 2, 4, 7])
@@ -195,7 +126,7 @@ def test_packed(width, channels, reverse):
     late[:, 70:] = 3
     for order in ORDERS:
         for seq_idx in (index, every, late):
-            check(conv_problem(3, channels, 150, width, order=order), order, seq_idx=seq_idx, reverse=reverse)
+            check(conv_problem(3, channels, 150, width, order=order), order=order, seq_idx=seq_idx, reverse=reverse)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -223,7 +154,7 @@ def test_extreme_values_stay_in_their_channel(order, where, bad):
         assert same_bits(
             value.index_select(along, others.nonzero()[:, 0]), clean[name].movedim(along, 0)[others].movedim(0, along)
         )
-    expected = expect(broken, order)
+    expected = run_conv(leaves(broken), order, backend="reference")
     torch.testing.assert_close(got["out"], expected["out"], equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
@@ -247,8 +178,8 @@ def test_small_cases(order):
             for reverse in (False, True):
                 for dtype in (torch.float32, torch.bfloat16):
                     problem = conv_problem(2, channels, length, width, order=order, dtype=dtype)
-                    check(problem, order, reverse=reverse)
-                    check(problem, order, reverse=reverse, seq_idx=packed_index(2, length))
+                    check(problem, order=order, reverse=reverse)
+                    check(problem, order=order, reverse=reverse, seq_idx=packed_index(2, length))
 
 
 def test_no_access_out_of_bounds():
@@ -258,10 +189,10 @@ def test_no_access_out_of_bounds():
     assert done.returncode == 0 and done.stdout.count(".") >= 7, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def test_calls_are_counted(kernels):
-    kernels.reset_call_counts()
+def test_calls_are_counted(emulated_backend):
+    emulated_backend.reset_call_counts()
     run(conv_problem())
-    counts = {name: count for name, count in kernels.call_counts().items() if count}
+    counts = {name: count for name, count in emulated_backend.call_counts().items() if count}
     assert counts == {"causal_conv1d.cuda.forward": 1, "causal_conv1d.cuda.backward": 1}
 
 

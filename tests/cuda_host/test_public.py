@@ -2,29 +2,20 @@
 
 import pytest
 
-from bdam_fast.ops.causal_conv1d import op as conv
-from bdam_fast.ops.selective_scan import op as scan
 from tests.support.operators import contract
+from tests.support.operators.kernels import CONV, SCAN
 from tests.support.operators.wrong_arguments import EVERY, check_refused
 
 pytestmark = pytest.mark.usefixtures("emulated_backend")
 
 
-@pytest.mark.parametrize("op", [scan, conv], ids=lambda op: op.OP)
-def test_registration(op):
-    contract.check_registration(op, "cuda")
+class TestPublic(contract.PublicTests):
+    backend = "cuda"
 
 
-def test_gradients():
-    contract.check_gradients("cuda")
-
-
-def test_tracing():
-    contract.check_tracing("cuda")
-
-
-def test_updates():
-    contract.check_updates("cuda")
+@pytest.mark.parametrize("kernel", [SCAN, CONV], ids=lambda kernel: kernel.name)
+def test_registration(kernel):
+    contract.check_registration(kernel, "cuda")
 
 
 @pytest.mark.parametrize("grad", [False, True])

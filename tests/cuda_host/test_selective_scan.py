@@ -6,58 +6,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.cuda_host import build, emulated
-from tests.support.operators import assert_close, leaves, packed_index, run_scan, same_bits, scan_problem
+from tests.support.cuda_host import build
+from tests.support.operators import leaves, packed_index, same_bits
+from tests.support.operators.kernels import SCAN
+from tests.support.operators.selective_scan import check_scan, run_scan, scan_problem, with_own_dtypes, without_softplus
 
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
-
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Every result and workspace is NaN before a kernel runs; shared memory always is."""
-    module = emulated.module()
-    module.set_poison(True)
-    yield module
-    module.set_poison(False)
+pytestmark = pytest.mark.usefixtures("emulated_backend")
 
 
-def run_emulated(
-    problem: dict[str, Tensor],
-    *,
-    seed: int = 1,
-    delta_softplus: bool = True,
-    return_last_state: bool = True,
-    reverse: bool = False,
-    seq_idx: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Results of `run_scan` from the emulated raw operators."""
-    ops = torch.ops.bdam_fast_emulated
-    # Detached: in a process that has registered the autograd formulas the raw operators would follow them.
-    tensors = [None if t is None else t.detach() for t in (*(problem.get(name) for name in NAMES), seq_idx)]
-    out, last, saved = ops.selective_scan_forward(*tensors, delta_softplus, reverse, return_last_state, True)
-    plain, _, nothing = ops.selective_scan_forward(*tensors, delta_softplus, reverse, return_last_state, False)
-    assert same_bits(out, plain) and nothing.numel() == 0
-    results = {"out": out, "last": last} if return_last_state else {"out": out}
-    generator = torch.Generator().manual_seed(seed)
-    upstream = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype) for r in results.values()]
-    dlast = upstream[1] if return_last_state else None
-    grads = ops.selective_scan_backward(upstream[0], dlast, *tensors, saved, delta_softplus, reverse)
-    for name, grad in zip(NAMES, grads, strict=True):
-        if name in problem:
-            assert grad.stride() == torch.empty_like(problem[name]).stride(), name
-            results[f"d{name}"] = grad
-    return results
+def run(problem: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
+    """Output, last state and every gradient."""
+    return run_scan(leaves(problem), backend="cuda", **kwargs)
 
 
-def check(problem: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-    """The emulated kernels against the reference in float64 and in the problem's own dtype."""
-    exact = run_scan(leaves(problem, torch.float64), backend="reference", **kwargs)
-    same = run_scan(leaves(problem), backend="reference", **kwargs)
-    got = run_emulated(problem, **kwargs)
-    assert set(got) == set(exact)
-    for name, value in got.items():
-        assert value.dtype == same[name].dtype, f"{name}: {value.dtype}, expected {same[name].dtype}"
-        assert_close(name, value, exact[name], same[name])
+def check(problem: dict[str, Tensor], seq_idx: Tensor | None = None, **flags: bool) -> dict[str, Tensor]:
+    """Against the reference; the output is the same where no states are saved."""
+    got = check_scan(problem, "cuda", seq_idx=seq_idx, **flags)
+    arguments = SCAN.raw_arguments({**problem, "seq_idx": seq_idx}, **flags, save_states=False)
+    plain, _, nothing = SCAN.raw("cuda")(*arguments)
+    assert same_bits(got["out"], plain) and nothing.numel() == 0
     return got
 
 
@@ -105,10 +72,7 @@ def test_groups_and_constant_projections(states, groups, packed):
 @pytest.mark.parametrize("order", ["bld", "bdl"])
 def test_optional_arguments(order, softplus, absent):
     problem = scan_problem(2, 8, 24, 16, absent=absent, order=order, dtype=torch.bfloat16)
-    if not softplus:  # steps of both signs that do not let the state explode
-        problem["delta"] = 0.05 * problem["delta"]
-        if "delta_bias" in problem:
-            problem["delta_bias"] = 0.02 * problem["delta_bias"]
+    problem = problem if softplus else without_softplus(problem)
     check(problem, delta_softplus=softplus)
     check(problem, delta_softplus=softplus, return_last_state=False)
 
@@ -132,12 +96,7 @@ def test_chunks_of_every_kind():
 
 
 def test_every_argument_may_have_its_own_dtype():
-    problem = scan_problem(2, 9, 20, 4, dtype=torch.bfloat16)
-    problem["delta"] = problem["delta"].float()
-    problem["B"] = problem["B"].half()
-    problem["A"] = problem["A"].double()
-    problem["D"] = problem["D"].half()
-    problem["initial_state"] = problem["initial_state"].bfloat16()
+    problem = with_own_dtypes(scan_problem(2, 9, 20, 4, dtype=torch.bfloat16))
     got = check(problem)
     assert (got["out"].dtype, got["last"].dtype) == (torch.bfloat16, torch.float32)
     assert [got[f"d{n}"].dtype for n in ("A", "B", "D")] == [torch.float64, torch.float16, torch.float16]
@@ -145,7 +104,7 @@ def test_every_argument_may_have_its_own_dtype():
 
 def test_empty_batch():
     problem = scan_problem(0, 4, 9, 16)
-    got = run_emulated(problem)
+    got = run(problem)
     assert got["out"].shape == (0, 4, 9) and got["dA"].abs().max() == 0 and got["dD"].abs().max() == 0
 
 
@@ -156,7 +115,7 @@ def test_bits_do_not_depend_on_the_order_of_threads(monkeypatch, order, states):
     results = []
     for threads in ("forward", "reverse", "random:1", "random:2"):
         monkeypatch.setenv("BDAM_HOST_ORDER", threads)
-        results.append(run_emulated(problem))
+        results.append(run(problem))
     for other in results[1:]:
         assert all(same_bits(value, other[name]) for name, value in results[0].items())
 
@@ -165,17 +124,17 @@ def test_bits_do_not_depend_on_the_order_of_threads(monkeypatch, order, states):
 def test_padding_is_not_read(order):
     """NaN in padded steps reaches nothing."""
     problem, index = scan_problem(2, 8, 24, 16, order=order), packed_index(2, 24)
-    clean = run_emulated(problem, seq_idx=index)
+    clean = run(problem, seq_idx=index)
     padded = (index < 0)[:, None]
     dirty = {n: v.masked_fill(padded, torch.nan) if n in "u delta z B C".split() else v for n, v in problem.items()}
-    for name, value in run_emulated(dirty, seq_idx=index).items():
+    for name, value in run(dirty, seq_idx=index).items():
         assert same_bits(value, clean[name]), name
 
 
 def test_nan_stays_in_its_channel():
     problem = scan_problem(1, 8, 24, 16)
     problem["u"][0, 2, 5] = torch.nan
-    got = run_emulated(problem)
+    got = run(problem)
     assert all(torch.isnan(got[name][:, 2]).any() for name in ("out", "ddelta", "dz"))
     for name in ("out", "du", "ddelta", "dz", "dinitial_state"):
         assert got[name][:, [0, 1, 3, 4, 5, 6, 7]].isfinite().all(), name

@@ -14,32 +14,21 @@ from tests.support.gpu import (
     backends,
     check,
     check_against_reference,
-    check_autocast,
-    check_compiled,
-    check_graph,
     check_repeats,
-    check_side_stream,
     on_device,
     small,
-    with_broken_padding,
 )
-from tests.support.operators import leaves, packed_index, same_bits
+from tests.support.gpu_kernels import KernelTests
+from tests.support.operators import leaves, same_bits
 from tests.support.operators.causal_conv1d import conv_problem, run_conv
+from tests.support.operators.kernels import CONV
 
 OP = "causal_conv1d"
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
-def conv(backend, index=None, reverse=False):
-    """The public function of a problem's tensors in their order, with the final states."""
-    names = tuple(conv_problem(1, 1, 1, 1))
-
-    def call(*tensors):
-        problem = dict(zip(names, tensors, strict=True))
-        flags = {"activation": "silu", "return_final_states": True, "reverse": reverse, "seq_idx": index}
-        return bdam_fast.causal_conv1d(**problem, **flags, backend=backend)
-
-    return call
+class TestKernel(KernelTests):
+    kernel, last, steps = CONV, 4, ("x",)
 
 
 @backends
@@ -82,17 +71,6 @@ def test_packed(order, padding, reverse, backend):
 
 
 @backends
-@pytest.mark.parametrize("reverse", [False, True])
-def test_nothing_is_read_from_padding(reverse, backend):
-    index = packed_index(2, 70, 0.3).to(DEVICE)
-    clean = on_device(conv_problem(2, 36, 70, 4))
-    broken = with_broken_padding(clean, ("x",), index)
-    got, expected = (run_conv(leaves(p), backend=backend, seq_idx=index, reverse=reverse) for p in (broken, clean))
-    assert all(same_bits(got[name], expected[name]) for name in got)
-    assert all(got[name].isfinite().all() for name in got)
-
-
-@backends
 @pytest.mark.parametrize("dout", [*ORDERS, "strided"])
 @pytest.mark.parametrize("order", ORDERS)
 def test_upstream_gradient_in_any_memory_order(order, dout, backend):
@@ -132,43 +110,12 @@ def test_extreme_values_stay_in_their_channel_and_window(order, bad, backend):
 
 
 @backends
-def test_no_batch(backend):
-    got = run_conv(leaves(on_device(conv_problem(0, 36, 9))), backend=backend)
-    assert got["out"].shape == (0, 36, 9) and got["dweight"].abs().sum() == 0
-
-
-@backends
 @pytest.mark.parametrize("shape", [(4, 256, 197), (1, 16, 2048), (3, 50, 600)] if GPU else [(2, 40, 60)])
 @pytest.mark.parametrize("dtype", HALVES[:2], ids=str)
 def test_same_bits_at_every_call(dtype, shape, backend):
     for order in ORDERS:
         problem = on_device(conv_problem(*shape, dtype=dtype, order=order))
         check_repeats(lambda problem=problem: run_conv(leaves(problem), backend=backend))
-
-
-@ONLY_GPU
-@backends
-@pytest.mark.parametrize("packed", [False, True])
-def test_cuda_graph(packed, backend):
-    index = packed_index(2, 77).to(DEVICE) if packed else None
-    problems = [on_device(conv_problem(2, 64, 77)) for _ in range(2)]
-    check_graph(conv(backend, index), *problems)
-
-
-@backends
-def test_compile_with_any_length(backend):
-    check_compiled(conv(backend), [on_device(conv_problem(2, 36, length)) for length in (40, 77, 130)])
-
-
-@backends
-def test_autocast_leaves_dtypes_alone(backend):
-    check_autocast(conv(backend), on_device(conv_problem(2, 36, 40)))
-
-
-@ONLY_GPU
-@backends
-def test_side_stream(backend):
-    check_side_stream(conv(backend), on_device(conv_problem(2, 64, 77)))
 
 
 @ONLY_GPU

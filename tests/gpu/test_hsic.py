@@ -17,24 +17,18 @@ from tests.support.gpu import (
     check_graph,
     check_repeats,
     check_side_stream,
-    hsic_problem,
-    hsic_results,
     on_device,
     small,
 )
 from tests.support.gpu import hsic_backends as backends
 from tests.support.operators import leaves, same_bits
-from tests.support.operators.hsic import KINDS
+from tests.support.operators.hsic import KINDS, hsic_problem, run_problem
+from tests.support.operators.kernels import HSIC
 
 OP = "hsic"
 pytestmark = pytest.mark.usefixtures("poisoned")
 kinds = pytest.mark.parametrize(("kernel", "estimator"), KINDS)
 SAMPLES = [4, 5, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 257, 520]
-
-
-def value(backend, kernel="linear", estimator="biased"):
-    """The public function of x and y."""
-    return lambda x, y: bdam_fast.hsic(x, y, kernel=kernel, estimator=estimator, backend=backend)
 
 
 @backends
@@ -110,8 +104,8 @@ def test_offsets_do_not_matter(kernel, estimator, backend):
     problem = on_device(hsic_problem(40, 33, 20))
     far = {"x": problem["x"] + 1000, "y": problem["y"] - 1000}
     near = {"x": far["x"].double() - 1000, "y": far["y"].double() + 1000}
-    got = hsic_results(leaves(far), kernel=kernel, estimator=estimator, backend=backend)
-    exact = hsic_results(leaves(near), kernel=kernel, estimator=estimator, backend="reference")
+    got = run_problem(leaves(far), kernel=kernel, estimator=estimator, backend=backend)
+    exact = run_problem(leaves(near), kernel=kernel, estimator=estimator, backend="reference")
     for name, result in got.items():
         allowed = 1e-4 * exact[name].abs().max().item()
         torch.testing.assert_close(result.double(), exact[name], rtol=1e-4, atol=allowed)
@@ -121,9 +115,9 @@ def test_offsets_do_not_matter(kernel, estimator, backend):
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_broken_values_stay_in_their_problem(kernel, backend):
     problem = on_device(hsic_problem(20, 12, 9, batch=(3,)))
-    good = hsic_results(problem, kernel=kernel, backend=backend)
+    good = run_problem(leaves(problem), kernel=kernel, backend=backend)
     problem["x"][1, 3, 5] = float("nan")
-    got = hsic_results(problem, kernel=kernel, backend=backend)
+    got = run_problem(leaves(problem), kernel=kernel, backend=backend)
     assert got["value"].isnan().tolist() == [False, True, False]
     assert all(same_bits(got[name][::2], good[name][::2]) for name in got)
 
@@ -133,7 +127,7 @@ def test_broken_values_stay_in_their_problem(kernel, backend):
 @kinds
 def test_same_bits_at_every_call(kernel, estimator, shape, backend):
     problem = on_device(hsic_problem(*shape, batch=(2,)))
-    check_repeats(lambda: hsic_results(problem, kernel=kernel, estimator=estimator, backend=backend))
+    check_repeats(lambda: run_problem(leaves(problem), kernel=kernel, estimator=estimator, backend=backend))
 
 
 @ONLY_GPU
@@ -143,7 +137,7 @@ def test_memory_of_the_gaussian_kernel_does_not_grow_with_the_square(backend):
     problem = leaves(on_device(hsic_problem(16384, 32, 32)))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    hsic_results(problem, kernel="rbf", backend=backend)
+    run_problem(leaves(problem), kernel="rbf", backend=backend)
     assert torch.cuda.max_memory_allocated() - before < 2**28
 
 
@@ -153,24 +147,26 @@ def test_memory_of_the_gaussian_kernel_does_not_grow_with_the_square(backend):
 @kinds
 def test_cuda_graph(kernel, estimator, samples, backend):
     problems = [on_device(hsic_problem(samples, 24, 30, batch=(2,))) for _ in range(2)]
-    check_graph(value(backend, kernel, estimator), *problems)
+    check_graph(HSIC.call("xy", backend, kernel=kernel, estimator=estimator), *problems)
 
 
 @backends
 @kinds
 def test_compile_with_any_number_of_samples(kernel, estimator, backend):
     problems = [on_device(hsic_problem(samples, 24, 30, batch=(2,))) for samples in (40, 77, 130)]
-    check_compiled(value(backend, kernel, estimator), problems)
+    check_compiled(HSIC.call("xy", backend, kernel=kernel, estimator=estimator), problems)
 
 
 @backends
 @kinds
 def test_autocast_leaves_dtypes_alone(kernel, estimator, backend):
-    check_autocast(value(backend, kernel, estimator), on_device(hsic_problem(40, 24, 30)))
+    check_autocast(HSIC.call("xy", backend, kernel=kernel, estimator=estimator), on_device(hsic_problem(40, 24, 30)))
 
 
 @ONLY_GPU
 @backends
 @kinds
 def test_side_stream(kernel, estimator, backend):
-    check_side_stream(value(backend, kernel, estimator), on_device(hsic_problem(64, 24, 30, batch=(2,))))
+    check_side_stream(
+        HSIC.call("xy", backend, kernel=kernel, estimator=estimator), on_device(hsic_problem(64, 24, 30, batch=(2,)))
+    )

@@ -14,32 +14,22 @@ from tests.support.gpu import (
     backends,
     check,
     check_against_reference,
-    check_autocast,
-    check_compiled,
-    check_graph,
     check_repeats,
-    check_side_stream,
     on_device,
     small,
-    with_broken_padding,
 )
-from tests.support.operators import leaves, packed_index, run_scan, same_bits, scan_problem
+from tests.support.gpu_kernels import KernelTests
+from tests.support.operators import leaves, same_bits
+from tests.support.operators.kernels import SCAN
+from tests.support.operators.selective_scan import run_scan, scan_problem, without_softplus
 
 OP = "selective_scan"
 pytestmark = pytest.mark.usefixtures("poisoned")
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 
 
-def scan(backend, index=None, reverse=False):
-    """The public function of a problem's tensors in their order, with the last state."""
-    names = tuple(scan_problem(1, 1, 1, 1))
-
-    def call(*tensors):
-        problem = dict(zip(names, tensors, strict=True))
-        flags = {"delta_softplus": True, "return_last_state": True, "reverse": reverse, "seq_idx": index}
-        return bdam_fast.selective_scan(**problem, **flags, backend=backend)
-
-    return call
+class TestKernel(KernelTests):
+    kernel, last, steps = SCAN, 16, ("u", "delta", "z", "B", "C")
 
 
 @backends
@@ -83,10 +73,7 @@ def test_groups_and_constant_projections(reverse, groups, backend):
 @pytest.mark.parametrize("softplus", [False, True])
 def test_optional_arguments(softplus, absent, backend):
     problem = scan_problem(2, 36, 33, 16, absent=absent)
-    if not softplus:  # steps of both signs that do not let the state explode
-        problem["delta"] = 0.05 * problem["delta"]
-        if "delta_bias" in problem:
-            problem["delta_bias"] = 0.02 * problem["delta_bias"]
+    problem = problem if softplus else without_softplus(problem)
     problem = on_device(problem)
     for last in (True, False):
         check_against_reference(OP, backend, problem, delta_softplus=softplus, return_last_state=last)
@@ -107,17 +94,6 @@ def test_packed(order, padding, reverse, backend):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_packed_in_half_precision(reverse, dtype, backend):
     check(OP, backend, 2, 64, 130, 16, padding=0.2, make={"dtype": dtype}, reverse=reverse)
-
-
-@backends
-@pytest.mark.parametrize("reverse", [False, True])
-def test_nothing_is_read_from_padding(reverse, backend):
-    index = packed_index(2, 70, 0.3).to(DEVICE)
-    clean = on_device(scan_problem(2, 36, 70, 16))
-    broken = with_broken_padding(clean, ("u", "delta", "z", "B", "C"), index)
-    got, expected = (run_scan(leaves(p), backend=backend, seq_idx=index, reverse=reverse) for p in (broken, clean))
-    assert all(same_bits(got[name], expected[name]) for name in got)
-    assert all(got[name].isfinite().all() for name in got)
 
 
 @backends
@@ -155,12 +131,6 @@ def test_extreme_values_stay_in_their_channel(where, bad, backend):
 
 
 @backends
-def test_no_batch(backend):
-    got = run_scan(leaves(on_device(scan_problem(0, 36, 9, 16))), backend=backend)
-    assert got["out"].shape == (0, 36, 9) and got["dA"].abs().sum() == 0
-
-
-@backends
 @pytest.mark.parametrize("reverse", [False, True])
 def test_few_channels_and_many_steps(reverse, backend):
     """The regime that cuts time, where a kernel has one."""
@@ -174,32 +144,6 @@ def test_few_channels_and_many_steps(reverse, backend):
 def test_same_bits_at_every_call(dtype, shape, backend):
     problem = on_device(scan_problem(*shape, dtype=dtype))
     check_repeats(lambda: run_scan(leaves(problem), backend=backend))
-
-
-@ONLY_GPU
-@backends
-@pytest.mark.parametrize("packed", [False, True])
-def test_cuda_graph(packed, backend):
-    index = packed_index(2, 77).to(DEVICE) if packed else None
-    problems = [on_device(scan_problem(2, 64, 77, 16)) for _ in range(2)]
-    check_graph(scan(backend, index), *problems)
-
-
-@backends
-def test_compile_with_any_length(backend):
-    check_compiled(scan(backend), [on_device(scan_problem(2, 36, length, 16)) for length in (40, 77, 130, 200)])
-
-
-@backends
-def test_autocast_leaves_dtypes_alone(backend):
-    problem = scan_problem(2, 36, 40, 16)
-    check_autocast(scan(backend), on_device({**problem, "u": problem["u"].bfloat16()}))
-
-
-@ONLY_GPU
-@backends
-def test_side_stream(backend):
-    check_side_stream(scan(backend), on_device(scan_problem(2, 64, 77, 16)))
 
 
 @ONLY_GPU

@@ -5,8 +5,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.operators import check_scan, packed_index, scan_problem
+from tests.support.operators import packed_index
 from tests.support.operators.causal_conv1d import check_conv, conv_problem
+from tests.support.operators.selective_scan import check_scan, scan_problem
 from tests.support.operators.updates import check_step, check_update, row, step_problem, update_problem
 
 pytestmark = pytest.mark.usefixtures("kernels")

@@ -8,13 +8,7 @@ from torch.autograd import forward_ad
 
 import bdam_fast
 from tests.support.operators import BACKENDS, leaves, same_bits
-from tests.support.operators.updates import (
-    CAUSAL_CONV1D_UPDATE,
-    SELECTIVE_STATE_UPDATE,
-    UPDATES,
-    Update,
-    copy_of,
-)
+from tests.support.operators.updates import CAUSAL_CONV1D_UPDATE, SELECTIVE_STATE_UPDATE, UPDATES, Update, copy_of
 
 pytestmark = pytest.mark.usefixtures("kernels")
 updates = pytest.mark.parametrize("update", UPDATES, ids=lambda update: update.name)
@@ -33,6 +27,23 @@ def test_values_are_the_same_with_and_without_gradient(update, case):
     expected = update.run(problem)
     torch.testing.assert_close((out.detach(), state.detach()), expected, rtol=1e-5, atol=1e-5)
     assert not update.state_is_exact or torch.equal(state, expected[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@parametrize(
+    *((SELECTIVE_STATE_UPDATE, {"channels": 4, "states": 3, "groups": groups}) for groups in (0, 2)),
+    *(
+        (CAUSAL_CONV1D_UPDATE, {"channels": 3, "length": length, "entries": entries})
+        for length, entries in ((0, 3), (0, 4), (2, 3), (6, 4))
+    ),
+)
+def test_gradcheck(update, case, backend):
+    problem = update.problem(2, dtype=torch.float64, **case)
+
+    def call(*tensors):
+        return update.follow(backend, 2, **dict(zip(problem, tensors, strict=True)))
+
+    assert torch.autograd.gradcheck(call, list(leaves(problem).values()))
 
 
 @updates

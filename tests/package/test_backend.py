@@ -17,7 +17,8 @@ from bdam_fast.ops.hsic import op as hsic
 from bdam_fast.ops.selective_scan import op
 from bdam_fast.ops.selective_state_update import op as update
 from tests.support import ROOT
-from tests.support.operators import leaves, run_scan, scan_problem
+from tests.support.operators import leaves
+from tests.support.operators.selective_scan import run_scan, scan_problem
 
 # What a machine without the compiled extension is like.
 CUDA = torch.device("cuda")

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 
 import bdam_fast
 from bdam_fast import compat
-from tests.support.operators import leaves, packed_index, scan_problem
+from tests.support.operators import leaves, packed_index
 from tests.support.operators.causal_conv1d import conv_problem
-from tests.support.operators.updates import step_problem, update_problem
+from tests.support.operators.selective_scan import scan_problem
+from tests.support.operators.updates import UPDATES, step_problem, update_problem
 
 pytestmark = pytest.mark.usefixtures("kernels")
 SIGNATURES = {  # mamba_ssm 2.3.2 and causal_conv1d 1.5 to 1.7
@@ -137,13 +138,14 @@ def test_selective_state_update_with_heads():
     assert torch.equal(compat.selective_state_update(**problem, dt_softplus=True), expected)
 
 
-def test_selective_state_update_with_indices():
-    problem = step_problem(2, 5, 4)
-    pool = torch.randn(6, 5, 4)
-    before, rows = pool.clone(), torch.tensor([4, 1], dtype=torch.int32)
+@pytest.mark.parametrize("update", UPDATES, ids=lambda update: update.name)
+def test_updates_with_indices(update):
+    problem, pool = update.problem(2, 5), update.problem(6, 5)[update.state]
+    before, rows = pool.clone(), torch.tensor([4, 0], dtype=torch.int32)
     states = pool[rows].clone()
-    out = compat.selective_state_update(**{**problem, "state": pool}, state_batch_indices=rows)
-    assert torch.equal(out, bdam_fast.selective_state_update(**{**problem, "state": states}))
+    indices = {"selective_state_update": "state_batch_indices", "causal_conv1d_update": "conv_state_indices"}
+    out = getattr(compat, update.name)(**{**problem, update.state: pool, indices[update.name]: rows})
+    assert torch.equal(out, getattr(bdam_fast, update.name)(**{**problem, update.state: states}))
     before[rows.long()] = states
     assert torch.equal(pool, before)
 
@@ -180,17 +182,6 @@ def test_causal_conv1d_update_with_a_circular_state(steps, entries):
         for b in range(2):
             order = [(int(seen[b]) - entries + j) % entries for j in range(entries)]
             assert torch.equal(circular[b][:, order], moving[b])
-
-
-def test_causal_conv1d_update_with_indices():
-    problem = update_problem(2, 5)
-    pool = torch.randn(6, 5, 4)
-    before, rows = pool.clone(), torch.tensor([5, 0], dtype=torch.int32)
-    states = pool[rows].clone()
-    out = compat.causal_conv1d_update(**{**problem, "conv_state": pool}, conv_state_indices=rows)
-    assert torch.equal(out, bdam_fast.causal_conv1d_update(**{**problem, "conv_state": states}))
-    before[rows.long()] = states
-    assert torch.equal(pool, before)
 
 
 def error(function, problem, kind, text, **changes):

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import bdam_fast
 from bdam_fast import _native
 from bdam_fast.flops import register_flop_formulas
-from tests.support.operators import scan_problem
+from tests.support.operators.selective_scan import scan_problem
 
 pytestmark = pytest.mark.skipif(not _native.available(), reason="the compiled extension is not built")
 aten = torch.ops.aten

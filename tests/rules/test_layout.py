@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from bdam_fast import _native
+from tests.ops.test_raw_errors import RAW
 from tests.support import ROOT
 from tests.support.house import layout, rules
+from tests.support.operators.kernels import KERNELS
+from tests.support.operators.updates import UPDATES
+from tests.support.operators.wrong_arguments import CASES
 
 
 def test_there_are_five_operators():
@@ -19,6 +23,12 @@ def test_there_are_five_operators():
 @pytest.mark.parametrize("op", _native.OPERATORS)
 def test_one_name_per_operator_in_every_folder(op):
     assert rules.missing_homes(ROOT, op, cuda=op in _native.CUDA_OPERATORS) == []
+
+
+def test_the_tests_that_operators_share_have_every_operator():
+    assert (
+        sorted(kernel.name for kernel in (*KERNELS, *UPDATES)) == sorted(RAW) == sorted(CASES) == layout.operators(ROOT)
+    )
 
 
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.__name__)

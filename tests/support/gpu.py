@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.operators import assert_close, leaves, moved, packed_index, run_scan, same_bits, scan_problem
-from tests.support.operators.causal_conv1d import conv_problem, run_conv
-from tests.support.operators.hsic import pair, run_hsic
+from tests.support import operators
+from tests.support.operators import compare, leaves, moved, packed_index, same_bits
+from tests.support.operators.kernels import KERNELS
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -23,10 +23,7 @@ DEVICE = "cuda" if GPU else "cpu"
 BACKENDS = os.environ.get("BDAM_FAST_GPU_BACKENDS", "cuda,triton" if GPU else "cpu").split(",")
 REFERENCE = os.environ.get("BDAM_FAST_GPU_REFERENCE", DEVICE)
 HALVES = [torch.float32, torch.bfloat16, torch.float16]
-# Round every tile and chunk size in use (4 to 512 steps), and the lengths of the vision models: 77, 192, 193, 197.
-EDGES = [0, 1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 64, 65, 77, 127, 128, 129, 130, 192, 193, 197]
-EDGES += [255, 256, 257, 511, 512, 513, 2047, 2048, 2049]
-LENGTHS = EDGES if GPU else [0, 1, 2, 9, 33, 65, 130]
+LENGTHS = [0, *operators.LENGTHS] if GPU else [0, 1, 2, 9, 33, 65, 130]
 # The reference is a loop of some twenty tiny kernels a step: beyond this many steps the CPU runs it faster, and several
 # processes do not wait for each other's.
 LOOPED = 130
@@ -44,26 +41,7 @@ def on_device(problem: dict[str, Any], device: str = DEVICE) -> dict[str, Any]:
     return {name: moved(v, device) if isinstance(v, Tensor) else v for name, v in problem.items()}
 
 
-def hsic_problem(samples: int, width_x: int, width_y: int, **kwargs: Any) -> dict[str, Tensor]:
-    """x and y of hsic by name."""
-    return dict(zip("xy", pair(samples, width_x, width_y, **kwargs), strict=True))
-
-
-def hsic_results(problem: dict[str, Tensor], **kwargs: Any) -> Results:
-    """The value and both gradients."""
-    return run_hsic(problem["x"], problem["y"], **kwargs)
-
-
-MAKE: dict[str, Callable[..., dict[str, Tensor]]] = {
-    "selective_scan": scan_problem,
-    "causal_conv1d": conv_problem,
-    "hsic": hsic_problem,
-}
-RUN: dict[str, Callable[..., Results]] = {
-    "selective_scan": run_scan,
-    "causal_conv1d": run_conv,
-    "hsic": hsic_results,
-}
+OPERATORS = {kernel.name: kernel for kernel in KERNELS}
 
 
 def with_broken_padding(problem: dict[str, Tensor], names: tuple[str, ...], index: Tensor) -> dict[str, Tensor]:
@@ -79,8 +57,8 @@ def references(op: str, problem: dict[str, Tensor], options: dict[str, Any]) -> 
     steps = 0 if op == "hsic" else problem["u" if op == "selective_scan" else "x"].shape[2]
     place = "cpu" if steps > LOOPED else REFERENCE
     problem, options = on_device(problem, place), on_device(options, place)
-    exact = RUN[op](leaves(problem, torch.float64), backend="reference", **options)
-    same = RUN[op](leaves(problem), backend="reference", **options)
+    exact = OPERATORS[op].run(leaves(problem, torch.float64), backend="reference", **options)
+    same = OPERATORS[op].run(leaves(problem), backend="reference", **options)
     return tuple({name: value.to(DEVICE) for name, value in found.items()} for found in (exact, same))
 
 
@@ -88,7 +66,7 @@ def references(op: str, problem: dict[str, Tensor], options: dict[str, Any]) -> 
 def _prepared(op: str, shape: tuple, make: tuple, run: tuple, padding: float) -> tuple:
     """Problem, options and references, shared by the backends."""
     torch.manual_seed(0)
-    problem, options = MAKE[op](*shape, **dict(make)), dict(run)
+    problem, options = OPERATORS[op].problem(*shape, **dict(make)), dict(run)
     if padding:
         options["seq_idx"] = packed_index(shape[0], shape[2], padding)
     problem, options = on_device(problem), on_device(options)
@@ -114,11 +92,9 @@ def check_against_reference(op: str, backend: str, problem: dict[str, Tensor], *
 
 def _compared(op: str, backend: str, problem: dict, options: dict, expected: tuple[Results, Results]) -> Results:
     exact, same = expected
-    got = RUN[op](leaves(problem), backend=backend, **options)
-    for name, value in got.items():
-        assert value.device.type == DEVICE
-        assert value.dtype == same[name].dtype, f"{name}: {value.dtype}, expected {same[name].dtype}"
-        assert_close(name, value, exact[name], same[name])
+    got = OPERATORS[op].run(leaves(problem), backend=backend, **options)
+    assert {value.device.type for value in got.values()} == {DEVICE}
+    compare(got, exact, same)
     return got
 
 

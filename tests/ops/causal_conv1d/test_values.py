@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import bdam_fast
-from tests.support.operators import BACKENDS, leaves, packed_index, same_bits
+from tests.support.operators import BACKENDS, LENGTHS, leaves, packed_index, same_bits
 from tests.support.operators.causal_conv1d import check_conv, conv_problem, run_conv
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -26,39 +26,7 @@ def test_dtypes(isa, dtype, order):
     check_conv(conv_problem(2, 18, 40, 3, dtype=dtype, order=order), seq_idx=packed_index(2, 40))
 
 
-LENGTHS = [
-    0,
-    1,
-    2,
-    3,
-    7,
-    8,
-    9,
-    15,
-    16,
-    17,
-    31,
-    32,
-    33,
-    63,
-    64,
-    65,
-    77,
-    127,
-    128,
-    129,
-    130,
-    192,
-    193,
-    197,
-    255,
-    256,
-    257,
-]
-LENGTHS += [511, 512, 513, 515, 1023, 1025, 2047, 2048, 2049]
-
-
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", [0, 15, 16, 17, *LENGTHS, 515, 1023, 1025])
 @pytest.mark.parametrize("order", ["bld", "bdl"])
 def test_lengths(length, order):
     """Time pieces from 256 steps on, and row tiles of 512: few channels, so that time is cut."""

@@ -119,6 +119,16 @@ def test_median_width(samples):
     torch.testing.assert_close(saved[:, 2], median_sigma(x.double()), rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_median_width_is_a_constant_in_the_gradient(backend):
+    x, y = pair(9, 3, 4)
+    sigma = [float(torch.nn.functional.pdist(t).square().median().div(2).sqrt()) for t in (x, y)]
+    expected = run_hsic(x, y, kernel="rbf", sigma_x=sigma[0], sigma_y=sigma[1], backend=backend)
+    got = run_hsic(x, y, kernel="rbf", backend=backend)
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("samples", [20, 600])
 def test_median_width_of_labels_and_of_equal_rows(samples):
     """Equal rows have distance zero exactly: the mean steps in when most pairs coincide, and 1 when all do."""
@@ -172,6 +182,25 @@ def test_same_bits_with_any_number_of_threads(kernels, kernel, estimator, shape)
         torch.set_num_threads(threads)
         results.append(run_hsic(x, y, kernel=kernel, estimator=estimator, backend="cpu"))
     assert all(same_bits(r[name], results[0][name]) for r in results for name in r)
+
+
+def test_one_tensor_twice_and_an_expanded_gradient():
+    x = pair(8, 5, 6)[0].requires_grad_()
+    grads = [
+        torch.autograd.grad(bdam_fast.hsic(x.expand(3, 8, 5), x.expand(3, 8, 5), backend=b).sum(), x)[0]
+        for b in BACKENDS
+    ]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_nothing(backend):
+    x, y = (t.requires_grad_() for t in pair(20, 5, 6))
+    plain = bdam_fast.hsic(x, y, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = bdam_fast.hsic(x, y, backend=backend)
+    grads = [torch.autograd.grad(value, (x, y)) for value in (cast, plain)]
+    assert same_bits(cast, plain) and all(same_bits(*pair) for pair in zip(*grads, strict=True))
 
 
 def test_calls_are_counted():

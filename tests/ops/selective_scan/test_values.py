@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import bdam_fast
-from tests.support.operators import check_scan, leaves, packed_index, run_scan, same_bits, scan_problem
+from tests.support.operators import LENGTHS, leaves, packed_index, same_bits
+from tests.support.operators.selective_scan import check_scan, run_scan, scan_problem, with_own_dtypes, without_softplus
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -20,34 +21,6 @@ SHAPES = [
     (1, 3, 5, 256),
     (2, 1, 40, 1),
 ]
-LENGTHS = [
-    1,
-    2,
-    3,
-    7,
-    8,
-    9,
-    31,
-    32,
-    33,
-    63,
-    64,
-    65,
-    77,
-    127,
-    128,
-    129,
-    130,
-    192,
-    193,
-    197,
-    255,
-    256,
-    257,
-    511,
-    512,
-    513,
-]
 
 
 @pytest.mark.parametrize("order", ["bld", "bdl", "strided"])
@@ -56,7 +29,7 @@ def test_shapes_and_orders(isa, shape, order):
     check_scan(scan_problem(*shape, order=order))
 
 
-@pytest.mark.parametrize("length", [*LENGTHS, 2047, 2048, 2049])
+@pytest.mark.parametrize("length", LENGTHS)
 def test_lengths(length):
     check_scan(scan_problem(1, 7, length, 3, order="bdl"), reverse=length % 2 == 0)
 
@@ -91,10 +64,7 @@ def test_projections_reverse_and_packing(isa, groups, packed, reverse):
 @pytest.mark.parametrize("softplus", [False, True])
 def test_optional_arguments(absent, length, softplus):
     problem = scan_problem(2, 18, length, 6, absent=absent)
-    if not softplus:  # steps of both signs that do not let the state explode
-        problem["delta"] = 0.05 * problem["delta"]
-        if "delta_bias" in problem:
-            problem["delta_bias"] = 0.02 * problem["delta_bias"]
+    problem = problem if softplus else without_softplus(problem)
     check_scan(problem, delta_softplus=softplus)
     check_scan(problem, delta_softplus=softplus, return_last_state=False)
 
@@ -106,12 +76,7 @@ def test_dtypes(isa, dtype, order):
 
 
 def test_every_argument_may_have_its_own_dtype():
-    problem = scan_problem(2, 9, 40, 4, dtype=torch.bfloat16)
-    problem["delta"] = problem["delta"].float()
-    problem["B"] = problem["B"].half()
-    problem["A"] = problem["A"].double()
-    problem["D"] = problem["D"].half()
-    problem["initial_state"] = problem["initial_state"].bfloat16()
+    problem = with_own_dtypes(scan_problem(2, 9, 40, 4, dtype=torch.bfloat16))
     got = check_scan(problem)
     assert (got["out"].dtype, got["last"].dtype) == (torch.bfloat16, torch.float32)
     assert [got[f"d{n}"].dtype for n in ("A", "B", "D")] == [torch.float64, torch.float16, torch.float16]

@@ -5,7 +5,7 @@ import torch
 
 import bdam_fast
 from tests.support.operators import BACKENDS, same_bits
-from tests.support.operators.updates import check_step, run_step, step_problem
+from tests.support.operators.updates import check_step, odd_step_problem, run_step, step_problem
 
 pytestmark = pytest.mark.usefixtures("kernels")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -37,14 +37,7 @@ def test_state_of_another_dtype(isa, x, state):
 
 
 def test_parameters_of_other_dtypes_and_strides():
-    problem = step_problem(2, 18, 16)
-    problem |= {
-        "A": problem["A"].T.contiguous().T.double(),
-        "D": torch.randn(36).half()[::2],
-        "dt_bias": torch.randn(1).bfloat16().expand(18),
-        "C": torch.randn(1, 16).half().expand(2, -1),
-        "dt": torch.randn(2, 1).expand(-1, 18),
-    }
+    problem = odd_step_problem()
     check_step(problem)
     check_step(problem | {"A": -torch.rand(18, 16).bfloat16()})
 

@@ -36,8 +36,8 @@ def missing_homes(root: Path, op: str, *, cuda: bool) -> list[str]:
     homes = [f"csrc/{op}/{op}.h", f"csrc/{op}/{op}.cpp", f"csrc/{op}/cpu/dispatch.cpp", f"csrc/{op}/cpu/kernel.inl"]
     parts = ("__init__", "op", "reference", "triton_impl", "triton_kernels")
     homes += [f"bdam_fast/ops/{op}/{part}.py" for part in parts]
-    homes += [f"tests/ops/{op}/test_{part}.py" for part in ("values", "grad", "errors")]
-    homes += [f"tests/triton/interpreter/test_{op}.py", f"tests/gpu/test_{op}.py", f"tests/support/triton/{op}.py"]
+    homes += [f"tests/{folder}/test_{op}.py" for folder in ("triton/interpreter", "gpu")]
+    homes += [f"tests/ops/{op}/test_values.py", f"tests/support/triton/{op}.py"]
     if cuda:
         homes += [f"csrc/{op}/cuda/{part}" for part in ("binding.cpp", "forward.cuh")]
         homes += [f"tests/cuda_host/test_{op}.py"]

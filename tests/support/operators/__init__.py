@@ -1,17 +1,20 @@
-"""Helpers of the operator tests: one tolerance table, problems, and comparisons with the float64 reference."""
+"""Helpers of the operator tests: one tolerance table, memory orders, and comparisons with the float64 reference."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-
-import bdam_fast
 
 # The backends that run on every machine.
 BACKENDS = ["cpu", "reference"]
 # Allowed error of a result, by its dtype: twice the error of the same computation in PyTorch plus this much of the
 # largest entry. float32: sums in another order and an exp2 of 0.8 ulp; the others: one rounding of the result.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+
+# Around every tile and chunk size in use (4 to 512 steps), and the lengths of the vision models: 77, 192, 193, 197.
+LENGTHS = [1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 64, 65, 77, 127, 128, 129, 130, 192, 193, 197]
+LENGTHS += [255, 256, 257, 511, 512, 513, 2047, 2048, 2049]
 
 
 def assert_close(name: str, got: Tensor, exact: Tensor, same_dtype: Tensor | None = None) -> None:
@@ -57,46 +60,6 @@ def stream(batch: int, channels: int, length: int, dtype: torch.dtype, order: st
     return torch.randn(batch, 2 * channels, 3 * length + 1).to(dtype)[:, 1::2, 1::3]
 
 
-def scan_problem(
-    batch: int = 2,
-    channels: int = 5,
-    length: int = 9,
-    states: int = 4,
-    *,
-    dtype: torch.dtype = torch.float32,
-    order: str = "bld",
-    groups: tuple[int | None, int | None] = (1, 1),
-    absent: tuple[str, ...] = (),
-) -> dict[str, Tensor]:
-    """Tensor arguments of selective_scan.
-
-    `groups` of B and C: None is constant (D, N), 1 is (B, N, L), else (B, G, N, L).
-    """
-
-    def projection(count: int | None) -> Tensor:
-        if count is None:
-            return torch.randn(channels, states)
-        whole = stream(batch, count * states, length, dtype, order)
-        return whole if count == 1 else whole.unflatten(1, (count, states))
-
-    parameter_type = torch.float64 if dtype == torch.float64 else torch.float32
-    problem = {
-        "u": stream(batch, channels, length, dtype, order),
-        "delta": stream(batch, channels, length, dtype, order) - 0.5,
-        "A": -torch.arange(1, states + 1) * torch.exp(0.1 * torch.randn(channels, states)),
-        "B": projection(groups[0]),
-        "C": projection(groups[1]),
-        "D": torch.randn(channels),
-        "z": stream(batch, channels, length, dtype, order),
-        "delta_bias": torch.rand(channels) * 2 - 2,
-        "initial_state": torch.randn(batch, channels, states),
-    }
-    for name in ("A", "B", "C", "D", "delta_bias", "initial_state"):
-        if problem[name].dtype == torch.float32:
-            problem[name] = problem[name].to(parameter_type)
-    return {name: value for name, value in problem.items() if name not in absent}
-
-
 def packed_index(batch: int, length: int, padding: float = 0.2) -> Tensor:
     """(B, L) int32 of ascending sequence indices, some of them replaced by padding."""
     index = torch.sort(torch.randint(0, 4, (batch, length)), dim=1).values.int()
@@ -106,7 +69,7 @@ def packed_index(batch: int, length: int, padding: float = 0.2) -> Tensor:
 
 def leaves(problem: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The same tensors, views and strides kept, as autograd leaves (converted when a dtype is given)."""
-    return {name: (v.detach() if dtype is None else v.to(dtype)).requires_grad_() for name, v in problem.items()}
+    return {name: v.detach().to(dtype or v.dtype).requires_grad_() for name, v in problem.items()}
 
 
 def moved(value: Tensor, device: str) -> Tensor:
@@ -115,26 +78,30 @@ def moved(value: Tensor, device: str) -> Tensor:
     return memory.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
-def run_scan(problem: dict[str, Tensor], seed: int = 1, **kwargs: Any) -> dict[str, Tensor]:
-    """Output, last state and every gradient of a random scalar of both."""
-    kwargs = {"delta_softplus": True, "return_last_state": True, **kwargs}
-    result = bdam_fast.selective_scan(**problem, **kwargs)
-    out, last = result if kwargs["return_last_state"] else (result, None)
-    generator = torch.Generator().manual_seed(seed)
-    results = {"out": out} if last is None else {"out": out, "last": last}
-    upstream = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r) for r in results.values()]
+def with_gradients(problem: dict[str, Tensor], results: dict[str, Tensor], upstream: list[Tensor]) -> dict[str, Tensor]:
+    """The results, and the gradients `d<name>` of those tensors of the problem that require one."""
     wanted = {name: value for name, value in problem.items() if value.requires_grad}
     grads = torch.autograd.grad(list(results.values()), list(wanted.values()), upstream, materialize_grads=True)
     results = {name: value.detach() for name, value in results.items()}
     return results | {f"d{name}": g for name, g in zip(wanted, grads, strict=True)}
 
 
-def check_scan(problem: dict[str, Tensor], backend: str = "cpu", **kwargs: Any) -> dict[str, Tensor]:
-    """Kernel against the reference in float64 and in the problem's own dtype, forward and every gradient."""
-    exact = run_scan(leaves(problem, torch.float64), backend="reference", **kwargs)
-    same = run_scan(leaves(problem), backend="reference", **kwargs)
-    got = run_scan(leaves(problem), backend=backend, **kwargs)
+def compare(got: dict[str, Tensor], exact: dict[str, Tensor], same: dict[str, Tensor]) -> None:
+    """Every result against the reference's in float64 and in the problem's own dtype, whose dtype it has."""
+    assert got.keys() == exact.keys()
     for name, value in got.items():
         assert value.dtype == same[name].dtype, f"{name}: {value.dtype}, expected {same[name].dtype}"
         assert_close(name, value, exact[name], same[name])
+
+
+def check(
+    run: Callable[..., dict[str, Tensor]], problem: dict[str, Tensor], backend: str = "cpu", **options: Any
+) -> dict[str, Tensor]:
+    """Kernel against the reference in float64 and in the problem's own dtype, forward and every gradient."""
+    exact = run(leaves(problem, torch.float64), backend="reference", **options)
+    same = run(leaves(problem), backend="reference", **options)
+    got = run(leaves(problem), backend=backend, **options)
+    compare(got, exact, same)
+    for name, value in problem.items():
+        assert got[f"d{name}"].stride() == torch.empty_like(value).stride(), name
     return got

@@ -60,6 +60,18 @@ def step_problem(
     return {name: value for name, value in problem.items() if name not in absent}
 
 
+def odd_step_problem() -> Problem:
+    """Arguments of selective_state_update with other dtypes and strides, some expanded."""
+    problem = step_problem(2, 18, 16)
+    return problem | {
+        "A": problem["A"].T.contiguous().T.double(),
+        "D": torch.randn(36).half()[::2],
+        "dt_bias": torch.randn(1).bfloat16().expand(18),
+        "C": torch.randn(1, 16).half().expand(2, -1),
+        "dt": torch.randn(2, 1).expand(-1, 18),
+    }
+
+
 def update_problem(
     batch: int = 2,
     channels: int = 5,

@@ -14,9 +14,9 @@ from torch import Tensor, ones, tensor
 
 import bdam_fast
 from bdam_fast._operators import OPERATORS
-from tests.support.operators import scan_problem
 from tests.support.operators.causal_conv1d import conv_problem
 from tests.support.operators.hsic import pair
+from tests.support.operators.selective_scan import scan_problem
 from tests.support.operators.updates import UPDATES, step_problem, update_problem
 
 # Changes of good arguments, the error, and how its text goes on after the operator's name.

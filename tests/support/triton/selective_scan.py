@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from bdam_fast.ops.selective_scan import triton_impl
-from tests.support.operators import packed_index, scan_problem
+from tests.support.operators import packed_index
+from tests.support.operators.selective_scan import scan_problem
 from tests.support.triton.launches import Case
 
 SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")

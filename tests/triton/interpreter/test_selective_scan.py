@@ -1,5 +1,6 @@
-"""selective_scan in Triton, interpreted: the raw forward and backward against the float64 reference."""
+"""selective_scan in Triton, interpreted, against the float64 reference."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,41 +8,24 @@ import torch
 from torch import Tensor
 
 from bdam_fast.ops.selective_scan import triton_impl
-from tests.support.operators import assert_close, leaves, packed_index, run_scan, same_bits, scan_problem
+from tests.support.operators import leaves, packed_index, same_bits
+from tests.support.operators.kernels import SCAN
+from tests.support.operators.selective_scan import (
+    EXTREMES,
+    check_scan,
+    run_scan,
+    scan_problem,
+    with_own_dtypes,
+    without_softplus,
+)
 
 pytestmark = pytest.mark.usefixtures("poison")
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+check = partial(check_scan, backend="triton")
 
 
-def run_raw(problem, *, delta_softplus=True, reverse=False, seq_idx=None, return_last_state=True) -> dict[str, Tensor]:
-    """Results of `run_scan`, with the same upstream gradients, through the raw functions."""
-    tensors = [problem.get(name) for name in NAMES] + [seq_idx]
-    out, last, saved = triton_impl.forward(*tensors, delta_softplus, reverse, return_last_state, True)
-    assert saved.shape == triton_impl.saved_shape(*out.shape, problem["A"].shape[1])
-    results = {"out": out} | ({"last": last} if return_last_state else {})
-    generator = torch.Generator().manual_seed(1)
-    upstream = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype) for r in results.values()]
-    dlast = upstream[1] if return_last_state else None
-    grads = triton_impl.backward(upstream[0], dlast, *tensors, saved, delta_softplus, reverse)
-    for name, grad in zip(NAMES, grads, strict=True):
-        if name in problem:
-            assert grad.dtype == problem[name].dtype, name
-            assert grad.stride() == torch.empty_like(problem[name]).stride(), name
-            results[f"d{name}"] = grad
-        else:
-            assert (grad.shape, grad.dtype) == ((0,), problem["u"].dtype), name
-    return results
-
-
-def check(problem: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-    exact = run_scan(leaves(problem, torch.float64), backend="reference", **kwargs)
-    same = run_scan(leaves(problem), backend="reference", **kwargs)
-    got = run_raw(problem, **kwargs)
-    assert set(got) == set(exact)
-    for name, value in got.items():
-        assert value.dtype == same[name].dtype, f"{name}: {value.dtype}, expected {same[name].dtype}"
-        assert_close(name, value, exact[name], same[name])
-    return got
+def run(problem: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
+    """Output, last state and every gradient."""
+    return run_scan(leaves(problem), backend="triton", **kwargs)
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 7, 8, 9, 31, 32, 33, 65])
@@ -88,20 +72,12 @@ def test_several_blocks_of_a_group():
 @pytest.mark.parametrize("softplus", [False, True])
 def test_optional_arguments(absent, softplus):
     problem = scan_problem(1, 4, 10, 3, absent=absent)
-    if not softplus:  # steps of both signs that do not let the state explode
-        problem["delta"] = 0.05 * problem["delta"]
-        if "delta_bias" in problem:
-            problem["delta_bias"] = 0.02 * problem["delta_bias"]
+    problem = problem if softplus else without_softplus(problem)
     check(problem, delta_softplus=softplus, return_last_state=softplus)
 
 
 def test_every_argument_may_have_its_own_dtype():
-    problem = scan_problem(1, 9, 10, 4, dtype=torch.bfloat16)
-    problem["delta"] = problem["delta"].float()
-    problem["B"] = problem["B"].half()
-    problem["A"] = problem["A"].double()
-    problem["D"] = problem["D"].half()
-    problem["initial_state"] = problem["initial_state"].bfloat16()
+    problem = with_own_dtypes(scan_problem(1, 9, 10, 4, dtype=torch.bfloat16))
     check(problem)
     check(scan_problem(1, 3, 4, 4, groups=(None, None)) | {"B": torch.randn(3, 4).half()})
 
@@ -126,17 +102,20 @@ def test_empty(shape):
 
 
 def test_what_is_not_asked_for_is_empty():
-    problem = scan_problem(1, 4, 20, 3)
-    tensors = [problem.get(name) for name in NAMES] + [None]
+    """States, and gradients of absent inputs."""
+    tensors = SCAN.raw_arguments(scan_problem(1, 4, 20, 3, absent=("D", "z", "delta_bias", "initial_state")))[:10]
     results = triton_impl.forward(*tensors, True, False, False, False)
     assert [r.shape for r in results] == [(1, 4, 20), (0,), (0,)]
     assert [r.dtype for r in results[1:]] == [torch.float32] * 2
+    out, _, saved = triton_impl.forward(*tensors, True, False, False, True)
+    assert saved.shape == triton_impl.saved_shape(1, 4, 20, 3)
+    absent = triton_impl.backward(out, None, *tensors, saved, True, False)[5:]
+    assert [(gradient.shape, gradient.dtype) for gradient in absent] == [((0,), out.dtype)] * 4
 
 
 @pytest.mark.parametrize("order", ["bld", "bdl"])
 def test_upstream_gradient_with_any_strides(order):
-    problem = scan_problem(2, 6, 8, 4, order=order)
-    tensors = [problem.get(name) for name in NAMES] + [None]
+    tensors = SCAN.raw_arguments(scan_problem(2, 6, 8, 4, order=order))[:10]
     _, _, saved = triton_impl.forward(*tensors, True, False, False, True)
     dense = torch.randn(2, 6, 8)
     views = [dense.contiguous(), dense.transpose(0, 2).contiguous().transpose(0, 2), dense.mT.contiguous().mT]
@@ -148,7 +127,7 @@ def test_upstream_gradient_with_any_strides(order):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_bits_at_every_call(dtype):
     problem = scan_problem(1, 10, 3, 64, dtype=dtype)
-    runs = [run_raw(problem, seq_idx=torch.zeros(1, 3, dtype=torch.int32)) for _ in range(2)]
+    runs = [run(problem, seq_idx=torch.zeros(1, 3, dtype=torch.int32)) for _ in range(2)]
     assert [name for name in runs[0] if not same_bits(runs[0][name], runs[1][name])] == []
 
 
@@ -171,7 +150,7 @@ def test_padding_gives_zero_beside_a_state_that_is_no_number(groups, order):
     problem = scan_problem(1, 4, 8, 3, order=order, groups=groups, absent=("z",))
     index = torch.tensor([[-1, 0, 0, -1, -1, 0, 0, -1]]).int()
     problem["initial_state"][:, 2] = float("nan")
-    got = run_raw(problem, seq_idx=index)
+    got = run(problem, seq_idx=index)
     assert got["out"][:, 2, index[0] >= 0].isnan().all()
     for name in ("out", "du", "ddelta", "dB", "dC")[: 5 if groups[1] else 4]:
         assert got[name][:, :, index[0] < 0].abs().sum() == 0, name
@@ -191,7 +170,7 @@ def test_extreme_values_stay_in_their_channel(bad):
     where = ("u", "delta", "z", "A", "D", "delta_bias", "initial_state")
     for channel, name in enumerate(where):
         broken[name][(channel,) if name in ("A", "D", "delta_bias") else (slice(None), channel)] = bad
-    clean, got = run_raw(problem), run_raw(broken)
+    clean, got = run(problem), run(broken)
     for name in ("out", "last", "du", "ddelta", "dz", "dinitial_state"):
         assert same_bits(got[name][:, 7:], clean[name][:, 7:]), name
     for name in ("dA", "dD", "ddelta_bias"):
@@ -204,19 +183,13 @@ def test_extreme_values_stay_in_their_channel(bad):
 def test_a_decay_of_minus_infinity_forgets_at_once(reverse):
     problem = scan_problem(1, 3, 5, 2, absent=("initial_state",))
     problem["A"] = torch.full((3, 2), -float("inf"))
-    out = run_raw(problem, reverse=reverse)["out"]
+    out = run(problem, reverse=reverse)["out"]
     expected = run_scan(leaves(problem), backend="reference", reverse=reverse)["out"]
     assert out.isfinite().all()
     torch.testing.assert_close(out, expected)
 
 
-EXTREMES = [(20.0, -0.1), (19.99, -0.1), (20.01, -0.1), (1e4, -1.0), (1.0, 0.0), (1e-3, -1e4), (1.0, -1e4), (0.05, 0.5)]
-
-
-# A negative step without softplus and a negative A grow beyond every dtype, so -1e4 comes with softplus only.
-@pytest.mark.parametrize(
-    ("delta", "A", "softplus"), [(-1e4, -1.0, True), *((d, A, s) for d, A in EXTREMES for s in (False, True))]
-)
+@pytest.mark.parametrize(("delta", "A", "softplus"), EXTREMES)
 def test_extreme_steps_and_decays(delta, A, softplus):
     problem = scan_problem(1, 4, 5, 3, absent=("delta_bias",))
     problem["delta"] = torch.full((1, 4, 5), delta) + 1e-3 * problem["delta"].abs()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.operators import same_bits
-from tests.support.operators.updates import SELECTIVE_STATE_UPDATE, step_problem
+from tests.support.operators.updates import SELECTIVE_STATE_UPDATE, odd_step_problem, step_problem
 
 pytestmark = pytest.mark.usefixtures("poison")
 check, run = (partial(f, backend="triton") for f in (SELECTIVE_STATE_UPDATE.check, SELECTIVE_STATE_UPDATE.run))
@@ -37,14 +37,7 @@ def test_state_of_another_dtype(x, state):
 
 
 def test_parameters_of_other_dtypes_and_strides():
-    problem = step_problem(2, 18, 16)
-    problem |= {
-        "A": problem["A"].T.contiguous().T.double(),
-        "D": torch.randn(36).half()[::2],
-        "dt_bias": torch.randn(1).bfloat16().expand(18),
-        "C": torch.randn(1, 16).half().expand(2, -1),
-        "dt": torch.randn(2, 1).expand(-1, 18),
-    }
+    problem = odd_step_problem()
     check(problem)
 
 

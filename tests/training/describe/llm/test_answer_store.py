@@ -144,16 +144,18 @@ def test_keys_of_answers_that_were_stored_before_never_change():
 
 
 @pytest.mark.parametrize(
-    ("rows", "text"),
+    ("store", "rows", "text"),
     [
-        ([{"key": KEYS[0]}], "the row at byte 0 lacks the strings key and text"),
-        ([{"key": KEYS[0], "text": "a"}] * 2, f"holds two answers for the key {KEYS[0]}"),
+        (AnswerStore, [{"key": KEYS[0]}], "the row at byte 0 lacks the strings key and text"),
+        (AnswerStore, [{"key": KEYS[0], "text": "a"}] * 2, f"holds two answers for the key {KEYS[0]}"),
+        (DescriptionStore, [{"file_path": "a.jpg"}], "the row at byte 0 lacks the strings file_path and status"),
+        (DescriptionStore, [{"file_path": "a.jpg", "status": "ok"}] * 2, "has more than one record of a.jpg"),
     ],
 )
-def test_answers_of_another_form(tmp_path, rows, text):
-    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_rows_of_another_form(tmp_path, store, rows, text):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=text):
-        AnswerStore(tmp_path / "answers.jsonl")
+        store(tmp_path / "rows.jsonl")
 
 
 def test_records_know_which_images_are_done(tmp_path):
@@ -164,16 +166,3 @@ def test_records_know_which_images_are_done(tmp_path):
     again = DescriptionStore(tmp_path / "descriptions.jsonl")
     assert again.file_paths == {"a.jpg", "b.jpg"}
     again.lines.close()
-
-
-@pytest.mark.parametrize(
-    ("rows", "text"),
-    [
-        ([{"file_path": "a.jpg"}], "the row at byte 0 lacks the strings file_path and status"),
-        ([{"file_path": "a.jpg", "status": "ok"}] * 2, "has more than one record of a.jpg"),
-    ],
-)
-def test_records_of_another_form(tmp_path, rows, text):
-    (tmp_path / "descriptions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match=text):
-        DescriptionStore(tmp_path / "descriptions.jsonl")
