@@ -1,18 +1,14 @@
 """The configuration of a run: typed fields, recipes, rows of the paper's tables."""
 
+from training.config.model_stages import Backend, BdamConfig, EncoderConfig, FusionConfig, ModelConfig
 from training.config.stages import (
     STYLE_METHODS,
     AdversarialMode,
-    Backend,
-    BdamConfig,
     Config,
     DataConfig,
-    EncoderConfig,
     EvalConfig,
-    FusionConfig,
     GradNormConfig,
     LossConfig,
-    ModelConfig,
     OptimConfig,
     StyleMethod,
 )

@@ -10,15 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from training.config.model_stages import BdamConfig, EncoderConfig, FusionConfig, ModelConfig
 from training.config.stages import (
     STYLE_METHODS,
-    BdamConfig,
     Config,
     DataConfig,
-    EncoderConfig,
-    FusionConfig,
     GradNormConfig,
-    ModelConfig,
     OptimConfig,
 )
 
@@ -55,17 +52,17 @@ def synthetic() -> Config:
             text_length=48,
             pad=2,
             erase=0.0,
-            ids_per_batch=32,
+            ids_per_batch=64,
             images_per_id=2,
         ),
         model=ModelConfig(
-            visual=EncoderConfig(width=128, layers=1, heads=4, patch_size=16, stem="convolutional"),
-            text=EncoderConfig(width=96, layers=1, heads=4, stem="convolutional", feed_forward=2),
+            visual=EncoderConfig(width=128, layers=1, heads=4, patch_size=16, stem="convolutional", feed_forward=2),
+            text=EncoderConfig(width=64, layers=1, heads=4, stem="convolutional", feed_forward=2),
             bdam=BdamConfig(self_layers=1, cross_layers=1, heads=4, dropout=0.0),
             fusion=FusionConfig(width=48, layers=1, state=8, dropout=0.0),
         ),
-        gradnorm=GradNormConfig(every=16, lr=0.2, warm_steps=4),
-        optim=OptimConfig(lr=2e-3, epochs=12, warmup_epochs=1),
+        gradnorm=GradNormConfig(every=8, lr=0.2, warm_steps=4),
+        optim=OptimConfig(lr=2e-3, epochs=10, warmup_epochs=1),
     )
 
 

@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.testing import assert_close
 
 from tests.support.models import unit
-from training.engine import losses
+from training.engine import adversary
 from training.models.clothing_head import ClothingHead
 
 IDS = torch.tensor([4, 4, 9, 2, 2, 2])
@@ -18,18 +18,18 @@ IDS = torch.tensor([4, 4, 9, 2, 2, 2])
 
 def test_a_batch_of_one_clothing_group_says_nothing():
     image, text = unit(4, 3), unit(4, 3, seed=1)
-    log_p, log_not_p = losses.log_match(image, text, torch.zeros(4), 0.07)
+    log_p, log_not_p = adversary.log_match(image, text, torch.zeros(4), 0.07)
     assert not log_p.any() and not log_not_p.any()
-    values = [losses.clothing_matching(image, text, torch.zeros(4), 0.07)]
+    values = [adversary.clothing_matching(image, text, torch.zeros(4), 0.07)]
     for mode in ("paper", "intent", "odds", "minimax"):
-        values.append(losses.clothing_adversarial(image, image, text, torch.zeros(4), 0.07, mode))
+        values.append(adversary.clothing_adversarial(image, image, text, torch.zeros(4), 0.07, mode))
     for value in values:
         image.grad = None
         value.backward(retain_graph=True)
         assert float(value.detach()) == 0 and not image.grad.any()
 
 
-def adversary(mode, seed=0):
+def backward(mode, seed=0):
     """One head on random branches: the head, its inputs and the value of the loss, after one backward pass; the matching
     loss for the mode "matching"."""
     torch.manual_seed(seed)
@@ -39,9 +39,9 @@ def adversary(mode, seed=0):
     v_clo, v_id_hat_clo, v_critic = head(f_id, f_clo)
     assert (v_critic is not None) == (mode == "critic")
     if mode == "matching":
-        value = losses.clothing_matching(v_clo, text, IDS, tau)
+        value = adversary.clothing_matching(v_clo, text, IDS, tau)
     else:
-        value = losses.clothing_adversarial(v_clo, v_id_hat_clo, text, IDS, tau, mode, v_critic)
+        value = adversary.clothing_adversarial(v_clo, v_id_hat_clo, text, IDS, tau, mode, v_critic)
     value.backward()
     return head, f_id, f_clo, text, tau, float(value.detach())
 
@@ -65,7 +65,7 @@ def gradients(loss, inputs):
 @pytest.mark.parametrize("mode", ["paper", "matching"])
 def test_losses_of_the_clothing_branch_train_all_of_it(mode):
     """Eq. (1) as printed pushes everything away from the clothing text, the matching loss pulls everything towards it."""
-    head, f_id, f_clo, text, tau, value = adversary(mode)
+    head, f_id, f_clo, text, tau, value = backward(mode)
     p, inputs = reference(head.projection, f_clo, text)
     loss = -torch.log1p(-p).mean() if mode == "paper" else -p.log().mean()
     assert value == pytest.approx(float(loss.detach()), rel=1e-5)
@@ -76,7 +76,7 @@ def test_losses_of_the_clothing_branch_train_all_of_it(mode):
 
 @pytest.mark.parametrize("mode", ["intent", "odds"])
 def test_adversary_trains_the_identity_feature_alone(mode):
-    head, f_id, f_clo, text, tau, value = adversary(mode)
+    head, f_id, f_clo, text, tau, value = backward(mode)
     q, inputs = reference(head.projection, f_id, text)
     if mode == "intent":
         push = -torch.log1p(-q).mean()
@@ -90,7 +90,7 @@ def test_adversary_trains_the_identity_feature_alone(mode):
 
 
 def test_critic_learns_what_the_identity_feature_says_and_the_feature_answers_it():
-    head, f_id, f_clo, text, tau, value = adversary("critic")
+    head, f_id, f_clo, text, tau, value = backward("critic")
     q, inputs = reference(head.probe, f_id, text)
     chance = (IDS[:, None] == IDS[None]).float().mean(1)
     push, seek = ((q / (1 - q)).log() - (chance / (1 - chance)).log()).mean().clamp_min(0), -q.log().mean()
@@ -119,15 +119,15 @@ def test_readable_variance_is_that_of_ridge_regression_between_people():
     expected = []
     for fitted in (first, ~first):
         # sklearn divides nothing by the number of channels.
-        reader = Ridge(alpha=losses.RIDGE * 5).fit(x[fitted], y[fitted])
+        reader = Ridge(alpha=adversary.RIDGE * 5).fit(x[fitted], y[fitted])
         rest = ((y[~fitted] - reader.predict(x[~fitted])) ** 2).sum()
         expected.append(1 - rest / ((y[~fitted] - y[fitted].mean(0)) ** 2).sum())
     feature.requires_grad_()
-    value = losses.readable_variance(feature, text, ids)
+    value = adversary.readable_variance(feature, text, ids)
     assert float(value) == pytest.approx(sum(expected) / 2, rel=1e-5) and float(value) > 0.3
     # Down the gradient less is read.
     moved = feature.detach() - 3 * torch.autograd.grad(value, feature)[0]
-    assert losses.readable_variance(moved, text, ids) < float(value)
+    assert adversary.readable_variance(moved, text, ids) < float(value)
 
 
 @pytest.mark.parametrize("people", [1, 12])
@@ -135,7 +135,7 @@ def test_where_nothing_can_be_read_there_is_nothing_to_train(people):
     """A single person, or noise: a reader is worse than the mean."""
     g = torch.Generator().manual_seed(0)
     feature, text = torch.randn(24, 5, generator=g, requires_grad=True), torch.randn(24, 4, generator=g)
-    value = losses.readable_variance(feature, text, torch.arange(24) % people)
+    value = adversary.readable_variance(feature, text, torch.arange(24) % people)
     value.backward()
     assert float(value) == 0 and not feature.grad.any()
 
@@ -149,17 +149,17 @@ def test_odds_pull_where_the_printed_form_does_not():
         f = (sign * 0.1 * text + unit(64, 8, seed=4).detach()).requires_grad_()
         return torch.autograd.grad(loss(f), f)[0]
 
-    def adversary(mode):
-        return lambda f: losses.clothing_adversarial(f, f, text, group, 1e3, mode)
+    def loss_of(mode):
+        return lambda f: adversary.clothing_adversarial(f, f, text, group, 1e3, mode)
 
-    match = pull(lambda f: losses.clothing_matching(f, text, group, 1e3))
-    assert_close(pull(adversary("intent")), -match / 63, rtol=0.02, atol=1e-9)
-    assert_close(pull(adversary("odds")), -match * 64 / 63, rtol=0.02, atol=1e-9)
-    assert not pull(adversary("odds"), sign=-20.0).any()
+    match = pull(lambda f: adversary.clothing_matching(f, text, group, 1e3))
+    assert_close(pull(loss_of("intent")), -match / 63, rtol=0.02, atol=1e-9)
+    assert_close(pull(loss_of("odds")), -match * 64 / 63, rtol=0.02, atol=1e-9)
+    assert not pull(loss_of("odds"), sign=-20.0).any()
 
 
 def test_minimax_probe_seeks_what_the_identity_feature_hides():
-    head, f_id, f_clo, text, tau, value = adversary("minimax")
+    head, f_id, f_clo, text, tau, value = backward("minimax")
     q, id_inputs = reference(head.probe, f_id, text)
     seek = -q.log().mean()
     assert value == pytest.approx(float(seek.detach()), rel=1e-5)

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from tests.support.models import batch, build, recommended, texts
-from training.engine import losses
+from training.engine import adversary, losses
 from training.models.clothing_head import ClothingHead
 from training.models.model import Model
 
@@ -124,9 +124,9 @@ def readable(mode: str | None) -> float:
         v_clo, v_id_hat_clo, v_critic = head(f, f.detach())
         loss = losses.triplet(F.normalize(f, dim=1), ids[rows], 0.3)
         views = (v_clo, v_id_hat_clo, clothing[rows], group)
-        loss = loss + losses.clothing_matching(v_clo, clothing[rows], group, 0.1)
+        loss = loss + adversary.clothing_matching(v_clo, clothing[rows], group, 0.1)
         if mode:
-            loss = loss + losses.clothing_adversarial(*views, 0.1, mode, v_critic)  # type: ignore[arg-type]
+            loss = loss + adversary.clothing_adversarial(*views, 0.1, mode, v_critic)  # type: ignore[arg-type]
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -135,7 +135,7 @@ def readable(mode: str | None) -> float:
     adam = torch.optim.Adam(probe.parameters(), lr=1e-2)
     for _ in range(150):
         rows = torch.randperm(len(ids))[:48]
-        loss = losses.clothing_matching(F.normalize(probe(f[rows]), dim=1), clothing[rows], torch.arange(48), 0.1)
+        loss = adversary.clothing_matching(F.normalize(probe(f[rows]), dim=1), clothing[rows], torch.arange(48), 0.1)
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -161,7 +161,7 @@ def explained(ridge: bool) -> tuple[float, float]:
         loss = losses.triplet(v, ids[rows], 0.3, 0.2)
         loss = loss + 0.1 * losses.info_nce(v, t, ids[rows], 0.1, symmetric=True, positives="own")
         if ridge:
-            loss = loss + 2 * losses.readable_variance(f, image[rows, FACTORS:], ids[rows])
+            loss = loss + 2 * adversary.readable_variance(f, image[rows, FACTORS:], ids[rows])
         adam.zero_grad()
         loss.backward()
         adam.step()

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from tests.support.models import batch, build, recommended, unit
 from training.config import LossConfig
-from training.engine import losses
+from training.engine import adversary, losses
 
 IDS = torch.tensor([4, 4, 9, 2, 2, 2])
 
@@ -98,7 +98,7 @@ def test_match_probability_sums_over_the_texts_of_the_group():
     image, text = unit(6, 4, dtype=torch.float64), unit(6, 4, seed=1, dtype=torch.float64)
     p = (image @ text.T / 0.1).softmax(1)
     expected = torch.stack([p[i][IDS == IDS[i]].sum() for i in range(6)])
-    log_p, log_not_p = losses.log_match(image, text, IDS, 0.1)
+    log_p, log_not_p = adversary.log_match(image, text, IDS, 0.1)
     assert_close(log_p, expected.log())
     assert_close(log_not_p, torch.log1p(-expected))
 
@@ -107,7 +107,7 @@ def test_log_of_one_minus_p_is_right_where_p_rounds_to_one():
     """s = 1 for the right text and -1 for 3 others, tau 0.01: 1 - P = 3 exp(-200), which fp32 cannot even hold."""
     text = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
     image = torch.tensor([[1.0, 0.0]] * 4, requires_grad=True)
-    log_p, log_not_p = losses.log_match(image, text, torch.arange(4), 0.01)
+    log_p, log_not_p = adversary.log_match(image, text, torch.arange(4), 0.01)
     assert float(log_p[0].detach().exp()) == 1
     assert_close(log_not_p[0], torch.tensor(math.log(3) - 200.0))
     log_not_p[0].backward()
