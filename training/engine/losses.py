@@ -136,7 +136,7 @@ def gate_regularisation(gate_BC: Tensor) -> Tensor:
 def matching(logits_M: Tensor, labels_M: Tensor) -> Tensor:
     """Binary cross-entropy of the image-text-matching head (reading 15); matching and mismatched pairs have the same weight."""
     matched = labels_M > 0.5
-    value = F.binary_cross_entropy_withscaled_products(logits_M, labels_M, reduction="none")
+    value = F.binary_cross_entropy_with_logits(logits_M, labels_M, reduction="none")
     parts = [value[mask].mean() for mask in (matched, ~matched) if bool(mask.any())]
     return torch.stack(parts).mean()
 
