@@ -37,7 +37,7 @@ class GradNorm:
 
         losses: L_k of this step, unweighted. norms: gradient norm of each, unweighted, on the shared layer. The first
         `warm_steps` calls only average the losses into L_k^0. A task whose norm is 0 has no
-        target and keeps its relative weight. Raises ValueError, before any change, for tasks other than those of the
+        target and keeps its weight. Raises ValueError, before any change, for tasks other than those of the
         constructor and for numbers that are not finite.
         """
         for name, values in (("losses", losses), ("norms", norms)):
@@ -93,9 +93,11 @@ class GradNorm:
             stepped[task] -= config.lr * (self._adam(task, gradient) if config.optimizer == "adam" else gradient)
         # Clipped before exp, which would overflow after a huge gradient.
         low, high = (math.log(bound) for bound in config.clip)
-        clipped = {task: math.exp(min(max(s, low), high)) for task, s in stepped.items()}
-        scale = len(clipped) / sum(clipped.values())
-        self._log_weights = {task: math.log(w * scale) for task, w in clipped.items()}
+        clipped = {task: math.exp(min(max(stepped[task], low), high)) for task in weighted}
+        # A task at rest keeps its weight: rescaled with the others, that of an adversary at its bound rose to 5.99 of 6.
+        resting = sum(math.exp(s) for task, s in self._log_weights.items() if task not in weighted)
+        scale = (len(stepped) - resting) / sum(clipped.values())
+        self._log_weights |= {task: math.log(w * scale) for task, w in clipped.items()}
 
     def _adam(self, task: str, gradient: float) -> float:
         """Direction of Adam (beta 0.9, 0.99): of size 1 whatever the size of the norms, which a plain step follows."""
