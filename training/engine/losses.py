@@ -21,7 +21,7 @@ from training.engine.adversary import (
     readable_variance,
     scaled_products,
 )
-from training.models.features import Features, PairFeatures, limited_gradient
+from training.models.model_outputs import Features, PairFeatures, limited_gradient
 
 # Lower bound of the HSIC of a feature with itself: below it the feature counts as constant.
 MIN_HSIC = 1e-12

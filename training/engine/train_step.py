@@ -19,8 +19,8 @@ from training.config import Config, OptimConfig
 from training.data.loader import Batch
 from training.engine.gradnorm import GradNorm, backward_tasks
 from training.engine.losses import fixed_losses, task_losses, task_names
-from training.models.features import EncoderOutput
 from training.models.model import Model
+from training.models.model_outputs import EncoderOutput
 from training.models.retrieval_model import RetrievalModel
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -145,8 +145,8 @@ def _blocks(seeds: int, people: int, resamples: int) -> Iterator[tuple[np.ndarra
 
 @lru_cache(maxsize=1)
 def _draws(seeds: int, people: int, resamples: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each resample has each seed (R, S) and each identity (R, I), uint16. Kept for the next row: drawing them takes
-    most of a comparison's time."""
+    """Number of times that each resample has each seed (R, S) and each identity (R, I), uint16. Kept for the next row: drawing
+    them takes most of a comparison's time."""
     rng = np.random.default_rng(0)
     drawn = [rng.multinomial(n, np.full(n, 1 / n), resamples).astype(np.uint16) for n in (seeds, people)]
     return drawn[0], drawn[1]

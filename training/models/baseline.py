@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.config import LossConfig, ModelConfig
-from training.models.features import EncoderOutput, ImageEmbedding, PairFeatures
+from training.models.model_outputs import EncoderOutput, ImageEmbedding, PairFeatures
 from training.models.retrieval_model import RetrievalModel
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from training.config import LossConfig, ModelConfig
 from training.models.bdam import Bdam, BdamOutput
 from training.models.clothing_head import ClothingHead
 from training.models.encoders import TextEncoder, VisualEncoder
-from training.models.features import (
+from training.models.fusion import Fusion, FusionOutput, MatchingHead, masked_mean, projection
+from training.models.model_outputs import (
     EncoderOutput,
     Features,
     ImageEmbedding,
@@ -26,7 +27,6 @@ from training.models.features import (
     limited_gradient,
     negative_indices,
 )
-from training.models.fusion import Fusion, FusionOutput, MatchingHead, masked_mean, projection
 from training.models.retrieval_model import RetrievalModel
 
 if TYPE_CHECKING:

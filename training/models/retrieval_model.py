@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from training.config import LossConfig
-from training.models.features import EncoderOutput, ImageEmbedding, PairFeatures
 from training.models.fusion import Fusion, FusionOutput, MatchingHead
+from training.models.model_outputs import EncoderOutput, ImageEmbedding, PairFeatures
 
 if TYPE_CHECKING:
     from training.data.loader import Batch, TextBatch

@@ -30,7 +30,7 @@ from training.evaluation.dual import DualEmbeddings, embed_dual
 from training.evaluation.metrics import chance_metrics, embedding_metrics
 from training.evaluation.protocols.fusion_protocols import fused_pairs, matching_logits
 from training.evaluation.run_folder import Run
-from training.models.features import hard_negatives, negative_indices
+from training.models.model_outputs import hard_negatives, negative_indices
 from training.utils.io import read_record
 
 # Images of the sample, whole people or not: the first ones of the split.

@@ -1,4 +1,4 @@
-"""What passes between encoders, heads and losses, and which pairs of a batch are wrong ones.
+"""Data between encoders, heads and losses, and the choice of wrong pairs of a batch.
 
 Shapes: B batch, P patches, T text tokens, V text views, C width of an encoder, E joint embedding, M image-text pairs.
 """
