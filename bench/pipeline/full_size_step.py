@@ -42,6 +42,7 @@ def random_batch(config: Config, vocabulary: int, images: int) -> Batch:
         captions=texts(),
         identity=texts(),
         clothing=texts(),
+        other=texts(),
         ids_B=rows // config.data.images_per_id,
         clothing_group_B=rows,
         paths=tuple(map(str, rows.tolist())),

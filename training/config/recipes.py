@@ -52,6 +52,8 @@ def synthetic() -> Config:
             text_length=48,
             pad=2,
             erase=0.0,
+            # Captions name the side of a bag and of a walk: without flips R-1 of a plain dual encoder is 68.9 in place of 66.6.
+            flip=0.0,
             ids_per_batch=64,
             images_per_id=2,
         ),
@@ -67,7 +69,7 @@ def synthetic() -> Config:
 
 
 def synthetic_tables() -> Config:
-    """`synthetic` for the tables: two epochs instead of five, so that three seeds of every row take an evening, and two
+    """`synthetic` for the tables: two epochs instead of ten, so that three seeds of every row take an evening, and two
     self-attention layers per branch, so that the row "shallow" can remove one."""
     config = synthetic()
     model = replace(config.model, bdam=replace(config.model.bdam, self_layers=2))

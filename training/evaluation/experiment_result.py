@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,7 +89,7 @@ class RowResult:
     speed: SpeedBySeed
     comparison: Annotated[dict[str, Comparison], Keys(COMPARED)] | None
     # By name of BESIDE_DUAL; those that every seed has.
-    protocols: dict[str, ProtocolValues] = field(default_factory=dict)
+    protocols: dict[str, ProtocolValues] | None = None
     # Not in files of early versions: processor and threads of each seed, and learning curves.
     machines: list[str] | None = None
     curves: list[Curve] | None = None

@@ -24,7 +24,7 @@ def section(diagnosis: Diagnosis) -> dict[str, Any]:
     tasks = []
     for name, task in diagnosis.tasks.items():
         weight = "fixed" if task.weight is None else f"{task.weight:.3f}"
-        share = f"{shares[name]:.1f} %" if name in shares else "–"
+        share = "at its bound" if task.at_its_bound else f"{shares[name]:.1f} %" if name in shares else "–"
         numbers = (f"{x:.3g}" for x in (task.loss_start, task.loss_end, task.norm_start, task.norm_end))
         tasks.append((name, [*numbers, weight, share]))
     return {

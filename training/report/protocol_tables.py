@@ -43,15 +43,16 @@ def _row(name: str, note: str, metrics: Metrics, chance: Metrics, queries: int) 
 def of_table(table: str, rows: Sequence[tuple[TableRow, RowResult]]) -> list[dict[str, Any]]:
     """Part of a page: R-1 and mAP of each row by the protocols of the table, and chance; nothing where only dual was measured."""
     wanted = PROTOCOLS.get(table, ())
-    names = [name for name in BESIDE_DUAL if name in wanted and any(name in run.protocols for _, run in rows)]
+    results = [run.protocols or {} for _, run in rows]
+    names = [name for name in BESIDE_DUAL if name in wanted and any(name in values for values in results)]
     if not names:
         return []
     head = [f"{name} {HEADINGS[metric]}" for name in ("dual", *names) for metric in COMPARED]
     cells = []
-    for row, run in rows:
-        measured = [run.metrics, *(run.protocols[n].metrics if n in run.protocols else None for n in names)]
-        cells.append([row.label, *(_spread(values, metric) for values in measured for metric in COMPARED)])
-    chances = [rows[0][1].chance, *(next(r.protocols[n].chance for _, r in rows if n in r.protocols) for n in names)]
+    for (row, run), values in zip(rows, results, strict=True):
+        measured = [run.metrics, *(values[n].metrics if n in values else None for n in names)]
+        cells.append([row.label, *(_spread(each, metric) for each in measured for metric in COMPARED)])
+    chances = [rows[0][1].chance, *(next(values[n].chance for values in results if n in values) for n in names)]
     cells.append(["chance", *(f"{chance[metric]:.2f}" for chance in chances for metric in COMPARED)])
     title = "By protocol, percent, mean ± standard deviation: those in which the rows can differ"
     return [{"title": title, "head": ["", *head], "rows": cells}]

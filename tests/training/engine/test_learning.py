@@ -174,5 +174,5 @@ def explained(ridge: bool) -> tuple[float, float]:
 
 def test_the_ridge_adversary_takes_the_clothes_out_of_the_identity_feature() -> None:
     without, with_ridge = explained(False), explained(True)
-    assert without[0] > 0.3 and with_ridge[0] < 0.3 * without[0], (without, with_ridge)
+    assert without[0] > 0.3 and with_ridge[0] < 0.5 * without[0], (without, with_ridge)
     assert with_ridge[1] > 0.8 * without[1], (without, with_ridge)

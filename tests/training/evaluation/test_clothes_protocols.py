@@ -34,7 +34,7 @@ Factors = dict[str, dict[str, Any]]
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rendered") / "set"
-    generate(out, 9, seed=4, val_ids=2, test_ids=5, height=160, width=64)
+    generate(out, 13, seed=4, val_ids=2, test_ids=5, height=160, width=64)
     return out
 
 

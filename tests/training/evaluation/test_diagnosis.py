@@ -82,6 +82,9 @@ def test_values_and_bounds() -> None:
     held = {bound.key: bound.holds(diagnosis.values()[bound.key]) for bound in BOUNDS if bound.key in expected}
     assert held == {key: key != "own_caption" for key in expected}
     assert set(some().values()) == {"info_nce"}, "a part that the model does not have has no value"
+    done = replace(pull(0.0, 5.0), loss_end=0.0)
+    assert some(tasks=tasks | {"c": done}).shares() == diagnosis.shares(), "an adversary at its bound has done its work"
+    assert "info_nce" not in some(info_nce=InfoNce(loss=0.0, chance=0.0)).values(), "a sample of one person"
     dead = some(tasks={"a": pull(1.0, 1.0), "b": pull(0.0, 1.0)}).values()
     assert math.isfinite(dead["spread"]) and dead["spread"] > 1e6 and dead["smallest_share"] == 0.0
     assert {bound.key for bound in BOUNDS} == {*expected, "clothing_text", "matching", "matching_hard"}
@@ -164,8 +167,8 @@ def test_every_part_by_hand(made: tuple[TrainedModel, Dataset]) -> None:
         max((j for j in range(count) if ids[j] != ids[i]), key=lambda j, i=i: float(similarity[i, j]))
         for i in range(count)
     ]
-    logits = {name: model.matching_head(value)[:, 0] for name, value in fused.items()}
-    logits["hard"] = model.matching_head(model.fuse(images[hard], texts(captions)).f_final_BE)[:, 0]
+    fused["hard"] = model.fuse(images[hard], texts(captions)).f_final_BE
+    logits = {name: model.matching_head(value, t_caption) for name, value in fused.items()}
     labels = [1] * count + [0] * count
     for name, value in (("wrong", diagnosis.matching.auc_random), ("hard", diagnosis.matching.auc_hard)):
         expected = roc_auc_score(labels, torch.cat([logits["own"], logits[name]]))
@@ -202,11 +205,11 @@ def test_a_fusion_that_copies_its_caption_is_found_out(
     trained, dataset = made
     model, weights = trained.model, torch.full((1, 2), 0.5)
 
-    def copying(id_tokens: Tensor, f_id: Tensor, tokens: Tensor, mask: Tensor) -> FusionOutput:
+    def copying(image_tokens: Tensor, tokens: Tensor, mask: Tensor) -> FusionOutput:
         return FusionOutput(model._embed_text(model._pool(tokens, mask)), weights)
 
-    def looking(id_tokens: Tensor, f_id: Tensor, tokens: Tensor, mask: Tensor) -> FusionOutput:
-        return FusionOutput(model.identity_projection(f_id), weights)
+    def looking(image_tokens: Tensor, tokens: Tensor, mask: Tensor) -> FusionOutput:
+        return FusionOutput(model.identity_projection(image_tokens.mean(1)), weights)
 
     monkeypatch.setattr(model, "fuse_parts", copying if copies else looking)
     # No two captions alike, within the 16 tokens that this model reads.

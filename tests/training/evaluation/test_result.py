@@ -38,7 +38,9 @@ def run(tmp_path: Path) -> Run:
         if name == "metrics.jsonl":
             (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in values))
         else:
-            write_json(tmp_path / name, values)
+            # Stored from two runs: all results of a folder are of its one checkpoint.
+            same = {"checkpoint": STORED["eval.json"]["checkpoint"]} if "checkpoint" in values else {}
+            write_json(tmp_path / name, values | same)
     return Run(tmp_path)
 
 

@@ -193,9 +193,9 @@ def test_runs_that_are_no_results_are_named(folder, change, match):
 
 def test_numbers_of_the_paper():
     for table, rows in ABLATIONS.items():
-        # Without numbers in the paper: Fig. 5 is a drawing, the readings are ours.
+        # Without numbers in the paper: Fig. 5 is a drawing, the readings and the matching loss are ours.
         if table not in ("fig5", "readings"):
-            assert list(PAPER["tables"][table]) == [name for name, _ in rows]
+            assert list(PAPER["tables"][table]) == [name for name, _ in rows if name != "no-clothing-matching"]
     assert PAPER["tables"]["table3"]["full"] == {"mAP": 72.61, "R1": 79.93, "R5": 92.95, "R10": 96.47}
     # Every row that the paper leaves out loses against its full model: what the directions are compared with.
     for table in ("table1", "table2", "table3"):
@@ -245,7 +245,8 @@ def test_data_sets_have_their_own_chance_and_no_common_full_model():
     rows = [{"name": name, "label": name.upper(), "run": name} for name in runs]
     summary |= {"runs": runs, "tables": {"table5": {"title": "Table 5", "rows": rows}}}
     text = Page(build(summary, "sets")).words()
-    assert "chance, CUHK-PEDES 0.97 0.97" in text and "chance, ICFG-PEDES 0.98 0.98" in text and "Δ" not in text
+    assert "chance, CUHK-PEDES 0.97 0.97" in text and "chance, ICFG-PEDES 0.98 0.98" in text
+    assert "Difference to the" not in text
 
 
 def test_data_that_has_no_validation_split_says_which_it_got():

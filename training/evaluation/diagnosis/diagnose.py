@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,15 +58,19 @@ def measure_diagnosis(trained: TrainedModel, dataset: Dataset, weights: dict[str
     started, split = time.perf_counter(), "val"
     sample = dataset.splits["val"][:IMAGES]
     described = with_texts(dataset.splits["val"], trained.config.data)[:IMAGES]
-    if len({record.id for record in described}) < 2:
+    try:
+        parts = batches(dataset, described, trained.tokenizer, trained.config)
+    except ValueError:
+        # Too few people with texts for a batch.
         split, described = "train", dataset.splits["train"][:IMAGES]
+        parts = batches(dataset, described, trained.tokenizer, trained.config)
     first = [replace(record, captions=record.captions[:1]) for record in sample]
     dual = embed_dual(trained.model, first, trained.tokenizer, trained.config)
     texts = str(descriptions_path(trained.config.data))
     return Diagnosis(
         sample=_sample("val", sample),
         described=_sample(split, described, texts),
-        tasks=_tasks(trained, dataset, described, weights),
+        tasks=_tasks(trained, parts, weights),
         own_caption=_own_caption(trained, first, dual),
         matching=_matching(trained, first, dual),
         search=_search(trained, described),
@@ -78,11 +83,8 @@ def _sample(split: str, records: Sequence[Record], texts: str | None = None) -> 
     return Sample(split=split, images=len(records), ids=len({record.id for record in records}), texts=texts)
 
 
-def _tasks(
-    trained: TrainedModel, dataset: Dataset, described: Sequence[Record], weights: dict[str, float]
-) -> dict[str, TaskGradient]:
+def _tasks(trained: TrainedModel, parts: Sequence[Any], weights: dict[str, float]) -> dict[str, TaskGradient]:
     config, tokenizer = trained.config, trained.tokenizer
-    parts = batches(dataset, described, tokenizer, config)
     fresh = new_model(config, tokenizer, build_model).to(next(trained.model.parameters()).device)
     start, end = (loss_gradients(model, parts, config) for model in (fresh, trained.model))
     return {

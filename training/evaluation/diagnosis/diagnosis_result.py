@@ -31,6 +31,11 @@ class TaskGradient:
     norm_end: float
     weight: float | None = None
 
+    @property
+    def at_its_bound(self) -> bool:
+        """True for a loss of 0 without a gradient, such as an adversary that finds nothing to read: it has done its work."""
+        return self.loss_end == 0.0 and self.norm_end == 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class OwnCaption:
@@ -87,14 +92,18 @@ class Diagnosis:
     checkpoint: CheckpointInfo | None = None
 
     def shares(self) -> dict[str, float]:
-        """Part of each task in the sum of weight times norm at the end, percent; {} where all are zero or no weight is known."""
-        pulls = {name: task.weight * task.norm_end for name, task in self.tasks.items() if task.weight is not None}
+        """Part of each task in the sum of weight times norm at the end, percent, without those at their bound; {} where all are
+        zero or no weight is known."""
+        tasks = {name: task for name, task in self.tasks.items() if not task.at_its_bound}
+        pulls = {name: task.weight * task.norm_end for name, task in tasks.items() if task.weight is not None}
         total = sum(pulls.values())
         return {name: 100.0 * pull / total for name, pull in pulls.items()} if total > 0 else {}
 
     def values(self) -> dict[str, float]:
         """Values of BOUNDS by key, as far as the run has them."""
-        shares, values = self.shares(), {"info_nce": self.info_nce.loss / self.info_nce.chance}
+        shares, values = self.shares(), dict[str, float]()
+        if self.info_nce.chance > 0:
+            values["info_nce"] = self.info_nce.loss / self.info_nce.chance
         if shares:
             # A task without any gradient would make the spread infinite.
             floor = max(min(shares.values()), 1e-6)
