@@ -27,6 +27,7 @@ OPTIONS = {
     "data.text-length": "16",
     "data.pad": "4",
     "data.erase": "0.5",
+    "data.flip": "0.5",
     "data.ids-per-batch": "3",
     "data.images-per-id": "2",
     "model.visual.width": "16",
