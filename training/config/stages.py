@@ -110,6 +110,8 @@ class LossConfig(Stage):
     # Wrong pairs of the matching head: the most similar wrong text of each second image and the most similar wrong image of
     # each other text, or the "next" identity of the batch.
     final_negatives: Literal["hard", "next"] = "hard"
+    # Matching head: "dot", the product of f_final and the text, or "linear", a map of f_final alone, which stays at log 2.
+    matching_form: Literal["dot", "linear"] = "dot"
     # InfoNCE of f_final reads the wrong pairs too, each with the caption of its image: f_final must not follow the text.
     final_wrong_pairs: bool = True
     # Share of the gradient of the fusion's losses that passes on into BDAM and the text encoder.

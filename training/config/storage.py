@@ -21,6 +21,7 @@ BEFORE: dict[str, Any] = {
     **{f"model.{encoder}.feed_forward": 4 for encoder in ("visual", "text")},
     "model.fusion.branches": "identity",
     "loss.final_wrong_pairs": False,
+    "loss.matching_form": "linear",
     "loss.triplet_smoothing": 0.0,
     "loss.critic_lr_scale": 1.0,
     "model.architecture": "decoupling",

@@ -57,12 +57,12 @@ def clothing_adversarial(
 ) -> Tensor:
     """Clothing adversarial loss (eq. 1 and reading 6); `group_B` is equal for equal clothing texts.
 
-    paper: -log(1 - P(f^_clo)), trains everything that it depends on. The other modes act on f^_id and never train texts or
+    paper: -log(1 - P(f^_clo)), trains everything that it depends on. The other modes act on f_id and never train texts or
     temperature, which could lower the loss without a change of the identity feature.
-    intent: -log(1 - P(f^_id)). Where P is 1/B its gradient is 1/(B - 1) of that of -log P.
-    odds: log P(f^_id) - log(1 - P(f^_id)), no lower than at chance: below it f^_id would name the clothes by avoiding them.
+    intent: -log(1 - P(f_id)). Where P is 1/B its gradient is 1/(B - 1) of that of -log P.
+    odds: log P(f_id) - log(1 - P(f_id)), no lower than at chance: below it f_id would name the clothes by avoiding them.
     critic: the same by the constant weights of a probe, which -log P of `v_critic_BE` trains.
-    minimax: -log P(f^_id) trains the probe, and with reversed sign f^_id.
+    minimax: -log P(f_id) trains the probe, and with reversed sign f_id.
     """
     if mode == "paper":
         return -log_match(v_clo_BE, t_clothing_BE, group_B, _constant(temperature))[1].mean()

@@ -24,16 +24,12 @@ class _GradientReversal(torch.autograd.Function):
         return -grad
 
 
-class _Probe(nn.Module):
+class _Probe(nn.Linear):
     """Linear map that reads clothing from f_id, each channel standardised first: otherwise it would overlook channels of small
     variance, which a reader of the trained feature can scale up."""
 
-    def __init__(self, width: int, out: int) -> None:
-        super().__init__()
-        self.projection = nn.Linear(width, out)
-
     def forward(self, f_id_BC: Tensor) -> Tensor:
-        return self.projection(F.batch_norm(f_id_BC, None, None, training=True) if len(f_id_BC) > 1 else f_id_BC)
+        return super().forward(F.batch_norm(f_id_BC, None, None, training=True) if len(f_id_BC) > 1 else f_id_BC)
 
 
 class ClothingHead(nn.Module):

@@ -77,6 +77,18 @@ def projection(width: int, out: int, batch_norm: bool) -> nn.Module:
     return nn.Sequential(linear, nn.BatchNorm1d(out)) if batch_norm else linear
 
 
+class LinearMatchingHead(nn.Linear):
+    """Logit (M,) of image-text pairs: linear map of f_final alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 1)
+
+    # Not the signature of nn.Linear: both heads are called with the text.
+    def forward(self, f_final_ME: Tensor, text_ME: Tensor) -> Tensor:  # type: ignore[override]
+        """f_final (M, E); the text embeddings are not read."""
+        return super().forward(f_final_ME)[:, 0]
+
+
 class MatchingHead(nn.Module):
     """Logit (M,) of image-text pairs: dot product of f_final and the text's embedding, one weight for each channel, plus a bias.
 

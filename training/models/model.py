@@ -18,7 +18,7 @@ from training.config import LossConfig, ModelConfig
 from training.models.bdam import Bdam, BdamOutput
 from training.models.clothing_head import ClothingHead
 from training.models.encoders import TextEncoder, VisualEncoder
-from training.models.fusion import Fusion, FusionOutput, MatchingHead, masked_mean, projection
+from training.models.fusion import Fusion, FusionOutput, LinearMatchingHead, MatchingHead, masked_mean, projection
 from training.models.model_outputs import (
     EncoderOutput,
     Features,
@@ -70,7 +70,8 @@ class Model(RetrievalModel):
         self.fusion = self.matching_head = None
         if config.fusion.enabled:
             self.fusion = Fusion(image_width, text_width, config.fusion, out, config.backend, config.batch_norm)
-            self.matching_head = MatchingHead(out) if loss.final_matching else None
+            head = MatchingHead if loss.matching_form == "dot" else LinearMatchingHead
+            self.matching_head = head(out) if loss.final_matching else None
         self.fused_view = VIEWS.index("identity" if loss.info_nce_texts == "identity" else loss.final_text)
         # The other caption is encoded only where it is fused.
         self.views = VIEWS if config.fusion.enabled and self.fused_view == 3 else VIEWS[:3]

@@ -73,7 +73,7 @@ class Features(PairFeatures):
     gate: Tensor | None
     f_id: Tensor
     f_clo: Tensor
-    # Image embeddings beside that of identity: clothing, and the adversary's projection of f^_id to the space of clothing
+    # Image embeddings beside that of identity: clothing, and the adversary's projection of f_id to the space of clothing
     # texts.
     v_clo: Tensor
     v_id_hat_clo: Tensor
@@ -82,7 +82,7 @@ class Features(PairFeatures):
     t_clothing: Tensor
     # Of another caption of the image, where it is fused; None otherwise.
     t_other: Tensor | None = None
-    # What the adversary's critic finds in f^_id, for its own training; None without one.
+    # What the adversary's critic finds in f_id, for its own training; None without one.
     v_critic: Tensor | None = None
     # Fused embedding of each image with its own text, and the weights (B, 2) of image and text; None without fusion.
     f_final: Tensor | None = None

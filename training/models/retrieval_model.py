@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config import LossConfig
-from training.models.fusion import Fusion, FusionOutput, MatchingHead
+from training.models.fusion import Fusion, FusionOutput, LinearMatchingHead, MatchingHead
 from training.models.model_outputs import EncoderOutput, ImageEmbedding, PairFeatures
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class RetrievalModel(nn.Module, ABC):
     text: nn.Module
     # None without a fusion, and without a matching head on it.
     fusion: Fusion | None
-    matching_head: MatchingHead | None
+    matching_head: MatchingHead | LinearMatchingHead | None
 
     def __init__(self, loss: LossConfig) -> None:
         super().__init__()

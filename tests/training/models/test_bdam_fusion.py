@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from training.config import BdamConfig, FusionConfig
 from training.models.bdam import Bdam
-from training.models.fusion import Fusion, MatchingHead, masked_mean, projection
+from training.models.fusion import Fusion, LinearMatchingHead, MatchingHead, masked_mean, projection
 
 WIDTH = 16
 
@@ -189,6 +189,12 @@ def test_matching_head_starts_as_ten_times_the_cosine_and_weighs_each_channel():
         head.bias.fill_(0.5)
     products = torch.nn.functional.normalize(fused, dim=1) * text
     assert_close(head(fused, text), products[:, 0] - 2 * products[:, 2] + 0.5)
+
+
+def test_linear_matching_head_reads_f_final_alone():
+    head, fused, text = LinearMatchingHead(3), torch.randn(4, 3), torch.randn(4, 3)
+    assert_close(head(fused, text), (fused * head.weight).sum(1) + head.bias)
+    assert torch.equal(head(fused, text), head(fused, -text))
 
 
 def test_masked_mean():
