@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from training.config import DataConfig
 from training.data.checks import absent_splits, examples, missing_images, require_valid
@@ -189,11 +190,9 @@ def with_texts(records: Sequence[Record], config: DataConfig) -> list[Record]:
     ]
 
 
-def _read_descriptions(raw: bytes, file: Path) -> tuple[dict[str, tuple[str, str]], set[str]]:
-    """file_path -> (identity text, clothing text) of the lines with status "ok", and the file_paths of those with status
-    "rejected"; other lines are ignored."""
-    texts: dict[str, tuple[str, str]] = {}
-    rejected: set[str] = set()
+def text_lines(raw: bytes, file: Path, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects of a JSONL file; empty lines do not count. Raises ValueError for a line that is no JSON object
+    with a text under each of `keys`."""
     for number, line in enumerate(raw.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -201,8 +200,17 @@ def _read_descriptions(raw: bytes, file: Path) -> tuple[dict[str, tuple[str, str
             item = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{file}, line {number} is not valid JSON: {error}") from error
-        if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("file_path", "status")):
-            raise ValueError(f"{file}, line {number} must be an object with the texts file_path and status")
+        if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in keys):
+            raise ValueError(f"{file}, line {number} must be an object with the texts {' and '.join(keys)}")
+        yield number, item
+
+
+def _read_descriptions(raw: bytes, file: Path) -> tuple[dict[str, tuple[str, str]], set[str]]:
+    """file_path -> (identity text, clothing text) of the lines with status "ok", and the file_paths of those with status
+    "rejected"; other lines are ignored."""
+    texts: dict[str, tuple[str, str]] = {}
+    rejected: set[str] = set()
+    for number, item in text_lines(raw, file, ("file_path", "status")):
         if item["status"] == "rejected":
             rejected.add(item["file_path"])
         if item["status"] != "ok":

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from training.data.checks import examples
-from training.data.datasets import Record, TextFile
+from training.data.datasets import Record, TextFile, text_lines
 
 IDENTITY_QUERIES = "identity_queries.jsonl"
 _HINT = (
@@ -28,15 +27,7 @@ def query_texts(file: TextFile, records: Sequence[Record]) -> list[str]:
     """The identity text of each record: lines {"file_path", "identity"}, of which those with another status than "ok" do not
     count. Raises ValueError for a broken line, and when a record has no text: every image of a split is described."""
     texts: dict[str, str] = {}
-    for number, line in enumerate(file.content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{file.path}, line {number} is not valid JSON: {error}") from error
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_path", "identity")):
-            raise ValueError(f"{file.path}, line {number} must be an object with the texts file_path and identity")
+    for _, row in text_lines(file.content, file.path, ("file_path", "identity")):
         if row.get("status", "ok") == "ok" and row["identity"].strip():
             texts[row["file_path"]] = row["identity"].strip()
     without = [record.file_path for record in records if record.file_path not in texts]

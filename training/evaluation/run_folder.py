@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from training.evaluation.result import (
 )
 from training.utils.io import Keys, decode, parse_json, read_record
 from training.utils.machine import machine_name
+
+T = TypeVar("T", Disentanglement, Diagnosis)
 
 EVALUATION, QUERIES, ORACLE = "eval.json", "eval-queries.npz", "oracle.json"
 METRICS_LOG, CALLS, RESOURCES = "metrics.jsonl", "calls.json", "resources.json"
@@ -128,22 +130,12 @@ class Run:
     @cached_property
     def disentanglement(self) -> Disentanglement | None:
         """Contents of disentangle.json; None without it. Raises ValueError when its checkpoint is not the evaluated one."""
-        path = self.folder / RESULT
-        if not path.is_file():
-            return None
-        result = read_record(path, Disentanglement)
-        self._require_evaluated(path, result.checkpoint)
-        return result
+        return self._beside_evaluation(RESULT, Disentanglement)
 
     @cached_property
     def diagnosis(self) -> Diagnosis | None:
         """Contents of diagnosis.json; None without it. Raises ValueError when its checkpoint is not the evaluated one."""
-        path = self.folder / DIAGNOSIS
-        if not path.is_file():
-            return None
-        result = read_record(path, Diagnosis)
-        self._require_evaluated(path, result.checkpoint)
-        return result
+        return self._beside_evaluation(DIAGNOSIS, Diagnosis)
 
     @cached_property
     def feature_arrays(self) -> dict[str, np.ndarray]:
@@ -152,6 +144,14 @@ class Run:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: run `python -m training.disentangle {self.folder}` again")
         return _read_arrays(path)
+
+    def _beside_evaluation(self, name: str, kind: type[T]) -> T | None:
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        result = read_record(path, kind)
+        self._require_evaluated(path, result.checkpoint)
+        return result
 
     def _require_evaluated(self, path: Path, checkpoint: CheckpointInfo | None) -> None:
         evaluated = self.evaluation.checkpoint
