@@ -80,7 +80,7 @@ def synthetic_paper() -> Config:
     """The rendered pedestrians in the readings of the paper, at the size and length of `synthetic`.
 
     Readings that suit only pretrained encoders are not used: frozen BERT with one layer on top (reading 11), the base rate
-    and the epochs.
+    and the epochs; nor are flips (reading 22), which contradict captions that name sides.
     """
     config = synthetic()
     paper = paper_readings(config)

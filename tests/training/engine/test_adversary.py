@@ -1,6 +1,7 @@
 """The clothing matching loss and the adversary in every mode (reading 6), by plain softmax."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from torch.testing import assert_close
 
-from tests.support.models import unit
-from training.engine import adversary
+from tests.support.models import batch, build, recommended, unit
+from training.engine import adversary, losses
 from training.models.clothing_head import ClothingHead
 
 IDS = torch.tensor([4, 4, 9, 2, 2, 2])
@@ -138,6 +139,23 @@ def test_where_nothing_can_be_read_there_is_nothing_to_train(people):
     value = adversary.readable_variance(feature, text, torch.arange(24) % people)
     value.backward()
     assert float(value) == 0 and not feature.grad.any()
+
+
+def test_each_form_has_its_own_value_where_clothes_can_be_read():
+    """Through `task_losses`, on an identity feature that is a linear map of the clothing texts."""
+    data, clothing = batch(64), unit(64, 12, seed=5).detach()
+    values = []
+    for mode in ("paper", "intent", "odds", "critic", "minimax", "ridge"):
+        model_config, loss = recommended()
+        loss = replace(loss, adversarial_mode=mode)
+        features = build(model_config, loss)(data)
+        told = replace(features, t_clothing=clothing, f_id=clothing @ torch.eye(12, 16), v_id_hat_clo=clothing)
+        values.append(
+            float(losses.task_losses(told, data.ids_B, data.clothing_group_B, loss, "reference")["adversarial"])
+        )
+        off = losses.task_losses(told, data.ids_B, data.clothing_group_B, replace(loss, adversarial=False), "reference")
+        assert "adversarial" not in off
+    assert len({round(value, 4) for value in values}) == 6 and values[-1] > 0.3, values
 
 
 def test_odds_pull_where_the_printed_form_does_not():

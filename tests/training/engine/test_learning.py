@@ -68,8 +68,11 @@ def trained_fusion(**changes: Any) -> tuple[Model, Any]:
     assert model.fusion is not None and model.matching_head is not None
     parts = (model.fusion, model.matching_head, model.bdam)
     adam = torch.optim.Adam([p for part in parts for p in part.parameters()], lr=3e-3)
-    for _ in range(120):
+    for _ in range(240):
         data = replace(data, other=texts(16, g))
+        if model.loss.final_text == "caption":
+            # New captions at every step: the images cannot be learned by heart, so that only copying is left.
+            data = replace(data, captions=texts(16, g))
         features = model(data)
         tasks = losses.task_losses(features, data.ids_B, data.clothing_group_B, model.loss, "reference")
         adam.zero_grad()
@@ -91,7 +94,7 @@ def test_f_final_depends_on_the_image_unless_it_may_copy(text: str) -> None:
     model, data = trained_fusion(final_text=text, final_wrong_pairs=False)
     wrong = replace(data, images_BCHW=data.images_BCHW.roll(3, 0))
     assert share_found(model, data) > 0.6
-    assert (share_found(model, wrong) < 0.1) == (text == "other")
+    assert share_found(model, wrong) < 0.1 if text == "other" else share_found(model, wrong) > 0.6
 
 
 def test_the_matching_head_leaves_log_2() -> None:

@@ -152,7 +152,8 @@ def test_a_switch_changes_the_graph_and_leaves_the_rest_trained(switch):
     model.load_state_dict(shared, strict=False)
     full = total_loss(full_model, recommended()[1])
     changed = abs(float((total_loss(model, loss) - full).detach())) > 1e-7
-    # Random features tell nothing of clothes: two forms of the adversary have nothing to say yet, as if it were off.
+    # Random features tell nothing of clothes: two forms of the adversary have nothing to say yet, as if it were off; where there
+    # is something to read, test_adversary.py has a value of its own for each form.
     assert changed or switch in ("log-odds", "w/o adversarial")
 
 
