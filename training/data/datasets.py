@@ -22,6 +22,10 @@ GALLERY_TEXTS_HINT = (
 )
 
 
+class TextsMissing(ValueError):
+    """Raised where a file of texts, with nothing wrong in it, has none for some images."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One image with its texts."""
@@ -165,12 +169,12 @@ def read_gallery_texts(path: Path) -> TextFile:
 def identity_texts(file: TextFile, records: Sequence[Record]) -> list[str]:
     """The generated identity text of each image of any split, for the protocol `gallery-text`, whose gallery has texts.
 
-    Raises ValueError for anything wrong in the file, or when an image has no text with status "ok": the gallery is the
-    whole split, so no image is skipped."""
+    Raises ValueError for anything wrong in the file, TextsMissing when an image has no text with status "ok": the gallery is
+    the whole split, so no image is skipped."""
     texts, rejected = _read_descriptions(file.content, file.path)
     without = [record.file_path for record in records if record.file_path not in texts]
     if without:
-        raise ValueError(
+        raise TextsMissing(
             f"protocol gallery-text needs an identity text of every gallery image; {file.path} has none with status ok "
             f"for {examples(without)}, {len(rejected.intersection(without))} of them rejected; {GALLERY_TEXTS_HINT}"
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.data.checks import examples
-from training.data.datasets import Record, TextFile, text_lines
+from training.data.datasets import Record, TextFile, TextsMissing, text_lines
 
 IDENTITY_QUERIES = "identity_queries.jsonl"
 _HINT = (
@@ -25,12 +25,12 @@ def read_identity_queries(root: Path | str) -> TextFile:
 
 def query_texts(file: TextFile, records: Sequence[Record]) -> list[str]:
     """The identity text of each record: lines {"file_path", "identity"}, of which those with another status than "ok" do not
-    count. Raises ValueError for a broken line, and when a record has no text: every image of a split is described."""
+    count. Raises ValueError for a broken line, TextsMissing when a record has no text: every image of a split is described."""
     texts: dict[str, str] = {}
     for _, row in text_lines(file.content, file.path, ("file_path", "identity")):
         if row.get("status", "ok") == "ok" and row["identity"].strip():
             texts[row["file_path"]] = row["identity"].strip()
     without = [record.file_path for record in records if record.file_path not in texts]
     if without:
-        raise ValueError(f"protocol identity: {file.path} has no identity text of {examples(without)}; {_HINT}")
+        raise TextsMissing(f"protocol identity: {file.path} has no identity text of {examples(without)}; {_HINT}")
     return [texts[record.file_path] for record in records]

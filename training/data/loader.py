@@ -110,6 +110,13 @@ class _TokenTable:
         return TextBatch(self.tokens[rows, :longest].long(), mask_BT.long())
 
 
+def build_sampler(ids: Sequence[int], config: DataConfig, seed: int) -> Sampler:
+    """The sampler of a split of images of these people. Raises ValueError where they are too few for a batch."""
+    if config.images_per_id:
+        return PKSampler(ids, config.ids_per_batch, config.images_per_id, seed)
+    return ShuffledSampler(len(ids), config.batch_size, seed)
+
+
 class TrainLoader:
     """Training batches of a data set; they depend on (seed, epoch) only, not on config.workers or config.cache. The
     augmentation of an image depends on (seed, epoch, index in the split) only, not on its batch.
@@ -125,11 +132,7 @@ class TrainLoader:
         self.config, self.seed, self.epoch, self.start = config, seed, 0, 0
         self.records = dataset.splits["train"]
         ids = [record.id for record in self.records]
-        self.sampler: Sampler = (
-            PKSampler(ids, config.ids_per_batch, config.images_per_id, seed)
-            if config.images_per_id
-            else ShuffledSampler(len(ids), config.batch_size, seed)
-        )
+        self.sampler = build_sampler(ids, config, seed)
         self.table = _TokenTable(tokenizer, dataset.train_texts(), config.text_length)
         # An unreadable validation image is reported now, not after the first epoch.
         update_cache([r.path for r in (*self.records, *dataset.splits.get("val", ()))], config)

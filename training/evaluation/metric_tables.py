@@ -39,7 +39,8 @@ def print_protocol(evaluation: ProtocolEvaluation, console: Console) -> None:
 def print_table(evaluation: Evaluation, console: Console, oracle: OracleBounds | None = None) -> None:
     """Prints the metrics of the test split at the chosen beta and at beta 0, those of an oracle, chance, and the ratio of the
     first to chance."""
-    rows = {f"beta {evaluation.beta:g} (validation)": evaluation.metrics, "beta 0": evaluation.metrics_beta0}
+    rows = {f"beta {evaluation.beta:g} (validation)": evaluation.metrics}
+    rows |= {"beta 0": evaluation.metrics_beta0} if evaluation.beta else {}
     rows |= {} if oracle is None else oracle.rows
     _print_rows(evaluation, rows, "", console)
 

@@ -71,9 +71,10 @@ def _headline(evaluation: Evaluation, oracle: OracleBounds | None) -> list[dict[
     beta = f"β = {evaluation.beta:g}"
     times = [f"{metrics[m] / chance[m]:.1f}×" if chance[m] > 0 else "–" for m in METRICS]
     ceiling = () if oracle is None else ((name, "", "quiet", cells(values)) for name, values in oracle.rows.items())
+    identity = ("β = 0", "identity embedding only", "", cells(evaluation.metrics_beta0))
     rows = (
         (beta, "chosen on validation", "main", cells(metrics)),
-        ("β = 0", "identity embedding only", "", cells(evaluation.metrics_beta0)),
+        *((identity,) if evaluation.beta else ()),
         *ceiling,
         ("chance", "exact, random order", "quiet", cells(chance)),
         ("times chance", beta, "quiet", times),

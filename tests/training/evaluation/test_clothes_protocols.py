@@ -181,6 +181,24 @@ def test_lines_that_are_no_texts(records: list[Record]) -> None:
     assert query_texts(file, records[:1]) == ["a man"], "a line that failed does not count"
 
 
+def test_a_damaged_file_is_an_error_and_no_reason_to_leave_a_protocol_out(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, texts = tmp_path / "run", tmp_path / "texts.jsonl"
+    train(tiny_config(copy), run)
+    texts.write_text("{")
+    files = {"identity_queries.jsonl": "identity", "factors.jsonl": "other-outfit"}
+    for name, protocol in files.items():
+        whole = (copy / name).read_text()
+        (copy / name).write_text("{" + whole)
+        # Beside another protocol, which alone would have been measured.
+        assert cli.run(entry.main, [str(run), "--protocol", protocol, "--protocol", "rerank"]) == 2
+        assert f"{name}, line 1 is not valid JSON" in capsys.readouterr().err
+        (copy / name).write_text(whole)
+    words = [str(run), "--protocol", "gallery-text", "--protocol", "rerank", "--texts", str(texts)]
+    assert cli.run(entry.main, words) == 2 and "texts.jsonl, line 1 is not valid JSON" in capsys.readouterr().err
+
+
 def test_all_protocols_of_a_run_and_why_one_is_left_out(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,7 @@ from training.evaluation.diagnosis.diagnosis_result import (
     TaskGradient,
     TextSearch,
 )
-from training.evaluation.diagnosis.loss_gradients import batches, loss_gradients, new_model
+from training.evaluation.diagnosis.loss_gradients import batches, fill_batches, loss_gradients, new_model
 from training.evaluation.dual import DualEmbeddings, embed_dual
 from training.evaluation.metrics import chance_metrics, embedding_metrics
 from training.evaluation.protocols.fusion_protocols import fused_pairs, matching_logits
@@ -58,12 +58,9 @@ def measure_diagnosis(trained: TrainedModel, dataset: Dataset, weights: dict[str
     started, split = time.perf_counter(), "val"
     sample = dataset.splits["val"][:IMAGES]
     described = with_texts(dataset.splits["val"], trained.config.data)[:IMAGES]
-    try:
-        parts = batches(dataset, described, trained.tokenizer, trained.config)
-    except ValueError:
-        # Too few people with texts for a batch.
+    if not fill_batches(described, trained.config):
         split, described = "train", dataset.splits["train"][:IMAGES]
-        parts = batches(dataset, described, trained.tokenizer, trained.config)
+    parts = batches(dataset, described, trained.tokenizer, trained.config)
     first = [replace(record, captions=record.captions[:1]) for record in sample]
     dual = embed_dual(trained.model, first, trained.tokenizer, trained.config)
     texts = str(descriptions_path(trained.config.data))

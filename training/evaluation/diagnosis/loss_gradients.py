@@ -11,7 +11,7 @@ import torch
 
 from training.config import Config, DataConfig
 from training.data.datasets import Dataset, Record
-from training.data.loader import TrainLoader
+from training.data.loader import TrainLoader, build_sampler
 from training.engine.gradnorm import backward_tasks
 from training.engine.losses import fixed_losses, task_losses
 from training.models.retrieval_model import RetrievalModel
@@ -20,17 +20,30 @@ from training.models.retrieval_model import RetrievalModel
 BATCHES = 3
 
 
+def fill_batches(records: Sequence[Record], config: Config) -> bool:
+    """True if the records are enough people for a training batch."""
+    try:
+        build_sampler([record.id for record in records], _data(records, config), config.seed)
+    except ValueError:
+        return False
+    return True
+
+
 def batches(dataset: Dataset, records: Sequence[Record], tokenizer: Any, config: Config) -> list[Any]:
     """The first BATCHES training batches that the records, which have generated texts, make."""
-    people, data = len({record.id for record in records}), config.data
-    few: DataConfig = replace(
-        data, workers=0, ids_per_batch=min(data.ids_per_batch, people), batch_size=min(data.batch_size, len(records))
-    )
     # One epoch of these images; val is only read where a cache is packed.
     sample = replace(dataset, splits={"train": list(records), "val": [], "test": []})
-    loader = TrainLoader(sample, tokenizer, few, config.seed)
+    loader = TrainLoader(sample, tokenizer, _data(records, config), config.seed)
     loader.set_epoch(0)
     return [batch for batch, _ in zip(loader, range(BATCHES), strict=False)]
+
+
+def _data(records: Sequence[Record], config: Config) -> DataConfig:
+    """Batches no larger than the records allow."""
+    people, data = len({record.id for record in records}), config.data
+    return replace(
+        data, workers=0, ids_per_batch=min(data.ids_per_batch, people), batch_size=min(data.batch_size, len(records))
+    )
 
 
 def loss_gradients(model: RetrievalModel, sample: Sequence[Any], config: Config) -> dict[str, tuple[float, float]]:

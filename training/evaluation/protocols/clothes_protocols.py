@@ -46,7 +46,7 @@ def read_outfits(trained: TrainedModel, records: Sequence[Record]) -> Tensor:
     purpose = "protocol other-outfit needs to know who wears what, which only rendered sets say"
     try:
         rows = read_factor_rows(Path(trained.config.data.root), paths, purpose)
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
         raise NotMeasurable(str(error)) from error
     worn = {(record.id, row["outfit_number"]) for record, row in zip(records, rows, strict=True)}
     if len(worn) == len({record.id for record in records}):

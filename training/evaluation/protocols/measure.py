@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from training.data.datasets import Record, TextFile, descriptions_path, identity_texts, read_gallery_texts
+from training.data.datasets import Record, TextFile, TextsMissing, descriptions_path, identity_texts, read_gallery_texts
 from training.data.identity_queries import query_texts, read_identity_queries
 from training.engine.checkpoint import TrainedModel
 from training.evaluation.dual import DualEmbeddings, embed_dual
@@ -97,7 +97,7 @@ def _read_texts(
             return file, query_texts(file, records)
         file = texts or read_gallery_texts(descriptions_path(data))
         return file, identity_texts(file, records)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, TextsMissing) as error:
         raise NotMeasurable(str(error)) from error
 
 
