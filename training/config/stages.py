@@ -31,8 +31,9 @@ class DataConfig(Stage):
     root: str = "data/CUHK-PEDES"
     # JSONL of generated identity and clothing texts; empty: <root>/descriptions.jsonl.
     descriptions: str = ""
-    # Height and width of the images that the model sees, pixels (reading 21).
-    image_size: Annotated[tuple[int, int], Within(16, 4096)] = (224, 224)
+    # Height and width of the images that the model sees, pixels (reading 21); 0 0: those that the pretrained visual encoder was
+    # trained with.
+    image_size: tuple[int, int] = (0, 0)
     # Longest text in tokens, [CLS] and [SEP] included.
     text_length: Annotated[int, Within(8, 512)] = 64
     # Identities in a batch and images of each (PK sampler, reading 22); images_per_id 0: plain shuffled batches.
@@ -49,6 +50,10 @@ class DataConfig(Stage):
     cache: str = ""
     # Processes that decode images; 0 decodes in the training process.
     workers: Annotated[int, Within(0, 1024)] = 0
+
+    def check(self) -> None:
+        sizes = self.image_size == (0, 0) or all(16 <= size <= 4096 for size in self.image_size)
+        self.require(sizes, "image_size", "within [16, 4096], or 0 0")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 BEFORE: dict[str, Any] = {
     **{f"model.{encoder}.stem": "plain" for encoder in ("visual", "text")},
     **{f"model.{encoder}.feed_forward": 4 for encoder in ("visual", "text")},
+    **{f"model.{encoder}.{name}": (0.5, 0.5, 0.5) for encoder in ("visual", "text") for name in ("mean", "std")},
     "model.fusion.branches": "identity",
     "loss.final_wrong_pairs": False,
     "loss.matching_form": "linear",

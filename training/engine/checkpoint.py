@@ -84,12 +84,13 @@ class TrainedModel:
         return self.model
 
 
-def build_model(config: Config, tokenizer: Any) -> RetrievalModel:
-    """A new model for `config` and the vocabulary of `tokenizer`, with random weights from torch's global generator."""
+def build_model(config: Config, tokenizer: Any, towers: dict[str, str] | None = None) -> RetrievalModel:
+    """A new model for `config` and the vocabulary of `tokenizer`, with random weights from torch's global generator and the
+    weights of pretrained encoders, except of those that `towers` describes."""
     size, length = config.data.image_size, config.data.text_length
     if config.model.architecture == "dual-encoder":
         return DualEncoder(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id)
-    return Model(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id, length)
+    return Model(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id, length, towers)
 
 
 def load_run(run_dir: Path) -> TrainedModel:
@@ -106,7 +107,8 @@ def load_run(run_dir: Path) -> TrainedModel:
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint of this version: {error}") from error
     tokenizer = load_tokenizer(path.parent / "tokenizer")
-    model = build_model(config, tokenizer)
+    # The run has the weights: neither the folder nor the hub that they came from is needed.
+    model = build_model(config, tokenizer, state.get("towers"))
     model.load_state_dict(weights)
     return TrainedModel(config, tokenizer, model.eval(), **numbers)
 

@@ -19,6 +19,7 @@ from training.data.tokenizer import build_tokenizer, save_tokenizer
 from training.engine import checkpoint
 from training.engine.memory import Resources, peak_memory_mb
 from training.engine.trainer import RunProgress, Trainer
+from training.models.pretrained import with_image_size
 from training.utils.io import read_json, read_record, write_json, write_record
 from training.utils.machine import cpu_name, machine_name
 
@@ -35,6 +36,7 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, *, resume:
     Nothing is written before the data has been read and the model built.
     """
     started, console = time.perf_counter(), Console(soft_wrap=True)
+    config = with_image_size(config)
     _check_folder(config, run_dir, resume)
     dataset = read_dataset(config.data)
     trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, console)
@@ -64,6 +66,7 @@ def build_trainer(
 ) -> tuple[Trainer, Any]:
     """(trainer of a new model, tokenizer) for a configuration and its data, seeded by the configuration."""
     torch.manual_seed(config.seed)
+    config = with_image_size(config)
     tokenizer = build_tokenizer(config.model.text, dataset.train_texts())
     model = checkpoint.build_model(config, tokenizer)
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
