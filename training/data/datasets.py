@@ -159,6 +159,20 @@ def descriptions_path(config: DataConfig) -> Path:
     return Path(config.descriptions) if config.descriptions else Path(config.root) / "descriptions.jsonl"
 
 
+def at_root(config: DataConfig, root: Path | None) -> DataConfig:
+    """The configuration of a data set that was moved to `root`, with generated texts that were in its folder; None: not moved.
+
+    Its packed cache is used only where it exists: rows are found by content.
+    """
+    if root is None:
+        return config
+    texts, before = Path(config.descriptions), Path(config.root)
+    inside = config.descriptions and texts.is_relative_to(before)
+    descriptions = str(root / texts.relative_to(before)) if inside else config.descriptions
+    cache = config.cache if Path(config.cache).is_dir() else ""
+    return replace(config, root=str(root), descriptions=descriptions, cache=cache)
+
+
 def read_gallery_texts(path: Path) -> TextFile:
     """Reads the file for `identity_texts`. Raises FileNotFoundError."""
     if not path.is_file():

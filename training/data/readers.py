@@ -87,7 +87,9 @@ def read_source(name: str, root: Path | str) -> Source:
     layout, folder = LAYOUTS[name], Path(root)
     needs = f"a data folder of {name} holds {' or '.join(layout.files)} and imgs/"
     if not folder.is_dir():
-        raise FileNotFoundError(f"data.root={root}: there is no folder {folder}; {needs}")
+        raise FileNotFoundError(
+            f"data.root={root}: there is no folder {folder}; {needs}; --data.root FOLDER says where the data are"
+        )
     found = [folder / file for file in layout.files if (folder / file).is_file()]
     if not found:
         captions_only = name == "cuhk-pedes" and (folder / "caption_all.json").is_file()

@@ -21,8 +21,8 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MIN_COUNT = 2
 # Files of which a folder with a pretrained tokenizer has at least one.
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-# Largest share of unknown words in the training texts: the English vocabulary of MiniLM lacks 0.0 % of the words of rendered
-# captions, and 100 % of their Chinese translation.
+# Largest share of unknown words in the training texts: the English vocabulary of MiniLM lacks none of the 18,323 words of
+# rendered captions, 3 of 7 words of a Russian sentence and all of a Chinese one.
 UNKNOWN_SHARE = 0.1
 
 

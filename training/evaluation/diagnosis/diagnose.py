@@ -38,10 +38,11 @@ from training.utils.io import read_record
 IMAGES = 512
 
 
-def diagnose(run_dir: Path) -> tuple[Diagnosis, bool]:
+def diagnose(run_dir: Path, data_root: Path | None = None) -> tuple[Diagnosis, bool]:
     """(contents of RUN/diagnosis.json, True if computed now). Raises as `run_evaluation.evaluate`."""
     run = Run(Path(run_dir))
-    return cached_result(run.folder / DIAGNOSIS, partial(read_record, kind=Diagnosis), partial(_diagnose, run))
+    read, compute = partial(read_record, kind=Diagnosis), partial(_diagnose, run)
+    return cached_result(run.folder / DIAGNOSIS, read, compute, data_root=data_root)
 
 
 def _diagnose(run: Run, trained: TrainedModel, dataset: Dataset) -> Diagnosis:
