@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Annotated, Literal
 
+from training.config.captions_only import CAPTIONS_ONLY
 from training.config.dual_encoder import DUAL_ENCODER
 from training.config.fields import Stage, Within
 from training.config.model_stages import ModelConfig
@@ -31,6 +32,8 @@ class DataConfig(Stage):
     root: str = "data/CUHK-PEDES"
     # JSONL of generated identity and clothing texts; empty: <root>/descriptions.jsonl.
     descriptions: str = ""
+    # Train on the captions alone, without generated texts; the losses that read these must be off (recipes NAME-captions).
+    captions_only: bool = False
     # Height and width of the images that the model sees, pixels (reading 21); 0 0: those that the pretrained visual encoder was
     # trained with.
     image_size: tuple[int, int] = (0, 0)
@@ -215,3 +218,6 @@ class Config(Stage):
         if self.model.architecture == "dual-encoder":
             for name, value in DUAL_ENCODER.items():
                 self.require(attrgetter(name)(self) == value, name, f"{value!r} with model.architecture 'dual-encoder'")
+        if self.data.captions_only:
+            for name, value in CAPTIONS_ONLY.items():
+                self.require(attrgetter(name)(self) == value, name, f"{value!r} with data.captions_only")

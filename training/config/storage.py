@@ -26,6 +26,7 @@ BEFORE: dict[str, Any] = {
     "loss.triplet_smoothing": 0.0,
     "loss.critic_lr_scale": 1.0,
     "model.architecture": "decoupling",
+    "data.captions_only": False,
     "loss.captions_to_identity": 1.0,
     "loss.both_captions": False,
     "loss.caption_positives": "identity",

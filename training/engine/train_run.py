@@ -45,6 +45,8 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, *, resume:
     save_tokenizer(tokenizer, run_dir / "tokenizer")
     if resume:
         trainer.resume()
+    if config.data.captions_only:
+        console.print(captions_only_line(config), highlight=False)
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6
     console.print(
         f"{config.recipe}, seed {config.seed}: {describe(dataset)}; {parameters:.2f} M parameters, {len(trainer.loader)} "
@@ -73,6 +75,14 @@ def build_trainer(
     validation = partial(validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
     fingerprint = dataset.fingerprint
     return Trainer(config, model, loader, run_dir, validation, fingerprint=fingerprint, console=console), tokenizer
+
+
+def captions_only_line(config: Config) -> str:
+    """The losses that are off where a run has no generated texts."""
+    loss = config.loss
+    names = {"clothing_matching": loss.clothing_matching, "adversarial": loss.adversarial, "decoupling": loss.decoupling}
+    off = ", ".join(name for name, on in names.items() if not on)
+    return f"captions only, without generated texts: InfoNCE reads captions; off: {off}"
 
 
 def describe(dataset: Dataset) -> str:
