@@ -64,6 +64,7 @@ def read_splits(path: Path) -> dict[int, str]:
 
 
 def _pairs(path: Path) -> Iterator[tuple[int, str]]:
+    pairs: list[Any]
     text = path.read_text(encoding="utf-8-sig")
     if text.lstrip()[:1] in ("{", "["):
         try:
@@ -86,5 +87,7 @@ def _checked(pair: Any, place: str) -> tuple[int, str]:
     if isinstance(identity, str) and identity.isascii() and identity.isdigit():
         identity = int(identity)
     if type(identity) is not int or split not in SPLITS:
-        raise ValueError(f"{place} must be an identity and its split, train, val or test, got {pair!r:.100}; expected {FORMS}")
+        raise ValueError(
+            f"{place} must be an identity and its split, train, val or test, got {pair!r:.100}; expected {FORMS}"
+        )
     return identity, split

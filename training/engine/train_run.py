@@ -14,6 +14,7 @@ from rich.console import Console
 
 from training.config import Config, to_dict
 from training.data.datasets import Dataset, read_dataset
+from training.data.images.readable import require_readable
 from training.data.loader import TrainLoader
 from training.data.tokenizer import build_tokenizer, save_tokenizer
 from training.engine import checkpoint
@@ -39,12 +40,18 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, *, resume:
     config = with_image_size(config)
     _check_folder(config, run_dir, resume)
     dataset = read_dataset(config.data)
+    require_readable(dataset.root, dataset.splits, config.data.max_pixels)
     trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, console)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / "config.json", to_dict(config))
     save_tokenizer(tokenizer, run_dir / "tokenizer")
     if resume:
         trainer.resume()
+    if cut := trainer.loader.table.cut:
+        limit = config.data.text_length
+        console.print(
+            f"{cut:,} training texts are longer than data.text_length ({limit} tokens) and are cut", highlight=False
+        )
     if config.data.captions_only:
         console.print(captions_only_line(config), highlight=False)
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6
@@ -80,7 +87,11 @@ def build_trainer(
 def captions_only_line(config: Config) -> str:
     """The losses that are off where a run has no generated texts."""
     loss = config.loss
-    names = {"clothing_matching": loss.clothing_matching, "adversarial": loss.adversarial, "decoupling": loss.decoupling}
+    names = {
+        "clothing_matching": loss.clothing_matching,
+        "adversarial": loss.adversarial,
+        "decoupling": loss.decoupling,
+    }
     off = ", ".join(name for name, on in names.items() if not on)
     return f"captions only, without generated texts: InfoNCE reads captions; off: {off}"
 

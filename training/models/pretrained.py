@@ -8,9 +8,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,10 +18,9 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
-from transformers.utils import logging
 
 from training.config import Config, EncoderConfig
-from training.data.pretrained_files import load_pretrained
+from training.data.pretrained_files import load_pretrained, quiet
 
 Kind = Literal["visual", "text"]
 Numbers = tuple[float, ...]
@@ -55,11 +53,25 @@ class Tower:
 
 
 _NO_POOLER = (("add_pooling_layer", False),)
-_PAIR = ("text_projection.", "visual_projection.", "logit_scale", "logit_bias", "classifier.", "embeddings.position_ids")
+_PAIR = (
+    "text_projection.",
+    "visual_projection.",
+    "logit_scale",
+    "logit_bias",
+    "classifier.",
+    "embeddings.position_ids",
+)
 _CLIP_VISION = Tower("CLIPVisionModel", ("text_model.", *_PAIR), 1, pixels=CLIP, last_norm="post_layernorm")
 _SIGLIP = Tower("SiglipVisionModel", ("text_model.", "head.", *_PAIR), settings=(("vision_use_head", False),))
 _CLIP_TEXT = Tower("CLIPTextModel", ("vision_model.", *_PAIR))
-_VIT_HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.", "pooler.", "decoder.", "embeddings.mask_token")
+_VIT_HEADS = (
+    "classifier.",
+    "cls_classifier.",
+    "distillation_classifier.",
+    "pooler.",
+    "decoder.",
+    "embeddings.mask_token",
+)
 _BERT_HEADS = ("pooler.", "cls.", "classifier.", "qa_outputs.", "embeddings.position_ids")
 TOWERS: dict[Kind, dict[str, Tower]] = {
     "visual": {
@@ -75,7 +87,8 @@ TOWERS: dict[Kind, dict[str, Tower]] = {
         "bert": Tower("BertModel", _BERT_HEADS, arguments=_NO_POOLER),
         "roberta": Tower("RobertaModel", ("lm_head.", *_BERT_HEADS), arguments=_NO_POOLER),
         "distilbert": Tower(
-            "DistilBertModel", ("vocab_layer_norm.", "vocab_projector.", "vocab_transform.", "pre_classifier.", *_BERT_HEADS)
+            "DistilBertModel",
+            ("vocab_layer_norm.", "vocab_projector.", "vocab_transform.", "pre_classifier.", *_BERT_HEADS),
         ),
         "clip": _CLIP_TEXT,
         "clip_text_model": _CLIP_TEXT,
@@ -228,7 +241,9 @@ def _own_pixels(name: str, tower: Tower) -> tuple[Numbers, Numbers]:
     values = _preprocessor(name)
     if not values.get("do_normalize", True):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    mean, std = (values.get(f"image_{key}", default) for key, default in zip(("mean", "std"), tower.pixels, strict=True))
+    mean, std = (
+        values.get(f"image_{key}", default) for key, default in zip(("mean", "std"), tower.pixels, strict=True)
+    )
     return _three(mean), _three(std)
 
 
@@ -243,17 +258,3 @@ def _own_size(values: dict[str, Any], built_for: Any) -> tuple[int, int]:
     if isinstance(size, dict):
         size = [size[key] for key in ("height", "width")] if "height" in size else size.get("shortest_edge", built_for)
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """A block without the reports and bars of transformers: what matters in them is one of our errors."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
