@@ -19,6 +19,7 @@ from training.data.tokenizer import build_tokenizer, save_tokenizer
 from training.engine import checkpoint
 from training.engine.memory import Resources, peak_memory_mb
 from training.engine.trainer import RunProgress, Trainer
+from training.models.pretrained import with_image_size
 from training.utils.io import read_json, read_record, write_json, write_record
 from training.utils.machine import cpu_name, machine_name
 
@@ -35,6 +36,7 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, *, resume:
     Nothing is written before the data has been read and the model built.
     """
     started, console = time.perf_counter(), Console(soft_wrap=True)
+    config = with_image_size(config)
     _check_folder(config, run_dir, resume)
     dataset = read_dataset(config.data)
     trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, console)
@@ -43,6 +45,8 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, *, resume:
     save_tokenizer(tokenizer, run_dir / "tokenizer")
     if resume:
         trainer.resume()
+    if config.data.captions_only:
+        console.print(captions_only_line(config), highlight=False)
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6
     console.print(
         f"{config.recipe}, seed {config.seed}: {describe(dataset)}; {parameters:.2f} M parameters, {len(trainer.loader)} "
@@ -64,12 +68,21 @@ def build_trainer(
 ) -> tuple[Trainer, Any]:
     """(trainer of a new model, tokenizer) for a configuration and its data, seeded by the configuration."""
     torch.manual_seed(config.seed)
+    config = with_image_size(config)
     tokenizer = build_tokenizer(config.model.text, dataset.train_texts())
     model = checkpoint.build_model(config, tokenizer)
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     validation = partial(validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
     fingerprint = dataset.fingerprint
     return Trainer(config, model, loader, run_dir, validation, fingerprint=fingerprint, console=console), tokenizer
+
+
+def captions_only_line(config: Config) -> str:
+    """The losses that are off where a run has no generated texts."""
+    loss = config.loss
+    names = {"clothing_matching": loss.clothing_matching, "adversarial": loss.adversarial, "decoupling": loss.decoupling}
+    off = ", ".join(name for name, on in names.items() if not on)
+    return f"captions only, without generated texts: InfoNCE reads captions; off: {off}"
 
 
 def describe(dataset: Dataset) -> str:

@@ -196,6 +196,7 @@ class Trainer:
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "config": to_dict(self.config),
+            "towers": self.model.towers(),
             "fingerprint": self.fingerprint,
             "progress": dict(vars(self.progress)),
         }

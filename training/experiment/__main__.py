@@ -82,11 +82,14 @@ def main(argv: Sequence[str]) -> None:
     from training.experiment.scheduler import run_experiment
     from training.experiment.style_texts import with_texts
     from training.experiment.summary_table import print_summary
+    from training.models.pretrained import with_image_size
 
     console = Console(soft_wrap=True)
     if not console.is_terminal:
         # A file or a pipe has room for whole rows.
         console = Console(soft_wrap=True, width=WIDTH)
+    # The key of a run is that of the whole configuration, the size of its images included.
+    base, rows = with_image_size(base), [replace(row, config=with_image_size(row.config)) for row in rows]
     rows = with_texts(rows, console)
     if arguments.results:
         exchange(rows, arguments.seeds, out, arguments.results, console)

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from tests.support.models import IMAGE_SIZE, TEXT_LENGTH, TINY, VOCABULARY, batch
-from training.models import encoders
+from training.models import small_encoders
 from training.models.encoders import TextEncoder, VisualEncoder
 
 
@@ -74,8 +74,8 @@ def test_convolutional_stem_gives_one_token_per_patch_by_weights_of_its_position
 
 def test_layers_behind_a_convolutional_stem_nearly_pass_its_tokens_on(monkeypatch):
     images, away = torch.randn(2, 3, 64, 32), []
-    for scale in (encoders.RESIDUAL_SCALE, 1.0):
-        monkeypatch.setattr(encoders, "RESIDUAL_SCALE", scale)
+    for scale in (small_encoders.RESIDUAL_SCALE, 1.0):
+        monkeypatch.setattr(small_encoders, "RESIDUAL_SCALE", scale)
         torch.manual_seed(0)
         # In training mode, in which batch normalisation gives the stem's tokens their size.
         encoder = VisualEncoder(CONVOLUTIONAL, (64, 32))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from training.config import from_dict
-from training.data.datasets import read_dataset
+from training.data.datasets import at_root, read_dataset
 from training.data.ground_truth import FACTORS
 from training.evaluation.metrics import METRICS, query_metrics
 from training.evaluation.result import Evaluation, Metrics, OracleBounds
@@ -36,21 +36,21 @@ ROWS: dict[str, tuple[tuple[str, ...], bool]] = {
 IDENTITY_TEXTS = "oracle, identity texts"
 
 
-def oracle_bounds(run_dir: Path, evaluation: Evaluation) -> OracleBounds | None:
+def oracle_bounds(run_dir: Path, evaluation: Evaluation, data_root: Path | None = None) -> OracleBounds | None:
     """Contents of RUN/oracle.json for the test split of an evaluated run, computed only if the file does not exist; None for
-    data without factors.jsonl.
+    data without factors.jsonl. data_root: where the data are now, if they were moved.
 
     Raises ValueError for a set that cannot be read by the oracle, or that is not the data of the evaluation.
     """
-    path, config = run_dir / ORACLE, from_dict(evaluation.config)
+    path, data = run_dir / ORACLE, at_root(from_dict(evaluation.config).data, data_root)
     fingerprint = evaluation.data.fingerprint if evaluation.data else ""
     if path.exists() and (stored := read_record(path, OracleBounds)).fingerprint == fingerprint:
         # Version 0.1.0 had no such row.
         if IDENTITY_TEXTS in stored.rows:
             return stored
-    if not (Path(config.data.root) / FACTORS).is_file():
+    if not (Path(data.root) / FACTORS).is_file():
         return None
-    dataset = read_dataset(config.data)
+    dataset = read_dataset(data)
     if dataset.fingerprint != fingerprint:
         raise ValueError(f"an oracle needs the data of the evaluation, but {dataset.root} has changed since")
     rows = measure(read_images(dataset.root, dataset.splits["test"]))
