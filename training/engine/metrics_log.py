@@ -97,7 +97,7 @@ def parse_line(text: str, source: str) -> dict[str, Any]:
     """A line of metrics.jsonl without its checksum. Raises ValueError naming `source` when it is not what was written."""
     line = parse_json(text, source)
     if not isinstance(line, dict):
-        raise ValueError(f"{source} must be an object, got {type(line).__name__}")
+        raise ValueError(f"{source} must be an object, got {line!r:.200}")
     expected = line.pop(CHECKSUM, None)
     # Lines of early versions have no checksum.
     if expected is not None and zlib.crc32(json.dumps(line).encode()) != expected:

@@ -15,7 +15,9 @@ class ProgressLines:
     total: steps of the whole run; memory_mb: reads the peak memory of the process.
     """
 
-    def __init__(self, write: Callable[[str], None], total: int, seconds: float, memory_mb: Callable[[], float]) -> None:
+    def __init__(
+        self, write: Callable[[str], None], total: int, seconds: float, memory_mb: Callable[[], float]
+    ) -> None:
         self.write, self.total, self.seconds, self.memory_mb = write, total, seconds, memory_mb
         self.started = self.last = time.monotonic()
         self.steps = self.images = 0

@@ -46,9 +46,7 @@ class RunOptions:
     log_seconds: float = 30.0
 
 
-def train_run(
-    config: Config, run_dir: Path, validate: ValidateSplit, options: RunOptions | None = None
-) -> RunProgress:
+def train_run(config: Config, run_dir: Path, validate: ValidateSplit, options: RunOptions | None = None) -> RunProgress:
     """Trains `config` into `run_dir`: config.json, tokenizer/, images.json, what `Trainer` writes, and resources.json (peak
     memory, machine).
 

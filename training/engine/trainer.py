@@ -230,7 +230,7 @@ class Trainer:
         self.calls += counts - self._counted
         self._counted = counts
         log.flush()
-        write_json(self.run_dir / "calls.json", dict(self.calls))
+        write_json(self.run_dir / "calls.json", dict(self.calls), seal=True)
         checkpoint.save(self.run_dir / "last.pt", self._state(whole=True))
 
     def _validates(self, epoch: int) -> bool:

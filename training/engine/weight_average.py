@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights of a model (Polyak averaging), which often generalises better than the last weights."""
+"""Exponential moving average of the weights of a model (Polyak averaging): the average of a path often generalises better."""
 
 from __future__ import annotations
 

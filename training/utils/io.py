@@ -99,7 +99,8 @@ def write_json(path: Path, value: Any, *, seal: bool = False) -> None:
     Raises ValueError for NaN or infinity, which JSON cannot represent.
     """
     if seal:
-        value = {**value, DIGEST: _digest(json.loads(json.dumps(value, allow_nan=False)))}
+        # First, so that a reader who has edited the file can delete the line.
+        value = {DIGEST: _digest(json.loads(json.dumps(value, allow_nan=False))), **value}
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(path, text.encode() + b"\n")
 

@@ -35,7 +35,7 @@ def folder_lock(folder: Path, file: Path | None = None) -> Iterator[None]:
     descriptor = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(path, folder)
+        descriptor = _acquire(path, folder, new=bool(created))
         yield
     except BaseException:
         _release(path, descriptor)
@@ -48,7 +48,7 @@ def folder_lock(folder: Path, file: Path | None = None) -> Iterator[None]:
         _release(path, descriptor)
 
 
-def _acquire(path: Path, folder: Path) -> int | None:
+def _acquire(path: Path, folder: Path, new: bool) -> int | None:
     """Descriptor of the locked file; None for a folder that cannot be written to."""
     while True:
         if path in _held:
@@ -56,7 +56,7 @@ def _acquire(path: Path, folder: Path) -> int | None:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            if path.parent.is_dir() and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            if not new and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
                 return None
             raise
         try:
