@@ -225,7 +225,10 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "cuhk-pedes-paper": cuhk_pedes_paper,
     "icfg-pedes": icfg_pedes,
     "rstpreid": rstpreid,
-    **{f"{f.__name__.replace('_', '-')}-captions": _captions_of(f) for f in (synthetic, cuhk_pedes, icfg_pedes, rstpreid)},
+    **{
+        f"{f.__name__.replace('_', '-')}-captions": _captions_of(f)
+        for f in (synthetic, cuhk_pedes, icfg_pedes, rstpreid)
+    },
 }
 ROWS: dict[str, Change] = {
     # Table 1.

@@ -47,7 +47,9 @@ def require_hub(name: str) -> None:
     thread.join(2 * TIMEOUT)
     if thread.is_alive() or problems:
         reason = problems[0] if problems else f"no answer in {2 * TIMEOUT:g} s"
-        raise OSError(f"{name} is neither a folder nor in the cache of the hub, and {endpoint} cannot be reached: {reason}")
+        raise OSError(
+            f"{name} is neither a folder nor in the cache of the hub, and {endpoint} cannot be reached: {reason}"
+        )
 
 
 def _request(endpoint: str, problems: list[str]) -> None:

@@ -86,5 +86,7 @@ def _checked(pair: Any, place: str) -> tuple[int, str]:
     if isinstance(identity, str) and identity.isascii() and identity.isdigit():
         identity = int(identity)
     if type(identity) is not int or split not in SPLITS:
-        raise ValueError(f"{place} must be an identity and its split, train, val or test, got {pair!r:.100}; expected {FORMS}")
+        raise ValueError(
+            f"{place} must be an identity and its split, train, val or test, got {pair!r:.100}; expected {FORMS}"
+        )
     return identity, split

@@ -55,11 +55,25 @@ class Tower:
 
 
 _NO_POOLER = (("add_pooling_layer", False),)
-_PAIR = ("text_projection.", "visual_projection.", "logit_scale", "logit_bias", "classifier.", "embeddings.position_ids")
+_PAIR = (
+    "text_projection.",
+    "visual_projection.",
+    "logit_scale",
+    "logit_bias",
+    "classifier.",
+    "embeddings.position_ids",
+)
 _CLIP_VISION = Tower("CLIPVisionModel", ("text_model.", *_PAIR), 1, pixels=CLIP, last_norm="post_layernorm")
 _SIGLIP = Tower("SiglipVisionModel", ("text_model.", "head.", *_PAIR), settings=(("vision_use_head", False),))
 _CLIP_TEXT = Tower("CLIPTextModel", ("vision_model.", *_PAIR))
-_VIT_HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.", "pooler.", "decoder.", "embeddings.mask_token")
+_VIT_HEADS = (
+    "classifier.",
+    "cls_classifier.",
+    "distillation_classifier.",
+    "pooler.",
+    "decoder.",
+    "embeddings.mask_token",
+)
 _BERT_HEADS = ("pooler.", "cls.", "classifier.", "qa_outputs.", "embeddings.position_ids")
 TOWERS: dict[Kind, dict[str, Tower]] = {
     "visual": {
@@ -75,7 +89,8 @@ TOWERS: dict[Kind, dict[str, Tower]] = {
         "bert": Tower("BertModel", _BERT_HEADS, arguments=_NO_POOLER),
         "roberta": Tower("RobertaModel", ("lm_head.", *_BERT_HEADS), arguments=_NO_POOLER),
         "distilbert": Tower(
-            "DistilBertModel", ("vocab_layer_norm.", "vocab_projector.", "vocab_transform.", "pre_classifier.", *_BERT_HEADS)
+            "DistilBertModel",
+            ("vocab_layer_norm.", "vocab_projector.", "vocab_transform.", "pre_classifier.", *_BERT_HEADS),
         ),
         "clip": _CLIP_TEXT,
         "clip_text_model": _CLIP_TEXT,
@@ -228,7 +243,9 @@ def _own_pixels(name: str, tower: Tower) -> tuple[Numbers, Numbers]:
     values = _preprocessor(name)
     if not values.get("do_normalize", True):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    mean, std = (values.get(f"image_{key}", default) for key, default in zip(("mean", "std"), tower.pixels, strict=True))
+    mean, std = (
+        values.get(f"image_{key}", default) for key, default in zip(("mean", "std"), tower.pixels, strict=True)
+    )
     return _three(mean), _three(std)
 
 

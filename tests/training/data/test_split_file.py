@@ -63,10 +63,19 @@ def test_the_refusal_of_caption_all_names_the_command(mailed: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (json.dumps(IDS | {"val": [7]}), r"identities of caption_all.json have no split in .*: 8 \(1 in all\); the split of"),
-        (json.dumps(IDS | {"val": [7, 8, 77]}), r"identities of .* have no record in caption_all.json: 77 \(1 in all\)"),
+        (
+            json.dumps(IDS | {"val": [7]}),
+            r"identities of caption_all.json have no split in .*: 8 \(1 in all\); the split of",
+        ),
+        (
+            json.dumps(IDS | {"val": [7, 8, 77]}),
+            r"identities of .* have no record in caption_all.json: 77 \(1 in all\)",
+        ),
         (json.dumps(IDS | {"val": [7, 8, 9]}), r"has two splits for the identities 9 \(1 in all\)"),
-        ("1,train\n2,validation\n", r"entry 2 must be an identity and its split, train, val or test, got \('2', 'valid"),
+        (
+            "1,train\n2,validation\n",
+            r"entry 2 must be an identity and its split, train, val or test, got \('2', 'valid",
+        ),
         ('["1"]', r"entry 1 must be an identity and its split"),
         ("{", "is not valid JSON"),
     ],
@@ -79,7 +88,9 @@ def test_wrong_split_files_write_nothing(mailed: Path, content: str, expected: s
 
 
 def test_other_missing_and_existing_files(mailed: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there is no split file .*; the split of the authors is in the reid_raw"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no split file .*; the split of the authors is in the reid_raw"
+    ):
         write_reid_raw(mailed, mailed / "none")
     (mailed / "splits").write_text(json.dumps(IDS))
     content = (mailed / "caption_all.json").read_text()

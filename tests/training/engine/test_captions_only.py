@@ -19,7 +19,9 @@ FILES = {"cuhk-pedes": "reid_raw.json", "icfg-pedes": "ICFG-PEDES.json", "rstpre
 
 def tiny(root: Path, name: str) -> Config:
     config = tiny_config(root)
-    config = replace(config, data=replace(config.data, dataset=name), optim=replace(config.optim, epochs=1, warmup_epochs=0))
+    config = replace(
+        config, data=replace(config.data, dataset=name), optim=replace(config.optim, epochs=1, warmup_epochs=0)
+    )
     return captions_only(config)
 
 
@@ -53,7 +55,9 @@ def test_texts_that_exist_are_not_read(tmp_path: Path) -> None:
     assert read_dataset(tiny(root, "cuhk-pedes").data).fingerprint == before
 
 
-@pytest.mark.parametrize("name", ["cuhk-pedes-captions", "icfg-pedes-captions", "rstpreid-captions", "synthetic-captions"])
+@pytest.mark.parametrize(
+    "name", ["cuhk-pedes-captions", "icfg-pedes-captions", "rstpreid-captions", "synthetic-captions"]
+)
 def test_the_recipes_need_no_texts(name: str) -> None:
     config = get_recipe(name)
     assert config.data.captions_only and config.recipe == name

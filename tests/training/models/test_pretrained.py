@@ -47,7 +47,9 @@ def require_whole(module: torch.nn.Module, folder: str, other: str = "-") -> Non
     """Asserts that the tensors of a module are those of the file, whatever their names, except for heads and `other`."""
     stored = load_file(Path(folder) / "model.safetensors")
     own = {key: bits(value) for key, value in stored.items() if not key.startswith(other)}
-    patch = {key for key in own if key.endswith(("patch_embeddings.projection.weight", "patch_embeddings.projection.bias"))}
+    patch = {
+        key for key in own if key.endswith(("patch_embeddings.projection.weight", "patch_embeddings.projection.bias"))
+    }
     expected = {value for key, value in own.items() if key in patch or not any(name in key for name in LEFT_OUT)}
     parameters = dict(module.named_parameters())
     assert {bits(value.detach()) for value in parameters.values()} == expected and len(parameters) == len(expected) > 15
@@ -146,7 +148,9 @@ def swap(weights: dict[str, Tensor]) -> None:
         (swap, r"23 missing: embeddings.class_embedding, .* 23 unexpected: vit.embeddings.class_embedding"),
     ],
 )
-def test_weights_that_are_not_whole_are_refused(folders: dict[str, str], tmp_path: Path, change: Any, expected: str) -> None:
+def test_weights_that_are_not_whole_are_refused(
+    folders: dict[str, str], tmp_path: Path, change: Any, expected: str
+) -> None:
     config = copy_with(folders["clip"], tmp_path / "clip", change)
     with pytest.raises(ValueError, match=f"does not hold the weights of its {expected}|{expected}"):
         VisualEncoder(config, (32, 32))

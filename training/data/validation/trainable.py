@@ -7,7 +7,7 @@ from pathlib import Path
 
 from training.config import DataConfig
 from training.data.checks import examples
-from training.data.datasets import descriptions_path, described_images
+from training.data.datasets import described_images, descriptions_path
 from training.data.readers import Row
 from training.data.validation.findings import Finding
 

@@ -19,8 +19,8 @@ from training.data.validation import image_files
 from training.data.validation.caption_findings import shared_captions, suspicious_captions
 from training.data.validation.decode_cache import CACHE, DecodeCache, DecodeResult, decode_files
 from training.data.validation.duplicates import duplicate_images, duplicates_between
-from training.data.validation.trainable import recipe_finding
 from training.data.validation.findings import SAMPLES, Finding, Level, Sample, spread
+from training.data.validation.trainable import recipe_finding
 
 # Identities per split in an older version of RSTPReid that is still in circulation.
 OLD_RSTPREID = (3901, 100, 100)
