@@ -80,7 +80,7 @@ def test_layers_behind_a_convolutional_stem_nearly_pass_its_tokens_on(monkeypatc
         # In training mode, in which batch normalisation gives the stem's tokens their size.
         encoder = VisualEncoder(CONVOLUTIONAL, (64, 32))
         embedded = encoder.backbone.layernorm(encoder.backbone.embeddings(images)[:, 1:])
-        away.append(float((encoder(images) - embedded).norm() / embedded.norm()))
+        away.append(((encoder(images) - embedded).norm() / embedded.norm()).item())
     assert away[0] < 0.25 < 3 * away[0] < away[1]
 
 
