@@ -20,6 +20,7 @@ import tyro
 
 from training.evaluation.protocols.protocol_names import DEFAULT_K, RESULTS, WITH_TEXTS, NotMeasurable, Protocol
 from training.utils import cli
+from training.utils.cli import DataRoot
 
 if TYPE_CHECKING:
     from training.data.datasets import TextFile
@@ -37,6 +38,7 @@ class Arguments:
     k: int = DEFAULT_K
     # Texts of gallery-text and identity, such as OUT/gallery-test.jsonl of training.describe; default: the run's, the data's.
     texts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    data_root: DataRoot = None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,14 +54,14 @@ def main(argv: Sequence[str]) -> None:
         # Texts that no protocol reads are an error of the first one.
         mine = texts if protocol in WITH_TEXTS or not {*asked} & {*WITH_TEXTS} else None
         try:
-            _evaluate(arguments.run, protocol, arguments.k, mine)
+            _evaluate(arguments.run, protocol, arguments.k, mine, arguments.data_root)
         except NotMeasurable as reason:
             if len(asked) == 1:
                 raise
             print(f"{protocol} is left out: {reason}")
 
 
-def _evaluate(run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None) -> None:
+def _evaluate(run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None, data_root: Path | None) -> None:
     """Prints the results of a protocol and the path of its file."""
     from training.evaluation.bounds.oracle_metrics import oracle_bounds
     from training.evaluation.diagnosis.diagnose import diagnose
@@ -69,16 +71,20 @@ def _evaluate(run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None)
 
     console, name = make_console(), result_name(protocol, k, texts)
     if protocol == "dual":
-        evaluation, new = evaluate(run_dir)
+        evaluation, new = evaluate(run_dir, data_root)
         try:
-            print_table(evaluation, console, oracle_bounds(run_dir, evaluation))
+            print_table(evaluation, console, oracle_bounds(run_dir, evaluation, data_root))
         except (OSError, ValueError) as error:
             # A ceiling that cannot be computed is no fault of the run.
             print_table(evaluation, console)
             console.print(f"no rows of an oracle: {error}", highlight=False, markup=False)
-        print_diagnosis(diagnose(run_dir)[0], console)
+        try:
+            print_diagnosis(diagnose(run_dir, data_root)[0], console)
+        except RuntimeError as error:
+            # It compares with the pretrained weights, which the run does not hold.
+            console.print(f"no diagnosis: {error}", highlight=False, markup=False)
     else:
-        result, new = evaluate_protocol(run_dir, protocol, k, texts)
+        result, new = evaluate_protocol(run_dir, protocol, k, texts, data_root)
         print_protocol(result, console)
     print(f"{run_dir / name}{'' if new else ' (evaluated before; the test split is evaluated once)'}")
 

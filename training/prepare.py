@@ -93,6 +93,16 @@ class Validate:
 
 
 @dataclass(frozen=True)
+class ReidRaw:
+    """Write reid_raw.json of CUHK-PEDES from caption_all.json and a file that says the split of each id."""
+
+    # Folder that holds caption_all.json and imgs/.
+    root: Folder
+    # JSON {"train": [ids], "val": [ids], "test": [ids]}, a JSON list of objects with id and split, or lines ID,SPLIT.
+    splits: Folder
+
+
+@dataclass(frozen=True)
 class Template:
     """Write a small data set in the layout of own data, as an example to replace."""
 
@@ -211,11 +221,21 @@ def template(arguments: Template) -> None:
     print(f"{arguments.out / 'README.txt'} says what is what")
 
 
+def reid_raw(arguments: ReidRaw) -> None:
+    """Writes the file and prints the images of each split."""
+    from training.data.split_file import RAW, write_reid_raw
+
+    counts = write_reid_raw(arguments.root, arguments.splits)
+    print(f"{arguments.root / RAW}: {', '.join(f'{split} {count:,} images' for split, count in counts.items())}")
+    print(f"next: python -m training.prepare validate cuhk-pedes {arguments.root}")
+
+
 COMMANDS: dict[type, Callable[[Any], None]] = {
     Synthetic: synthetic,
     IdentityQueries: identity_queries,
     Pack: pack,
     Validate: validate,
+    ReidRaw: reid_raw,
     Template: template,
 }
 
@@ -223,7 +243,7 @@ COMMANDS: dict[type, Callable[[Any], None]] = {
 def main(argv: Sequence[str]) -> None:
     """Runs a sub-command; raises what its function raises."""
     # Nothing heavy is imported at the top: --help, and each process of `synthetic`, need not wait for it.
-    kinds = Synthetic | IdentityQueries | Pack | Validate | Template
+    kinds = Synthetic | IdentityQueries | Pack | Validate | ReidRaw | Template
     arguments: Any = cli.parse(kinds, argv, "training.prepare", __doc__)  # type: ignore
     COMMANDS[type(arguments)](arguments)
 

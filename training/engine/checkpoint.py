@@ -9,13 +9,14 @@ import shutil
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from training.config import Config, from_dict
+from training.data.datasets import at_root
 from training.data.tokenizer import TOKENIZER, load_tokenizer, require_tokenizer
 from training.models.baseline import DualEncoder
 from training.models.model import Model
@@ -107,6 +108,13 @@ class TrainedModel:
     fingerprint: str
     # Digest of the images (image_digests.py); "" in runs of earlier versions.
     images: str = ""
+    # The configuration as stored, where `config` names another place of the data.
+    stored: Config | None = None
+
+    @property
+    def stored_config(self) -> Config:
+        """The configuration of the run, wherever its data are now."""
+        return self.stored or self.config
 
     @property
     def decoupling_model(self) -> Model:
@@ -119,18 +127,20 @@ class TrainedModel:
         return self.model
 
 
-def build_model(config: Config, tokenizer: Any) -> RetrievalModel:
-    """A new model for `config` and the vocabulary of `tokenizer`, with random weights from torch's global generator."""
+def build_model(config: Config, tokenizer: Any, towers: dict[str, str] | None = None) -> RetrievalModel:
+    """A new model for `config` and the vocabulary of `tokenizer`, with random weights from torch's global generator and the
+    weights of pretrained encoders, except of those that `towers` describes."""
     size, length = config.data.image_size, config.data.text_length
     if config.model.architecture == "dual-encoder":
         return DualEncoder(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id)
-    return Model(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id, length)
+    return Model(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id, length, towers)
 
 
-def load_run(run_dir: Path) -> TrainedModel:
+def load_run(run_dir: Path, data_root: Path | None = None) -> TrainedModel:
     """Loads the best checkpoint of `run_dir`, with the tokenizer that it was trained with.
 
-    Raises FileNotFoundError when there is none, ValueError for a damaged file.
+    data_root: where its data are now, if they were moved. Raises FileNotFoundError when there is none, ValueError for a damaged
+    file.
     """
     path = Path(run_dir) / "best.pt"
     if not path.is_file():
@@ -145,9 +155,11 @@ def load_run(run_dir: Path) -> TrainedModel:
         raise ValueError(f"{path} is not a checkpoint of this version: {error}") from error
     require_tokenizer(path.parent / TOKENIZER, state.get("tokenizer"))
     tokenizer = load_tokenizer(path.parent / TOKENIZER)
-    model = build_model(config, tokenizer)
+    # The run has the weights: neither the folder nor the hub that they came from is needed.
+    model = build_model(config, tokenizer, state.get("towers"))
     model.load_state_dict(weights)
-    return TrainedModel(config, tokenizer, model.eval(), **numbers, images=state.get("images", ""))
+    moved = replace(config, data=at_root(config.data, data_root))
+    return TrainedModel(moved, tokenizer, model.eval(), **numbers, images=state.get("images", ""), stored=config)
 
 
 def _require_plain(name: str, value: Any) -> None:

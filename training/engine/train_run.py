@@ -24,6 +24,7 @@ from training.engine.memory import Resources, peak_memory_mb
 from training.engine.memory_fit import fitting_config
 from training.engine.train_step import learning_rate_factor
 from training.engine.trainer import Inputs, RunProgress, Trainer
+from training.models.pretrained import with_image_size
 from training.utils.io import read_json, read_record, write_json, write_record
 from training.utils.locks import folder_lock
 from training.utils.machine import cpu_name, machine_name
@@ -63,8 +64,11 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, options: R
     if run_dir.exists() and not run_dir.is_dir():
         raise FileExistsError(f"--out {run_dir} is a file, expected a new or empty folder")
     started, console = time.perf_counter(), make_console()
+    config = with_image_size(config)
     with preemption() as signals, folder_lock(run_dir):
         trainer, dataset = _prepare(config, run_dir, validate, options, console, signals)
+        if config.data.captions_only:
+            console.print(captions_only_line(config))
         parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6
         console.print(
             f"{config.recipe}, seed {config.seed}: {describe(dataset)}; {parameters:.2f} M parameters, "
@@ -121,12 +125,25 @@ def build_trainer(
     """(trainer of a new model, tokenizer) for a configuration and its data, seeded by the configuration. images: digest of the
     images; reporting: `console`, `log_seconds` and `preemption` of the Trainer."""
     torch.manual_seed(config.seed)
+    config = with_image_size(config)
     tokenizer = build_tokenizer(config.model.text, dataset.train_texts())
     model = checkpoint.build_model(config, tokenizer)
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     validation = partial(validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
     inputs = Inputs(dataset.fingerprint, images)
     return Trainer(config, model, loader, run_dir, validation, inputs=inputs, **reporting), tokenizer
+
+
+def captions_only_line(config: Config) -> str:
+    """The losses that are off where a run has no generated texts."""
+    loss = config.loss
+    names = {
+        "clothing_matching": loss.clothing_matching,
+        "adversarial": loss.adversarial,
+        "decoupling": loss.decoupling,
+    }
+    off = ", ".join(name for name, on in names.items() if not on)
+    return f"captions only, without generated texts: InfoNCE reads captions; off: {off}"
 
 
 def describe(dataset: Dataset) -> str:

@@ -275,6 +275,7 @@ class Trainer:
         state: dict[str, Any] = {
             "model": self.average.weights if averaged and self.average else self.model.state_dict(),
             "config": to_dict(self.config),
+            "towers": self.model.towers(),
             **vars(self.inputs),
             "tokenizer": self.tokenizer_files,
             "progress": dict(vars(self.progress)),

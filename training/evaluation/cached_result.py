@@ -25,9 +25,11 @@ def cached_result(
     read: Callable[[Path], R],
     compute: Callable[[TrainedModel, Dataset], R],
     suffices: Callable[[R], bool] = lambda stored: True,
+    data_root: Path | None = None,
 ) -> tuple[R, bool]:
     """(the result in `path`, a file of a run folder; True if computed now). `compute` is called with the best checkpoint
-    and its data unless the file exists and `suffices` accepts it; the result is stored with its `checkpoint` set.
+    and its data unless the file exists and `suffices` accepts it; the result is stored with its `checkpoint` set. data_root:
+    where the data are now, if they were moved.
 
     Raises FileNotFoundError for an untrained run, RuntimeError for one that another process uses, ValueError when the file was
     computed from a different checkpoint or the data is not the training data of the run, and what `read_dataset` and `compute`
@@ -36,13 +38,17 @@ def cached_result(
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such run folder")
     with folder_lock(path.parent):
-        return _cached_result(path, read, compute, suffices)
+        return _cached_result(path, read, compute, suffices, data_root)
 
 
 def _cached_result(
-    path: Path, read: Callable[[Path], R], compute: Callable[[TrainedModel, Dataset], R], suffices: Callable[[R], bool]
+    path: Path,
+    read: Callable[[Path], R],
+    compute: Callable[[TrainedModel, Dataset], R],
+    suffices: Callable[[R], bool],
+    data_root: Path | None,
 ) -> tuple[R, bool]:
-    trained = load_run(path.parent)
+    trained = load_run(path.parent, data_root)
     digest = file_digest(path.parent / "best.pt")
     if path.exists():
         stored = read(path)

@@ -53,14 +53,14 @@ SPEED_BATCH = 32
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 
 
-def evaluate(run_dir: Path) -> tuple[Evaluation, bool]:
-    """(contents of eval.json, True if computed now).
+def evaluate(run_dir: Path, data_root: Path | None = None) -> tuple[Evaluation, bool]:
+    """(contents of eval.json, True if computed now); data_root: where the data are now, if they were moved.
 
     Raises FileNotFoundError for an untrained run, ValueError when eval.json was computed from a different checkpoint or the
     data is not the training data of the run, and what `read_dataset` raises.
     """
     run = Run(Path(run_dir))
-    return cached_result(run.folder / EVALUATION, read_evaluation, partial(_evaluate, run))
+    return cached_result(run.folder / EVALUATION, read_evaluation, partial(_evaluate, run), data_root=data_root)
 
 
 def result_name(protocol: Protocol, k: int, texts: TextFile | None = None) -> str:
@@ -77,7 +77,7 @@ def result_name(protocol: Protocol, k: int, texts: TextFile | None = None) -> st
 
 
 def evaluate_protocol(
-    run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None = None
+    run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None = None, data_root: Path | None = None
 ) -> tuple[ProtocolEvaluation, bool]:
     """(contents of RUN/`result_name`, True if computed now). Raises what `evaluate`, `result_name`, `measure` raise.
 
@@ -95,12 +95,12 @@ def evaluate_protocol(
             measured.result,
             data=_data(dataset),
             versions=_versions(),
-            config=to_dict(trained.config),
+            config=to_dict(trained.stored_config),
             seconds={"evaluation": time.perf_counter() - started},
         )
 
     path = Path(run_dir) / result_name(protocol, k, texts)
-    return cached_result(path, partial(read_record, kind=ProtocolEvaluation), compute)
+    return cached_result(path, partial(read_record, kind=ProtocolEvaluation), compute, data_root=data_root)
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
@@ -131,7 +131,7 @@ def _evaluate(run: Run, trained: TrainedModel, dataset: Dataset) -> Evaluation:
         calls=dict(sorted(calls.items())),
         data=_data(dataset),
         versions=_versions(),
-        config=to_dict(trained.config),
+        config=to_dict(trained.stored_config),
         memory_mb=memory_mb,
         training_memory_mb=run.training_memory_mb,
         efficiency=_efficiency(trained, records),

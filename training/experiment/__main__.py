@@ -110,7 +110,10 @@ def _run(
     from training.experiment.scheduler import run_experiment
     from training.experiment.style_texts import with_texts
     from training.experiment.summary_table import print_summary
+    from training.models.pretrained import with_image_size
 
+    # The key of a run is that of the whole configuration, the size of its images included.
+    base, rows = with_image_size(base), [replace(row, config=with_image_size(row.config)) for row in rows]
     jobs = arguments.jobs
     rows = with_texts(rows, console)
     if arguments.results:

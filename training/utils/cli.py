@@ -7,7 +7,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -17,6 +18,10 @@ from training.utils.preemption import REQUEUE_STATUS, Preempted
 TRACEBACK = "TRAINING_TRACEBACK"
 # Set to 1 by a process that starts a command: the command ends with its standard input, so it does not outlive that process.
 END_WITH_INPUT = "TRAINING_END_WITH_INPUT"
+
+# Option of commands that read a run: the root of its data set, if that was moved since.
+ROOT_HELP = "root of the data set, if it was moved since the run was trained"
+DataRoot = Annotated[Path | None, tyro.conf.arg(name="data.root", metavar="FOLDER", help=ROOT_HELP)]
 
 T = TypeVar("T")
 
