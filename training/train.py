@@ -36,6 +36,10 @@ class Arguments:
     extend: bool = False
     # Start from the weights of another run; layers that do not fit are named. A run that is continued has its own.
     init: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    # Estimate the memory before the first step, and stop with what would fit where it does not.
+    check_memory: bool = True
+    # Take the micro-batches and recomputed activations that fit, where the configuration does not.
+    fit: bool = False
     # Seconds between two lines about the progress where the output is no terminal; 0 for none.
     log_seconds: float = 30.0
 
@@ -50,7 +54,7 @@ def base_config(arguments: Arguments) -> Config:
 def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `train` raises."""
     arguments, config = command_line.parse(Arguments, argv, "training.train", __doc__, base_config)
-    options = {name: getattr(arguments, name) for name in ("resume", "extend", "init", "log_seconds")}
+    options = {name: value for name, value in vars(arguments).items() if name not in ("out", "recipe", "config")}
     train(config, arguments.out, **options)
     print(f"next: python -m training.evaluate {arguments.out}")
 

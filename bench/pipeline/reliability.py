@@ -49,6 +49,9 @@ FILES = {
     "DATA/an image": "evaluate",
 }
 
+# Refused by the digest of all of them: an error names the data set.
+FINGERPRINTED = ("DATA/reid_raw.json", "DATA/descriptions.jsonl")
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -133,7 +136,7 @@ def flip_files(base: Path, count: int, moment: random.Random) -> tuple[str, int]
                 outcome = stage.run(base, work, again=True)
             if not number:
                 expected = stage.result(work, outcome.output)
-            elif outcome.status == 2 and path.name.split(".")[0] in outcome.output + " images" * ("image" in name):
+            elif outcome.status == 2 and (path.name in outcome.output or name in FINGERPRINTED):
                 outcomes["refused"] += 1
             elif _same(stage, work, outcome, expected):
                 outcomes["same"] += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from training.data.tokenizer import TOKENIZER, build_tokenizer, save_tokenizer, 
 from training.engine import checkpoint
 from training.engine.initial_weights import load_initial_weights
 from training.engine.memory import Resources, peak_memory_mb
+from training.engine.memory_fit import fitting_config
 from training.engine.train_step import learning_rate_factor
 from training.engine.trainer import Inputs, RunProgress, Trainer
 from training.models.pretrained import with_image_size
@@ -43,6 +44,10 @@ class RunOptions:
     extend: bool = False
     # Run folder whose weights a new run starts from.
     init: Path | None = None
+    # Estimate the memory before the first step, and refuse what does not fit; `fit`: take more micro-batches and recomputed
+    # activations instead.
+    check_memory: bool = False
+    fit: bool = False
     # Seconds between two lines about the progress where the output is no terminal; 0: none.
     log_seconds: float = 30.0
 
@@ -83,12 +88,19 @@ def _prepare(
     config: Config, run_dir: Path, validate: ValidateSplit, options: RunOptions, console: Console, signals: Preemption
 ) -> tuple[Trainer, Dataset]:
     """(trainer at its first step, data) after all checks; then writes the files that do not change during training."""
+    if options.resume and options.fit:
+        config = _fitted_before(config, run_dir)
     continued = _check_folder(config, run_dir, options)
     dataset = read_dataset(config.data)
     known = read_digests(run_dir)
     images = _digest(dataset, known)
     reporting = {"console": console, "log_seconds": options.log_seconds, "preemption": signals}
     trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, images.digest, **reporting)
+    if options.check_memory or options.fit:
+        fitting = fitting_config(trainer.model, config, trainer.loader, console.print, fit=options.fit)
+        if fitting != config:
+            config = fitting
+            trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, images.digest, **reporting)
     begun = (run_dir / "last.pt").exists()
     if options.init is not None and not begun:
         console.print(load_initial_weights(trainer.model, tokenizer, options.init))
@@ -142,6 +154,15 @@ def describe(dataset: Dataset) -> str:
         return text
     images, whose = ("image", "its") if skipped == 1 else ("images", "their")
     return f"{text}; {skipped} training {images} skipped: {whose} generated texts were rejected"
+
+
+def _fitted_before(config: Config, run_dir: Path) -> Config:
+    """The configuration with the micro-batches that --fit gave the run when it began."""
+    if not (run_dir / "config.json").exists():
+        return config
+    stored = complete(read_json(run_dir / "config.json"))["optim"]
+    kept = {name: stored[name] for name in ("accumulate", "checkpointing")}
+    return replace(config, optim=replace(config.optim, **kept))
 
 
 def _digest(dataset: Dataset, known: ImageDigests) -> ImageDigests:

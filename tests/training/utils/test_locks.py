@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
+from training.synthetic.dataset import generate
 from training.utils.locks import folder_lock
 
 HOLD = """
@@ -102,3 +103,15 @@ def test_a_folder_that_nobody_can_write_to_needs_no_lock(tmp_path: Path, monkeyp
         with pytest.raises(OSError, match="Read-only"), folder_lock(tmp_path / "new" / "run"):
             pass
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_rendering_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".set.unfinished" / "imgs").mkdir(parents=True)
+    (tmp_path / ".set.unfinished" / "half.jpg").touch()
+    sizes = {"images_per_id": 2, "val_ids": 1, "test_ids": 1, "height": 160, "width": 64}
+    with folder_lock(tmp_path / "set", tmp_path / ".set.lock"):
+        with pytest.raises(RuntimeError, match="/set is in use by another part of this process"):
+            generate(tmp_path / "set", 3, **sizes)
+        assert (tmp_path / ".set.unfinished" / "half.jpg").exists()
+    generate(tmp_path / "set", 3, **sizes)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"] and not (tmp_path / "set" / "half.jpg").exists()
