@@ -54,8 +54,8 @@ def truncate(file: str) -> Callable[[Path], None]:
 # What is done to a good data set, and what the one line on stderr must say.
 BAD_DATA: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing data folder": (shutil.rmtree, "there is no folder"),
-    "truncated JPEG": (truncate("imgs/train/0001_0.jpg"), "0001_0.jpg is truncated"),
-    "truncated JPEG for validation": (truncate("imgs/val/0007_0.jpg"), "0007_0.jpg is truncated"),
+    "truncated JPEG": (truncate("imgs/train/0001_0.jpg"), "0001_0.jpg: truncated"),
+    "truncated JPEG for validation": (truncate("imgs/val/0007_0.jpg"), "0007_0.jpg: truncated"),
     "image that is not there": (lambda root: (root / "imgs/train/0002_1.jpg").unlink(), "0002_1.jpg (1 in all)"),
     "empty caption": (edit("reid_raw.json", "A stout person", '", "'), "empty caption"),
     "one id in two splits": (
