@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from training.config import MAX_PIXELS
 from training.utils import cli
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Pack:
     image_size: tuple[int, int] = (224, 224)
     # Processes that decode; 0 for this one.
     workers: int = 0
+    # Pixels of the largest image that is decoded.
+    max_pixels: int = MAX_PIXELS
     # Read every file and every packed row again instead of trusting size and modification time.
     check: bool = False
 
@@ -146,7 +149,9 @@ def pack(arguments: Pack) -> None:
     root, size, cache = str(arguments.root), arguments.image_size, arguments.cache
     config = DataConfig(arguments.name, root, image_size=size, cache=str(cache), workers=arguments.workers)
     paths = [record.path for records in read_records(config).values() for record in records]
-    counts = pack_images(paths, cache, config.image_size, config.workers, check=arguments.check)
+    counts = pack_images(
+        paths, cache, config.image_size, config.workers, check=arguments.check, max_pixels=arguments.max_pixels
+    )
     make_console(stderr=True).print(
         f"{cache}: {len(paths)} images of {size[0]}x{size[1]}: {counts.current} current, {counts.renamed} "
         f"known by content, {counts.decoded} decoded",

@@ -2,6 +2,7 @@
 
 from training.config.model_stages import Backend, BdamConfig, EncoderConfig, FusionConfig, ModelConfig
 from training.config.stages import (
+    MAX_PIXELS,
     STYLE_METHODS,
     AdversarialMode,
     Config,
@@ -25,6 +26,7 @@ __all__ = [
     "FusionConfig",
     "GradNormConfig",
     "LossConfig",
+    "MAX_PIXELS",
     "ModelConfig",
     "OptimConfig",
     "STYLE_METHODS",

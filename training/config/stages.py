@@ -19,6 +19,8 @@ from training.config.model_stages import ModelConfig
 # Methods of assigning captions to styles: the rows of Table 4.
 StyleMethod = Literal["none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan"]
 STYLE_METHODS: tuple[StyleMethod, ...] = typing.get_args(StyleMethod)
+# 150 MB as RGB, and more than a camera of 48 megapixels takes.
+MAX_PIXELS = 50_000_000
 AdversarialMode = Literal["paper", "intent", "odds", "critic", "minimax", "ridge"]
 
 
@@ -44,6 +46,10 @@ class DataConfig(Stage):
     images_per_id: Annotated[int, Within(0)] = 4
     # Plain batch size, used when images_per_id is 0.
     batch_size: Annotated[int, Within(2)] = 64
+    # Pixels of the largest image that is decoded; a larger one is an error, before it fills the memory.
+    max_pixels: Annotated[int, Within(1)] = MAX_PIXELS
+    # Read images through symbolic links that lead out of imgs/.
+    follow_links: bool = False
     # Pad by this many pixels, then crop back (reading 22).
     pad: Annotated[int, Within(0, 512)] = 10
     # Probability of a horizontal flip, and of erasing one rectangle.

@@ -28,6 +28,9 @@ BEFORE: dict[str, Any] = {
     "loss.critic_lr_scale": 1.0,
     "model.architecture": "decoupling",
     "data.captions_only": False,
+    # Where Pillow stopped.
+    "data.max_pixels": 178_956_970,
+    "data.follow_links": True,
     "loss.captions_to_identity": 1.0,
     "loss.both_captions": False,
     "loss.caption_positives": "identity",

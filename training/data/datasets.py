@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import DataConfig
-from training.data.checks import absent_splits, examples, missing_images, require_valid
+from training.data.checks import BROKEN, absent_splits, examples, links_outside, missing_images, require_valid
 from training.data.readers import LAYOUTS, SPLITS, read_source
 from training.data.splits import hold_out
 
@@ -110,6 +110,11 @@ def _read_annotations(config: DataConfig) -> _Annotations:
     missing = missing_images(rows, images)
     if missing:
         raise FileNotFoundError(f"images named in {source.file} are not under {images}: {examples(missing)}")
+    if not config.follow_links and (outside := links_outside(rows, images)):
+        raise ValueError(
+            f"symbolic links lead out of {images}: {examples(outside)}; --data.follow-links allows them, or let {images} "
+            "itself be the link"
+        )
     if absent_splits(rows, SPLITS):
         rows, held_out = hold_out(rows)
     splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
@@ -257,5 +262,7 @@ def _read_descriptions(raw: bytes, file: Path) -> tuple[dict[str, tuple[str, str
             raise ValueError(f"{file}, line {number} has status ok, but no identity or no clothing text for {key}")
         if key in texts:
             raise ValueError(f"{file}, line {number} is a second description of {key} with status ok")
+        if BROKEN.search("".join(map(str, pair))):
+            raise ValueError(f"{file}, line {number} has a NUL character or a lone surrogate in a text of {key}")
         texts[key] = (str(pair[0]).strip(), str(pair[1]).strip())
     return texts, rejected

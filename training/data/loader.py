@@ -19,6 +19,7 @@ from training.config import DataConfig
 from training.data.datasets import Dataset, Record
 from training.data.images import transforms
 from training.data.images.source import open_images, read_batches, update_cache
+from training.data.pretrained_files import quiet
 from training.data.sampler import PKSampler, Sampler, ShuffledSampler, random_numbers
 
 # Texts per call of the tokenizer; bounds the memory of its intermediate lists.
@@ -89,14 +90,28 @@ def tokenize(tokenizer: Any, texts: Sequence[str], text_length: int) -> TextBatc
     return TextBatch(encoded["input_ids"], encoded["attention_mask"])
 
 
+def _count_longer(tokenizer: Any, texts: Sequence[str], text_length: int) -> int:
+    """Number of texts of more than `text_length` tokens."""
+    if not texts:
+        return 0
+    with quiet():
+        return sum(len(ids) > text_length for ids in tokenizer(list(texts))["input_ids"])
+
+
 class _TokenTable:
-    """Distinct texts, tokenized once: tokenizing 192 texts a step costs more than the rest of the batch."""
+    """Distinct texts, tokenized once: tokenizing 192 texts a step costs more than the rest of the batch. `cut`: number of those
+    that are longer than `text_length` tokens.
+    """
 
     def __init__(self, tokenizer: Any, texts: Iterable[str], text_length: int) -> None:
         self.row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         distinct = list(self.row)
         starts = range(0, len(distinct), TOKENIZE_CHUNK)
         parts = [tokenize(tokenizer, distinct[i : i + TOKENIZE_CHUNK], text_length) for i in starts]
+        self.cut = 0
+        for i, part in zip(starts, parts, strict=True):
+            full = part.attention_mask_BT.sum(1) == text_length
+            self.cut += _count_longer(tokenizer, [distinct[i + k] for k in full.nonzero()[:, 0].tolist()], text_length)
         self.lengths = torch.cat([part.attention_mask_BT.sum(1) for part in parts])
         self.tokens = torch.full((len(distinct), int(self.lengths.max())), tokenizer.pad_token_id, dtype=torch.int32)
         for i, part in zip(starts, parts, strict=True):

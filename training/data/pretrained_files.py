@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging
 
 # A name of the hub, such as bert-base-uncased or google/vit-base-patch16-224.
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -60,3 +63,17 @@ def _request(endpoint: str, problems: list[str]) -> None:
         pass
     except (OSError, ValueError) as error:
         problems.append(str(getattr(error, "reason", error)))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """A block without the reports and bars of transformers: what matters in them is one of our errors."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

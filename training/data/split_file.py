@@ -64,6 +64,7 @@ def read_splits(path: Path) -> dict[int, str]:
 
 
 def _pairs(path: Path) -> Iterator[tuple[int, str]]:
+    pairs: list[Any]
     text = path.read_text(encoding="utf-8-sig")
     if text.lstrip()[:1] in ("{", "["):
         try:

@@ -140,7 +140,7 @@ def load_run(run_dir: Path, data_root: Path | None = None) -> TrainedModel:
     """Loads the best checkpoint of `run_dir`, with the tokenizer that it was trained with.
 
     data_root: where its data are now, if they were moved. Raises FileNotFoundError when there is none, ValueError for a damaged
-    file.
+    file and weights that are not finite.
     """
     path = Path(run_dir) / "best.pt"
     if not path.is_file():
@@ -153,6 +153,11 @@ def load_run(run_dir: Path, data_root: Path | None = None) -> TrainedModel:
         numbers = {name: state[name] for name in ("epoch", "step", "beta", "fingerprint")}
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint of this version: {error}") from error
+    bad = [key for key, value in weights.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        raise ValueError(
+            f"{path} holds weights that are not finite: {', '.join(bad[:4])} ({len(bad)} in all); train the run again"
+        )
     require_tokenizer(path.parent / TOKENIZER, state.get("tokenizer"))
     tokenizer = load_tokenizer(path.parent / TOKENIZER)
     # The run has the weights: neither the folder nor the hub that they came from is needed.

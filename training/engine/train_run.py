@@ -16,6 +16,7 @@ from rich.console import Console
 from training.config import Config, complete, to_dict
 from training.data.datasets import Dataset, read_dataset
 from training.data.image_digests import ImageDigests, digest_images, read_digests, require_unchanged, write_digests
+from training.data.images.readable import require_readable
 from training.data.loader import TrainLoader
 from training.data.tokenizer import TOKENIZER, build_tokenizer, save_tokenizer, tokenizer_digests
 from training.engine import checkpoint
@@ -67,6 +68,9 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, options: R
     config = with_image_size(config)
     with preemption() as signals, folder_lock(run_dir):
         trainer, dataset = _prepare(config, run_dir, validate, options, console, signals)
+        if cut := trainer.loader.table.cut:
+            limit = config.data.text_length
+            console.print(f"{cut:,} training texts are longer than data.text_length ({limit} tokens) and are cut")
         if config.data.captions_only:
             console.print(captions_only_line(config))
         parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6
@@ -92,6 +96,7 @@ def _prepare(
         config = _fitted_before(config, run_dir)
     continued = _check_folder(config, run_dir, options)
     dataset = read_dataset(config.data)
+    require_readable(dataset.root, dataset.splits, config.data.max_pixels)
     known = read_digests(run_dir)
     images = _digest(dataset, known)
     reporting = {"console": console, "log_seconds": options.log_seconds, "preemption": signals}

@@ -36,7 +36,7 @@ def cached_result(
     raise.
     """
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such run folder")
+        raise FileNotFoundError(f"{path.parent} holds no trained model: there is no such folder")
     with folder_lock(path.parent):
         return _cached_result(path, read, compute, suffices, data_root)
 

@@ -60,6 +60,9 @@ class VisualEncoder(_Backbone):
     multiple of the patch.
     """
 
+    _scale: Tensor
+    _shift: Tensor
+
     def __init__(self, config: EncoderConfig, image_size: tuple[int, int], description: str = "") -> None:
         tower = _pretrained("visual", config, description)
         backbone: Any = tower.module if tower else small_vit(config, image_size)

@@ -8,9 +8,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,10 +18,9 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
-from transformers.utils import logging
 
 from training.config import Config, EncoderConfig
-from training.data.pretrained_files import load_pretrained
+from training.data.pretrained_files import load_pretrained, quiet
 
 Kind = Literal["visual", "text"]
 Numbers = tuple[float, ...]
@@ -260,17 +258,3 @@ def _own_size(values: dict[str, Any], built_for: Any) -> tuple[int, int]:
     if isinstance(size, dict):
         size = [size[key] for key in ("height", "width")] if "height" in size else size.get("shortest_edge", built_for)
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """A block without the reports and bars of transformers: what matters in them is one of our errors."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

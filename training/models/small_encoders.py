@@ -15,8 +15,9 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 from training.config import EncoderConfig
 from training.models.bdam import RESIDUAL_SCALE
 from training.models.pretrained import ATTENTION
+from training.models.word_pairs import PAIRS, pair_numbers
 
-# Standard deviation that the words of a new BERT with a convolutional stem start from.
+# Standard deviation that the words, and pairs of words, of a new BERT with a convolutional stem start from.
 WORD_STD = 0.1
 # Last linear map of an attention or a feed-forward part, by the end of its name (transformers before 5: output.dense).
 _LAST = ("o_proj", "fc2", "output.dense")
@@ -71,20 +72,24 @@ class _ConvolutionalStem(nn.Module):
 
 
 class _WindowEmbeddings(nn.Module):
-    """Embeddings of BERT plus a non-linear map of the three words around each: which colour belongs to which garment is said by
-    neighbouring words, and attention takes long to find them."""
+    """Embeddings of BERT, plus a non-linear map of the three words around each, plus a vector of each word and the one before it
+    (`word_pairs`): which colour belongs to which garment is said by neighbouring words, and attention takes long to find them.
+    """
 
-    def __init__(self, embeddings: nn.Module, width: int, pad_id: int) -> None:
+    def __init__(self, embeddings: nn.Module, width: int, vocab_size: int, pad_id: int) -> None:
         super().__init__()
-        self.embeddings, self.pad_id = embeddings, pad_id
+        self.embeddings, self.vocab_size, self.pad_id = embeddings, vocab_size, pad_id
         self.window = nn.Linear(3 * width, width)
+        self.pairs = nn.Embedding(PAIRS, width)
+        nn.init.normal_(self.pairs.weight, std=WORD_STD)
 
     def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
         """Token ids (B, T) -> (B, T, C); padding has no influence on other tokens."""
         x_BTC = self.embeddings(input_ids=input_ids, **kwargs)
         x_BTC = x_BTC * (input_ids != self.pad_id).to(x_BTC.dtype)[..., None]
         before_BTC, after_BTC = F.pad(x_BTC[:, :-1], (0, 0, 1, 0)), F.pad(x_BTC[:, 1:], (0, 0, 0, 1))
-        return x_BTC + F.gelu(self.window(torch.cat([before_BTC, x_BTC, after_BTC], dim=2)))
+        pairs_BTC = F.pad(self.pairs(pair_numbers(input_ids, self.vocab_size)), (0, 0, 1, 0))
+        return x_BTC + F.gelu(self.window(torch.cat([before_BTC, x_BTC, after_BTC], dim=2))) + pairs_BTC
 
 
 def _start_near_identity(vit: nn.Module) -> None:
@@ -156,5 +161,5 @@ def small_bert(config: EncoderConfig, vocab_size: int, pad_id: int, max_length: 
     if config.stem == "convolutional":
         # Words first: at equal size, place and kind are two thirds of what a token says.
         nn.init.normal_(bert.embeddings.word_embeddings.weight, std=WORD_STD)
-        bert.embeddings = _WindowEmbeddings(bert.embeddings, config.width, pad_id)
+        bert.embeddings = _WindowEmbeddings(bert.embeddings, config.width, vocab_size, pad_id)
     return backbone

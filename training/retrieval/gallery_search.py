@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from training.config import DataConfig
 from training.data.datasets import SPLITS, Record, read_dataset
+from training.data.known_words import query_note
 from training.data.loader import tokenize
 from training.engine import checkpoint
 from training.engine.checkpoint import TrainedModel
@@ -27,6 +29,8 @@ def search_gallery(
     if k < 1:
         raise ValueError(f"--k must be at least 1, got {k}")
     run = checkpoint.load_run(run_dir, data_root)
+    if note := query_note(run.tokenizer, text):
+        print(note, file=sys.stderr)
     data = run.config.data
     # The packed cache of the run is for its data set: a folder is embedded once, and the index kept.
     ours = gallery in SPLITS

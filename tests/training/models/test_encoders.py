@@ -8,6 +8,7 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 from tests.support.models import IMAGE_SIZE, TEXT_LENGTH, TINY, VOCABULARY, batch
 from training.models import small_encoders
 from training.models.encoders import TextEncoder, VisualEncoder
+from training.models.word_pairs import PAIRS
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_layers_behind_a_convolutional_stem_nearly_pass_its_tokens_on(monkeypatc
         # In training mode, in which batch normalisation gives the stem's tokens their size.
         encoder = VisualEncoder(CONVOLUTIONAL, (64, 32))
         embedded = encoder.backbone.layernorm(encoder.backbone.embeddings(images)[:, 1:])
-        away.append(float((encoder(images) - embedded).norm() / embedded.norm()))
+        away.append(((encoder(images) - embedded).norm() / embedded.norm()).item())
     assert away[0] < 0.25 < 3 * away[0] < away[1]
 
 
@@ -98,7 +99,7 @@ def test_feed_forward_width_of_small_encoders():
     assert visual.backbone.config.intermediate_size == text.backbone.config.intermediate_size == 32
 
 
-def test_window_embeddings_add_a_map_of_three_words():
+def test_window_embeddings_add_a_map_of_three_words_and_a_vector_of_each_pair():
     encoder, texts = TextEncoder(CONVOLUTIONAL, VOCABULARY, 0, TEXT_LENGTH).eval(), batch().captions
     window = encoder.backbone.embeddings
     plain = window.embeddings(input_ids=texts.input_ids_BT) * texts.attention_mask_BT[..., None]
@@ -108,7 +109,9 @@ def test_window_embeddings_add_a_map_of_three_words():
         before = plain[i, t - 1] if t > 0 else zero
         after = plain[i, t + 1] if t + 1 < TEXT_LENGTH else zero
         mapped = torch.nn.functional.gelu(window.window(torch.cat([before, plain[i, t], after])))
-        assert_close(out[i, t], plain[i, t] + mapped)
+        pair = [int(texts.input_ids_BT[i, k]) for k in (t - 1, t)]
+        row = (pair[0] * VOCABULARY + pair[1]) * 2654435761 % 2**32 * PAIRS // 2**32
+        assert_close(out[i, t], plain[i, t] + mapped + (window.pairs.weight[row] if t > 0 else zero))
     # More padding changes no token.
     more = [torch.nn.functional.pad(x[:, :-2], (0, 2)) for x in (texts.input_ids_BT, texts.attention_mask_BT)]
     short = [x[:, :-2] for x in (texts.input_ids_BT, texts.attention_mask_BT)]

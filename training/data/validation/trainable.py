@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from training.config import DataConfig
 from training.data.checks import examples
@@ -16,7 +17,8 @@ CHECK = "recipes"
 
 def recipe_finding(name: str, root: Path, rows: Sequence[Row]) -> Finding:
     """Recipes that can be trained on the data set `name` in `root`, and what the others lack."""
-    path, base = descriptions_path(DataConfig(name, str(root))), "cuhk-pedes" if name == "own" else name
+    dataset: Any = name
+    path, base = descriptions_path(DataConfig(dataset, str(root))), "cuhk-pedes" if name == "own" else name
     suffix = f" --data.dataset {name}" if name == "own" else ""
     captions = f"`train {base}-captions{suffix} --data.root {root}` trains on the captions alone"
     generate = f"`python -m training.describe generate {name} {root} --out OUT` writes the texts that `{base}` needs"

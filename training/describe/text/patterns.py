@@ -27,6 +27,20 @@ _HEDGING = re.compile(
     r"some (?:kind|sort) of|what (?:looks|appears|seems))\b",
     re.IGNORECASE,
 )
+# Sentences that address a model, not a reader: an instruction in an image or a caption that a model has copied.
+_INSTRUCTION = re.compile(
+    r"\b(?:ignore|disregard|forget|override|bypass|discard)\b[^.]{0,40}\b(?:instructions?|prompts?|rules?|directions?|guidelines?|"
+    r"messages?|context|everything|what)\b|"
+    r"\b(?:previous|prior|above|earlier|following|new|system|developer|hidden|original) (?:instructions?|prompts?|directives?)\b|"
+    r"\b(?:system|developer) message\b|\byour (?:instructions?|prompt|guidelines|training|task|system|answer|response|output)\b|"
+    r"\byou (?:are now|are an? (?:ai|assistant|model|chatbot)|must|should|shall|will|need to|have to)\b|\bfrom now on\b|"
+    r"\b(?:act|behave|respond|answer|reply) as\b|\bpretend (?:to be|that|you)\b|\bdo anything now\b|\bjailbreak|"
+    r"\b(?:reply|respond|answer|output|print|write|return|repeat|say)\b[^.]{0,20}\b(?:only|exactly|nothing|verbatim|the words?|"
+    r"the phrase|the text|yes|no|json|instead)\b|"
+    r"\b(?:reveal|leak|show|tell|print|send|give|repeat)\b[^.]{0,20}\b(?:prompt|password|secret|api key|credentials|token)\b|"
+    r"^(?:assistant|user|system|human)\s*:|<\|[a-z_]+\|>|\[/?inst\]",
+    re.IGNORECASE | re.MULTILINE,
+)
 # Most words of an English description are among these or the words of the schema.
 FUNCTION_WORDS = frozenset(
     "a about above across against all along also an and another any are around as at back be been behind below beneath "
@@ -46,6 +60,11 @@ def find_refusal(text: str) -> str:
 def find_hedging(text: str) -> str:
     """First words by which a text hedges, "" for none."""
     return _first_match(_HEDGING, text)
+
+
+def find_instruction(text: str) -> str:
+    """First words by which a text instructs a model, "" for none."""
+    return _first_match(_INSTRUCTION, text)
 
 
 def _first_match(pattern: re.Pattern[str], text: str) -> str:

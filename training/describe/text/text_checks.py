@@ -15,7 +15,7 @@ from itertools import groupby
 import numpy as np
 
 from training.describe.text.check_limits import Limits
-from training.describe.text.patterns import find_hedging, find_refusal
+from training.describe.text.patterns import find_hedging, find_instruction, find_refusal
 from training.describe.text.phrase_index import normalise_text, tokenize
 from training.describe.text.schema import KINDS, Kind, Schema
 
@@ -69,8 +69,8 @@ def check_texts(identity: str, clothing: str, schema: Schema, limits: Limits) ->
 def check_text(kind: Kind, text: str, schema: Schema, limits: Limits) -> dict[str, str]:
     """Checks one text: maps the name of each check to "" where it passed, else to the reason.
 
-    Checks: `syntax`, `length`, `language`, `refusal`, `repetition`, `coverage` and `leak`; `left_out` where the schema leaves
-    attributes out, and `hedging` where the limits reject it.
+    Checks: `syntax`, `length`, `language`, `refusal`, `instruction`, `repetition`, `coverage` and `leak`; `left_out` where the
+    schema leaves attributes out, and `hedging` where the limits reject it.
     """
     words = tokenize(text)
     checks: dict[str, Callable[[], str]] = {
@@ -78,6 +78,7 @@ def check_text(kind: Kind, text: str, schema: Schema, limits: Limits) -> dict[st
         "length": lambda: _length(words, limits),
         "language": lambda: _language(text, words, schema, kind),
         "refusal": lambda: _reason("refuses", find_refusal(text)),
+        "instruction": lambda: _reason("instructs a model", find_instruction(text)),
         "repetition": lambda: _repetition(text, words),
         "coverage": lambda: _coverage(words, schema, kind, limits),
         "leak": lambda: _leak(words, schema, kind),
