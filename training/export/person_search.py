@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.config import Config, from_dict, to_dict
+from training.config import Config, EncoderConfig, from_dict, to_dict
 from training.data.images import transforms
 from training.data.loader import tokenize
 from training.data.tokenizer import load_tokenizer
@@ -43,9 +43,11 @@ class PersonSearch:
 
     @classmethod
     def of_run(cls, trained: TrainedModel) -> PersonSearch:
-        """The model of a run, without the places of its data."""
+        """The model of a run, without the places of its data and of the folders of its encoders."""
         data = replace(trained.config.data, root="", descriptions="", cache="")
-        return cls(replace(trained.config, data=data), trained.tokenizer, trained.model, trained.beta)
+        encoders = {name: _without_folder(getattr(trained.config.model, name)) for name in ("visual", "text")}
+        config = replace(trained.config, data=data, model=replace(trained.config.model, **encoders))
+        return cls(config, trained.tokenizer, trained.model, trained.beta)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> PersonSearch:
@@ -63,7 +65,7 @@ class PersonSearch:
             if file_digest(folder / name) != digest:
                 raise ValueError(f"{folder / name} is not the file that was exported; copy the whole folder again")
         config, tokenizer = from_dict(stored["config"]), load_tokenizer(folder)
-        model = build_model(config, tokenizer)
+        model = build_model(config, tokenizer, stored["towers"])
         try:
             model.load_state_dict(load_file(folder / WEIGHTS))
         except (SafetensorError, RuntimeError) as error:
@@ -84,7 +86,7 @@ class PersonSearch:
             files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "README.md" and p.name[0] != ".")
             digests = {path.name: file_digest(path) for path in files}
             values = {"model_type": KIND, "beta": self.beta, "config": to_dict(self.config), "files": digests}
-            write_json(folder / CONFIG, values, seal=True)
+            write_json(folder / CONFIG, values | {"towers": self.model.towers()}, seal=True)
 
     @torch.inference_mode()
     def embed_images(self, paths: Sequence[Path | str], batch_size: int = 64) -> Tensor:
@@ -118,3 +120,10 @@ class PersonSearch:
             "image_mean": [transforms.MEAN] * 3,
             "image_std": [transforms.STD] * 3,
         }
+
+
+def _without_folder(encoder: EncoderConfig) -> EncoderConfig:
+    """The configuration of an encoder without the path of a local folder."""
+    path = Path(encoder.pretrained)
+    local = bool(encoder.pretrained) and (path.is_absolute() or path.is_dir())
+    return replace(encoder, pretrained=path.name) if local else encoder

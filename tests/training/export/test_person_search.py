@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support import contents
+from tests.support.pretrained_folders import save_visual
+from tests.support.tiny_run import tiny_config
 from training.data.datasets import read_dataset
 from training.data.loader import iterate_images, tokenize
 from training.engine.checkpoint import load_run
 from training.export.__main__ import main
 from training.export.person_search import PersonSearch
+from training.train import train
 from training.utils import cli
 
 
@@ -95,3 +99,19 @@ def test_a_folder_in_use_is_left_alone(trained: Path, tmp_path: Path, capsys: py
     assert cli.run(main, [str(trained), "--out", str(tmp_path)]) == 2
     assert "already exists and is not an empty folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_pretrained_encoders_travel_without_their_folders(root: Path, tmp_path: Path) -> None:
+    config = tiny_config(root)
+    visual = replace(config.model.visual, pretrained=save_visual("dinov2", tmp_path / "private" / "dino"))
+    config = replace(config, model=replace(config.model, visual=visual))
+    config = replace(config, optim=replace(config.optim, epochs=1, warmup_epochs=0))
+    # The dry step goes through a pretrained tower too.
+    train(config, tmp_path / "run", check_memory=True)
+    shutil.rmtree(tmp_path / "private")
+    PersonSearch.of_run(load_run(tmp_path / "run")).save_pretrained(tmp_path / "model")
+    assert b"private" not in (tmp_path / "model" / "config.json").read_bytes()
+    shutil.rmtree(tmp_path / "run")
+    ours = PersonSearch.from_pretrained(tmp_path / "model")
+    images = [record.path for record in read_dataset(config.data).splits["test"][:2]]
+    assert ours.embed_images(images).shape == (2, 8) and ours.config.model.visual.pretrained == "dino"
