@@ -1,6 +1,7 @@
 """Checks of generated texts: on true texts, on hand-written ones with traps, on damaged ones, on anything."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 from bench.pipeline import text_checks
 from bench.pipeline.corrupted_texts import DAMAGES, FOREIGN, INSTRUCTIONS, REFUSALS, Good
 from tests.support.generated_texts import INVALID_TEXTS, VALID_TEXTS
-from training.describe.text.patterns import find_instruction
 from training.describe.text.phrase_index import PhraseIndex, plural, tokenize
 from training.describe.text.prompts import load_schema
 from training.describe.text.text_checks import Limits, NearDuplicates, check_text, check_texts
@@ -77,24 +77,28 @@ def test_what_is_wrong_is_found_and_said(schema, kind, text, name, why):
 def test_injected_instructions(schema, text):
     inside = f"A young woman with long dark hair. {text} She is of medium build."
     for words in (text, text.lower(), text.upper(), inside):
-        assert check_text("identity", words, schema, Limits())["instruction"].startswith("instructs a model: ")
+        assert re.match("instructs a model: |has a sentence that describes nothing: ", instruction(words, schema))
 
 
-def test_captions_of_people_are_no_instructions(tmp_path):
-    """No false alarm among 2,400 captions and texts; words of the patterns stand in some harmless sentences."""
+def instruction(text, schema):
+    return check_text("identity", text, schema, Limits())["instruction"]
+
+
+def test_captions_of_people_are_no_instructions(schema, tmp_path):
+    """No false alarm among rendered captions and texts, nor where words of the patterns stand in a harmless sentence."""
     generate(out=tmp_path / "set", ids=40, val_ids=4, test_ids=4)
     rows = json.loads((tmp_path / "set" / "reid_raw.json").read_text())
-    captions = [caption for row in rows for caption in row["captions"]]
-    texts = [text for number in range(600) for text in (drawn(number)["identity"], drawn(number)["clothing"])]
-    assert len(captions + texts) > 1500 and not [text for text in captions + texts if find_instruction(text)]
+    texts = [caption for row in rows for caption in row["captions"]]
+    texts += [text for number in range(600) for text in (drawn(number)["identity"], drawn(number)["clothing"])]
+    assert len(texts) > 1500 and not [text for text in texts if instruction(text, schema)]
     harmless = (
         "The woman ignores the camera and follows a sign with directions to the station.",
         "He has a new bag with a printed phrase and says nothing.",
         "A man in a shirt with the text ANSWER on it, the system of straps above his waist.",
         "She shows her phone to the man who will cross the road, the rules of the game printed on her top.",
-        "You can see a man in a blue coat; he gives a token to a girl.",
+        "As you can see, a man in a blue coat gives a token to a girl. He is walking away.",
     )
-    assert not [text for text in harmless if find_instruction(text)]
+    assert not [text for text in harmless if instruction(text, schema)]
 
 
 @pytest.mark.parametrize("text", REFUSALS)
