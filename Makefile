@@ -48,7 +48,7 @@ $(PY):
 	$(PY) -m pip install -q --disable-pip-version-check "setuptools>=77" wheel ninja
 
 $(READY): pyproject.toml setup.py $(CSRC) | $(PY)
-	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[train,dev]"
+	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[train,search,web,export,dev]"
 	@touch $@
 
 build: $(READY)
