@@ -101,6 +101,7 @@ class TorchEmbedder(Embedder):
         self.about = About(model_digest(run_dir), config.model.embedding, branches, self.run.beta, str(run_dir))
 
     def embed_images(self, pixels_N3HW: np.ndarray) -> np.ndarray:
+        """See `Embedder`."""
         import torch
 
         from training.data.images.transforms import normalise
@@ -111,11 +112,13 @@ class TorchEmbedder(Embedder):
         return torch.cat(parts, dim=1).float().cpu().numpy()
 
     def read_image(self, content: bytes, name: str) -> np.ndarray:
+        """See `Embedder`."""
         from training.data.images.transforms import decode
 
         return decode(name, self.image_size, content).numpy()
 
     def token_texts(self, text: str) -> list[str]:
+        """See `Embedder`."""
         return self.run.tokenizer.tokenize(text)
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -141,12 +144,15 @@ class OnnxEmbedder(Embedder):
         self.about = About(facts.model, facts.width, facts.branches, facts.beta, str(folder))
 
     def embed_images(self, pixels_N3HW: np.ndarray) -> np.ndarray:
+        """See `Embedder`."""
         return self.towers.embed_images(pixels_N3HW)
 
     def read_image(self, content: bytes, name: str) -> np.ndarray:
+        """See `Embedder`."""
         return self.towers.read_image(content, name)
 
     def token_texts(self, text: str) -> list[str]:
+        """See `Embedder`."""
         return self.towers.token_texts(text)
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:

@@ -15,6 +15,9 @@ from training.retrieval.gallery_writer import open_writer
 from training.retrieval.store import About, Gallery, ImageRow
 
 WIDTH = 16
+# Address of the server in tests of its page, and markup that must never reach a page as such.
+HERE = "http://127.0.0.1"
+HOSTILE = '<img src=x onerror="alert(1)">'
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 200), "white": (235, 235, 235)}
 
 

@@ -155,6 +155,12 @@ def test_gallery_command_from_end_to_end(run_dir, root, tmp_path, capsys):
     assert cli.run(gallery_command.main, ["remove", gallery, "--missing"]) == 0
     assert cli.run(gallery_command.main, ["remove", gallery, str(photos)]) == 0
     assert "23 removed; 0 images" in capsys.readouterr().out
+
+
+def test_gallery_command_refuses_what_it_cannot_do(run_dir, root, tmp_path, capsys):
+    gallery, photos = str(tmp_path / "g"), root / "imgs/val"
+    assert cli.run(gallery_command.main, ["add", gallery, str(photos), "--run", str(run_dir)]) == 0
+    capsys.readouterr()
     wrong = {
         ("remove", gallery): "expected paths to remove, or --missing",
         ("add", gallery, str(photos)): "expected one of --run RUN and --onnx FOLDER",
