@@ -106,6 +106,8 @@ def own_requests(browser: Browser, address: str) -> bool:
 
 def test_a_user_searches_by_images_adds_some_and_exports_a_case(address, browser, tmp_path):
     browser.open(f"{address}/?q=red")
+    browser.wait("document.activeElement.id === 'q'")
+    browser.press("Escape")
     # More like this.
     browser.press("ArrowRight")
     like = browser.run(FIRST)
