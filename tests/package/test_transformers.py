@@ -27,13 +27,15 @@ KINDS = {
     "falcon": (transformers.FalconMambaConfig, transformers.FalconMambaForCausalLM, ONE, 2, 2),
     "jamba": (
         *(transformers.JambaConfig, transformers.JambaForCausalLM),
-        ATTENTION | {"num_hidden_layers": 3, "num_key_value_heads": 2, "attn_layer_period": 3, "attn_layer_offset": 1}
+        ATTENTION
+        | {"num_hidden_layers": 3, "num_key_value_heads": 2, "attn_layer_period": 3, "attn_layer_offset": 1}
         | {"expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 2, "num_experts_per_tok": 1},
         *(2, 2),
     ),
     "zamba": (
         *(transformers.ZambaConfig, transformers.ZambaForCausalLM),
-        ATTENTION | {"num_hidden_layers": 4, "num_key_value_heads": 4, "n_mamba_heads": 2, "mamba_dt_rank": 2}
+        ATTENTION
+        | {"num_hidden_layers": 4, "num_key_value_heads": 4, "n_mamba_heads": 2, "mamba_dt_rank": 2}
         | {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
         *(4, 8),
     ),
@@ -80,9 +82,7 @@ def run(network, ids, mask, new=6, **options):
     return logits, tokens, {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"), [(k, o) for k in KINDS for o in OPTIONS if k in PLAIN or not o], ids=str
-)
+@pytest.mark.parametrize(("kind", "options"), [(k, o) for k in KINDS for o in OPTIONS if k in PLAIN or not o], ids=str)
 @pytest.mark.parametrize("padded", [False, True])
 def test_same_results_on_the_operators(kernels, kind, padded, options):
     network = model(kind, **options)
@@ -271,7 +271,9 @@ def test_backend(kernels, kind):
         torch.testing.assert_close(network(ids, attention_mask=mask).logits, expected, rtol=1e-4, atol=1e-5)
         used = {name.split(".")[1] for name, count in bdam_fast.call_counts().items() if count}
         assert used == {backend}
-    with pytest.raises(ValueError, match="patch_transformers: backend must be one of auto, cuda, triton, cpu, reference"):
+    with pytest.raises(
+        ValueError, match="patch_transformers: backend must be one of auto, cuda, triton, cpu, reference"
+    ):
         patch_transformers(backend="fast")
 
 

@@ -1,1 +1,1 @@
-"""Models of finished runs as folders for others: safetensors, configuration, tokenizer, preprocessing, model card."""
+"""Models of finished runs as folders for others: ONNX, or safetensors with a model card."""

@@ -45,8 +45,9 @@ class PersonSearch:
     def of_run(cls, trained: TrainedModel) -> PersonSearch:
         """The model of a run, without the places of its data and of the folders of its encoders."""
         data = replace(trained.config.data, root="", descriptions="", cache="")
-        encoders = {name: _without_folder(getattr(trained.config.model, name)) for name in ("visual", "text")}
-        config = replace(trained.config, data=data, model=replace(trained.config.model, **encoders))
+        whole = trained.config.model
+        model = replace(whole, visual=_without_folder(whole.visual), text=_without_folder(whole.text))
+        config = replace(trained.config, data=data, model=model)
         return cls(config, trained.tokenizer, trained.model, trained.beta)
 
     @classmethod

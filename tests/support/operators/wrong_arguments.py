@@ -211,7 +211,9 @@ def broken_tensors(op: str) -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for place, (name, value) in enumerate(GOOD[op]().items()):
         other, wanted = (
-            (value.int(), "float32, bfloat16, float16 or float64") if name != "seq_idx" else (value.float(), "int32 or int64")
+            (value.int(), "float32, bfloat16, float16 or float64")
+            if name != "seq_idx"
+            else (value.float(), "int32 or int64")
         )
         cases[f"{name} is a list"] = ({name: [1.0]}, TypeError, f"{name} must be a tensor, got list")
         cases[f"{name} is of {other.dtype}"] = ({name: other}, TypeError, f"{name} must be {wanted}, got {other.dtype}")

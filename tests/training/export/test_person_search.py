@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.pretrained_folders import save_visual
 
 from tests.support import contents
-from tests.support.pretrained_folders import save_visual
 from tests.support.tiny_run import tiny_config
 from training.data.datasets import read_dataset
 from training.data.loader import iterate_images, tokenize
@@ -25,7 +25,7 @@ from training.utils import cli
 @pytest.fixture(scope="module")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export") / "model"
-    assert cli.run(main, [str(trained), "--out", str(out)]) == 0
+    assert cli.run(main, [str(trained), str(out), "--form", "weights"]) == 0
     return out
 
 
@@ -67,7 +67,7 @@ def test_the_card_of_an_evaluated_run_has_its_numbers(run_dir: Path, tmp_path: P
     from training.evaluation.run_evaluation import evaluate
 
     evaluation = evaluate(run_dir)[0]
-    assert cli.run(main, [str(run_dir), "--out", str(tmp_path / "model")]) == 0
+    assert cli.run(main, [str(run_dir), str(tmp_path / "model"), "--form", "weights"]) == 0
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"| {evaluation.metrics['R1']:.2f} |" in card and "48 captions as queries, 24 images of 8 people" in card
 
@@ -96,7 +96,7 @@ def test_damage_is_named(exported: Path, tmp_path: Path) -> None:
 
 def test_a_folder_in_use_is_left_alone(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.txt").touch()
-    assert cli.run(main, [str(trained), "--out", str(tmp_path)]) == 2
+    assert cli.run(main, [str(trained), str(tmp_path), "--form", "weights"]) == 2
     assert "already exists and is not an empty folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
