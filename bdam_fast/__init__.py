@@ -8,6 +8,7 @@ from bdam_fast._native import call_counts, reset_call_counts
 from bdam_fast.flops import register_flop_formulas
 from bdam_fast.ops.causal_conv1d.op import causal_conv1d
 from bdam_fast.ops.causal_conv1d_update.op import causal_conv1d_update
+from bdam_fast.ops.hsic.cka import cka
 from bdam_fast.ops.hsic.op import hsic
 from bdam_fast.ops.selective_scan.op import selective_scan
 from bdam_fast.ops.selective_state_update.op import selective_state_update
@@ -20,6 +21,7 @@ __all__ = [
     "call_counts",
     "causal_conv1d",
     "causal_conv1d_update",
+    "cka",
     "compat",
     "hsic",
     "nn",

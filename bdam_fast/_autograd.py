@@ -2,8 +2,9 @@
 
 A raw operator has no C++ autograd (the stable ABI has none). Its public function calls the kernel below autograd when
 no gradient is asked for, and its Function otherwise; the same choice is registered as the raw operator's Autograd
-kernel, so that `torch.compile` and direct calls meet the same formula. What would otherwise be silently wrong raises
-here: forward-mode tangents would be dropped, and a second derivative would take the backward for a constant.
+kernel, so that `torch.compile` and direct calls meet the same formula. What kernels would silently get wrong (they would
+drop forward-mode tangents, and a second derivative would take the backward for a constant) public functions leave to the
+reference, which says so once; a raw operator raises.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,19 +15,28 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from bdam_fast import _backend
+
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _libraries: list[torch.library.Library] = []  # a registration lives as long as its Library object
 
 
-def refuse_transforms(op: str, args: Sequence[Any]) -> None:
-    """Raises under `torch.func` transforms (vmap, grad, jvp, …) and for a forward-mode tangent: a kernel sees neither."""
+def transform(args: Sequence[Any]) -> str:
+    """The name of what no kernel sees: a `torch.func` transform (vmap, grad, jvp, …) or a forward-mode tangent; else ""."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError(f'{op}: torch.func transforms need backend="reference"')
+        return "torch.func transforms need"
     if forward_ad._current_level < 0:
-        return
+        return ""
     for value in args:
         if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
-            raise RuntimeError(f'{op}: forward-mode differentiation needs backend="reference"')
+            return "forward-mode differentiation needs"
+    return ""
+
+
+def refuse_transforms(op: str, args: Sequence[Any]) -> None:
+    """Raises in a raw operator under `torch.func` transforms and for a forward-mode tangent."""
+    if needs := transform(args):
+        raise RuntimeError(f'{op}: {needs} backend="reference"')
 
 
 def needs_grad(args: Sequence[Any]) -> bool:
@@ -57,9 +67,29 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def call_backward(raw: Callable[..., Any], args: Sequence[Any]) -> Any:
-    """Calls a raw backward operator, through its Autograd kernel only if this backward is recorded (create_graph)."""
-    return raw(*args) if torch.is_grad_enabled() else below_autograd(raw, args)
+def recorded_backward(
+    op: str,
+    reference: Callable[..., tuple[Tensor, ...]],
+    tensors: Sequence[Any],
+    needed: Sequence[bool],
+    upstream: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients of those `tensors` that need one, in a backward that is itself recorded (create_graph).
+
+    No kernel has a second derivative, so that they come from plain autograd through `reference(*tensors)`.
+    """
+    _backend.warn_reference(op, "a gradient of gradients, which the kernels do not have")
+    with torch.enable_grad():
+        # Aliases: one argument may be computed from another, through which no gradient must come here.
+        own = [t.view_as(t) if need else t for t, need in zip(tensors, needed, strict=True)]
+        results = reference(*own)
+    wanted = [t for t, need in zip(own, needed, strict=True) if need]
+    pairs = [(r, g) for r, g in zip(results, upstream, strict=False) if g is not None and r.requires_grad]
+    if not pairs:
+        return [None] * len(own)
+    outputs, grads = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needed]
 
 
 def register(namespace: str, name: str, kernel: Callable[..., Any]) -> None:

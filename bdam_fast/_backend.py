@@ -83,11 +83,19 @@ def refusal(op: str, backend: str, device: torch.device) -> str:
     return ""
 
 
+def warn_reference(op: str, why: str) -> None:
+    """Says once for each operator and reason that a call that asked for kernels runs on the reference."""
+    warn_once(f"{op} {why}", f"{op}: running the slow reference: {why}")
+
+
+def warn_once(key: str, text: str) -> None:
+    """A warning, once in a process for each key."""
+    if key not in _warned:
+        _warned.add(key)
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
 def _warn_once(op: str, device: torch.device, dtype: torch.dtype | None) -> None:
-    key = f"{op} {device.type} {dtype == torch.float64}"
-    if key in _warned:
-        return
-    _warned.add(key)
     if device.type == "cpu":
         why = f"the compiled extension is not available ({_native.why_missing()}); {_native.REMEDY}"
     elif device.type == "cuda" and dtype == torch.float64:
@@ -96,4 +104,4 @@ def _warn_once(op: str, device: torch.device, dtype: torch.dtype | None) -> None
         why = "neither the CUDA kernels nor triton are available; install triton with `pip install triton`"
     else:
         why = f'there is no kernel for {device.type} tensors; pass backend="reference" if that is what you want'
-    warnings.warn(f"{op}: running the slow reference: {why}", RuntimeWarning, stacklevel=4)
+    warn_reference(op, why)

@@ -68,14 +68,28 @@ def check_saved(op: str, name: str, value: object, shape: Sequence[int], first: 
 
 
 def check_seq_idx(op: str, value: object, shape: Sequence[int], device: torch.device) -> None:
-    """An int32 tensor (B, L)."""
+    """An int32 or int64 tensor (B, L)."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: seq_idx must be a tensor, got {type(value).__name__}")
-    if value.dtype != torch.int32:
-        raise TypeError(f"{op}: seq_idx must be int32, got {value.dtype}")
+    if value.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{op}: seq_idx must be int32 or int64, got {value.dtype}")
     check_shape(op, "seq_idx", value, shape)
     if value.device != device:
         raise ValueError(f"{op}: seq_idx must be on {device} like the first argument, got {value.device}")
+
+
+def narrow_index(seq_idx: Tensor | None) -> Tensor | None:
+    """seq_idx as the kernels take it, int32; an int64 one, which `torch.tensor` makes, is converted."""
+    return seq_idx.to(torch.int32) if isinstance(seq_idx, Tensor) and seq_idx.dtype == torch.int64 else seq_idx
+
+
+def check_order(op: str, name: str, value: Tensor, channels: int, like: str) -> None:
+    """No (B, L, D) where (B, D, L) is meant, as far as the D channels of `like` can tell."""
+    if value.dim() == 3 and value.shape[1] != channels == value.shape[2]:
+        raise ValueError(
+            f"{op}: {name} must have shape (B, D, L) with D = {channels} like {like}, got {shape_text(value.shape)}, "
+            f"which looks like (B, L, D); pass {name}.transpose(1, 2)"
+        )
 
 
 def check_devices(op: str, first: Tensor, others: Sequence[Tensor | None]) -> None:

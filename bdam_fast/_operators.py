@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bdam_fast import _autograd, _native, profiling
+from bdam_fast import _autograd, _backend, _native, profiling
 
 NAMESPACES = {"cpu": "bdam_fast", "cuda": "bdam_fast", "triton": "bdam_fast_triton"}
 OPERATORS: dict[str, "Operator"] = {}
@@ -58,12 +58,21 @@ class Operator:
         forward: the operator itself.
         backward: its derivative, which has none; without it `record` is made of other operators.
         writes: the argument that is updated in place, if any.
+        reference: the same results of the same arguments in plain PyTorch, for what no kernel sees.
     """
 
     def __init__(
-        self, name: str, record: Callable[..., Any], forward: Raw, backward: Raw | None = None, writes: str = ""
+        self,
+        name: str,
+        record: Callable[..., Any],
+        forward: Raw,
+        backward: Raw | None = None,
+        *,
+        reference: Callable[..., Any],
+        writes: str = "",
     ) -> None:
         self.name, self.record, self.check, self.writes = name, record, forward.check, writes
+        self.reference = reference
         self.raws = {name: forward} if backward is None else {f"{name}_forward": forward, f"{name}_backward": backward}
         self.raw_name = next(iter(self.raws))
         self.place = list(inspect.signature(forward.fake).parameters).index(writes) if writes else -1
@@ -77,11 +86,14 @@ class Operator:
 
         Raises:
             TypeError, ValueError: `check` refuses an argument.
-            RuntimeError: the kernels cannot be loaded; forward-mode AD or `torch.func` transforms.
+            RuntimeError: the kernels cannot be loaded.
         """
         if torch.compiler.is_compiling():
             return self._trace(backend, tensors, flags)
-        _autograd.refuse_transforms(self.name, tensors)
+        if needs := _autograd.transform(tensors):
+            self.check(*tensors, *flags)
+            _backend.warn_reference(self.name, f"{needs} it")
+            return self.reference(*tensors, *flags)
         kernel = self._loaded.get(backend) or self.raw(backend)
         try:
             if _autograd.needs_grad(tensors):

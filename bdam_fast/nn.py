@@ -10,10 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdam_fast._checks import sums_dtype
 from bdam_fast.ops.causal_conv1d.op import causal_conv1d
 from bdam_fast.ops.causal_conv1d_update.op import causal_conv1d_update
 from bdam_fast.ops.selective_scan.op import selective_scan
 from bdam_fast.ops.selective_state_update.op import selective_state_update
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """True if a call of `module` computes what its class says from its weights alone, so that these can be read instead."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is kind and "forward" not in vars(module) and not any(hooks)
 
 
 class Mamba(nn.Module):
@@ -30,7 +37,12 @@ class Mamba(nn.Module):
             least dt_init_floor.
         dt_init, dt_scale: dt_proj.weight is uniform in, or (`constant`) equal to, R^-1/2 dt_scale.
         conv_bias, bias: whether conv1d, and in_proj and out_proj, have a bias.
+        use_fast_path: of the published signature; there is one path here.
+        layer_idx: the block's place in a model, by which it finds its states in `inference_params`.
         backend: of both operators; `auto`, `cuda`, `triton`, `cpu` or `reference`.
+
+    conv1d and dt_proj are called as modules where they are not plain ones: of another class (LoRA, quantisation), with
+    hooks, or with a `forward` of their own. Where they are plain the operators read their weights.
 
     Raises:
         ValueError: `dt_init` is neither `random` nor `constant`.
@@ -50,16 +62,18 @@ class Mamba(nn.Module):
         dt_init_floor: float = 1e-4,
         conv_bias: bool = True,
         bias: bool = False,
-        *,
-        backend: str = "auto",
+        use_fast_path: bool = True,
+        layer_idx: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = int(expand * d_model)
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
-        self.backend = backend
+        self.use_fast_path, self.layer_idx, self.backend = use_fast_path, layer_idx, backend
         inner = self.d_inner
         self.in_proj = nn.Linear(d_model, 2 * inner, bias=bias, device=device, dtype=dtype)
         self.conv1d = nn.Conv1d(
@@ -100,9 +114,10 @@ class Mamba(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
+        inference_params: Any = None,
+        *,
         seq_idx: Tensor | None = None,
         reverse: bool = False,
-        *,
         initial_states: tuple[Tensor, Tensor] | None = None,
         return_states: bool = False,
     ) -> Any:  # a union would make every caller narrow it
@@ -110,6 +125,9 @@ class Mamba(nn.Module):
 
         Args:
             hidden_states: (B, L, d_model).
+            inference_params: of the published signature: an object whose `key_value_memory_dict` holds this block's two
+                states under its `layer_idx`, made at the first call and updated in place at each. They are used, for any
+                number of steps, where its `seqlen_offset` is not 0.
             seq_idx: (B, L) int32, the packed sequence that each step belongs to; a negative index is padding, whose
                 output is that of a zero vector and which no other step sees.
             reverse: process the steps from the last to the first.
@@ -122,27 +140,27 @@ class Mamba(nn.Module):
             out, or (out, (conv_state, ssm_state)) with states in float32 (float64 in a float64 block).
 
         Raises:
-            ValueError: `hidden_states` or a state has another shape.
+            ValueError: `hidden_states` or a state has another shape; `inference_params` without a `layer_idx` of the
+                block or with another option; `seq_idx` with a conv1d that is not plain.
         """
         if hidden_states.dim() != 3 or hidden_states.shape[2] != self.d_model:
             raise ValueError(
                 f"Mamba: hidden_states must have shape (B, L, {self.d_model}), got {tuple(hidden_states.shape)}"
             )
+        if inference_params is not None:
+            if seq_idx is not None or reverse or initial_states is not None or return_states:
+                raise ValueError(
+                    "Mamba: inference_params must come without seq_idx, reverse, initial_states, return_states"
+                )
+            return self._continue(hidden_states, inference_params)
         window, ssm_state = None, None
         if initial_states is not None:
             self._check_states(hidden_states.shape[0], *initial_states)
             window, ssm_state = initial_states[0][:, :, 1:], initial_states[1]
         options: dict[str, Any] = {"reverse": reverse, "seq_idx": seq_idx, "backend": self.backend}
         x_BLE, z_BLE = self.in_proj(hidden_states).chunk(2, dim=-1)
-        x_BEL = causal_conv1d(
-            *(x_BLE.transpose(1, 2), self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu"),
-            initial_states=window,
-            return_final_states=return_states,
-            **options,
-        )
-        if return_states:
-            x_BEL, final = x_BEL
-        delta_BLE, B_BLN, C_BLN = self._projections(x_BEL.transpose(1, 2))
+        x_BEL, final = self._convolve(x_BLE.transpose(1, 2), window, return_states, **options)
+        delta_BLE, B_BLN, C_BLN, bias = self._projections(x_BEL.transpose(1, 2))
         y_BEL = selective_scan(
             x_BEL,
             delta_BLE.transpose(1, 2),
@@ -151,7 +169,7 @@ class Mamba(nn.Module):
             C_BLN.transpose(1, 2),
             self.D.float(),
             z_BLE.transpose(1, 2),
-            self.dt_proj.bias.float(),
+            bias,
             delta_softplus=True,
             return_last_state=return_states,
             initial_state=ssm_state,
@@ -180,12 +198,17 @@ class Mamba(nn.Module):
             )
         self._check_states(hidden_states.shape[0], conv_state, ssm_state)
         x_BE, z_BE = self.in_proj(hidden_states[:, 0]).chunk(2, dim=-1)
-        weight = self.conv1d.weight.squeeze(1)
-        x_BE = causal_conv1d_update(x_BE, conv_state, weight, self.conv1d.bias, "silu", backend=self.backend)
-        delta_BE, B_BN, C_BN = self._projections(x_BE)
+        if is_plain(self.conv1d, nn.Conv1d):
+            weight = self.conv1d.weight.squeeze(1)
+            x_BE = causal_conv1d_update(x_BE, conv_state, weight, self.conv1d.bias, "silu", backend=self.backend)
+        else:
+            steps = torch.cat([conv_state[:, :, 1:], x_BE[:, :, None].to(conv_state.dtype)], 2)
+            x_BE = F.silu(self.conv1d(steps.to(x_BE.dtype))[:, :, self.d_conv - 1])
+            conv_state.copy_(steps)
+        delta_BE, B_BN, C_BN, bias = self._projections(x_BE)
         y_BE = selective_state_update(
             *(ssm_state, x_BE, delta_BE, -torch.exp(self.A_log.float()), B_BN, C_BN),
-            *(self.D.float(), z_BE, self.dt_proj.bias.float(), True),
+            *(self.D.float(), z_BE, bias, True),
             backend=self.backend,
         )
         return self.out_proj(y_BE)[:, None], conv_state, ssm_state
@@ -208,10 +231,56 @@ class Mamba(nn.Module):
         ssm_state = torch.zeros(batch_size, self.d_inner, self.d_state, device=weight.device, dtype=dtype or kind)
         return conv_state, ssm_state
 
-    def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The step before its bias (..., E), B and C (..., N) of x (..., E)."""
+    def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The step (..., E), B and C (..., N) of x (..., E), and the step's bias if it is yet to be added."""
         rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return F.linear(rank, self.dt_proj.weight), B, C
+        if not is_plain(self.dt_proj, nn.Linear):
+            return self.dt_proj(rank), B, C, None
+        bias = self.dt_proj.bias
+        return F.linear(rank, self.dt_proj.weight), B, C, None if bias is None else bias.float()
+
+    def _convolve(
+        self,
+        x_BEL: Tensor,
+        window: Tensor | None,
+        return_states: bool,
+        reverse: bool,
+        seq_idx: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The activated convolution, and the window after the last processed step if it is wanted."""
+        if is_plain(self.conv1d, nn.Conv1d):
+            options: dict[str, Any] = {"reverse": reverse, "seq_idx": seq_idx, "backend": backend}
+            filters = (self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu")
+            out = causal_conv1d(x_BEL, *filters, initial_states=window, return_final_states=return_states, **options)
+            return out if return_states else (out, None)
+        if seq_idx is not None:
+            raise ValueError(
+                f"Mamba: seq_idx needs a plain nn.Conv1d, whose window can be emptied, got {type(self.conv1d).__name__}"
+            )
+        taps, length = self.d_conv, x_BEL.shape[2]
+        steps = x_BEL.flip(2) if reverse else x_BEL
+        before = steps.new_zeros(*steps.shape[:2], taps - 1) if window is None else window.to(steps.dtype)
+        joined = torch.cat([before, steps], 2)  # the module pads with zeros, before it and behind it
+        out = F.silu(self.conv1d(joined)[:, :, taps - 1 : taps - 1 + length])
+        return out.flip(2) if reverse else out, joined[:, :, length:].to(sums_dtype(x_BEL)) if return_states else None
+
+    def _continue(self, hidden_states: Tensor, inference_params: Any) -> Tensor:
+        """The block with the states of `inference_params`, which are updated in place."""
+        if self.layer_idx is None:
+            raise ValueError("Mamba: inference_params needs a block that was made with layer_idx, got None")
+        states, batch = inference_params.key_value_memory_dict, hidden_states.shape[0]
+        if self.layer_idx not in states:
+            states[self.layer_idx] = self.allocate_inference_cache(batch)
+        conv_state, ssm_state = states[self.layer_idx]
+        before = None if inference_params.seqlen_offset == 0 else (conv_state, ssm_state)
+        if before is not None and hidden_states.shape[1] == 1:
+            return self.step(hidden_states, conv_state, ssm_state)[0]
+        self._check_states(batch, conv_state, ssm_state)
+        out, (conv_after, ssm_after) = self.forward(hidden_states, initial_states=before, return_states=True)
+        conv_state.copy_(conv_after)
+        ssm_state.copy_(ssm_after)
+        return out
 
     def _check_states(self, batch: int, conv_state: Tensor, ssm_state: Tensor) -> None:
         expected = (("conv_state", conv_state, self.d_conv), ("ssm_state", ssm_state, self.d_state))

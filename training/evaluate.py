@@ -63,14 +63,13 @@ def main(argv: Sequence[str]) -> None:
 
 def _evaluate(run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None, data_root: Path | None) -> None:
     """Prints the results of a protocol and the path of its file."""
-    from rich.console import Console
-
     from training.evaluation.bounds.oracle_metrics import oracle_bounds
     from training.evaluation.diagnosis.diagnose import diagnose
     from training.evaluation.metric_tables import print_diagnosis, print_protocol, print_table
     from training.evaluation.run_evaluation import evaluate, evaluate_protocol, result_name
+    from training.utils.terminal import make_console
 
-    console, name = Console(soft_wrap=True), result_name(protocol, k, texts)
+    console, name = make_console(), result_name(protocol, k, texts)
     if protocol == "dual":
         evaluation, new = evaluate(run_dir, data_root)
         try:

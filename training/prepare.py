@@ -117,14 +117,13 @@ class Template:
 
 def synthetic(arguments: Synthetic) -> None:
     """Renders a data set and prints its counts."""
-    from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
     from training.synthetic.dataset import SPLITS, generate
+    from training.utils.terminal import make_console, make_progress
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    console = make_console(stderr=True)
+    with make_progress(console) as bar:
         task = bar.add_task("identities", total=arguments.ids)
         summary = generate(**vars(arguments), progress=lambda done, _: bar.update(task, completed=done))
     table = Table("split", "identities", "images", "captions", title=str(arguments.out))
@@ -142,11 +141,10 @@ def identity_queries(arguments: IdentityQueries) -> None:
 
 def pack(arguments: Pack) -> None:
     """Fills a packed cache and prints how many images were decoded."""
-    from rich.console import Console
-
     from training.config import DataConfig
     from training.data.datasets import read_records
     from training.data.images.pack import pack_images
+    from training.utils.terminal import make_console
 
     root, size, cache = str(arguments.root), arguments.image_size, arguments.cache
     config = DataConfig(arguments.name, root, image_size=size, cache=str(cache), workers=arguments.workers)
@@ -154,7 +152,7 @@ def pack(arguments: Pack) -> None:
     counts = pack_images(
         paths, cache, config.image_size, config.workers, check=arguments.check, max_pixels=arguments.max_pixels
     )
-    Console(stderr=True).print(
+    make_console(stderr=True).print(
         f"{cache}: {len(paths)} images of {size[0]}x{size[1]}: {counts.current} current, {counts.renamed} "
         f"known by content, {counts.decoded} decoded",
         highlight=False,
@@ -163,12 +161,12 @@ def pack(arguments: Pack) -> None:
 
 def validate(arguments: Validate) -> None:
     """Checks a data set, prints and writes the findings. Raises SystemExit with the status of the verdict."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
     from training.data.validation.decode_cache import default_workers
     from training.data.validation.validate import ValidationOptions, validate_dataset
     from training.report.validation_page import verdict, write_validation
+    from training.utils.terminal import make_console, make_progress
 
     name, workers = arguments.name, arguments.workers
     if workers is not None and workers < 1:
@@ -176,8 +174,7 @@ def validate(arguments: Validate) -> None:
     others = tuple(map(_data_set, arguments.against))
     kept = arguments.allow_counts, arguments.hash, others, arguments.cache
     options = ValidationOptions(*kept, workers or default_workers())
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with make_progress(make_console(stderr=True)) as bar:
         tasks: dict[str, TaskID] = {}
 
         def advance(title: str, done: int, total: int) -> None:
@@ -203,11 +200,12 @@ def _data_set(text: str) -> tuple[str, Path]:
 
 
 def _print_validation(result: Validation, verdict: str) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    from training.utils.terminal import make_console
+
+    console = make_console(soft_wrap=False)
     table = Table("split", "identities", "images", "captions", title=f"{result.title}: {result.file}")
     for split, counts in result.counts.items():
         table.add_row(split, *(f"{value:,}" for value in counts))

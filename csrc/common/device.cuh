@@ -252,6 +252,12 @@ BDAM_DEVICE void softplus(float x, float& sp, float& dsp) {
   dsp = e * rcp(1.f + e);
 }
 BDAM_DEVICE float sigmoid(float x) { return rcp(1.f + ex2(-x * kLog2e)); }
+// A log2(e) of a state's A. Beyond the largest number it would be infinite, and NaN in a step of dt = 0.
+BDAM_DEVICE float decay_rate(float A) {
+  constexpr float kLargest = 3.4028234663852886e38f;
+  const float rate = A * kLog2e;
+  return rate < -kLargest ? -kLargest : rate > kLargest ? kLargest : rate;
+}
 // d silu(x) / dx, given s = sigmoid(x)
 BDAM_DEVICE float silu_derivative(float x, float s) { return s * fmaf(x, 1.f - s, 1.f); }
 

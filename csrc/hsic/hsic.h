@@ -4,8 +4,8 @@
 //   unbiased  scale = 1 / (N (N - 3)), cross = 2 / (N - 2), product = 1 / ((N - 1) (N - 2)), both diagonals zero
 // Neither changes when x or y is shifted, or when a constant is added to K (off the diagonal for the unbiased one). So
 // x and y are centred first, which makes r = 0 for a linear kernel (minus the diagonal where that is left out), and of
-// the Gaussian kernel exp(t_ij) its value c = exp(t) at the mean distance is taken off, as c expm1(t_ij - t): no digits
-// are lost to the part that cancels, for narrow widths nor wide ones.
+// the Gaussian kernel exp(t_ij) its value c = exp(t) at a typical distance is taken off, as c expm1(t_ij - t): no
+// digits are lost to the part that cancels, for narrow widths nor wide ones.
 #pragma once
 #include <cstdint>
 
@@ -13,10 +13,14 @@
 
 namespace bdam_fast {
 
-constexpr int64_t kHsicRow = 16;               // centred rows are filled up with zeros to a multiple of this
-constexpr int64_t kHsicGroups = 32;            // Gaussian: partial row sums that are kept, so tasks of the forward
-constexpr double kHsicLeast = -80;             // exp of it and of its negative are normal numbers
-constexpr int64_t kHsicColumns = 64;           // features: samples that are added to M at a time
+constexpr int64_t kHsicRow = 16;      // centred rows are filled up with zeros to a multiple of this
+constexpr int64_t kHsicGroups = 32;   // Gaussian: partial row sums that are kept, so tasks of the forward
+constexpr double kHsicLeast = -80;    // exp of it and of its negative are normal numbers
+constexpr int64_t kHsicColumns = 64;  // features: samples that are added to M at a time
+constexpr int64_t kHsicTile = 64;     // largest tile
+// Rows whose squared distance is below this part of their squared lengths' sum are close: an inner product would leave
+// less than 2e-6 relative of it.
+constexpr double kHsicClose = 1.0 / 32;
 constexpr int64_t kHsicSmall = 256;            // up to so many samples tiles have 16 on a side, then 64
 constexpr int64_t kHsicDirectPairs = 1 << 17;  // up to so many distances are gathered for their median, else counted
 
@@ -35,7 +39,8 @@ struct HsicSide {
   void* centred = nullptr;  // [batch][N][row]
   void* norms = nullptr;    // [batch][N]: squared lengths of the centred rows; not for the biased linear kernel
   // Within `saved`, items saved_stride apart:
-  void* width = nullptr;         // Gaussian: sigma, then t = -(mean |x_i - x_j|^2) / (2 sigma^2), not below kHsicLeast
+  void* width = nullptr;         // Gaussian: sigma, then t = -m / (2 sigma^2), not below kHsicLeast, where m is the
+                                 // median of |x_i - x_j|^2 if that has set sigma, else the mean
   void* sums = nullptr;          // Gaussian: [N], row sums of c expm1(t_ij - t)
   void* gram = nullptr;          // samples: [N][N]
   void* partial_sums = nullptr;  // Gaussian: [batch][groups][N]

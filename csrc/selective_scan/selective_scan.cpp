@@ -59,7 +59,7 @@ std::vector<int8_t> steps_of(const OptionalTensor& seq_idx, const ScanParams& p,
 
 Tensor empty_checkpoint(const ScanParams& p, const Tensor& u, bool save) {
   if (!save) return allocate({0}, accumulate_type(u));
-  return allocate({p.batch, std::max<int64_t>(p.tiles() - 1, 0), p.units(), p.states, kScanUnit}, accumulate_type(u));
+  return allocate({p.batch, p.saved_size()}, accumulate_type(u));
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
@@ -109,8 +109,7 @@ NineTensors backward(const Tensor& dout, const OptionalTensor& dlast, const Tens
   ScanParams p = cpu_parameters(x, delta_softplus, reverse);
   const std::vector<int8_t> steps = steps_of(seq_idx, p, reverse);
   if (seq_idx) p.steps = steps.data();
-  check_shape(kOp, "checkpoint", checkpoint,
-              {p.batch, std::max<int64_t>(p.tiles() - 1, 0), p.units(), p.states, kScanUnit});
+  check_shape(kOp, "checkpoint", checkpoint, {p.batch, p.saved_size()});
   STD_TORCH_CHECK(checkpoint.scalar_type() == accumulate_type(u) && checkpoint.is_contiguous(), kOp,
                   ": checkpoint must come from the forward of the same call");
   p.checkpoint = checkpoint.data_ptr();

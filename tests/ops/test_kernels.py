@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from bdam_fast import _autograd
@@ -219,67 +218,6 @@ def test_autocast_leaves_dtypes_alone(kernel, backend):
     assert [v.dtype for v in cast.values()][:2] == [torch.bfloat16, torch.float32]
     assert all(cast[f"d{name}"].dtype == value.dtype for name, value in problem.items())
     assert all(same_bits(cast[name], plain[name]) for name in plain)
-
-
-@kernels
-def test_double_backward_raises(kernel):
-    tensors = list(leaves(problem := kernel.small(40)).values())
-    results = kernel.call(problem)(*tensors)
-    out = results[0] if isinstance(results, tuple) else results
-    grad = torch.autograd.grad(out.square().sum(), tensors[1], create_graph=True)[0]
-    text = f"{kernel.name}: double backward is not implemented by the kernels; use backend"
-    with pytest.raises(RuntimeError, match=text):
-        grad.sum().backward()
-
-
-@pytest.mark.parametrize("call", ["public", "raw", "no_grad", "backward"])
-@cases("name", (SCAN, "B"), (CONV, "weight"), (HSIC, "y"))
-def test_forward_mode_raises(kernel, name, call):
-    problem = kernel.batched(5)
-    results = kernel.raw()(*kernel.raw_arguments(problem))
-    with forward_ad.dual_level():
-        dual = {**problem, name: forward_ad.make_dual(problem[name], torch.randn_like(problem[name]))}
-        with pytest.raises(RuntimeError, match=f"{kernel.name}: forward-mode differentiation needs backend"):
-            if call == "raw":
-                kernel.raw()(*kernel.raw_arguments(dual))
-            elif call == "backward":
-                upstream = [results[0], None][: kernel.results]
-                saved = results[kernel.results :]
-                kernel.raw_backward()(*kernel.backward_arguments(upstream, saved, kernel.raw_arguments(dual)))
-            else:
-                with torch.set_grad_enabled(call == "public"):
-                    kernel.call(dual)(*dual.values())
-        results = kernel.call(dual, "reference")(*dual.values())
-        tangent = forward_ad.unpack_dual(results[0] if isinstance(results, tuple) else results).tangent
-    assert tangent.abs().sum() > 0
-
-
-@pytest.mark.parametrize("transform", ["vmap", "grad", "jvp", "jacrev"])
-@pytest.mark.parametrize("raw", [False, True])
-@kernels
-def test_functorch_is_right_or_raises(kernel, transform, raw):
-    problem = kernel.batched(5)
-    name, x = next(iter(problem.items()))
-
-    def call(x, backend="cpu"):
-        own = {**problem, name: x}
-        if raw and backend == "cpu":
-            return kernel.raw()(*kernel.raw_arguments(own))[0]
-        results = kernel.call(own, backend)(*own.values())
-        return results[0] if isinstance(results, tuple) else results
-
-    calls = {
-        "vmap": lambda f: torch.func.vmap(f)(torch.stack([x, 2 * x])),
-        "grad": lambda f: torch.func.grad(lambda a: f(a).sum())(x),
-        "jvp": lambda f: torch.func.jvp(f, (x,), (x,))[1],
-        "jacrev": lambda f: torch.func.jacrev(f)(x),
-    }
-    if raw and transform == "vmap":  # the dispatcher's own loop over the batch
-        torch.testing.assert_close(calls["vmap"](call), torch.stack([call(x), call(2 * x)]))
-    else:
-        with pytest.raises(RuntimeError, match=f"{kernel.name}: torch.func transforms need backend|forward-mode"):
-            calls[transform](call)
-    assert calls[transform](lambda a: call(a, "reference")).isfinite().all()
 
 
 def test_needs_grad_looks_at_every_tensor():

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.autograd import forward_ad
 
 import bdam_fast
 from tests.support.operators import BACKENDS, leaves, same_bits
@@ -192,49 +191,6 @@ def test_autocast_leaves_dtypes_alone(update):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = update.run(problem, backend="cpu")
     assert all(same_bits(a, b) for a, b in zip(cast, update.run(problem, backend="cpu"), strict=True))
-
-
-@updates
-@pytest.mark.parametrize("call", ["public", "raw", "no_grad"])
-def test_forward_mode_raises(update, call):
-    problem = update.problem(1, 3)
-    before = problem[update.state].clone()
-    for name in problem.keys() - {update.state}:
-        with forward_ad.dual_level():
-            dual = {**problem, name: forward_ad.make_dual(problem[name], torch.ones_like(problem[name]))}
-            with pytest.raises(RuntimeError, match=f"{update.name}: forward-mode differentiation needs backend"):
-                if call == "raw":
-                    update.operator.raw()(*update.raw_arguments(dual))
-                else:
-                    with torch.set_grad_enabled(call == "public"):
-                        update.public(**dual, backend="cpu")
-            assert torch.equal(problem[update.state], before)
-            dual[update.state] = before.clone()
-            tangent = forward_ad.unpack_dual(update.public(**dual, backend="reference")).tangent
-        assert tangent.abs().sum() > 0
-
-
-@updates
-@pytest.mark.parametrize("transform", ["vmap", "grad", "jvp"])
-@pytest.mark.parametrize("raw", [False, True])
-def test_functorch_raises(update, transform, raw):
-    problem = update.problem(1, 3)
-    before = problem[update.state].clone()
-
-    def call(x):
-        own = {**problem, "x": x}
-        return update.operator.raw()(*update.raw_arguments(own)) if raw else update.public(**own, backend="cpu")
-
-    x = problem["x"]
-    calls = {
-        "vmap": lambda: torch.func.vmap(call)(torch.stack([x, x])),
-        "grad": lambda: torch.func.grad(lambda v: call(v).sum())(x),
-        "jvp": lambda: torch.func.jvp(call, (x,), (x,)),
-    }
-    text = f"{update.name}: torch.func transforms need backend|forward-mode|Batching rule"
-    with pytest.raises(RuntimeError, match=text):
-        calls[transform]()
-    assert torch.equal(problem[update.state], before)
 
 
 @parametrize(

@@ -1,10 +1,14 @@
 """Hugging Face transformers on the operators: logits, gradients, generated tokens, and what patching leaves alone."""
 
 import copy
+import importlib
 import inspect
+import logging
+import re
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +19,29 @@ from bdam_fast.integrations.transformers import patch as patching
 from tests.support import ROOT
 
 transformers = pytest.importorskip("transformers")
+# Config and model, the sizes by their own names, and the sum over layers of Mamba's mixers and of their heads.
+ATTENTION = {"num_attention_heads": 4, "intermediate_size": 48, "mamba_d_state": 8}
+ONE = {"num_hidden_layers": 2, "state_size": 8}
 KINDS = {
-    "mamba": (transformers.MambaConfig, transformers.MambaForCausalLM),
-    "falcon": (transformers.FalconMambaConfig, transformers.FalconMambaForCausalLM),
+    "mamba": (transformers.MambaConfig, transformers.MambaForCausalLM, ONE, 2, 2),
+    "falcon": (transformers.FalconMambaConfig, transformers.FalconMambaForCausalLM, ONE, 2, 2),
+    "jamba": (
+        *(transformers.JambaConfig, transformers.JambaForCausalLM),
+        ATTENTION
+        | {"num_hidden_layers": 3, "num_key_value_heads": 2, "attn_layer_period": 3, "attn_layer_offset": 1}
+        | {"expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 2, "num_experts_per_tok": 1},
+        *(2, 2),
+    ),
+    "zamba": (
+        *(transformers.ZambaConfig, transformers.ZambaForCausalLM),
+        ATTENTION
+        | {"num_hidden_layers": 4, "num_key_value_heads": 4, "n_mamba_heads": 2, "mamba_dt_rank": 2}
+        | {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
+        *(4, 8),
+    ),
 }
+# Mamba's and FalconMamba's own names for what the mixer may have.
+PLAIN = ("mamba", "falcon")
 OPTIONS = [{}, {"hidden_act": "gelu"}, {"use_conv_bias": False, "use_bias": True, "conv_kernel": 3}]
 
 
@@ -29,11 +52,15 @@ def unpatched():
 
 
 def model(kind, dtype=torch.float32, **options):
-    config, network = KINDS[kind]
-    sizes = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+    config, network, own, _, _ = KINDS[kind]
+    sizes = {"vocab_size": 61, "hidden_size": 32} | own
     ends = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
     torch.manual_seed(0)
-    return network(config(**{**sizes, **ends, **options})).to(dtype).eval()
+    made = network(config(**{**sizes, **ends, **options}))
+    for name, parameter in made.named_parameters():
+        if kind == "zamba" and "mamba" in name and "proj" in name:  # some are zero at first: then no state matters
+            parameter.data.normal_(0, 0.2)
+    return made.to(dtype).eval()
 
 
 def batch(length=9):
@@ -55,9 +82,8 @@ def run(network, ids, mask, new=6, **options):
     return logits, tokens, {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("kind", "options"), [(k, o) for k in KINDS for o in OPTIONS if k in PLAIN or not o], ids=str)
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
 def test_same_results_on_the_operators(kernels, kind, padded, options):
     network = model(kind, **options)
     ids, mask = batch()
@@ -68,22 +94,23 @@ def test_same_results_on_the_operators(kernels, kind, padded, options):
     logits, tokens, grads = run(network, ids, mask)
     torch.testing.assert_close(logits, expected[0], rtol=1e-4, atol=1e-5)
     assert torch.equal(tokens, expected[1])
-    assert grads.keys() == expected[2].keys() and "backbone.layers.0.mixer.A_log" in grads
+    assert grads.keys() == expected[2].keys() and any(name.endswith("A_log") for name in grads)
     for name, grad in grads.items():
         torch.testing.assert_close(grad, expected[2][name], rtol=1e-3, atol=1e-6, msg=name)
     counts = {name: count for name, count in bdam_fast.call_counts().items() if count}
-    layers, parallel, steps = 2, 3, 5  # logits, prefill and training; five of six tokens come from a step each
+    layers, scans = KINDS[kind][3:]
+    parallel, steps = 3, 5  # logits, prefill and training; five of six tokens come from a step each
     assert counts == {
         "causal_conv1d.cpu.forward": layers * parallel,
         "causal_conv1d.cpu.backward": layers,
-        "selective_scan.cpu.forward": layers * parallel,
-        "selective_scan.cpu.backward": layers,
+        "selective_scan.cpu.forward": scans * parallel,
+        "selective_scan.cpu.backward": scans,
         "causal_conv1d_update.cpu.forward": layers * steps,
-        "selective_state_update.cpu.forward": layers * steps,
+        "selective_state_update.cpu.forward": scans * steps,
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLAIN)
 def test_bfloat16(kernels, kind):
     """No further from float32 than the models' own functions are, twice over."""
     ids, mask = batch()
@@ -126,7 +153,7 @@ def attributes():
     """Everything that patching may touch: every attribute of the two modules and of their mixers."""
     found = {}
     for family, name in patching.MIXERS.items():
-        module = patching._modeling(family)
+        module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
         for owner in (module, getattr(module, name)):
             found |= {(owner.__name__, n): v for n, v in vars(owner).items()}
     return found
@@ -170,32 +197,108 @@ def test_functions_that_kernels_wraps_are_recognised():
     assert patching._parameters(None) == []
 
 
-@pytest.mark.parametrize(
-    ("case", "what"),
-    [
-        ("nothing", "causal_conv1d_fn is missing or has other arguments"),
-        ("arguments", "FalconMambaMixer.slow_forward has other arguments"),
-        ("absent", "modeling_falcon_mamba"),
-    ],
-)
-def test_unknown_versions_raise_and_change_nothing(monkeypatch, case, what):
-    before = attributes()
-    module = types.ModuleType("modeling_falcon_mamba")
+def unknown(monkeypatch, family, case):
+    """Puts a module of another version in place of a family's."""
+    mixer = patching.MIXERS[family]
+    module = types.ModuleType(f"modeling_{family}")
     if case == "arguments":
 
-        class FalconMambaMixer:
+        class Mixer:
             def slow_forward(self, something_else):
                 raise AssertionError("only its signature is read")
 
-        module.FalconMambaMixer = FalconMambaMixer
-    path = "transformers.models.falcon_mamba.modeling_falcon_mamba"
+        setattr(module, mixer, Mixer)
+    elif case == "functions":
+        setattr(module, mixer, type(mixer, (), {}))
+    path = f"transformers.models.{family}.modeling_{family}"
     monkeypatch.setitem(sys.modules, path, None if case == "absent" else module)
-    text = rf"transformers must have the Mamba models of .* as known here, got version {transformers.__version__} \(.*{what}"
+
+
+CASES = [
+    ("nothing", "FalconMambaMixer is missing"),
+    ("functions", "is missing or has other arguments"),
+    ("arguments", "FalconMambaMixer.slow_forward has other arguments, or is not known"),
+    ("absent", "modeling_falcon_mamba"),
+]
+
+
+@pytest.mark.parametrize(("case", "what"), CASES)
+def test_an_unknown_family_is_left_and_reported(monkeypatch, caplog, case, what):
+    unknown(monkeypatch, "falcon_mamba", case)
+    with caplog.at_level(logging.INFO):
+        patched = patch_transformers()
+    assert patched.covered == ("mamba", "jamba", "zamba") and what in patched.left["falcon_mamba"]
+    assert "falcon_mamba is left on its own functions" in caplog.text and what in caplog.text
+    assert "mamba, jamba, zamba run on the operators" in caplog.text
+
+
+def test_unknown_versions_raise_and_change_nothing(monkeypatch):
+    before = attributes()
+    for family in patching.MIXERS:
+        unknown(monkeypatch, family, "nothing")
+    text = rf"must have the Mamba models of .* as known here, got version {transformers.__version__} \(mamba: MambaMixer is"
     with pytest.raises(RuntimeError, match=text):
         patch_transformers()
     monkeypatch.undo()
     after = attributes()
     assert all(after[n] is before[n] for n in before)
+
+
+def test_the_report_names_every_family():
+    patched = patch_transformers()
+    assert patched.covered == tuple(patching.MIXERS)
+    assert patched.left.keys() <= set(patching.OTHERS) and "mamba2" in patched.left
+    assert patch_transformers() is patched
+
+
+def test_no_model_of_transformers_is_forgotten():
+    """Whatever has a selective scan of Mamba-1 in its source is in the table."""
+    folder = Path(transformers.__file__).parent / "models"
+    scans = re.compile(r"^def mamba_selective_scan|import .*selective_scan_fn", re.MULTILINE)
+    found = {p.parent.name for p in folder.glob("*/modeling_*.py") if scans.search(p.read_text())}
+    assert found == set(patching.MIXERS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_backend(kernels, kind):
+    """The models run on the backend that is asked for; another one later takes its place."""
+    ids, mask = batch()
+    network = model(kind)
+    expected = network(ids, attention_mask=mask).logits
+    for backend in ("reference", "cpu"):
+        patch_transformers(backend=backend)
+        bdam_fast.reset_call_counts()
+        torch.testing.assert_close(network(ids, attention_mask=mask).logits, expected, rtol=1e-4, atol=1e-5)
+        used = {name.split(".")[1] for name, count in bdam_fast.call_counts().items() if count}
+        assert used == {backend}
+    with pytest.raises(
+        ValueError, match="patch_transformers: backend must be one of auto, cuda, triton, cpu, reference"
+    ):
+        patch_transformers(backend="fast")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_tokens_continued_from_a_cache(kernels, kind):
+    """As in speculative decoding and chats: a text in pieces gives the logits of the whole."""
+    network, (ids, _) = model(kind), batch(12)
+
+    def pieces():
+        cache, logits = None, []
+        for part in ids.split([5, 4, 1, 2], dim=1):
+            out = network(part, use_cache=True, cache=cache)
+            cache = out.cache
+            logits.append(out.logits)
+        return torch.cat(logits, 1)
+
+    with torch.no_grad():
+        whole = network(ids).logits
+        lost = (pieces() - whole).abs().max()
+        patch_transformers(continue_cache=True)
+        bdam_fast.reset_call_counts()
+        repaired = (pieces() - whole).abs().max()
+        assert bdam_fast.call_counts()["selective_scan.cpu.forward"] == 3 * KINDS[kind][4]
+        torch.testing.assert_close(network(ids).logits, whole, rtol=1e-4, atol=1e-5)
+    assert repaired < 1e-5 and lost > 50 * repaired  # else transformers repairs this itself by now
 
 
 def test_without_transformers_the_error_names_the_remedy():

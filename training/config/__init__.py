@@ -13,7 +13,7 @@ from training.config.stages import (
     OptimConfig,
     StyleMethod,
 )
-from training.config.storage import from_dict, to_dict
+from training.config.storage import complete, from_dict, to_dict
 
 __all__ = [
     "AdversarialMode",
@@ -31,6 +31,7 @@ __all__ = [
     "OptimConfig",
     "STYLE_METHODS",
     "StyleMethod",
+    "complete",
     "from_dict",
     "to_dict",
 ]

@@ -184,6 +184,9 @@ class OptimConfig(Stage):
     checkpointing: bool = False
     # torch.compile of the encoders and of the modules of the heads.
     compile: bool = False
+    # Decay of an exponential moving average of the weights (0.999, say), which is validated beside the weights; best.pt gets the
+    # better of the two. 0: none.
+    ema: Annotated[float, Within(0, 0.999999)] = 0.0
     # Also write last.pt every this many steps (at the end of an epoch: after validation); 0: after every epoch only.
     save_every_steps: Annotated[int, Within(0)] = 0
 

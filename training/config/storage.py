@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import typing
 from typing import Any
 
@@ -38,6 +39,7 @@ BEFORE: dict[str, Any] = {
     "loss.final_gradient": 1.0,
     "gradnorm.optimizer": "plain",
     "gradnorm.lead": 1.0,
+    "optim.ema": 0.0,
 }
 
 
@@ -45,6 +47,14 @@ def from_dict(values: dict[str, Any]) -> Config:
     """Config from the result of `to_dict`, of this version or an earlier one. Raises ValueError naming a field that is unknown,
     missing or of a wrong value."""
     return _build(Config, _completed(values), "config")
+
+
+def complete(values: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with all fields of this version; as it is where this version cannot read it."""
+    try:
+        return json.loads(json.dumps(to_dict(from_dict(values))))
+    except ValueError:
+        return values
 
 
 def _completed(values: Any) -> Any:

@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from training.data.checks import BROKEN
-
 WORD = re.compile(r"[^\W\d_]+")
 # Words per call of the tokenizer; bounds the memory of its intermediate lists.
 CHUNK = 4096
@@ -35,17 +33,6 @@ def count_unknown(tokenizer: Any, texts: Iterable[str]) -> tuple[int, int, list[
     counts = Counter(word for text in texts for word in WORD.findall(text))
     unknown = sorted(unknown_words(tokenizer, list(counts)), key=lambda word: (-counts[word], word))
     return sum(counts[word] for word in unknown), counts.total(), unknown
-
-
-def query_note(tokenizer: Any, text: str) -> str:
-    """Sentence about the words of a query that the tokenizer does not know; "" if it knows all. Raises ValueError for
-    characters that are no text."""
-    if BROKEN.search(text):
-        raise ValueError("TEXT has a NUL character or bytes that are not UTF-8, expected a description of a person")
-    number, words, unknown = count_unknown(tokenizer, [text])
-    if not words or number == words:
-        return "no word of the text is known to the model: it cannot tell images apart by it"
-    return f"words that the model does not know: {', '.join(unknown[:5])}" if number else ""
 
 
 def _is_unknown(word: str, tokens: Sequence[int], tokenizer: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from training.config import EncoderConfig
 from training.data.known_words import count_unknown
 from training.data.pretrained_files import load_pretrained
+from training.utils.io import file_digest, naming_full_disk
 
+# Folder of the tokenizer in a run folder.
+TOKENIZER = "tokenizer"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # A word that occurs once is split into characters: its own embedding would have one training example.
 MIN_COUNT = 2
@@ -101,13 +105,41 @@ def _vocabulary(counts: Counter[str]) -> Iterable[str]:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path | str) -> None:
-    """Writes the files of the tokenizer into `folder`, each one atomically."""
+    """Writes the files of the tokenizer into `folder`, each one atomically. Raises OSError, naming a disk that is full."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        tokenizer.save_pretrained(temporary)
+    with (
+        naming_full_disk(folder),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary,
+    ):
+        try:
+            tokenizer.save_pretrained(temporary)
+        except Exception as error:
+            # The tokenizers library, which is no Python, raises a bare Exception "... (os error 28)".
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise
         for file in sorted(Path(temporary).iterdir()):
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
             os.replace(file, folder / file.name)
+
+
+def tokenizer_digests(folder: Path | str) -> dict[str, str]:
+    """SHA-256 of each file of a tokenizer by its name; empty without the folder."""
+    return {path.name: file_digest(path) for path in sorted(Path(folder).glob("*")) if path.is_file()}
+
+
+def require_tokenizer(folder: Path | str, expected: dict[str, str] | None) -> None:
+    """Raises ValueError naming the first file of the tokenizer that is not as `tokenizer_digests` saw it; None checks nothing."""
+    found = tokenizer_digests(folder)
+    for name, digest in (expected or {}).items():
+        if found.get(name) != digest:
+            what = "is missing" if name not in found else "is not the file that the model was trained with"
+            raise ValueError(
+                f"{Path(folder) / name} {what}: words would get other embeddings; restore it from a copy, or run the command "
+                "that trained the run again with --resume, which writes it again"
+            )
 
 
 def load_tokenizer(folder: Path | str) -> Any:

@@ -47,18 +47,18 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("expected either RUN folders or --experiment OUT")
     labels = _rows(arguments.experiment, arguments.table) if arguments.experiment else None
     # Not at the top: --help and wrong arguments need not wait for torch.
-    from rich.console import Console
     from rich.table import Table
 
     from training.disentangle.compare import compare, markdown
     from training.evaluation.disentangle_result import RESULT
     from training.evaluation.run_folder import Run
+    from training.utils.terminal import make_console
 
     results = {}
     for run_dir in [run for runs in labels.values() for run in runs] if labels else arguments.runs:
         results[run_dir], new = _disentangle(run_dir, arguments.dependence_only, arguments.data_root)
         print(f"{run_dir / RESULT}{'' if new else ' (measured before)'}")
-    console = Console(soft_wrap=True)
+    console = make_console()
     evaluations = {folder: run.evaluation if (run := Run(folder)).is_finished else None for folder in results}
     title, parts = compare(results, evaluations, labels)
     console.print(title, highlight=False)
@@ -88,14 +88,10 @@ def _rows(experiment: Path, table: str) -> dict[str, list[Path]]:
 
 
 def _disentangle(run_dir: Path, dependence_only: bool, root: Path | None) -> tuple[Disentanglement, bool]:
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn
-
     from training.disentangle.run import disentangle
+    from training.utils.terminal import make_console, make_progress
 
-    console = Console(stderr=True)
-    columns = TextColumn("{task.fields[step]}"), *Progress.get_default_columns()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with make_progress(make_console(stderr=True), "{task.fields[step]}") as bar:
         task = bar.add_task("", total=None, step=str(run_dir))
 
         def show(step: str, done: int, total: int) -> None:

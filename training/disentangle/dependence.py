@@ -6,16 +6,14 @@ the p-value is exact. Shapes: N images, P people, R permutations, C width.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import bdam_fast
+from bdam_fast.ops.hsic.cka import alignment
 from training.config import Backend
-from training.engine.losses import cka
 from training.evaluation.disentangle_result import MEASURES, Dependence, Measure
 
 PERMUTATIONS = 1000
@@ -63,17 +61,12 @@ def _measure(value: float, sample: float, null: np.ndarray) -> Measure:
 
 def measure(x_RNC: Tensor, y_RNC: Tensor, backend: Backend = "auto") -> dict[str, Tensor]:
     """Each of MEASURES, (R,), between R pairs of features (R, N, C) float64; 0 for a constant feature."""
-    linear = {"kernel": "linear", "backend": backend}
-    x_RNC, y_RNC = (v - v.mean(1, keepdim=True) for v in (x_RNC, y_RNC))
-    rbf = _triple(x_RNC, y_RNC, kernel="rbf", estimator="unbiased", backend=backend)
+    x_RNC, y_RNC = x_RNC.contiguous(), y_RNC.contiguous()
+    pairs = ((x_RNC, y_RNC), (x_RNC, x_RNC), (y_RNC, y_RNC))
+    rbf = [bdam_fast.hsic(a, b, kernel="rbf", estimator="unbiased", backend=backend) for a, b in pairs]
     return {
         "hsic": rbf[0],
-        "hsic_normalised": cka(*rbf),
-        "cka": cka(*_triple(x_RNC, y_RNC, estimator="biased", **linear)),
-        "cka_debiased": cka(*_triple(x_RNC, y_RNC, estimator="unbiased", **linear)),
+        "hsic_normalised": alignment(*rbf),
+        "cka": bdam_fast.cka(x_RNC, y_RNC, estimator="biased", backend=backend),
+        "cka_debiased": bdam_fast.cka(x_RNC, y_RNC, backend=backend),
     }
-
-
-def _triple(x: Tensor, y: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """HSIC of (x, y), (x, x), (y, y)."""
-    return tuple(bdam_fast.hsic(a.contiguous(), b.contiguous(), **options) for a, b in ((x, y), (x, x), (y, y)))  # type: ignore[return-value]

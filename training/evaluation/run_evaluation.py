@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import Progress, TaskID
 
 import bdam_fast
@@ -43,6 +42,7 @@ from training.evaluation.result import (
 from training.evaluation.run_folder import EVALUATION, QUERIES, Run
 from training.utils.io import atomic, read_record
 from training.utils.machine import cpu_name
+from training.utils.terminal import make_console, make_progress
 
 # Queries shown with their best images, images of each, bins of a histogram.
 EXAMPLES, RANKED, BINS = 10, 10, 50
@@ -85,8 +85,8 @@ def evaluate_protocol(
     """
 
     def compute(trained: TrainedModel, dataset: Dataset) -> ProtocolEvaluation:
-        started, console = time.perf_counter(), Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        started = time.perf_counter()
+        with make_progress(make_console(stderr=True)) as bar:
             progress = partial(_advance, bar, bar.add_task(protocol, total=None))
             measured = measure(trained, dataset.splits["test"], protocol, k, progress, texts)
         if measured.queries is not None and measured.ids_Q is not None:

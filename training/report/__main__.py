@@ -13,6 +13,7 @@ import tyro
 
 from training.utils import cli
 from training.utils.cli import DataRoot
+from training.utils.locks import folder_lock
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ def main(argv: Sequence[str]) -> None:
     from training.report.run_page import write_page
 
     if arguments.run is not None:
-        print(write_page(read_run(arguments.run), arguments.data_root))
+        run = read_run(arguments.run)
+        with folder_lock(run.folder):
+            print(write_page(run, arguments.data_root))
         return
     assert arguments.experiment is not None
     print(write_experiment(arguments.experiment))

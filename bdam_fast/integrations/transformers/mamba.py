@@ -7,6 +7,7 @@ B batch, L length, E inner channels, N states.
 """
 
 import functools
+import importlib.util
 import inspect
 from collections.abc import Callable
 from types import ModuleType
@@ -16,17 +17,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bdam_fast import _backend, _native
 from bdam_fast.ops.causal_conv1d.op import causal_conv1d
 from bdam_fast.ops.causal_conv1d_update.op import causal_conv1d_update
 from bdam_fast.ops.selective_scan.op import selective_scan
 from bdam_fast.ops.selective_state_update.op import selective_state_update
 
 SILU = ("silu", "swish")
+
+
+@_native.constant_in_graphs
+def takes(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """True if the operators run a call on `device`, and not the module's own function.
+
+    `auto` takes what has a kernel, and on a GPU only what would be a loop in PyTorch: without the package mamba_ssm.
+    """
+    if backend != "auto":
+        return backend == "reference" or (
+            device.type == "cpu" if backend == "cpu" else _backend.runs_on(backend, device)
+        )
+    if device.type == "cuda" and importlib.util.find_spec("mamba_ssm") is not None:
+        return False
+    return _backend.automatic("selective_scan", device, dtype) != "reference"
+
+
 WITH_POSITION = ["self", "input_states", "cache_params", "cache_position", "attention_mask"]
 WITHOUT_POSITION = ["self", "input_states", "cache_params", "attention_mask"]
 
 
-def slow_forward(module: ModuleType, own: Callable[..., Tensor]) -> Callable[..., Tensor] | None:
+def slow_forward(module: ModuleType, own: Callable[..., Tensor], backend: str) -> Callable[..., Tensor] | None:
     """A replacement of the mixer's `own` slow_forward; None where its arguments are not those of a known version."""
     norm = getattr(module, "rms_forward", None)  # FalconMamba's, of the step, B and C
     names = list(inspect.signature(own).parameters)
@@ -38,9 +57,9 @@ def slow_forward(module: ModuleType, own: Callable[..., Tensor]) -> Callable[...
         given = dict(zip(names[1:], args, strict=False)) | kwargs
         cache = _cache(self, given.get("cache_params"), given.get("cache_position"), names == WITH_POSITION)
         hidden_BLD = given["input_states"]
-        if hidden_BLD.device.type != "cpu" or not cache.fits(self, hidden_BLD.shape[1]):
+        if not takes(backend, hidden_BLD.device, hidden_BLD.dtype) or not cache.fits(self, hidden_BLD.shape[1]):
             return own(self, *args, **kwargs)
-        return _forward(self, norm, hidden_BLD, cache, given.get("attention_mask"))
+        return _forward(self, norm, hidden_BLD, cache, given.get("attention_mask"), backend)
 
     return replacement
 
@@ -87,33 +106,43 @@ def _store_with_position(cache: Any, index: int, cache_position: Tensor | None, 
 
 
 def _forward(
-    mixer: Any, norm: Callable[..., Tensor] | None, hidden_BLD: Tensor, cache: _Cache, attention_mask: Tensor | None
+    mixer: Any,
+    norm: Callable[..., Tensor] | None,
+    hidden_BLD: Tensor,
+    cache: _Cache,
+    attention_mask: Tensor | None,
+    backend: str,
 ) -> Tensor:
     mask = 1 if attention_mask is None else attention_mask.unsqueeze(1)
     x_BEL, gate_BEL = mixer.in_proj(hidden_BLD).transpose(1, 2).chunk(2, dim=1)
-    x_BEL = _convolve(mixer, x_BEL * mask, cache) * mask
+    x_BEL = _convolve(mixer, x_BEL * mask, cache, backend) * mask
     widths = [mixer.time_step_rank, mixer.ssm_state_size, mixer.ssm_state_size]
     step, B_BLN, C_BLN = mixer.x_proj(x_BEL.transpose(1, 2)).split(widths, dim=-1)
     if norm is not None:
         step, B_BLN, C_BLN = (norm(p, variance_epsilon=mixer.rms_eps) for p in (step, B_BLN, C_BLN))
-    y_BEL = _scan(mixer, x_BEL, gate_BEL, (mixer.dt_proj(step), B_BLN, C_BLN), cache)
+    y_BEL = _scan(mixer, x_BEL, gate_BEL, (mixer.dt_proj(step), B_BLN, C_BLN), cache, backend)
     return mixer.out_proj(y_BEL.transpose(1, 2))
 
 
-def _convolve(mixer: Any, x_BEL: Tensor, cache: _Cache) -> Tensor:
+def _convolve(mixer: Any, x_BEL: Tensor, cache: _Cache, backend: str) -> Tensor:
     weight, bias = mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias
     activation = mixer.activation if mixer.activation in SILU else None
     if cache.decoding and cache.conv_state is not None:
-        out = causal_conv1d_update(x_BEL, cache.conv_state, weight, bias, activation)
+        out = causal_conv1d_update(x_BEL, cache.conv_state, weight, bias, activation, backend=backend)
     else:
         if cache.store_conv is not None:
             cache.store_conv(F.pad(x_BEL, (mixer.conv_kernel_size - x_BEL.shape[-1], 0)))
-        out = causal_conv1d(x_BEL, weight, bias, activation)
+        out = causal_conv1d(x_BEL, weight, bias, activation, backend=backend)
     return out if activation is not None else mixer.act(out)
 
 
 def _scan(
-    mixer: Any, x_BEL: Tensor, gate_BEL: Tensor, projections: tuple[Tensor, Tensor, Tensor], cache: _Cache
+    mixer: Any,
+    x_BEL: Tensor,
+    gate_BEL: Tensor,
+    projections: tuple[Tensor, Tensor, Tensor],
+    cache: _Cache,
+    backend: str,
 ) -> Tensor:
     """The scan, or one step of it; the step projection has its bias already."""
     step_BLE, B_BLN, C_BLN = projections
@@ -122,13 +151,14 @@ def _scan(
     if cache.decoding and state is not None:
         z_BE = None if z_BEL is None else z_BEL[..., 0]
         args = (x_BEL[..., 0], step_BLE[:, 0], A, B_BLN[:, 0], C_BLN[:, 0], mixer.D, z_BE)
-        y_BEL = selective_state_update(state, *args, dt_softplus=True).unsqueeze(-1)
+        y_BEL = selective_state_update(state, *args, dt_softplus=True, backend=backend).unsqueeze(-1)
     else:
         y_BEL, last = selective_scan(
             *(x_BEL, step_BLE.transpose(1, 2), A, B_BLN.transpose(1, 2), C_BLN.transpose(1, 2), mixer.D, z_BEL),
             delta_softplus=True,
             return_last_state=True,
             initial_state=None if state is None else state.clone(),  # overwritten below
+            backend=backend,
         )
         if cache.store_ssm is not None:
             cache.store_ssm(last)

@@ -1,45 +1,77 @@
-"""The functions that transformers' Mamba and FalconMamba mixers call since 5.16, on the operators."""
+"""The functions that transformers' Mamba, FalconMamba, Jamba and Zamba mixers call since 5.16, on the operators."""
 
 import functools
 import importlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
-from bdam_fast.integrations.transformers.mamba import SILU
+from bdam_fast.integrations.transformers.mamba import SILU, takes
 from bdam_fast.ops.causal_conv1d.op import causal_conv1d
 from bdam_fast.ops.causal_conv1d_update.op import causal_conv1d_update
 from bdam_fast.ops.selective_scan.op import selective_scan
 from bdam_fast.ops.selective_state_update.op import selective_state_update
 
 
-def functions(module: ModuleType) -> dict[str, Callable[..., Any]]:
-    """Replacements of the module functions, by name; each keeps the module's own for other devices."""
-    ours: dict[str, Callable[..., Any]] = {
-        "causal_conv1d_fn": _convolve,
-        "causal_conv1d_update": _convolve_step,
-        "mamba_selective_scan": _scan,
-        "mamba_selective_state_update": _scan_step,
-        "mamba_inner_fn": _no_shortcut,
-    }
-    return {name: _route(getattr(module, name, None), function) for name, function in ours.items()}
+class _Continued(threading.local):
+    """States from which the scans of a mixer's call continue, in the order of its heads; empty in other calls."""
+
+    states: Iterator[Tensor] = iter(())
 
 
-def _route(own: Any, ours: Callable[..., Any]) -> Callable[..., Any]:
+_continued = _Continued()
+
+
+def functions(module: ModuleType, backend: str) -> dict[str, Callable[..., Any]]:
+    """Replacements of those functions that the module has, by name; each keeps the module's own for other devices."""
+    return {name: _route(getattr(module, name), ours, backend) for name, ours in OURS.items() if hasattr(module, name)}
+
+
+def continuing(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A mixer's `forward` that continues several steps from the state of a cache, where its own starts from zero."""
+
+    @functools.wraps(own)
+    def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        cache = args[0] if args else kwargs.get("cache", kwargs.get("cache_params"))
+        state = None
+        if cache is not None and hidden_states.shape[1] > 1:
+            state = cache.get_recurrent_state(self.layer_idx, state_idx=0)
+        if state is None:
+            return own(self, hidden_states, *args, **kwargs)
+        state = state.clone()  # the cache overwrites it
+        _continued.states = iter(state.unbind(1) if state.dim() == 4 else (state,))  # heads are scanned one by one
+        try:
+            return own(self, hidden_states, *args, **kwargs)
+        finally:
+            _continued.states = iter(())
+
+    return forward
+
+
+def _route(own: Any, ours: Callable[..., Any], backend: str) -> Callable[..., Any]:
     @functools.wraps(ours)
     def routed(first: Tensor, *args: Any, **kwargs: Any) -> Any:
         packed = kwargs.get("seq_idx") is not None or kwargs.get("cu_seqlens") is not None
-        return (own if packed or first.device.type != "cpu" else ours)(first, *args, **kwargs)
+        if packed or not takes(backend, first.device, first.dtype):
+            return own(first, *args, **kwargs)
+        return ours(first, *args, **kwargs, backend=backend)
 
     return routed
 
 
 def _convolve(
-    hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **kwargs: Any
+    hidden_states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    backend: str,
+    **kwargs: Any,
 ) -> Tensor:
-    out = causal_conv1d(hidden_states, weight, bias, _fused(activation))
+    out = causal_conv1d(hidden_states, weight, bias, _fused(activation), backend=backend)
     return _activate(out, activation)
 
 
@@ -49,8 +81,10 @@ def _convolve_step(
     weight: Tensor,
     bias: Tensor | None = None,
     activation: str | None = None,
+    *,
+    backend: str,
 ) -> Tensor:
-    out = causal_conv1d_update(hidden_states, conv_state, weight, bias, _fused(activation))
+    out = causal_conv1d_update(hidden_states, conv_state, weight, bias, _fused(activation), backend=backend)
     return _activate(out, activation)
 
 
@@ -79,9 +113,15 @@ def _scan(
     return_last_state: bool = False,
     use_mambapy: bool = False,  # two other ways to the same result
     use_associative_scan: bool = False,
+    *,
+    backend: str,
     **kwargs: Any,
 ) -> Any:
-    return selective_scan(hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+    return selective_scan(
+        *(hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, return_last_state),
+        initial_state=next(_continued.states, None),
+        backend=backend,
+    )
 
 
 def _scan_step(
@@ -95,9 +135,11 @@ def _scan_step(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
     z: Tensor | None = None,
+    *,
+    backend: str,
     **kwargs: Any,
 ) -> Tensor:
-    return selective_state_update(state, hidden_states, dt, A, B, C, D, z, dt_bias, dt_softplus)
+    return selective_state_update(state, hidden_states, dt, A, B, C, D, z, dt_bias, dt_softplus, backend=backend)
 
 
 def _no_shortcut(
@@ -125,3 +167,12 @@ def _no_shortcut(
     The shortcut would leave out the mask after the convolution, an activation that is not SiLU, and FalconMamba's norm
     of the step before its projection: results other than those without the patch.
     """
+
+
+OURS: dict[str, Callable[..., Any]] = {
+    "causal_conv1d_fn": _convolve,
+    "causal_conv1d_update": _convolve_step,
+    "mamba_selective_scan": _scan,
+    "mamba_selective_state_update": _scan_step,
+    "mamba_inner_fn": _no_shortcut,
+}

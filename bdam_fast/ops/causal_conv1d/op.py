@@ -39,7 +39,7 @@ def causal_conv1d(
         initial_states: (B, D, W - 1), the inputs before the first processed step, the oldest first; zero by default.
         return_final_states: also return the last W - 1 processed inputs, which continue the sequence in a next call.
         reverse: process the steps from the last to the first: step t then sees t, t + 1, …
-        seq_idx: (B, L) int32, the index of the packed sequence that each step belongs to. The window is emptied where
+        seq_idx: (B, L) int32 (or int64), the index of the packed sequence that each step belongs to. The window is emptied where
             it differs from that of the step processed before; steps with a negative index are padding: they are
             skipped, their output is zero and nothing in them has a gradient or is read into one.
         backend: `auto`, `cuda`, `triton`, `cpu` or `reference`.
@@ -55,12 +55,14 @@ def causal_conv1d(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, an unknown activation or backend, or a tensor on another device.
-        RuntimeError: a backend that is not available; forward-mode AD, double backward or `torch.func` transforms with
-            another backend than `reference`.
+        RuntimeError: a backend that is not available.
+
+    Second derivatives, forward-mode AD and `torch.func` transforms run on the reference, which says so once.
     """
     if not isinstance(x, Tensor):
         _checks.check_tensor(OP, "x", x)
     silu = wants_silu(OP, activation)
+    seq_idx = _checks.narrow_index(seq_idx)
     tensors = (x, weight, bias, initial_states, seq_idx)
     chosen = _backend.resolve(OP, backend, x.device, x.dtype)
     if chosen == "reference":
@@ -106,6 +108,7 @@ def _check(
         raise ValueError(f"{OP}: x must have at least one channel, got shape {_checks.shape_text(shape)}")
     if not 1 <= width <= MAX_WIDTH:
         raise ValueError(f"{OP}: weight must have 1 to {MAX_WIDTH} taps, got shape {_checks.shape_text(weight.shape)}")
+    _checks.check_order(OP, "x", x, weight.shape[0], "weight")
     _checks.check_shape(OP, "weight", weight, (channels, width))
     _checks.check_optional(OP, "bias", bias, (channels,), device)
     _checks.check_optional(OP, "initial_states", initial_states, (batch, channels, width - 1), device)
@@ -148,8 +151,14 @@ class _CausalConv1d(torch.autograd.Function):
             dout = torch.zeros_like(tensors[0])
         namespace, _, silu, reverse, _ = ctx.options
         raw = _operators.raw(namespace, "causal_conv1d_backward")
-        grads = _autograd.call_backward(raw, (dout, dfinal, *tensors, silu, reverse))
         needed = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            flags = (silu, reverse, True)
+            call = _autograd.recorded_backward(
+                OP, lambda *own: _reference(*own, *flags), tensors, needed[1:], (dout, dfinal)
+            )
+            return (None, *call)
+        grads = _autograd.below_autograd(raw, (dout, dfinal, *tensors, silu, reverse))
         return (None, *(g if need else None for g, need in zip(grads, needed[1:5], strict=True)), None)
 
 
@@ -185,6 +194,16 @@ def _fake_backward(
     return torch.empty_like(x), torch.empty_like(weight), dbias, dinitial
 
 
+def _reference(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The out and the final states of the raw operator's arguments."""
+    x, weight, bias, initial_states, seq_idx, silu, reverse, _ = arguments
+    return causal_conv1d_reference(x, weight, bias, silu, initial_states, reverse, seq_idx)
+
+
 OPERATOR = _operators.Operator(
-    OP, _CausalConv1d.apply, _operators.Raw(_fake_forward, _check), _operators.Raw(_fake_backward, _check_backward)
+    OP,
+    _CausalConv1d.apply,
+    _operators.Raw(_fake_forward, _check),
+    _operators.Raw(_fake_backward, _check_backward),
+    reference=_reference,
 )

@@ -6,7 +6,7 @@ B batch, D channels, L length, S entries of the state, W width (taps).
 import torch
 from torch import Tensor
 
-from bdam_fast import _backend, _checks, _operators
+from bdam_fast import _autograd, _backend, _checks, _operators
 from bdam_fast.ops.causal_conv1d.op import MAX_WIDTH, causal_conv1d, wants_silu
 from bdam_fast.ops.causal_conv1d_update.reference import causal_conv1d_update_reference
 
@@ -47,8 +47,9 @@ def causal_conv1d_update(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, an expanded state, an unknown activation or backend, or a tensor on another device.
-        RuntimeError: a backend that is not available; a state that is a leaf which requires grad, in grad mode;
-            forward-mode AD or `torch.func` transforms with another backend than `reference`.
+        RuntimeError: a backend that is not available; a state that is a leaf which requires grad, in grad mode.
+
+    Second derivatives, forward-mode AD and `torch.func` transforms run on the reference, which says so once.
     """
     if not isinstance(x, Tensor):
         _checks.check_tensor(OP, "x", x)
@@ -57,10 +58,7 @@ def causal_conv1d_update(
     chosen = _backend.resolve(OP, backend, x.device, x.dtype)
     if chosen == "reference":
         check(*tensors)
-        _checks.check_not_leaf(OP, "conv_state", conv_state)
-        out, after = causal_conv1d_update_reference(*tensors, silu)
-        conv_state.copy_(after)
-        return out
+        return _reference(*tensors, silu)
     return OPERATOR.call(chosen, tensors, (silu,))
 
 
@@ -75,9 +73,18 @@ def _differentiable(
     entries = conv_state.shape[2]
     before = conv_state.clone()
     window = before[:, :, entries - weight.shape[1] + 1 :]
-    out = causal_conv1d(steps, weight, bias, "silu" if silu else None, initial_states=window, backend=backend)
-    conv_state.copy_(torch.cat([before, steps.to(before.dtype)], 2)[:, :, steps.shape[2] :])
+    with _autograd.full_precision(x.device):  # else it casts what is concatenated, or refuses it
+        out = causal_conv1d(steps, weight, bias, "silu" if silu else None, initial_states=window, backend=backend)
+        conv_state.copy_(torch.cat([before, steps.to(before.dtype)], 2)[:, :, steps.shape[2] :])
     return out.squeeze(-1) if x.dim() == 2 else out
+
+
+def _reference(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    """The steps in plain PyTorch; the state is overwritten."""
+    _checks.check_not_leaf(OP, "conv_state", conv_state)
+    out, after = causal_conv1d_update_reference(x, conv_state, weight, bias, silu)
+    conv_state.copy_(after)
+    return out
 
 
 def check(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, *flags: bool) -> None:
@@ -95,6 +102,7 @@ def check(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, *f
         raise ValueError(f"{OP}: x must have at least one channel, got shape {_checks.shape_text(x.shape)}")
     if not 1 <= width <= MAX_WIDTH:
         raise ValueError(f"{OP}: weight must have 1 to {MAX_WIDTH} taps, got shape {_checks.shape_text(weight.shape)}")
+    _checks.check_order(OP, "x", x, weight.shape[0], "weight")
     _checks.check_shape(OP, "weight", weight, (channels, width))
     _checks.check_shape(OP, "conv_state", conv_state, (batch, channels, entries))
     if entries < width - 1:
@@ -111,4 +119,6 @@ def _fake(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, si
     return torch.empty_like(x)
 
 
-OPERATOR = _operators.Operator(OP, _differentiable, _operators.Raw(_fake, check), writes="conv_state")
+OPERATOR = _operators.Operator(
+    OP, _differentiable, _operators.Raw(_fake, check), reference=_reference, writes="conv_state"
+)

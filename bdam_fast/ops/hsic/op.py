@@ -36,7 +36,8 @@ def hsic(
     (tr(K L) + (1'K1)(1'L1) / ((N-1)(N-2)) - 2 (1'KL1) / (N-2)) / (N (N-3)).
 
     Args:
-        x: (..., N, Dx), y: (..., N, Dy), of one dtype; the leading dimensions are a batch of separate problems.
+        x: (..., N, Dx), y: (..., N, Dy), of one dtype (under autocast the wider one of both); the leading
+            dimensions are a batch of separate problems.
         kernel: `linear`, <a, b>, or `rbf`, exp(-|a - b|^2 / (2 sigma^2)).
         sigma_x, sigma_y: widths of the rbf kernel, numbers > 0 or tensors that broadcast to (...), without gradient.
             None is the median heuristic for each problem: sqrt(m / 2), where m is the median of |x_i - x_j|^2 over
@@ -57,8 +58,9 @@ def hsic(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, too few samples, a width that is not positive, or an unknown kernel, estimator or
             backend.
-        RuntimeError: a backend that is not available; forward-mode AD, double backward or `torch.func` transforms with
-            another backend than `reference`.
+        RuntimeError: a backend that is not available.
+
+    Second derivatives, forward-mode AD and `torch.func` transforms run on the reference, which says so once.
     """
     if not isinstance(x, Tensor):
         _checks.check_tensor(OP, "x", x)
@@ -66,7 +68,11 @@ def hsic(
         raise ValueError(f"{OP}: kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
     if estimator not in ESTIMATORS:
         raise ValueError(f"{OP}: estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    if isinstance(y, Tensor) and x.dtype != y.dtype and torch.is_autocast_enabled(x.device.type):
+        x, y = _promoted(x, y)
     _check(x, y, estimator)
+    if x.dim() > 3 and not torch.compiler.is_compiling():
+        _warn_of_images(x)
     gaussian, unbiased = kernel == "rbf", estimator == "unbiased"
     width_x = _width("sigma_x", sigma_x, gaussian, x)
     width_y = _width("sigma_y", sigma_y, gaussian, x)
@@ -79,6 +85,24 @@ def hsic(
         width_x, width_y = (None if t is None else t.reshape(batch.numel()) for t in (width_x, width_y))
     value = OPERATOR.call(chosen, (x, y, width_x, width_y), (gaussian, unbiased))[0]
     return value if len(batch) == 1 else value.reshape(batch)
+
+
+def _promoted(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their dtypes: under autocast one may come out of a matrix product and the other not."""
+    if x.dtype in _checks.FLOATING and y.dtype in _checks.FLOATING:
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        return x.to(dtype), y.to(dtype)
+    return x, y
+
+
+def _warn_of_images(x: Tensor) -> None:
+    """Says once what feature maps (N, C, H, W) would be taken for."""
+    shape, batch = (_checks.shape_text(s) for s in (x.shape, x.shape[:-2]))
+    _backend.warn_once(
+        f"{OP} {x.dim()}",
+        f"{OP}: x of shape {shape} is a batch of {batch} problems with {x.shape[-2]} samples each; for N images "
+        "(N, C, H, W) pass x.flatten(1)",
+    )
 
 
 def _check(x: Tensor, y: Tensor, estimator: str) -> None:
@@ -158,7 +182,7 @@ class _Hsic(torch.autograd.Function):
             raise RuntimeError(f"{OP}: a width is a constant and has no gradient")
         value, saved = _autograd.below_autograd(_operators.raw(namespace, "hsic_forward"), (*tensors, *flags))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors[:2], saved)
+        ctx.save_for_backward(*tensors, saved)
         ctx.namespace, ctx.flags = namespace, flags
         if raw:
             ctx.mark_non_differentiable(saved)
@@ -170,8 +194,14 @@ class _Hsic(torch.autograd.Function):
         if dvalue is None:
             return (None,) * 5
         raw = _operators.raw(ctx.namespace, "hsic_backward")
-        grads = _autograd.call_backward(raw, (dvalue, *ctx.saved_tensors, *ctx.flags))
+        *tensors, saved = ctx.saved_tensors
         needed = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            call = _autograd.recorded_backward(
+                OP, lambda *own: _reference(*own, *ctx.flags), tensors, needed[1:], (dvalue,)
+            )
+            return (None, *call)
+        grads = _autograd.below_autograd(raw, (dvalue, *tensors[:2], saved, *ctx.flags))
         return (None, *(g if need else None for g, need in zip(grads, needed[1:3], strict=True)), None, None)
 
 
@@ -215,9 +245,15 @@ def _fake_backward(
     return torch.empty_like(x), torch.empty_like(y)
 
 
+def _reference(*arguments: Any) -> tuple[Tensor]:
+    """The value of the raw operator's arguments."""
+    return (hsic_reference(*arguments),)
+
+
 OPERATOR = _operators.Operator(
     OP,
     _Hsic.apply,
     _operators.Raw(_fake_forward, _check_raw, by_namespace=True),
     _operators.Raw(_fake_backward, _check_backward),
+    reference=_reference,
 )

@@ -29,8 +29,14 @@ def median_sigma(x: Tensor) -> Tensor:
 
 
 def gram(x: Tensor, gaussian: bool, sigma: Tensor | None) -> Tensor:
-    """Kernel matrix of the rows of x: x x^T, or exp(-|x_i - x_j|^2 / (2 sigma^2))."""
+    """Kernel matrix of the rows of x: x x^T of centred rows, or exp(-|x_i - x_j|^2 / (2 sigma^2)).
+
+    HSIC does not change when x is shifted, but x x^T loses its digits to an offset. The first row goes first, which takes
+    an offset away without rounding.
+    """
     if not gaussian:
+        x = x - x[..., :1, :]
+        x = x - x.mean(-2, keepdim=True)
         return x @ x.mT
     width = median_sigma(x) if sigma is None else sigma.to(x.dtype)
     return torch.exp(squared_distances(x) / (-2 * width.square())[..., None, None])

@@ -40,13 +40,14 @@ def selective_scan(
 
     Args:
         u, delta, z: (B, D, L) with any strides; a transposed (B, L, D) tensor is read and written without a copy.
-        A: (D, N), real, N at most 256.
+        A: (D, N), N at most 256. Real; complex on the reference alone, where B, C and the states may be complex too and
+            y_t is twice the real part of <C_t, h_t> (without conjugation): half of the states of a conjugate pair.
         B, C: (B, N, L), (B, G, N, L) with G dividing D, or constant (D, N).
         D, delta_bias: (D,).
         return_last_state: also return the state after the last processed step.
         initial_state: (B, D, N), the state before the first processed step; zero by default.
         reverse: process the steps from the last to the first; the last state is then the one after step 0.
-        seq_idx: (B, L) int32, the index of the packed sequence that each step belongs to. The state is reset where it
+        seq_idx: (B, L) int32 (or int64), the index of the packed sequence that each step belongs to. The state is reset where it
             differs from that of the step processed before; steps with a negative index are padding: they are skipped,
             their output is zero and nothing in them has a gradient or is read into one.
         backend: `auto`, `cuda`, `triton`, `cpu` or `reference`.
@@ -62,11 +63,30 @@ def selective_scan(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, a tensor on another device, or an unknown backend.
-        RuntimeError: a backend that is not available; forward-mode AD, double backward or `torch.func` transforms with
-            another backend than `reference`.
+        RuntimeError: a backend that is not available.
+
+    Second derivatives, forward-mode AD and `torch.func` transforms run on the reference, which says so once.
     """
     if not isinstance(u, Tensor):
         _checks.check_tensor(OP, "u", u)
+    seq_idx = _checks.narrow_index(seq_idx)
+    if isinstance(A, Tensor) and A.is_complex():
+        return _complex_scan(
+            u,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            z,
+            delta_bias,
+            delta_softplus,
+            return_last_state,
+            initial_state,
+            reverse,
+            seq_idx,
+            backend,
+        )
     chosen = _backend.resolve(OP, backend, u.device, u.dtype)
     if chosen == "reference":
         _check(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
@@ -78,6 +98,33 @@ def selective_scan(
     # States are saved where autograd follows the call, whatever the last flag says.
     results = OPERATOR.call(chosen, tensors, (delta_softplus, reverse, return_last_state, False))
     return results[:2] if return_last_state else results[0]
+
+
+def _complex_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    return_last_state: bool,
+    initial_state: Tensor | None,
+    reverse: bool,
+    seq_idx: Tensor | None,
+    backend: str,
+) -> Any:
+    """The scan with a complex A, which the reference alone has."""
+    if backend != "reference":
+        raise TypeError(f'{OP}: a complex A needs backend="reference", got backend="{backend}"')
+    real = [t.real if isinstance(t, Tensor) and t.is_complex() else t for t in (A, B, C, initial_state)]
+    _check(u, delta, *real[:3], D, z, delta_bias, real[3], seq_idx)  # type: ignore[arg-type]
+    out, last = selective_scan_reference(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse, seq_idx
+    )
+    return (out, last) if return_last_state else out
 
 
 def _check(
@@ -106,6 +153,7 @@ def _check(
         raise ValueError(f"{OP}: u must have at least one channel, got shape {_checks.shape_text(shape)}")
     if not 1 <= states <= MAX_STATES:
         raise ValueError(f"{OP}: A must have 1 to {MAX_STATES} states, got shape {_checks.shape_text(A.shape)}")
+    _checks.check_order(OP, "u", u, A.shape[0], "A")
     _checks.check_shape(OP, "delta", delta, shape, "u")
     _checks.check_shape(OP, "A", A, (channels, states))
     groups = [_check_projection(name, value, shape, states) for name, value in (("B", B), ("C", C))]
@@ -176,9 +224,21 @@ class _SelectiveScan(torch.autograd.Function):
             dout = torch.zeros_like(tensors[0])
         namespace, _, softplus, reverse, *_ = ctx.options
         raw = _operators.raw(namespace, "selective_scan_backward")
-        grads = _autograd.call_backward(raw, (dout, dlast, *tensors, checkpoint, softplus, reverse))
         needed = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            flags = (softplus, reverse, True, False)
+            call = _autograd.recorded_backward(
+                OP, lambda *own: _reference(*own, *flags), tensors, needed[1:], (dout, dlast)
+            )
+            return (None, *call)
+        grads = _autograd.below_autograd(raw, (dout, dlast, *tensors, checkpoint, softplus, reverse))
         return (None, *[g if need else None for g, need in zip(grads, needed[1:10], strict=True)], None)
+
+
+def _reference(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The out and the last state of the raw operator's arguments."""
+    *tensors, seq_idx, softplus, reverse, _, _ = arguments
+    return selective_scan_reference(*tensors[:8], softplus, tensors[8], reverse, seq_idx)
 
 
 OPERATOR = _operators.Operator(
@@ -186,4 +246,5 @@ OPERATOR = _operators.Operator(
     _SelectiveScan.apply,
     _operators.Raw(fake.forward, _check, by_namespace=True),
     _operators.Raw(fake.backward, _check_backward),
+    reference=_reference,
 )

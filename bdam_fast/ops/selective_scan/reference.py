@@ -24,11 +24,11 @@ def selective_scan_reference(
     reverse: bool = False,
     seq_idx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, D, L) in u's dtype and last state (B, D, N) in float32 (float64 for float64 inputs).
+    """Output (B, D, L) in u's dtype and last state (B, D, N) in float32 (float64 for float64 inputs), complex for a complex A.
 
     With dt_t = softplus(delta_t + delta_bias) (Gu and Dao 2023, equations 2 and 4, zero-order hold for A, Euler for B):
         h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t
-        y_t = <C_t, h_t> + D u_t
+        y_t = <C_t, h_t> + D u_t, or 2 Re <C_t, h_t> + D u_t for a complex A
         out = y silu(z)
     """
     _native.count_call("selective_scan.reference.forward")
@@ -45,10 +45,13 @@ def selective_scan_reference(
             dt = dt + delta_bias.to(state_type)[:, None]
         if delta_softplus:
             dt = F.softplus(dt)
-        B_BDNL = _per_step(B.to(state_type), u, seq_idx)
-        C_BDNL = _per_step(C.to(state_type), u, seq_idx)
-        state = _zero_state(u, A, state_type) if initial_state is None else initial_state.to(state_type)
-        y, state = _recurrence(u_BDL, dt, A.to(state_type), B_BDNL, C_BDNL, state, reverse, seq_idx)
+        kind = state_type.to_complex() if A.is_complex() else state_type
+        B_BDNL = _per_step(B.to(kind), u, seq_idx)
+        C_BDNL = _per_step(C.to(kind), u, seq_idx)
+        state = _zero_state(u, A, kind) if initial_state is None else initial_state.to(kind)
+        y, state = _recurrence(u_BDL, dt, A.to(kind), B_BDNL, C_BDNL, state, reverse, seq_idx)
+        if y.is_complex():
+            y = 2 * y.real
         if D is not None:
             y = y + D.to(state_type)[:, None] * u_BDL
         if z is not None:

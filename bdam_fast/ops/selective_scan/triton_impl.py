@@ -44,8 +44,8 @@ class Blocks(NamedTuple):
 
 
 def saved_shape(batch: int, channels: int, length: int, states: int) -> tuple[int, ...]:
-    """Shape of what the forward saves: the state before every tile but the first."""
-    return (batch, max((length + TILE - 1) // TILE - 1, 0), states, channels)
+    """Shape of what the forward saves: (B, tiles - 1, N, D), the states before every tile but the first, and room for more."""
+    return (batch, (length + TILE - 2) // TILE * (states * channels))
 
 
 def blocks_of(channels: int, states: int) -> Blocks:

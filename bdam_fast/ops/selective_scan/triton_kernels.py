@@ -76,9 +76,10 @@ def store_states(stream, b, channel, inside, states, value):
 
 @triton.jit
 def decay_rate(A, channel, inside, states, N: tl.constexpr):
-    """A log2(e). Minus infinity becomes finite, so that a step that is none, dt = 0, leaves the state alone."""
+    """A log2(e). Infinity becomes finite, so that a step that is none, dt = 0, leaves the state alone."""
     rate = load_states((A, 0, states, 1), 0, channel, inside, states, N) * LOG2E
-    return tl.where(rate < LOWEST, LOWEST, rate)
+    rate = tl.where(rate < LOWEST, LOWEST, rate)
+    return tl.where(rate > -LOWEST, -LOWEST, rate)
 
 
 @triton.jit

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdam_fast import _backend, _checks, _operators
+from bdam_fast import _autograd, _backend, _checks, _operators
 from bdam_fast.ops.selective_scan.op import MAX_STATES, selective_scan
 from bdam_fast.ops.selective_state_update.reference import selective_state_update_reference
 
@@ -54,8 +54,9 @@ def selective_state_update(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, an expanded state, a tensor on another device, or an unknown backend.
-        RuntimeError: a backend that is not available; a state that is a leaf which requires grad, in grad mode;
-            forward-mode AD or `torch.func` transforms with another backend than `reference`.
+        RuntimeError: a backend that is not available; a state that is a leaf which requires grad, in grad mode.
+
+    Second derivatives, forward-mode AD and `torch.func` transforms run on the reference, which says so once.
     """
     if not isinstance(state, Tensor):
         _checks.check_tensor(OP, "state", state)
@@ -63,10 +64,7 @@ def selective_state_update(
     chosen = _backend.resolve(OP, backend, state.device, x.dtype if isinstance(x, Tensor) else None)
     if chosen == "reference":
         _check(*tensors)
-        _checks.check_not_leaf(OP, "state", state)
-        out, after = selective_state_update_reference(*tensors, dt_softplus)
-        state.copy_(after)
-        return out
+        return _reference(*tensors, dt_softplus)
     return OPERATOR.call(chosen, tensors, (dt_softplus,))
 
 
@@ -75,22 +73,32 @@ def _differentiable(options: tuple[str, bool, bool], *tensors: Any) -> Tensor:
     namespace, _, dt_softplus = options
     state, x, dt, A, B, C, D, z, dt_bias = tensors
     _checks.check_not_leaf(OP, "state", state)
-    out, after = selective_scan(
-        x.unsqueeze(-1),
-        dt.unsqueeze(-1),
-        A,
-        B.unsqueeze(-1),
-        C.unsqueeze(-1),
-        D,
-        None if z is None else z.unsqueeze(-1),
-        dt_bias,
-        dt_softplus,
-        True,
-        initial_state=state.clone(),
-        backend=_operators.backend_of(namespace, state.device),
-    )
+    with _autograd.full_precision(state.device):
+        out, after = selective_scan(
+            x.unsqueeze(-1),
+            dt.unsqueeze(-1),
+            A,
+            B.unsqueeze(-1),
+            C.unsqueeze(-1),
+            D,
+            None if z is None else z.unsqueeze(-1),
+            dt_bias,
+            dt_softplus,
+            True,
+            initial_state=state.clone(),
+            backend=_operators.backend_of(namespace, state.device),
+        )
+        state.copy_(after)
+        return out.squeeze(-1)
+
+
+def _reference(*arguments: Any) -> Tensor:
+    """The step in plain PyTorch; the state is overwritten."""
+    state = arguments[0]
+    _checks.check_not_leaf(OP, "state", state)
+    out, after = selective_state_update_reference(*arguments)
     state.copy_(after)
-    return out.squeeze(-1)
+    return out
 
 
 def _check(
@@ -116,6 +124,11 @@ def _check(
     if not 1 <= states <= MAX_STATES:
         raise ValueError(f"{OP}: state must have 1 to {MAX_STATES} states, got shape {_checks.shape_text(state.shape)}")
     _checks.check_not_expanded(OP, "state", state)
+    if x.dim() == 3 and x.shape[1] == 1:
+        shape = _checks.shape_text(x.shape)
+        raise ValueError(
+            f"{OP}: x must have shape {_checks.shape_text((batch, channels))}, one step, got {shape}; pass x[:, 0]"
+        )
     _checks.check_shape(OP, "x", x, (batch, channels))
     _checks.check_shape(OP, "dt", dt, (batch, channels), "x")
     _checks.check_shape(OP, "A", A, (channels, states))
@@ -160,4 +173,4 @@ def _fake(
     return torch.empty_like(x)
 
 
-OPERATOR = _operators.Operator(OP, _differentiable, _operators.Raw(_fake, _check), writes="state")
+OPERATOR = _operators.Operator(OP, _differentiable, _operators.Raw(_fake, _check), reference=_reference, writes="state")

@@ -54,10 +54,10 @@ def update_kernel(
     if SOFTPLUS:
         step = softplus(step)
     xs = _row(x, b, channel, inside)
-    rate = tl.load(A + channel[:, None] * states + n[None, :], mask=mask, other=0.0) * LOG2E
+    rate = tl.load(A + channel[:, None] * states + n[None, :], mask=mask, other=0.0)
     at = state[0] + b * state[1] + channel[:, None] * state[2] + n[None, :] * state[3]
     h = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    h = tl.exp2(step[:, None] * rate) * h + (step * xs)[:, None] * _projection(B, b, group, n, states)
+    h = tl.exp2((step * LOG2E)[:, None] * rate) * h + (step * xs)[:, None] * _projection(B, b, group, n, states)
     tl.store(at, rounded(h, state[0].dtype.element_ty), mask=mask)
     y = tl.sum(tl.where(mask, h * _projection(C, b, group, n, states), 0.0), 1)
     if D is not None:

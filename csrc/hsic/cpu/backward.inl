@@ -107,6 +107,25 @@ static void hsic_features_gradient(const HsicParams& p, int64_t task) {
   write_gradient<V>(own, t.b, t.i0, t.ni, rows, buffer.take<elem_t<V>>(t.ni * lanes<V>));
 }
 
+// rows[r] -= sum over c of weights[r][c] (x_r - x_c): w x - W x of rows that are close loses their difference.
+template <class V>
+static void subtract_differences(const HsicParams& p, const HsicSide& s, int64_t b, int64_t i, int64_t j,
+                                 const elem_t<V>* weights, elem_t<V>* rows) {
+  GivenRows<V> given{p, s, b, i, j};
+  for (int64_t k0 = 0; k0 < s.features; k0 += kHsicColumns) {
+    given.read(k0);
+    for (int r = 0; r < tile_count(p, i); ++r)
+      for (int64_t k = 0; k < kHsicColumns && k0 + k < s.depth; k += lanes<V>) {
+        const V x = load<V>(given.row(r) + k);
+        V sum = {};
+        for (int c = 0; c < tile_count(p, j); ++c)
+          sum += set1<V>(weights[r * p.tile + c]) * (x - load<V>(given.other(c) + k));
+        elem_t<V>* to = rows + r * s.row + k0 + k;
+        store<V>(to, load<V>(to) - sum);
+      }
+  }
+}
+
 // A tile of rows against all tiles: kernels again from distances, as the N x N matrices are never kept.
 template <class V>
 static void hsic_gaussian_gradient(const HsicParams& p, int64_t task) {
@@ -125,7 +144,8 @@ static void hsic_gaussian_gradient(const HsicParams& p, int64_t task) {
   }
   for (int64_t j = 0; j < p.tiles(); ++j) {
     const int nj = tile_count(p, j);
-    for (int k = 0; k < 2; ++k) hsic_kernel_tile<V>(p, k, b, i, j, tile[k]);
+    bool close[2];
+    for (int k = 0; k < 2; ++k) close[k] = hsic_kernel_tile<V>(p, k, b, i, j, tile[k]);
     for (int k = 0; k < 2; ++k) {
       for (int r = 0; r < ni; ++r) {
         elem_t<V> total = 0;
@@ -136,10 +156,13 @@ static void hsic_gaussian_gradient(const HsicParams& p, int64_t task) {
           weights[r * T + c] = w;
           total += w;
         }
-        totals[k][r] += total;
+        if (!close[k]) totals[k][r] += total;
       }
       const HsicSide& own = p.side[k];
-      weighted_sum<V>(weights, T, 1, row_of<V>(p, own, b, j * T), own.row, ni, nj, rows[k], own.row, own.depth);
+      if (close[k])
+        subtract_differences<V>(p, own, b, i, j, weights, rows[k]);
+      else
+        weighted_sum<V>(weights, T, 1, row_of<V>(p, own, b, j * T), own.row, ni, nj, rows[k], own.row, own.depth);
     }
   }
   elem_t<V>* scratch = buffer.take<elem_t<V>>(T * lanes<V>);

@@ -118,13 +118,16 @@ double mean_distance(const HsicParams& p, const HsicSide& s, int64_t b) {
   return 2 * sum / static_cast<double>(p.samples - 1);
 }
 
-// sqrt(m / 2) for the median m; for the mean if that is zero; 1 if that is, too.
+// sigma: sqrt(m / 2) for the median m; for the mean if that is zero; 1 if that is, too. And t at m, not at the mean, of
+// which a few far rows may be nearly all: then t would be far from what most pairs have.
 template <class T, class Bits>
 void find_sigma(const HsicParams& p, int which, int64_t b) {
   const HsicSide& s = p.side[which];
   double middle = MedianDistance<T, Bits>(p, which, b).find();
   if (middle == 0) middle = mean_distance<T>(p, s, b);
-  static_cast<T*>(s.width)[b * p.saved_stride] = static_cast<T>(middle == 0 ? 1.0 : std::sqrt(middle / 2));
+  T* width = static_cast<T*>(s.width) + b * p.saved_stride;
+  width[0] = static_cast<T>(middle == 0 ? 1.0 : std::sqrt(middle / 2));
+  width[1] = static_cast<T>(middle == 0 ? 0.0 : -1.0);
 }
 
 template <class T>
@@ -178,7 +181,7 @@ void hsic_forward_cpu(const HsicParams& p, const bool (&find_sigma)[2], double* 
   } else {
     for (int k = 0; k < 2; ++k) {
       if (find_sigma[k]) find_sigmas(p, k);
-      for (int64_t b = 0; b < p.batch; ++b)
+      for (int64_t b = 0; b < p.batch && !find_sigma[k]; ++b)
         p.is_double ? find_shift<double>(p, p.side[k], b) : find_shift<float>(p, p.side[k], b);
     }
     parallel(tasks, p.samples * p.samples / p.groups() * (features + 32) / 2,

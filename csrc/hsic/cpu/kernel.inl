@@ -238,23 +238,82 @@ static void hsic_features_rows(const HsicParams& p, int64_t task) {
 }
 
 // --- Gaussian
-// Squared distances of a pair of tiles, row by row `stride` apart; zero exactly where rows are equal.
+// The rows of two tiles as they were given, kHsicColumns features at a time: differences of close rows lose nothing
+// there, which centred and rounded rows have lost.
 template <class V>
-static void hsic_distances(const HsicParams& p, int which, int64_t b, int64_t i, int64_t j, elem_t<V>* out,
+struct GivenRows {
+  using E = elem_t<V>;
+  const HsicParams& p;
+  const HsicSide& s;
+  int64_t b, i, j;
+  alignas(64) E own[kHsicTile * kHsicColumns], others[kHsicTile * kHsicColumns];
+
+  void read(int64_t k0) {
+    read_tile_of(i, k0, own);
+    if (i != j) read_tile_of(j, k0, others);
+  }
+  const E* row(int r) const { return own + r * kHsicColumns; }
+  const E* other(int c) const { return (i == j ? own : others) + c * kHsicColumns; }
+
+ private:
+  void read_tile_of(int64_t tile, int64_t k0, E* out) const {
+    for (int64_t d = 0; d < kHsicColumns; d += lanes<V>) {
+      const int n = static_cast<int>(std::clamp<int64_t>(s.features - k0 - d, 0, lanes<V>));
+      if (n > 0) read_tile<V>(s.input.at(b, tile * p.tile, k0 + d), tile_count(p, tile), n, out + d, kHsicColumns);
+      for (int r = 0; n == 0 && r < tile_count(p, tile); ++r) store<V>(out + r * kHsicColumns + d, V{});
+    }
+  }
+};
+// Distances from differences, of the pairs (r, c) whose bit c of close[r] is set.
+template <class V>
+static void close_distances(const HsicParams& p, const HsicSide& s, int64_t b, int64_t i, int64_t j,
+                            const uint64_t* close, elem_t<V>* out, int64_t stride) {
+  GivenRows<V> rows{p, s, b, i, j};
+  for (int64_t k0 = 0; k0 < s.features; k0 += kHsicColumns) {
+    rows.read(k0);
+    for (int r = 0; r < tile_count(p, i); ++r)
+      for (int c = 0; c < tile_count(p, j); ++c) {
+        if ((close[r] >> c & 1) == 0) continue;
+        V part = {};
+        for (int k = 0; k < kHsicColumns; k += lanes<V>) {
+          const V difference = load<V>(rows.row(r) + k) - load<V>(rows.other(c) + k);
+          part += difference * difference;
+        }
+        out[r * stride + c] = (k0 == 0 ? elem_t<V>(0) : out[r * stride + c]) + hsum<V>(part);
+      }
+  }
+}
+// Squared distances of a pair of tiles, row by row `stride` apart; zero exactly where rows are equal. True if rows are
+// close: their distances come from differences.
+template <class V>
+static bool hsic_distances(const HsicParams& p, int which, int64_t b, int64_t i, int64_t j, elem_t<V>* out,
                            int64_t stride) {
+  constexpr int W = lanes<V>;
   const HsicSide& s = p.side[which];
   const int64_t i0 = i * p.tile, j0 = j * p.tile;
   const int ni = tile_count(p, i), nj = tile_count(p, j);
   dot_tile<V>(row_of<V>(p, s, b, i0), row_of<V>(p, s, b, j0), s, ni, nj, out, stride);
   const elem_t<V>* norms = norms_of<V>(p, s, b);
+  const elem_t<V> limit = kHsicClose;
+  uint64_t close[kHsicTile] = {};
+  bool any = false;
   for (int r = 0; r < ni; ++r) {
     const elem_t<V> own = norms[i0 + r];
-    for (int c = 0; c < nj; c += lanes<V>) {
-      const int n = std::min(lanes<V>, nj - c);
-      V d = load_n<V>(norms + j0 + c, n) + own - load_n<V>(out + r * stride + c, n) * elem_t<V>(2);
-      store_n<V>(out + r * stride + c, max(d, elem_t<V>(0)), n);
+    V count = {};
+    for (int c = 0; c < nj; c += W) {
+      const int n = std::min(W, nj - c);
+      const V sum = load_n<V>(norms + j0 + c, n) + own;
+      const V d = max(sum - load_n<V>(out + r * stride + c, n) * elem_t<V>(2), elem_t<V>(0));
+      store_n<V>(out + r * stride + c, d, n);
+      count += d < sum * limit ? set1<V>(1) : V{};
     }
+    if (hsum<V>(count) <= (i == j && own > 0 ? 1 : 0)) continue;  // on the diagonal a row meets itself
+    for (int c = 0; c < nj; ++c)
+      if ((i != j || r != c) && out[r * stride + c] < limit * (own + norms[j0 + c])) close[r] |= uint64_t{1} << c;
+    any |= close[r] != 0;
   }
+  if (any) close_distances<V>(p, s, b, i, j, close, out, stride);
+  return any;
 }
 template <class V>
 static void hsic_distance_tile(const HsicParams& p, int which, int64_t b, int64_t i, int64_t j, void* out) {
@@ -270,10 +329,11 @@ static Gaussian<V> gaussian_of(const HsicParams& p, const HsicSide& s, int64_t b
   const elem_t<V>* width = saved_of<V>(p, s.width, b);
   return {width[0], elem_t<V>(-0.5) / (width[0] * width[0]), width[1], elem_t<V>(std::exp(double(width[1])))};
 }
-// c expm1(t_ij - t) of a pair of tiles; zero in the columns behind the last, and on a diagonal that is left out.
+// c expm1(t_ij - t) of a pair of tiles; zero in the columns behind the last, and on a diagonal that is left out. True
+// if rows are close.
 template <class V>
-static void hsic_kernel_tile(const HsicParams& p, int which, int64_t b, int64_t i, int64_t j, elem_t<V>* out) {
-  hsic_distances<V>(p, which, b, i, j, out, p.tile);
+static bool hsic_kernel_tile(const HsicParams& p, int which, int64_t b, int64_t i, int64_t j, elem_t<V>* out) {
+  const bool close = hsic_distances<V>(p, which, b, i, j, out, p.tile);
   const Gaussian<V> g = gaussian_of<V>(p, p.side[which], b);
   const int ni = tile_count(p, i), nj = tile_count(p, j);
   for (int r = 0; r < ni; ++r) {
@@ -285,6 +345,7 @@ static void hsic_kernel_tile(const HsicParams& p, int which, int64_t b, int64_t 
     std::fill(row + nj, row + p.tile, elem_t<V>(0));
     if (i == j && p.unbiased) row[r] = 0;
   }
+  return close;
 }
 
 // One of p.groups(): the tile rows i = group, group + groups, ..., each with all j >= i. Parts of <K, L> and of all row

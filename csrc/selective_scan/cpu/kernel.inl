@@ -248,7 +248,9 @@ struct ScanTask {
     load_states(p.A, 0, a);
     upper = !p.softplus;
     for (int64_t i = 0; i < blocks * state_size(); ++i) upper |= a[i] > 0;
-    for (int64_t i = 0; i < blocks * state_size(); i += W) store<V>(a + i, quiet(load<V>(a + i) * log2e<V>));
+    constexpr E largest = std::numeric_limits<E>::max();  // beyond it lies infinity, and NaN in a step of dt = 0
+    for (int64_t i = 0; i < blocks * state_size(); i += W)
+      store<V>(a + i, quiet(min<V>(max<V>(load<V>(a + i) * log2e<V>, -largest), largest)));
   }
   void store_states(const Stream& s, const E* src) const {
     for (int i = 0; i < blocks; ++i) write_tile<V>(s.at(b, 0, channel(i)), N, width(i), src + i * state_size());
@@ -356,7 +358,7 @@ struct ScanForward : ScanTask<V, PerLane> {
     if (p.last) this->store_states(p.last, h);
   }
   void save(int64_t tile, int block) const {
-    E* dst = this->unit_rows(p.checkpoint, b * (p.tiles() - 1) + tile - 1, N, block);
+    E* dst = this->unit_rows(p.checkpoint, b * p.saved_tiles() + tile - 1, N, block);
     for (int k = 0; k < N; ++k) store<V>(dst + k * kScanUnit, load<V>(h + block * this->state_size() + k * W));
     if (block + 1 < blocks) return;
     // A unit that the channels do not fill: the saved states are a result, of which no lane is left as memory was.

@@ -53,7 +53,7 @@ struct Backward {
       for (int i = 0; i < NS; ++i) {
         const int n = s * NS + i, own = g * NC + c, channel = at.first + own;
         const bool present = own < at.count && n < p.states;
-        a[c][i] = present ? *p.A.at(0, n, channel) * kLog2e : 0.f;
+        a[c][i] = present ? decay_rate(*p.A.at(0, n, channel)) : 0.f;
         dA[c][i] = h[c][i] = carry[c][i] = 0.f;
         if (own < at.count && at.begin + at.steps < p.length)
           carry[c][i] = p.chunk_state[row(at.chunk, channel) * NP + n];

@@ -104,8 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& delta,
   Tensor last = return_last_state ? allocate({c.batch, c.channels, c.states}, ScalarType::Float, call.device)
                                   : allocate({0}, ScalarType::Float, call.device);
   if (return_last_state) c.last = state("last_state", last, c);
-  Tensor checkpoint = save_states ? allocate({c.batch, call.p.tiles(), call.p.padded() / 4, c.channels, 4},
-                                             ScalarType::Float, call.device)
+  Tensor checkpoint = save_states ? allocate({c.batch, call.p.saved_size()}, ScalarType::Float, call.device)
                                   : allocate({0}, ScalarType::Float, call.device);
   if (save_states) call.p.checkpoint = static_cast<float*>(checkpoint.data_ptr());
   selective_scan_forward_cuda(call.p);
@@ -141,7 +140,7 @@ NineTensors backward(const Tensor& dout, const OptionalTensor& dlast, const Tens
   const Arguments arguments = x.arguments();
   Call call(x, delta_softplus, reverse, scope.stream());
   ScanParams& c = call.p.call;
-  check_shape(kOp, "checkpoint", checkpoint, {c.batch, call.p.tiles(), call.p.padded() / 4, c.channels, 4});
+  check_shape(kOp, "checkpoint", checkpoint, {c.batch, call.p.saved_size()});
   STD_TORCH_CHECK(checkpoint.scalar_type() == ScalarType::Float && checkpoint.is_contiguous(), kOp,
                   ": checkpoint must come from the forward of the same call");
   call.p.checkpoint = static_cast<float*>(checkpoint.data_ptr());

@@ -39,7 +39,7 @@ static __global__ void combine_chunks(ChunkViews p) {
     const int64_t row = e / p.padded;
     const int n = e % p.padded, channel = row % p.channels;
     const bool present = n < p.states;
-    const float a = present ? *p.A.at(0, n, channel) * kLog2e : 0.f;
+    const float a = present ? decay_rate(*p.A.at(0, n, channel)) : 0.f;
     float enters = p.first.data && present ? *p.first.at(row / p.channels, n, channel) : 0.f;
     for (int i = 0; i < p.chunks; ++i) {
       const int c = p.backward ? p.chunks - 1 - i : i;

@@ -36,7 +36,7 @@ struct Lane {
     for (int i = 0; i < NS; ++i) {
       const int n = state_index<LN>(s, i);
       const bool present = n < p.states;
-      a[i] = present ? *p.A.at(0, n, channel) * kLog2e : 0.f;
+      a[i] = present ? decay_rate(*p.A.at(0, n, channel)) : 0.f;
       h[i] = 0.f;
       if (P == Pass::scan && at.chunk > 0)
         h[i] = p.chunk_state[((static_cast<int64_t>(at.chunk) * p.batch + at.batch) * p.channels + channel) * NP + n];

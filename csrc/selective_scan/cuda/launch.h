@@ -37,7 +37,7 @@ struct CudaScanParams {
   const int32_t* seq_idx = nullptr;
   int64_t seq_batch = 0, seq_time = 0;  // strides, in processed order
   int8_t* steps = nullptr;              // [B][L] ScanStep, filled by the launcher
-  float* checkpoint = nullptr;          // [B][tiles][padded states / 4][D][4]: the states before the tiles
+  float* checkpoint = nullptr;          // [B][tiles * padded states / 4 * D * 4]: the states before the tiles
   float *chunk_state = nullptr, *chunk_decay = nullptr;  // [chunks][B][D][padded states], [chunks][B][D][2]
   // Partial sums: of channel blocks, [B][G][blocks][L][padded states]; of chunks, [chunks][B][D][padded states or 1].
   float *sum_B = nullptr, *sum_C = nullptr, *sum_A = nullptr, *sum_skip = nullptr, *sum_bias = nullptr;
@@ -46,6 +46,7 @@ struct CudaScanParams {
 
   int64_t padded() const { return padded_states(call.states); }
   int64_t tiles() const { return (call.length + kCudaTile - 1) / kCudaTile; }
+  int64_t saved_size() const { return tiles() * padded() * call.channels; }  // of one batch item
   int64_t group_blocks(int64_t block_channels) const {
     return (call.group_channels() + block_channels - 1) / block_channels;
   }

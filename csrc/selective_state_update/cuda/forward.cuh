@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kUpdateThreads) state_update(UpdateViews<T, S>
   float y = 0.f;
   for (int n = lane; live && n < p.states; n += kUpdateLanes) {
     S* const place = p.state.at(b, n, d);
-    const float e = ex2(dt * (*p.A.at(0, n, d) * kLog2e));
+    const float e = ex2(dt * decay_rate(*p.A.at(0, n, d)));
     const float h = fmaf(e, state_to_f(*place), dt * x * to_f(*p.B.at(b, d / p.B_channels, n)));
     y = fmaf(h, to_f(*p.C.at(b, d / p.C_channels, n)), y);
     store_state(place, h);

@@ -40,7 +40,12 @@ WRITTEN = [update.state for update in UPDATES]
 
 CHOSEN: dict[str, dict[str, Case]] = {
     "selective_scan": {
-        "A complex": ({"A": ones(6, 3).cfloat()}, TypeError, "A must be float32, bfloat"),
+        "u as (B, L, D)": (
+            {"u": ones(2, 8, 6)},
+            ValueError,
+            "u must have shape (B, D, L) with D = 6 like A, got (2, 8, 6), which looks like (B, L, D); "
+            "pass u.transpose(1, 2)",
+        ),
         "u dim": ({"u": ones(6, 8)}, ValueError, "u must have shape (B, D, L), got (6, 8)"),
         "A dim": ({"A": ones(6)}, ValueError, "A must have shape (D, N), got (6,)"),
         "no channel": ({"u": ones(2, 0, 8)}, ValueError, "u must have at least one channel, got"),
@@ -83,6 +88,11 @@ CHOSEN: dict[str, dict[str, Case]] = {
             "state is updated in place and must not be expanded, got strides (3, 0, 1)",
         ),
         "x": ({"x": ones(2, 5)}, ValueError, "x must have shape (2, 6), got (2, 5)"),
+        "x as (B, 1, D)": (
+            {"x": ones(2, 1, 6)},
+            ValueError,
+            "x must have shape (2, 6), one step, got (2, 1, 6); pass x[:, 0]",
+        ),
         "dt": ({"dt": ones(2, 6, 1)}, ValueError, "dt must have shape (2, 6) like x, got (2, 6, 1)"),
         "A": ({"A": ones(3, 6)}, ValueError, "A must have shape (6, 3), got (3, 6)"),
         "A complex": ({"A": ones(6, 3).cfloat()}, TypeError, "A must be float32, bfloat16, float16 or float64, got"),
@@ -105,6 +115,11 @@ CHOSEN: dict[str, dict[str, Case]] = {
     },
     "causal_conv1d": {
         "x dim": ({"x": ones(6, 8)}, ValueError, "x must have shape (B, D, L), got (6, 8)"),
+        "x as (B, L, D)": (
+            {"x": ones(2, 8, 6)},
+            ValueError,
+            "x must have shape (B, D, L) with D = 6 like weight, got (2, 8, 6), which looks like (B, L, D)",
+        ),
         "no channel": ({"x": ones(2, 0, 8)}, ValueError, "x must have at least one channel, got"),
         "weight dim": ({"weight": ones(6, 1, 4)}, ValueError, "weight must have shape (D, W), got (6, 1, 4)"),
         "weight": ({"weight": ones(5, 4)}, ValueError, "weight must have shape (6, 4), got (5, 4)"),
@@ -118,6 +133,11 @@ CHOSEN: dict[str, dict[str, Case]] = {
     },
     "causal_conv1d_update": {
         "x dim": ({"x": ones(6)}, ValueError, "x must have shape (B, D) or (B, D, L), got (6,)"),
+        "x as (B, L, D)": (
+            {"x": ones(2, 3, 6)},
+            ValueError,
+            "x must have shape (B, D, L) with D = 6 like weight, got (2, 3, 6), which looks like (B, L, D)",
+        ),
         "no channel": ({"x": ones(2, 0)}, ValueError, "x must have at least one channel, got"),
         "state dim": ({"conv_state": ones(6, 4)}, ValueError, "conv_state must have shape (B, D, S), got (6, 4)"),
         "state": ({"conv_state": ones(1, 6, 4)}, ValueError, "conv_state must have shape (2, 6, 4), got (1, 6, 4)"),
@@ -191,7 +211,9 @@ def broken_tensors(op: str) -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for place, (name, value) in enumerate(GOOD[op]().items()):
         other, wanted = (
-            (value.int(), "float32, bfloat16, float16 or float64") if name != "seq_idx" else (value.long(), "int32")
+            (value.int(), "float32, bfloat16, float16 or float64")
+            if name != "seq_idx"
+            else (value.float(), "int32 or int64")
         )
         cases[f"{name} is a list"] = ({name: [1.0]}, TypeError, f"{name} must be a tensor, got list")
         cases[f"{name} is of {other.dtype}"] = ({name: other}, TypeError, f"{name} must be {wanted}, got {other.dtype}")

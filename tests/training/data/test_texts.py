@@ -14,7 +14,7 @@ from tests.support.tiny_run import tiny_config
 from training import search
 from training.config import Config, DataConfig, EncoderConfig, GradNormConfig
 from training.data.datasets import read_dataset
-from training.data.known_words import count_unknown, query_note
+from training.data.known_words import count_unknown
 from training.data.loader import TrainLoader
 from training.data.tokenizer import build_tokenizer
 from training.engine.checkpoint import load, load_run, save
@@ -108,18 +108,14 @@ def test_texts_that_are_cut_are_counted(tmp_path: Path) -> None:
 def test_words_that_a_tokenizer_does_not_know() -> None:
     tokenizer = build_tokenizer(EncoderConfig(), ["a man in a red jacket, man in red jacket"] * 2)
     assert count_unknown(tokenizer, ["A man, a MAN in turquoise and in turquoise"]) == (3, 9, ["turquoise", "and"])
-    assert query_note(tokenizer, "a man in red") == ""
-    assert query_note(tokenizer, "a man in turquoise") == "words that the model does not know: turquoise"
-    for text in ("turquoise trousers", "红色上衣", "123 !!"):
-        assert query_note(tokenizer, text).startswith("no word of the text is known to the model")
-    for text in ("a \0 man", "a \udcff man"):
-        with pytest.raises(ValueError, match="TEXT has a NUL character or bytes that are not UTF-8"):
-            query_note(tokenizer, text)
+    assert count_unknown(tokenizer, ["turquoise 红色上衣 123 !!"])[:2] == (2, 2)
 
 
 def test_search_says_that_it_knows_no_word(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(search.main, [str(run_dir), "zzyzx qwertz"]) == 0
-    assert "no word of the text is known to the model" in capsys.readouterr().err
+    assert "no word of this text was in the texts that the model learned from" in capsys.readouterr().err
+    assert cli.run(search.main, [str(run_dir), "a \udcff man"]) == 2
+    assert "TEXT has a NUL character or bytes that are not UTF-8" in capsys.readouterr().err
     assert cli.run(search.main, [str(run_dir), "a \udcff man"]) == 2
 
 

@@ -20,6 +20,7 @@ from PIL import UnidentifiedImageError
 
 from training.config import MAX_PIXELS
 from training.data.images.reading import DAMAGED, NoPluginError, TooManyPixelsError, open_image
+from training.utils.io import naming_full_disk
 
 # Name of the cache in the folder of a data set.
 CACHE = ".bdam-hashes.jsonl"
@@ -79,6 +80,7 @@ class DecodeCache:
     """Results by path, size and modification time, in an append-only file; without a file, in memory."""
 
     def __init__(self, file: Path | None) -> None:
+        self.file = file
         self.known: dict[str, tuple[list[int], DecodeResult]] = {}
         self.stream: IO[str] | None = None
         if file is not None:
@@ -109,9 +111,10 @@ class DecodeCache:
             if result.sha256 and result.damage not in (NO_PLUGIN, TOO_LARGE):
                 self.known[path] = stamp, result
                 lines.append(json.dumps({"path": path, "stamp": stamp, **asdict(result)}) + "\n")
-        if self.stream is not None:
-            self.stream.write("".join(lines))
-            self.stream.flush()
+        if self.stream is not None and self.file is not None:
+            with naming_full_disk(self.file):
+                self.stream.write("".join(lines))
+                self.stream.flush()
 
     def _load_line(self, line: str) -> None:
         """Loads one line; lines cut by a kill or written by another program are ignored."""

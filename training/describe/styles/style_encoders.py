@@ -7,7 +7,6 @@ distances rank pairs as cosines do.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 from training.describe.styles.style_options import STYLOMETRIC
+from training.utils.io import atomic
 
 # Called with (captions done, captions in total).
 ProgressCallback = Callable[[int, int], None]
@@ -150,8 +150,6 @@ def _load_or_compute(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarra
     if path.is_file():
         return np.load(path)
     values = compute()
-    unfinished = path.with_suffix(".tmp")
-    with open(unfinished, "wb") as file:
+    with atomic(path) as file:
         np.save(file, values)
-    os.replace(unfinished, path)
     return values

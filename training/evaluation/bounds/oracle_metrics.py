@@ -24,6 +24,7 @@ from training.synthetic.identity_oracle import IdentityOracle
 from training.synthetic.oracle import Oracle, TrueImage, read_images
 from training.synthetic.text.likelihood import IDENTITY_SLOTS, SLOTS
 from training.utils.io import read_record, write_record
+from training.utils.locks import folder_lock
 
 # Rows by their label: decisions of the annotator that count, and True for the gallery without the outfit of the described image.
 ROWS: dict[str, tuple[tuple[str, ...], bool]] = {
@@ -54,7 +55,8 @@ def oracle_bounds(run_dir: Path, evaluation: Evaluation, data_root: Path | None 
     if dataset.fingerprint != fingerprint:
         raise ValueError(f"an oracle needs the data of the evaluation, but {dataset.root} has changed since")
     rows = measure(read_images(dataset.root, dataset.splits["test"]))
-    write_record(path, OracleBounds(fingerprint=dataset.fingerprint, rows=rows))
+    with folder_lock(run_dir):
+        write_record(path, OracleBounds(fingerprint=dataset.fingerprint, rows=rows))
     return read_record(path, OracleBounds)
 
 

@@ -1,0 +1,69 @@
+"""Centred kernel alignment on `hsic`. N samples, Dx and Dy features."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdam_fast.ops.hsic.op import hsic
+
+# Lower bound of the HSIC of features with themselves: below it they count as constant.
+LEAST = 1e-12
+
+
+def cka(
+    x: Tensor,
+    y: Tensor,
+    *,
+    kernel: str = "linear",
+    sigma_x: float | Tensor | None = None,
+    sigma_y: float | Tensor | None = None,
+    estimator: str = "unbiased",
+    minibatches: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Centred kernel alignment of N paired samples: HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)), 1 for equal features.
+
+    Cortes et al. 2012; Kornblith et al. 2019 (Similarity of Neural Network Representations Revisited). Unlike `hsic` it
+    does not fall with the variance of the features. With linear kernels and biased estimators it grows with the number of
+    features over that of samples, whatever they hold; unbiased ones are around 0 for independent features, and may be
+    negative.
+
+    Args:
+        x: (..., N, Dx), y: (..., N, Dy); the leading dimensions are a batch of separate problems.
+        kernel, sigma_x, sigma_y, backend: as in `hsic`.
+        estimator: of all three HSIC, `unbiased` (N >= 4) or `biased` (N >= 2).
+        minibatches: the last of the leading dimensions are minibatches of one problem, over which each of the three HSIC
+            is averaged before they are divided (Nguyen et al. 2021, equation 3): with unbiased ones an estimate for all
+            samples that does not depend on the size of a minibatch.
+
+    Returns:
+        (...), or (...) without its last dimension where those are minibatches; float32, or float64 for float64 inputs.
+        0 where x or y is constant. Differentiable in x and y; the same bits at every call.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `hsic`; ValueError for `minibatches` without a leading dimension.
+    """
+    options: dict[str, Any] = {"kernel": kernel, "estimator": estimator, "backend": backend}
+    if minibatches and isinstance(x, Tensor) and x.dim() < 3:
+        raise ValueError(
+            f"cka: x must have shape (..., minibatches, N, Dx) with minibatches=True, got {tuple(x.shape)}"
+        )
+    both = isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() >= 2  # else `hsic` words the error
+    if (
+        both and x.shape == y.shape and x.dtype == y.dtype and sigma_x is None and sigma_y is None
+    ):  # one call instead of three
+        join = torch.stack if x.dim() == 2 else torch.cat
+        xy, xx, yy = hsic(join([x, x, y]), join([y, x, y]), **options).view(3, *x.shape[:-2])
+    else:
+        xy = hsic(x, y, sigma_x=sigma_x, sigma_y=sigma_y, **options)
+        xx = hsic(x, x, sigma_x=sigma_x, sigma_y=sigma_x, **options)
+        yy = hsic(y, y, sigma_x=sigma_y, sigma_y=sigma_y, **options)
+    if minibatches:
+        xy, xx, yy = (value.mean(-1) for value in (xy, xx, yy))
+    return alignment(xy, xx, yy)
+
+
+def alignment(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
+    """HSIC of x and y over the geometric mean of the HSIC of each with itself; 0 for a constant feature. Any one shape."""
+    return xy / (xx.clamp_min(LEAST).sqrt() * yy.clamp_min(LEAST).sqrt())
