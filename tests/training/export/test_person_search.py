@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.pretrained_folders import save_visual
+from tests.support.pretrained.folders import save_visual
 
 from tests.support import contents
 from tests.support.tiny_run import tiny_config
