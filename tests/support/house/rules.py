@@ -18,7 +18,7 @@ FLOW = [
     ("models",),
     ("engine",),
     ("evaluation",),
-    ("retrieval", "disentangle", "report"),
+    ("retrieval", "disentangle", "report", "export"),
     ("describe",),
     ("experiment",),
     ("commands",),

@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 
+from tests.support.files.pretrained_folders import byte_tokenizer, save_text, save_visual, text_model
 from tests.support.pedes_dataset import make_pedes
-from tests.support.pretrained_folders import byte_tokenizer, save_text, save_visual, text_model
 from tests.support.tiny_run import tiny_config
 from training import evaluate, search, train
 from training.config import Config, EncoderConfig

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support import contents
-from tests.support.pretrained_folders import save_visual
+from tests.support.files.pretrained_folders import save_visual
 from tests.support.tiny_run import tiny_config
 from training.data.datasets import read_dataset
 from training.data.loader import iterate_images, tokenize
@@ -110,7 +110,7 @@ def test_pretrained_encoders_travel_without_their_folders(root: Path, tmp_path: 
     train(config, tmp_path / "run", check_memory=True)
     shutil.rmtree(tmp_path / "private")
     PersonSearch.of_run(load_run(tmp_path / "run")).save_pretrained(tmp_path / "model")
-    assert b"private" not in (tmp_path / "model" / "config.json").read_bytes()
+    assert b"/private/" not in (tmp_path / "model" / "config.json").read_bytes()
     shutil.rmtree(tmp_path / "run")
     ours = PersonSearch.from_pretrained(tmp_path / "model")
     images = [record.path for record in read_dataset(config.data).splits["test"][:2]]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests.support.files.pretrained_folders import VISUAL, save_visual, text_model
 from tests.support.models import TINY, texts
-from tests.support.pretrained_folders import VISUAL, save_visual, text_model
 from training.config import Config, DataConfig, EncoderConfig, ModelConfig
 from training.models.encoders import TextEncoder, VisualEncoder
 from training.models.model import Model
