@@ -46,6 +46,15 @@ REMEDIES = {
 }
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Digests of what a run reads besides its configuration, stored in its checkpoints and compared by every later stage."""
+
+    # Of annotations and generated texts (`Dataset.fingerprint`), and of the images (image_digests.py).
+    fingerprint: str
+    images: str = ""
+
+
 def leftovers(folder: Path) -> list[Path]:
     """Temporary files of a killed process in a run folder, and the file of its lock."""
     return sorted(p for p in Path(folder).iterdir() if re.fullmatch(r"\..+\.tmp|\.tokenizer\..+|\.lock", p.name))

@@ -24,7 +24,7 @@ from training.engine.initial_weights import load_initial_weights
 from training.engine.memory import Resources, peak_memory_mb
 from training.engine.memory_fit import fitting_config
 from training.engine.train_step import learning_rate_factor
-from training.engine.trainer import Inputs, RunProgress, Trainer
+from training.engine.trainer import RunProgress, Trainer
 from training.models.pretrained import with_image_size
 from training.utils.io import read_json, read_record, write_json, write_record
 from training.utils.locks import folder_lock
@@ -38,7 +38,7 @@ ValidateSplit = Callable[..., dict[str, float]]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run starts and reports; no part of its configuration, so that none of it changes a number of a whole run."""
+    """Start and reports of a run; no part of its configuration, so that none of it changes a number of a whole run."""
 
     # Continue a run that has begun; `extend`: to more epochs than it was begun with.
     resume: bool = False
@@ -135,7 +135,7 @@ def build_trainer(
     model = checkpoint.build_model(config, tokenizer)
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     validation = partial(validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
-    inputs = Inputs(dataset.fingerprint, images)
+    inputs = checkpoint.Inputs(dataset.fingerprint, images)
     return Trainer(config, model, loader, run_dir, validation, inputs=inputs, **reporting), tokenizer
 
 

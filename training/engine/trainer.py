@@ -61,15 +61,6 @@ class RunProgress:
     averaged: bool = False
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Digests of what a run reads besides its configuration, stored in its checkpoints and compared by every later stage."""
-
-    # Of annotations and generated texts (`Dataset.fingerprint`), and of the images (image_digests.py).
-    fingerprint: str
-    images: str = ""
-
-
 class Trainer:
     """Trains `model` on `loader` and writes the files to the existing folder `run_dir`.
 
@@ -88,7 +79,7 @@ class Trainer:
         run_dir: Path,
         validate: Validate,
         *,
-        inputs: Inputs,
+        inputs: checkpoint.Inputs,
         console: Console | None = None,
         log_seconds: float = 0.0,
         preemption: Preemption | None = None,
