@@ -136,7 +136,9 @@ def both_written_out(p, A_b):
 
 def test_references_are_the_same_on_the_reference():
     problem, A_b = inner_problem(), -torch.rand(12, 4)
-    torch.testing.assert_close(compat.mamba_inner_ref(**problem), compat.mamba_inner_fn(**problem), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        compat.mamba_inner_ref(**problem), compat.mamba_inner_fn(**problem), rtol=1e-3, atol=1e-4
+    )
     both = [f(**problem, A_b=A_b) for f in (compat.bimamba_inner_ref, compat.bimamba_inner_fn)]
     torch.testing.assert_close(*both, rtol=1e-3, atol=1e-4)
 
@@ -146,7 +148,10 @@ WRONG = {
     "xz": (torch.ones(2, 23, 9), r"xz must have 2 D = 24 channels for A's 12, got shape \(2, 23, 9\)"),
     "conv1d_weight": (torch.ones(12, 4), r"conv1d_weight must have shape \(D, 1, W\), got \(12, 4\)"),
     "conv1d_bias": (torch.ones(11), r"conv1d_bias must have shape \(12,\), got \(11,\)"),
-    "x_proj_weight": (torch.ones(12, 12), r"x_proj_weight must have shape \(11, 12\), R \+ 2 N rows for R = 3 and N = 4, got"),
+    "x_proj_weight": (
+        torch.ones(12, 12),
+        r"x_proj_weight must have shape \(11, 12\), R \+ 2 N rows for R = 3 and N = 4, got",
+    ),
     "delta_proj_weight": (torch.ones(11, 3), r"delta_proj_weight must have shape \(12, 3\), got \(11, 3\)"),
     "out_proj_weight": (torch.ones(10, 11), r"out_proj_weight must have shape \(10, 12\), got \(10, 11\)"),
     "out_proj_bias": (torch.ones(9), r"out_proj_bias must have shape \(10,\), got \(9,\)"),

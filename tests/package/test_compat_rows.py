@@ -162,7 +162,9 @@ def test_packed_by_ends(ends):
 def test_packed_errors():
     x, weight, *_ = conv_problem(2, 6, 15).values()
     ends, op = torch.tensor([0, 15]), "causal_conv1d_fn"
-    with pytest.raises(ValueError, match=rf"{op}: cu_seqlens needs sequences packed in one row \(1, D, L\), got \(2, 6"):
+    with pytest.raises(
+        ValueError, match=rf"{op}: cu_seqlens needs sequences packed in one row \(1, D, L\), got \(2, 6"
+    ):
         compat.causal_conv1d_fn(x, weight, cu_seqlens=ends)
     with pytest.raises(ValueError, match=f"{op}: cu_seqlens must come without seq_idx, got both"):
         compat.causal_conv1d_fn(x[:1], weight, None, torch.zeros(1, 15).int(), cu_seqlens=ends)

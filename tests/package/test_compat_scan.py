@@ -70,7 +70,9 @@ def test_complex_states_continue_reverse_and_reset():
     turned = bdam_fast.selective_scan(**flipped, **call, reverse=True)
     torch.testing.assert_close((turned[0].flip(-1), turned[1]), (out, last))
     index = packed_index(2, 9)
-    assert bdam_fast.selective_scan(**problem, **call, seq_idx=index)[0][index.lt(0)[:, None].expand(-1, 4, -1)].sum() == 0
+    assert (
+        bdam_fast.selective_scan(**problem, **call, seq_idx=index)[0][index.lt(0)[:, None].expand(-1, 4, -1)].sum() == 0
+    )
 
 
 @pytest.mark.parametrize("backend", ["auto", "cpu", "cuda", "triton"])
@@ -98,7 +100,9 @@ def test_vmamba_call(dtype, oflex):
     assert out.dtype == (torch.float32 if oflex else dtype)
     exact = {n: v.detach().double().requires_grad_() for n, v in problem.items()}
     expected = bdam_fast.selective_scan(**exact, delta_softplus=True, backend="reference")
-    bound = {torch.float32: 1e-5, torch.float16: 1e-5 if oflex else 2e-3, torch.bfloat16: 1e-5 if oflex else 2e-2}[dtype]
+    bound = {torch.float32: 1e-5, torch.float16: 1e-5 if oflex else 2e-3, torch.bfloat16: 1e-5 if oflex else 2e-2}[
+        dtype
+    ]
     torch.testing.assert_close(out.double(), expected, rtol=bound, atol=bound)
     out.float().sum().backward()
     assert all(v.grad.dtype == v.dtype for v in own.values())
@@ -116,7 +120,9 @@ def test_names_ending_in_ref_run_the_reference():
     for name, call in calls.items():
         ours = f"{name}_fn" if hasattr(compat, f"{name}_fn") else name
         bdam_fast.reset_call_counts()
-        torch.testing.assert_close(call(getattr(compat, f"{name}_ref")), call(getattr(compat, ours)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            call(getattr(compat, f"{name}_ref")), call(getattr(compat, ours)), rtol=1e-4, atol=1e-5
+        )
         counts = bdam_fast.call_counts()
         assert counts[f"{name}.reference.forward"] == counts[f"{name}.cpu.forward"] == 1
 
@@ -155,7 +161,9 @@ def test_uninstall():
 def test_installed_packages_stay_unless_asked(tmp_path, monkeypatch):
     (tmp_path / "causal_conv1d.py").write_text("causal_conv1d_fn = 'theirs'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(RuntimeError, match="compat.install: causal_conv1d must not be installed, but is; uninstall it, or"):
+    with pytest.raises(
+        RuntimeError, match="compat.install: causal_conv1d must not be installed, but is; uninstall it, or"
+    ):
         compat.install()
     assert "mamba_ssm" not in sys.modules
     theirs = importlib.import_module("causal_conv1d")
@@ -176,7 +184,9 @@ def test_extension_of_vmamba(installed, name, dtype):
     oflex = (1, True) if name.endswith("oflex") else (1,)
     out, saved, *_ = module.fwd(*order, True, *oflex)
     own = leaves(problem)
-    expected = compat.vmamba_selective_scan(*(own[n] for n in ("u", "delta", "A", "B", "C", "D", "delta_bias")), True, 1, 1)
+    expected = compat.vmamba_selective_scan(
+        *(own[n] for n in ("u", "delta", "A", "B", "C", "D", "delta_bias")), True, 1, 1
+    )
     expected = expected if name.endswith("oflex") else expected.to(dtype)
     assert out.dtype == expected.dtype
     torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)

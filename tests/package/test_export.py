@@ -35,7 +35,9 @@ def test_export_with_states(example):
             return self.block(hidden, return_states=True, reverse=True)
 
     block = Block()
-    program = torch.export.export(block, (torch.randn(2, example, 16),), dynamic_shapes=({1: Dim("l", min=2, max=999)},))
+    program = torch.export.export(
+        block, (torch.randn(2, example, 16),), dynamic_shapes=({1: Dim("l", min=2, max=999)},)
+    )
     hidden = torch.randn(2, 100, 16)
     torch.testing.assert_close(program.module()(hidden), block(hidden), rtol=0, atol=0)
 

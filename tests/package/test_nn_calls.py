@@ -17,7 +17,18 @@ pytestmark = pytest.mark.usefixtures("kernels")
 def test_signatures_are_the_published_ones():
     made = [p for p in inspect.signature(Mamba).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     assert [p.name for p in made] == [
-        *("d_model", "d_state", "d_conv", "expand", "dt_rank", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor"),
+        *(
+            "d_model",
+            "d_state",
+            "d_conv",
+            "expand",
+            "dt_rank",
+            "dt_min",
+            "dt_max",
+            "dt_init",
+            "dt_scale",
+            "dt_init_floor",
+        ),
         *("conv_bias", "bias", "use_fast_path", "layer_idx", "device", "dtype"),
     ]
     called = [p.name for p in inspect.signature(Mamba.forward).parameters.values() if p.kind is not p.KEYWORD_ONLY]
@@ -48,9 +59,13 @@ def test_inference_params(pieces, backend):
 
 def test_inference_params_errors():
     hidden, params = torch.randn(2, 3, 16), SimpleNamespace(key_value_memory_dict={}, seqlen_offset=0)
-    with pytest.raises(ValueError, match="Mamba: inference_params needs a block that was made with layer_idx, got None"):
+    with pytest.raises(
+        ValueError, match="Mamba: inference_params needs a block that was made with layer_idx, got None"
+    ):
         Mamba(16)(hidden, params)
-    with pytest.raises(ValueError, match="Mamba: inference_params must come without seq_idx, reverse, initial_states, ret"):
+    with pytest.raises(
+        ValueError, match="Mamba: inference_params must come without seq_idx, reverse, initial_states, ret"
+    ):
         Mamba(16, layer_idx=0)(hidden, params, reverse=True)
     Mamba(16, layer_idx=0)(hidden, params)
     with pytest.raises(ValueError, match=r"Mamba: conv_state must have shape \(1, 32, 4\), got \(2, 32, 4\)"):
@@ -81,7 +96,7 @@ class LowRank(nn.Module):
 
 
 def everything(block, hidden):
-    """What a block computes in each of its ways."""
+    """The results of a block called in each of its ways."""
     states = block(hidden, return_states=True)
     backwards = block(hidden, reverse=True, return_states=True)
     continued = block(hidden, initial_states=states[1])
@@ -103,7 +118,7 @@ def test_low_rank_adapters(name, backend):
     adapted[0].square().sum().backward()
     assert adapter.up.grad.abs().sum() > 0 < adapter.down.grad.abs().sum()
     setattr(block, name, adapter.merged())
-    for got, merged, before in zip(adapted, everything(block, hidden), plain, strict=True):
+    for got, merged in zip(adapted, everything(block, hidden), strict=True):
         torch.testing.assert_close(got, merged, rtol=1e-4, atol=1e-5)
     assert (adapted[0] - plain[0]).abs().max() > 100 * (adapted[0] - everything(block, hidden)[0]).abs().max()
 
@@ -167,7 +182,9 @@ def test_quantised_steps():
 def test_an_adapted_convolution_refuses_packed_sequences():
     block = Mamba(16)
     block.conv1d = LowRank(block.conv1d)
-    with pytest.raises(ValueError, match="Mamba: seq_idx needs a plain nn.Conv1d, whose window can be emptied, got LowRank"):
+    with pytest.raises(
+        ValueError, match="Mamba: seq_idx needs a plain nn.Conv1d, whose window can be emptied, got LowRank"
+    ):
         block(torch.randn(2, 9, 16), seq_idx=torch.zeros(2, 9, dtype=torch.int32))
 
 

@@ -72,7 +72,9 @@ def test_minibatches_estimate_the_whole():
         parts = [t.view(-1, size, 6) for t in (x, y)]
         torch.testing.assert_close(bdam_fast.cka(*parts, minibatches=True), whole, rtol=0.05, atol=0)
         assert bdam_fast.cka(*(p.expand(2, -1, -1, -1) for p in parts), minibatches=True).shape == (2,)
-    with pytest.raises(ValueError, match=r"cka: x must have shape \(..., minibatches, N, Dx\) with minibatches=True, got"):
+    with pytest.raises(
+        ValueError, match=r"cka: x must have shape \(..., minibatches, N, Dx\) with minibatches=True, got"
+    ):
         bdam_fast.cka(x, y, minibatches=True)
 
 
