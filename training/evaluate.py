@@ -20,6 +20,7 @@ import tyro
 
 from training.evaluation.protocols.protocol_names import DEFAULT_K, RESULTS, WITH_TEXTS, NotMeasurable, Protocol
 from training.utils import cli
+from training.utils.cli import Device
 
 if TYPE_CHECKING:
     from training.data.datasets import TextFile
@@ -37,6 +38,7 @@ class Arguments:
     k: int = DEFAULT_K
     # Texts of gallery-text and identity, such as OUT/gallery-test.jsonl of training.describe; default: the run's, the data's.
     texts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    device: Device = "auto"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,14 +54,14 @@ def main(argv: Sequence[str]) -> None:
         # Texts that no protocol reads are an error of the first one.
         mine = texts if protocol in WITH_TEXTS or not {*asked} & {*WITH_TEXTS} else None
         try:
-            _evaluate(arguments.run, protocol, arguments.k, mine)
+            _evaluate(arguments.run, protocol, arguments.k, mine, arguments.device)
         except NotMeasurable as reason:
             if len(asked) == 1:
                 raise
             print(f"{protocol} is left out: {reason}")
 
 
-def _evaluate(run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None) -> None:
+def _evaluate(run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None, device: str) -> None:
     """Prints the results of a protocol and the path of its file."""
     from rich.console import Console
 
@@ -70,16 +72,16 @@ def _evaluate(run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None)
 
     console, name = Console(soft_wrap=True), result_name(protocol, k, texts)
     if protocol == "dual":
-        evaluation, new = evaluate(run_dir)
+        evaluation, new = evaluate(run_dir, device)
         try:
             print_table(evaluation, console, oracle_bounds(run_dir, evaluation))
         except (OSError, ValueError) as error:
             # A ceiling that cannot be computed is no fault of the run.
             print_table(evaluation, console)
             console.print(f"no rows of an oracle: {error}", highlight=False, markup=False)
-        print_diagnosis(diagnose(run_dir)[0], console)
+        print_diagnosis(diagnose(run_dir, device)[0], console)
     else:
-        result, new = evaluate_protocol(run_dir, protocol, k, texts)
+        result, new = evaluate_protocol(run_dir, protocol, k, texts, device)
         print_protocol(result, console)
     print(f"{run_dir / name}{'' if new else ' (evaluated before; the test split is evaluated once)'}")
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from training.utils import cli
+from training.utils.cli import Device
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Arguments:
     k: int = 10
     # train, val or test of the run's data set, or a folder of images.
     gallery: Annotated[str, tyro.conf.arg(metavar="SPLIT|FOLDER")] = "test"
+    device: Device = "auto"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,7 +41,8 @@ def main(argv: Sequence[str]) -> None:
     # Not at the top: --help need not wait for torch.
     from training.retrieval.gallery_search import search_gallery
 
-    print_results(search_gallery(arguments.run, arguments.text, arguments.k, arguments.gallery), sys.stdout)
+    found = search_gallery(arguments.run, arguments.text, arguments.k, arguments.gallery, arguments.device)
+    print_results(found, sys.stdout)
 
 
 def print_results(results: Sequence[tuple[float, str]], file: TextIO) -> None:

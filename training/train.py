@@ -16,6 +16,7 @@ import tyro
 from training.config import Config, command_line
 from training.config.command_line import RECIPE_HELP, ConfigFile
 from training.utils import cli
+from training.utils.cli import Device
 
 if TYPE_CHECKING:
     from training.engine.trainer import RunProgress
@@ -31,6 +32,7 @@ class Arguments:
     config: ConfigFile = None
     # Continue the run in RUN after its last checkpoint.
     resume: bool = False
+    device: Device = "auto"
 
 
 def base_config(arguments: Arguments) -> Config:
@@ -43,17 +45,17 @@ def base_config(arguments: Arguments) -> Config:
 def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `train` raises."""
     arguments, config = command_line.parse(Arguments, argv, "training.train", __doc__, base_config)
-    train(config, arguments.out, resume=arguments.resume)
+    train(config, arguments.out, resume=arguments.resume, device=arguments.device)
     print(f"next: python -m training.evaluate {arguments.out}")
 
 
-def train(config: Config, run_dir: Path, *, resume: bool = False) -> RunProgress:
+def train(config: Config, run_dir: Path, *, resume: bool = False, device: str = "auto") -> RunProgress:
     """`engine.train_run.train_run`, the checkpoint selected by the protocol `dual`; raises what it raises."""
     # Not at the top: --help and errors of the command line need not wait for torch.
     from training.engine.train_run import train_run
     from training.evaluation import dual
 
-    return train_run(config, run_dir, dual.validate, resume=resume)
+    return train_run(config, run_dir, dual.validate, resume=resume, device=device)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from training.utils import cli
+from training.utils.cli import Device
 from training.utils.io import write_bytes
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Arguments:
     dependence_only: bool = False
     # Page that gets the comparison, between its markers.
     markdown: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    device: Device = "auto"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
 
     results = {}
     for run_dir in [run for runs in labels.values() for run in runs] if labels else arguments.runs:
-        results[run_dir], new = _disentangle(run_dir, arguments.dependence_only)
+        results[run_dir], new = _disentangle(run_dir, arguments.dependence_only, arguments.device)
         print(f"{run_dir / RESULT}{'' if new else ' (measured before)'}")
     console = Console(soft_wrap=True)
     evaluations = {folder: run.evaluation if (run := Run(folder)).is_finished else None for folder in results}
@@ -85,7 +87,7 @@ def _rows(experiment: Path, table: str) -> dict[str, list[Path]]:
     return {label: [Path(folder) for folder in run.folders] for label, run in runs.items()}
 
 
-def _disentangle(run_dir: Path, dependence_only: bool) -> tuple[Disentanglement, bool]:
+def _disentangle(run_dir: Path, dependence_only: bool, device: str) -> tuple[Disentanglement, bool]:
     from rich.console import Console
     from rich.progress import Progress, TextColumn
 
@@ -99,7 +101,7 @@ def _disentangle(run_dir: Path, dependence_only: bool) -> tuple[Disentanglement,
         def show(step: str, done: int, total: int) -> None:
             bar.update(task, step=f"{run_dir}: {step}", completed=done, total=total)
 
-        return disentangle(run_dir, dependence_only=dependence_only, progress=show)
+        return disentangle(run_dir, dependence_only=dependence_only, progress=show, device=device)
 
 
 if __name__ == "__main__":

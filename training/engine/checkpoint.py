@@ -14,6 +14,7 @@ import torch
 
 from training.config import Config, from_dict
 from training.data.tokenizer import load_tokenizer
+from training.engine.device import select_device
 from training.models.baseline import DualEncoder
 from training.models.model import Model
 from training.models.retrieval_model import RetrievalModel
@@ -74,6 +75,11 @@ class TrainedModel:
     fingerprint: str
 
     @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.model.parameters()).device
+
+    @property
     def decoupling_model(self) -> Model:
         """The model, with its branches. Raises ValueError for a plain dual encoder."""
         if not isinstance(self.model, Model):
@@ -92,9 +98,12 @@ def build_model(config: Config, tokenizer: Any) -> RetrievalModel:
     return Model(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id, length)
 
 
-def load_run(run_dir: Path) -> TrainedModel:
-    """Loads the best checkpoint of `run_dir`. Raises FileNotFoundError when there is none, ValueError for a damaged file."""
-    path = Path(run_dir) / "best.pt"
+def load_run(run_dir: Path, device: str = "auto") -> TrainedModel:
+    """Loads the best checkpoint of `run_dir`, trained on any device, to the one of this name (see `select_device`).
+
+    Raises FileNotFoundError when there is none, ValueError for a damaged file and for a device that does not exist.
+    """
+    place, path = select_device(device), Path(run_dir) / "best.pt"
     if not path.is_file():
         raise FileNotFoundError(
             f"{run_dir} holds no trained model: there is no {path}; `python -m training.train` creates it"
@@ -108,7 +117,7 @@ def load_run(run_dir: Path) -> TrainedModel:
     tokenizer = load_tokenizer(path.parent / "tokenizer")
     model = build_model(config, tokenizer)
     model.load_state_dict(weights)
-    return TrainedModel(config, tokenizer, model.eval(), **numbers)
+    return TrainedModel(config, tokenizer, model.to(place).eval(), **numbers)
 
 
 def _require_plain(name: str, value: Any) -> None:

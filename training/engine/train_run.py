@@ -17,27 +17,32 @@ from training.data.datasets import Dataset, read_dataset
 from training.data.loader import TrainLoader
 from training.data.tokenizer import build_tokenizer, save_tokenizer
 from training.engine import checkpoint
+from training.engine.device import CPU, describe_device, machine_facts, select_device
 from training.engine.memory import Resources, peak_memory_mb
 from training.engine.trainer import RunProgress, Trainer
 from training.utils.io import read_json, read_record, write_json, write_record
-from training.utils.machine import cpu_name, machine_name
+from training.utils.machine import machine_name
 
 # Called with (model, records=, tokenizer=, config=): the metrics that select a checkpoint, such as dual.validate.
 ValidateSplit = Callable[..., dict[str, float]]
 
 
-def train_run(config: Config, run_dir: Path, validate: ValidateSplit, *, resume: bool = False) -> RunProgress:
+def train_run(
+    config: Config, run_dir: Path, validate: ValidateSplit, *, resume: bool = False, device: str = "auto"
+) -> RunProgress:
     """Trains `config` into `run_dir`: config.json, tokenizer/, what `Trainer` writes, and resources.json (peak memory,
-    machine).
+    machine). device: as in `select_device`; a run continues on another device too.
 
     Raises FileExistsError for a run folder that is in use, ValueError for one to resume of another configuration,
-    FileNotFoundError for one to resume that does not exist, all before the data is read; then what the stages raise.
+    FileNotFoundError for one to resume that does not exist, ValueError for a device that does not, all before the data is read;
+    then what the stages raise.
     Nothing is written before the data has been read and the model built.
     """
     started, console = time.perf_counter(), Console(soft_wrap=True)
+    place = select_device(device)
     _check_folder(config, run_dir, resume)
     dataset = read_dataset(config.data)
-    trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, console)
+    trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, console, place)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / "config.json", to_dict(config))
     save_tokenizer(tokenizer, run_dir / "tokenizer")
@@ -49,8 +54,9 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, *, resume:
         f"steps an epoch, {torch.get_num_threads()} threads; {time.perf_counter() - started:.1f} s to start",
         highlight=False,
     )
+    console.print(describe_device(device, place, trainer.stepper.precision), highlight=False)
     progress = trainer.fit()
-    _write_resources(run_dir / "resources.json", next(trainer.model.parameters()).device)
+    _write_resources(run_dir / "resources.json", place)
     console.print(
         f"{run_dir}: {progress.epoch} epochs, {time.perf_counter() - started:.1f} s; best validation "
         f"{config.eval.select_by} {progress.best:.2f} in epoch {progress.best_epoch}, beta {progress.beta:g}",
@@ -60,12 +66,18 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, *, resume:
 
 
 def build_trainer(
-    config: Config, dataset: Dataset, run_dir: Path, validate: ValidateSplit, console: Console | None = None
+    config: Config,
+    dataset: Dataset,
+    run_dir: Path,
+    validate: ValidateSplit,
+    console: Console | None = None,
+    device: torch.device = CPU,
 ) -> tuple[Trainer, Any]:
-    """(trainer of a new model, tokenizer) for a configuration and its data, seeded by the configuration."""
+    """(trainer of a new model on a device, tokenizer) for a configuration and its data, seeded by the configuration: the
+    weights are drawn on the CPU, so that they are the same on every device."""
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer(config.model.text, dataset.train_texts())
-    model = checkpoint.build_model(config, tokenizer)
+    model = checkpoint.build_model(config, tokenizer).to(device)
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     validation = partial(validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
     fingerprint = dataset.fingerprint
@@ -84,7 +96,7 @@ def describe(dataset: Dataset) -> str:
 
 def _write_resources(path: Path, device: torch.device) -> None:
     before = read_record(path, Resources) if path.exists() else Resources(memory_mb=0.0)
-    here = machine_name({"cpu": cpu_name(), "threads": str(torch.get_num_threads())})
+    here = machine_name(machine_facts(device))
     machines = list(dict.fromkeys([*(before.machines or []), here]))
     write_record(path, Resources(memory_mb=max(before.memory_mb, peak_memory_mb(device)), machines=machines))
 

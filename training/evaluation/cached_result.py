@@ -23,14 +23,16 @@ def cached_result(
     read: Callable[[Path], R],
     compute: Callable[[TrainedModel, Dataset], R],
     suffices: Callable[[R], bool] = lambda stored: True,
+    device: str = "auto",
 ) -> tuple[R, bool]:
     """(the result in `path`, a file of a run folder; True if computed now). `compute` is called with the best checkpoint
-    and its data unless the file exists and `suffices` accepts it; the result is stored with its `checkpoint` set.
+    on `device` (see `select_device`) and its data unless the file exists and `suffices` accepts it; the result is stored with
+    its `checkpoint` set.
 
-    Raises FileNotFoundError for an untrained run, ValueError when the file was computed from a different checkpoint or the
-    data is not the training data of the run, and what `read_dataset` and `compute` raise.
+    Raises FileNotFoundError for an untrained run, ValueError when the device does not exist, the file was computed from a
+    different checkpoint or the data is not the training data of the run, and what `read_dataset` and `compute` raise.
     """
-    trained = load_run(path.parent)
+    trained = load_run(path.parent, device)
     digest = hashlib.sha256((path.parent / "best.pt").read_bytes()).hexdigest()
     if path.exists():
         stored = read(path)

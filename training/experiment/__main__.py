@@ -25,6 +25,7 @@ from training.config.command_line import ConfigFile
 from training.config.recipes import RECIPES
 from training.experiment.plan import ALL, plan
 from training.utils import cli
+from training.utils.cli import Device
 
 # Recipe that the tables' rows start from, where none is given.
 BASES = {"table5": "cuhk-pedes"}
@@ -56,6 +57,7 @@ class Arguments:
     threads: int | None = None
     # Folder that keeps finished runs, a few kB each; they are read from there instead of being trained again.
     results: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    device: Device = "auto"
     # Only print what would run and how long it would take.
     estimate: bool = False
 
@@ -76,6 +78,7 @@ def main(argv: Sequence[str]) -> None:
     import torch
     from rich.console import Console
 
+    from training.engine.device import select_device
     from training.experiment.child_process import run_command
     from training.experiment.jobs import missing_jobs, threads_of
     from training.experiment.kept_runs import exchange
@@ -83,6 +86,7 @@ def main(argv: Sequence[str]) -> None:
     from training.experiment.style_texts import with_texts
     from training.experiment.summary_table import print_summary
 
+    select_device(arguments.device)
     console = Console(soft_wrap=True)
     if not console.is_terminal:
         # A file or a pipe has room for whole rows.
@@ -94,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     threads = known or max(1, torch.get_num_threads() // jobs)
     console.print(f"{threads} threads a run, {jobs} at a time", highlight=False)
     launch = partial(run_command, threads=threads)
-    missing = missing_jobs(rows, arguments.seeds, out, console, launch, jobs)
+    missing = missing_jobs(rows, arguments.seeds, out, console, launch, jobs, arguments.device)
     if arguments.estimate:
         return
     command = shlex.join(["python", "-m", "training.experiment", *argv])

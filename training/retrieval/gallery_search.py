@@ -16,21 +16,22 @@ from training.engine.checkpoint import TrainedModel
 from training.retrieval.store import Index, build_index, folder_records, index_key, load_index, save_index
 
 
-def search_gallery(run_dir: Path, text: str, k: int, gallery: str) -> list[tuple[float, str]]:
+def search_gallery(run_dir: Path, text: str, k: int, gallery: str, device: str = "auto") -> list[tuple[float, str]]:
     """(score, path) of the best k images of a split or folder for a text, best first. Raises ValueError for an empty text
-    and for k below 1, and what reading the run and the gallery raises."""
+    and for k below 1, and what reading the run (on a device, see `select_device`) and the gallery raises."""
     if not text.strip():
         raise ValueError("TEXT is empty, expected a description of a person")
     if k < 1:
         raise ValueError(f"--k must be at least 1, got {k}")
-    run = checkpoint.load_run(run_dir)
+    run = checkpoint.load_run(run_dir, device)
     data = run.config.data
     # The packed cache of the run is for its data set: a folder is embedded once, and the index kept.
     ours = gallery in SPLITS
     records = read_dataset(data).splits[gallery] if ours else folder_records(Path(gallery))
     index = _index(run, run_dir, records, data if ours else replace(data, cache=""))
     with torch.inference_mode():
-        text_1E = run.model.embed_texts(tokenize(run.tokenizer, [text], run.config.data.text_length))
+        words = tokenize(run.tokenizer, [text], run.config.data.text_length).to(run.device)
+        text_1E = run.model.embed_texts(words)
     scores, positions = index.search(text_1E[0], k)
     return [(score, index.paths[i]) for score, i in zip(scores.tolist(), positions.tolist(), strict=True)]
 

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -15,6 +15,9 @@ import tyro
 TRACEBACK = "TRAINING_TRACEBACK"
 # Set to 1 by a process that starts a command: the command ends with its standard input, so it does not outlive that process.
 END_WITH_INPUT = "TRAINING_END_WITH_INPUT"
+
+DEVICE_HELP = "auto (the first CUDA device where there is one, else the CPU), cpu, cuda or cuda:N"
+Device = Annotated[str, tyro.conf.arg(metavar="DEVICE", help=DEVICE_HELP)]
 
 T = TypeVar("T")
 
