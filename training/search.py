@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from training.utils import cli
-from training.utils.cli import Device
+from training.utils.cli import DataRoot, Device
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Arguments:
     k: int = 10
     # train, val or test of the run's data set, or a folder of images.
     gallery: Annotated[str, tyro.conf.arg(metavar="SPLIT|FOLDER")] = "test"
+    data_root: DataRoot = None
     device: Device = "auto"
 
 
@@ -41,8 +42,8 @@ def main(argv: Sequence[str]) -> None:
     # Not at the top: --help need not wait for torch.
     from training.retrieval.gallery_search import search_gallery
 
-    found = search_gallery(arguments.run, arguments.text, arguments.k, arguments.gallery, arguments.device)
-    print_results(found, sys.stdout)
+    where = arguments.gallery, arguments.data_root, arguments.device
+    print_results(search_gallery(arguments.run, arguments.text, arguments.k, *where), sys.stdout)
 
 
 def print_results(results: Sequence[tuple[float, str]], file: TextIO) -> None:

@@ -12,7 +12,7 @@ from training.config.stages import (
     OptimConfig,
     StyleMethod,
 )
-from training.config.storage import from_dict, to_dict
+from training.config.storage import complete, from_dict, to_dict
 
 __all__ = [
     "AdversarialMode",
@@ -29,6 +29,7 @@ __all__ = [
     "OptimConfig",
     "STYLE_METHODS",
     "StyleMethod",
+    "complete",
     "from_dict",
     "to_dict",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Annotated, Literal
 
+from training.config.captions_only import CAPTIONS_ONLY
 from training.config.dual_encoder import DUAL_ENCODER
 from training.config.fields import Stage, Within
 from training.config.model_stages import ModelConfig
@@ -31,8 +32,11 @@ class DataConfig(Stage):
     root: str = "data/CUHK-PEDES"
     # JSONL of generated identity and clothing texts; empty: <root>/descriptions.jsonl.
     descriptions: str = ""
-    # Height and width of the images that the model sees, pixels (reading 21).
-    image_size: Annotated[tuple[int, int], Within(16, 4096)] = (224, 224)
+    # Train on the captions alone, without generated texts; the losses that read these must be off (recipes NAME-captions).
+    captions_only: bool = False
+    # Height and width of the images that the model sees, pixels (reading 21); 0 0: those that the pretrained visual encoder was
+    # trained with.
+    image_size: tuple[int, int] = (0, 0)
     # Longest text in tokens, [CLS] and [SEP] included.
     text_length: Annotated[int, Within(8, 512)] = 64
     # Identities in a batch and images of each (PK sampler, reading 22); images_per_id 0: plain shuffled batches.
@@ -49,6 +53,10 @@ class DataConfig(Stage):
     cache: str = ""
     # Processes that decode images; 0 decodes in the training process.
     workers: Annotated[int, Within(0, 1024)] = 0
+
+    def check(self) -> None:
+        sizes = self.image_size == (0, 0) or all(16 <= size <= 4096 for size in self.image_size)
+        self.require(sizes, "image_size", "within [16, 4096], or 0 0")
 
 
 @dataclass(frozen=True)
@@ -170,6 +178,9 @@ class OptimConfig(Stage):
     checkpointing: bool = False
     # torch.compile of the encoders and of the modules of the heads.
     compile: bool = False
+    # Decay of an exponential moving average of the weights (0.999, say), which is validated beside the weights; best.pt gets the
+    # better of the two. 0: none.
+    ema: Annotated[float, Within(0, 0.999999)] = 0.0
     # Also write last.pt every this many steps (at the end of an epoch: after validation); 0: after every epoch only.
     save_every_steps: Annotated[int, Within(0)] = 0
 
@@ -210,3 +221,6 @@ class Config(Stage):
         if self.model.architecture == "dual-encoder":
             for name, value in DUAL_ENCODER.items():
                 self.require(attrgetter(name)(self) == value, name, f"{value!r} with model.architecture 'dual-encoder'")
+        if self.data.captions_only:
+            for name, value in CAPTIONS_ONLY.items():
+                self.require(attrgetter(name)(self) == value, name, f"{value!r} with data.captions_only")

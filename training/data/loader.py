@@ -208,9 +208,9 @@ class TrainLoader:
 
 
 def _other_text(record: Record, drawn: int) -> str:
-    """The caption after the drawn one, cyclically; the identity text of an image with one caption only."""
+    """The caption after the drawn one, cyclically; of an image with one caption only the identity text, or that caption."""
     captions = record.captions
-    return captions[(drawn + 1) % len(captions)] if len(captions) > 1 else record.identity
+    return captions[(drawn + 1) % len(captions)] if len(captions) > 1 else record.identity or captions[0]
 
 
 def iterate_images(records: Sequence[Record], config: DataConfig, batch_size: int) -> Iterator[tuple[Tensor, slice]]:

@@ -94,11 +94,10 @@ def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `text_generation.generate` raises."""
     arguments = cli.parse(Arguments, argv, "training.describe generate", __doc__)
     # Not at the top: --help need not wait for them.
-    from rich.console import Console
-
     from training.describe.text_generation import generate
+    from training.utils.terminal import make_console
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     result = generate(arguments, os.environ, console, confirm)
     if result.stop_reason:
         remedy = f"run the same command to continue with the remaining {result.remaining} images"

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import Progress, TaskID
 
 import bdam_fast
@@ -43,6 +42,7 @@ from training.evaluation.result import (
 )
 from training.evaluation.run_folder import EVALUATION, QUERIES, Run
 from training.utils.io import atomic, read_record
+from training.utils.terminal import make_console, make_progress
 
 # Queries shown with their best images, images of each, bins of a histogram.
 EXAMPLES, RANKED, BINS = 10, 10, 50
@@ -53,14 +53,16 @@ SPEED_BATCH = 32
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 
 
-def evaluate(run_dir: Path, device: str = "auto") -> tuple[Evaluation, bool]:
-    """(contents of eval.json, True if computed now). device: as in `select_device`, read by every evaluation.
+def evaluate(run_dir: Path, data_root: Path | None = None, device: str = "auto") -> tuple[Evaluation, bool]:
+    """(contents of eval.json, True if computed now); data_root: where the data are now, if they were moved; device: as in
+    `select_device`.
 
     Raises FileNotFoundError for an untrained run, ValueError when eval.json was computed from a different checkpoint or the
     data is not the training data of the run, and what `read_dataset` raises.
     """
     run = Run(Path(run_dir))
-    return cached_result(run.folder / EVALUATION, read_evaluation, partial(_evaluate, run), device=device)
+    compute = partial(_evaluate, run)
+    return cached_result(run.folder / EVALUATION, read_evaluation, compute, data_root=data_root, device=device)
 
 
 def result_name(protocol: Protocol, k: int, texts: TextFile | None = None) -> str:
@@ -77,7 +79,12 @@ def result_name(protocol: Protocol, k: int, texts: TextFile | None = None) -> st
 
 
 def evaluate_protocol(
-    run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None = None, device: str = "auto"
+    run_dir: Path,
+    protocol: Protocol,
+    k: int,
+    texts: TextFile | None = None,
+    data_root: Path | None = None,
+    device: str = "auto",
 ) -> tuple[ProtocolEvaluation, bool]:
     """(contents of RUN/`result_name`, True if computed now). Raises what `evaluate`, `result_name`, `measure` raise.
 
@@ -85,8 +92,8 @@ def evaluate_protocol(
     """
 
     def compute(trained: TrainedModel, dataset: Dataset) -> ProtocolEvaluation:
-        started, console = time.perf_counter(), Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        started = time.perf_counter()
+        with make_progress(make_console(stderr=True)) as bar:
             progress = partial(_advance, bar, bar.add_task(protocol, total=None))
             measured = measure(trained, dataset.splits["test"], protocol, k, progress, texts)
         if measured.queries is not None and measured.ids_Q is not None:
@@ -95,12 +102,13 @@ def evaluate_protocol(
             measured.result,
             data=_data(dataset),
             versions=_versions(trained.device),
-            config=to_dict(trained.config),
+            config=to_dict(trained.stored_config),
             seconds={"evaluation": time.perf_counter() - started},
         )
 
     path = Path(run_dir) / result_name(protocol, k, texts)
-    return cached_result(path, partial(read_record, kind=ProtocolEvaluation), compute, device=device)
+    read = partial(read_record, kind=ProtocolEvaluation)
+    return cached_result(path, read, compute, data_root=data_root, device=device)
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
@@ -131,7 +139,7 @@ def _evaluate(run: Run, trained: TrainedModel, dataset: Dataset) -> Evaluation:
         calls=dict(sorted(calls.items())),
         data=_data(dataset),
         versions=_versions(trained.device),
-        config=to_dict(trained.config),
+        config=to_dict(trained.stored_config),
         memory_mb=memory_mb,
         training_memory_mb=run.training_memory_mb,
         efficiency=_efficiency(trained, records),

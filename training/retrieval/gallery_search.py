@@ -16,14 +16,17 @@ from training.engine.checkpoint import TrainedModel
 from training.retrieval.store import Index, build_index, folder_records, index_key, load_index, save_index
 
 
-def search_gallery(run_dir: Path, text: str, k: int, gallery: str, device: str = "auto") -> list[tuple[float, str]]:
-    """(score, path) of the best k images of a split or folder for a text, best first. Raises ValueError for an empty text
-    and for k below 1, and what reading the run (on a device, see `select_device`) and the gallery raises."""
+def search_gallery(
+    run_dir: Path, text: str, k: int, gallery: str, data_root: Path | None = None, device: str = "auto"
+) -> list[tuple[float, str]]:
+    """(score, path) of the best k images of a split or folder for a text, best first; data_root: where the data of the run are
+    now, if they were moved; device: as in `select_device`. Raises ValueError for an empty text and for k below 1, and what
+    reading the run and the gallery raises."""
     if not text.strip():
         raise ValueError("TEXT is empty, expected a description of a person")
     if k < 1:
         raise ValueError(f"--k must be at least 1, got {k}")
-    run = checkpoint.load_run(run_dir, device)
+    run = checkpoint.load_run(run_dir, data_root, device)
     data = run.config.data
     # The packed cache of the run is for its data set: a folder is embedded once, and the index kept.
     ours = gallery in SPLITS

@@ -60,7 +60,7 @@ def _full_precision(t: Tensor) -> Iterator[None]:
     PyTorch has an older setting and newer ones, and cuBLAS raises where they contradict each other; the older function sets
     both.
     """
-    newer = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    newer = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = [setting.fp32_precision for setting in newer]
     older = _older_precision(before[0])
     with _autograd.full_precision(t.device):

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from tests.support.models import IMAGE_SIZE, TEXT_LENGTH, TINY, VOCABULARY, batch
+from training.models import small_encoders
 from training.models.encoders import TextEncoder, VisualEncoder
 
 
@@ -60,8 +61,8 @@ def test_convolutional_stem_gives_one_token_per_patch_by_weights_of_its_position
     images = torch.randn(2, 3, 64, 32)
     assert encoder(images).shape == (2, 32, 16)
     stem = encoder.backbone.embeddings.patch_embeddings
-    # Two halvings for 2 x 2 cells a patch of 8: token 5 of 8 rows and 4 columns is row 1, column 1.
-    assert len(stem.convolutions) == 2
+    # Two halvings for 2 x 2 cells a patch of 8, and one more: token 5 of 8 rows and 4 columns is row 1, column 1.
+    assert len(stem.convolutions) == 3
     cells = stem.convolutions(images)[:, :, 2:4, 2:4].flatten(1)
     assert_close(stem(images)[:, 5], cells @ stem.projection.weight[5])
     with pytest.raises(
@@ -69,6 +70,18 @@ def test_convolutional_stem_gives_one_token_per_patch_by_weights_of_its_position
         match="EncoderConfig.patch_size must be a power of two, at least 4, for a convolutional stem, got 12",
     ):
         replace(CONVOLUTIONAL, patch_size=12)
+
+
+def test_layers_behind_a_convolutional_stem_nearly_pass_its_tokens_on(monkeypatch):
+    images, away = torch.randn(2, 3, 64, 32), []
+    for scale in (small_encoders.RESIDUAL_SCALE, 1.0):
+        monkeypatch.setattr(small_encoders, "RESIDUAL_SCALE", scale)
+        torch.manual_seed(0)
+        # In training mode, in which batch normalisation gives the stem's tokens their size.
+        encoder = VisualEncoder(CONVOLUTIONAL, (64, 32))
+        embedded = encoder.backbone.layernorm(encoder.backbone.embeddings(images)[:, 1:])
+        away.append(float((encoder(images) - embedded).norm() / embedded.norm()))
+    assert away[0] < 0.25 < 3 * away[0] < away[1]
 
 
 def test_mean_of_the_tokens_tells_where_a_colour_is():

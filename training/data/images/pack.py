@@ -13,14 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from training.data.images import transforms
 from training.data.images.cache import DAMAGED, CacheFiles, CacheIndex, file_stamp
 from training.data.images.prefetch import prefetched
-from training.utils.io import atomic
+from training.utils.io import atomic, naming_full_disk
+from training.utils.terminal import make_console, make_progress
 
 # Files per task of a worker, and seconds between two writes of the index: at most this much is lost by a kill.
 CHUNK, SAVE_SECONDS = 32, 10.0
@@ -87,9 +86,7 @@ def pack_images(
 @contextmanager
 def _progress_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal; yields the function that advances it."""
-    console = Console(stderr=True)
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with make_progress(make_console(stderr=True)) as bar:
         task = bar.add_task(text, total=total)
         yield lambda number: bar.advance(task, number)
 
@@ -101,9 +98,7 @@ def _write_lock(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            Console(stderr=True).print(
-                f"waiting for the process that is packing images (it holds {path})", soft_wrap=True
-            )
+            make_console(stderr=True).print(f"waiting for the process that is packing images (it holds {path})")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -184,7 +179,8 @@ class _CacheUpdate:
         reader = _PackWorker(dict(self.row_of), self.files.image_size)
         buffers = prefetched(reader, chunks, (CHUNK, 3, *self.files.image_size), min(workers, len(chunks)))
         saved = time.monotonic()
-        with open(self.files.path("u8"), "r+b") as file, _progress_bar("packing images", len(stale)) as advance:
+        path = self.files.path("u8")
+        with naming_full_disk(path), open(path, "r+b") as file, _progress_bar("packing images", len(stale)) as advance:
             try:
                 for results, buffer in buffers:
                     self._write_rows(results, buffer, file)

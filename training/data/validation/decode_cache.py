@@ -19,6 +19,8 @@ from typing import IO, Any
 
 from PIL import Image, UnidentifiedImageError
 
+from training.utils.io import naming_full_disk
+
 # Name of the cache in the folder of a data set.
 CACHE = ".bdam-hashes.jsonl"
 # Files whose results are written at once: at most these are lost by an interruption.
@@ -71,6 +73,7 @@ class DecodeCache:
     """Results by path, size and modification time, in an append-only file; without a file, in memory."""
 
     def __init__(self, file: Path | None) -> None:
+        self.file = file
         self.known: dict[str, tuple[list[int], DecodeResult]] = {}
         self.stream: IO[str] | None = None
         if file is not None:
@@ -101,9 +104,10 @@ class DecodeCache:
             if result.sha256:
                 self.known[path] = stamp, result
                 lines.append(json.dumps({"path": path, "stamp": stamp, **asdict(result)}) + "\n")
-        if self.stream is not None:
-            self.stream.write("".join(lines))
-            self.stream.flush()
+        if self.stream is not None and self.file is not None:
+            with naming_full_disk(self.file):
+                self.stream.write("".join(lines))
+                self.stream.flush()
 
     def _load_line(self, line: str) -> None:
         """Loads one line; lines cut by a kill or written by another program are ignored."""

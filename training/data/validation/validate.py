@@ -20,6 +20,7 @@ from training.data.validation.caption_findings import shared_captions, suspiciou
 from training.data.validation.decode_cache import CACHE, DecodeCache, DecodeResult, decode_files
 from training.data.validation.duplicates import duplicate_images, duplicates_between
 from training.data.validation.findings import SAMPLES, Finding, Level, Sample, spread
+from training.data.validation.trainable import recipe_finding
 
 # Identities per split in an older version of RSTPReid that is still in circulation.
 OLD_RSTPREID = (3901, 100, 100)
@@ -120,6 +121,7 @@ def validate_dataset(
                     layout.title, present, results, images, (title, theirs, their_results, path / "imgs")
                 )
             )
+    findings.append(recipe_finding(name, root, rows))
     samples = {split: _samples([row for row in rows if row["split"] == split], images) for split in SPLITS}
     return Validation(
         name, layout.title, root, source.file, counts, layout.counts, tuple(findings), samples, options.contents
