@@ -15,9 +15,10 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ class Arguments:
     seed: int = 0
     # Parts to do.
     parts: tuple[str, ...] = ("kills", "flips", "disk")
+    # Files whose bits are flipped; all by default.
+    files: tuple[str, ...] = ()
     # Write the tables into docs/reliability.md.
     write: bool = False
 
@@ -73,7 +76,7 @@ def main() -> None:
     moment, tables, wrong = random.Random(arguments.seed), list[str](), 0
     parts: dict[str, Callable[[Path, int, random.Random], tuple[str, int]]] = {
         "kills": kill_stages,
-        "flips": flip_files,
+        "flips": partial(flip_files, files=arguments.files or tuple(FILES)),
         "disk": fill_disk,
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -121,10 +124,11 @@ def kill_stages(base: Path, count: int, moment: random.Random) -> tuple[str, int
     return "\n".join([head, "|---|---|---|---|---|---|", *rows]), wrong
 
 
-def flip_files(base: Path, count: int, moment: random.Random) -> tuple[str, int]:
+def flip_files(base: Path, count: int, moment: random.Random, files: Sequence[str]) -> tuple[str, int]:
     """(table, number of wrong results) of `count` flipped bits in each file of a run, one at a time."""
     rows, wrong = list[str](), 0
-    for name, stage_name in FILES.items():
+    for name in files:
+        stage_name = FILES[name]
         stage, work = BY_NAME[stage_name], base / "work"
         expected = None
         outcomes: Counter[str] = Counter()
@@ -156,7 +160,7 @@ def fill_disk(base: Path, count: int, moment: random.Random) -> tuple[str, int]:
     stage, work = BY_NAME["train"], base / "disk"
     stage.prepare(base, base / "work")
     expected = stage.result(base / "work", stage.run(base, base / "work").output)
-    needed = 3 * sum(path.stat().st_size for path in (base / "work").rglob("*") if path.is_file())
+    needed = sum(path.stat().st_size for path in (base / "work").rglob("*") if path.is_file())
     outcomes: Counter[str] = Counter()
     work.mkdir()
     for _ in range(count):

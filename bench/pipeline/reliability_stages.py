@@ -145,7 +145,7 @@ def _trained(work: Path, output: str) -> Any:
 
 
 def evaluated(work: Path, output: str = "") -> Any:
-    """What an evaluation measured, without times."""
+    """Results of an evaluation, without its times and the digest of best.pt: a flip that changes no content changes that one."""
     values = read_json(work / "run/eval.json")
     names = (
         "metrics",
@@ -160,6 +160,7 @@ def evaluated(work: Path, output: str = "") -> Any:
         "config",
     )
     with np.load(work / "run/eval-queries.npz") as arrays:
+        values["checkpoint"].pop("sha256")
         return {name: values[name] for name in names}, {name: arrays[name].tolist() for name in arrays}
 
 

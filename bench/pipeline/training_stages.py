@@ -20,7 +20,7 @@ from training.data.datasets import Dataset, read_dataset
 from training.data.loader import Batch, TrainLoader
 from training.data.tokenizer import build_tokenizer
 from training.engine import checkpoint
-from training.engine.trainer import Inputs, Trainer
+from training.engine.trainer import Trainer
 
 BACKENDS: tuple[Backend, ...] = ("auto", "reference")
 # Line of a budget -> its spans; the last line is the time outside of all spans.
@@ -117,7 +117,7 @@ def _trainer(config: Config, backend: Backend, dataset: Dataset, folder: Path) -
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     # More epochs than any measurement takes: the schedule never ends.
     config = replace(config, optim=replace(config.optim, epochs=1000))
-    return Trainer(config, model, loader, folder, lambda model: {}, inputs=Inputs(dataset.fingerprint))
+    return Trainer(config, model, loader, folder, lambda model: {}, inputs=checkpoint.Inputs(dataset.fingerprint))
 
 
 def _endless(loader: TrainLoader) -> Iterator[Batch]:

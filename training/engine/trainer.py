@@ -23,6 +23,7 @@ from bdam_fast.profiling import span
 from training.config import Config, complete, to_dict
 from training.data.loader import Batch, TrainLoader
 from training.engine import checkpoint, metrics_log
+from training.engine.device import card_memory, prefetch_batches
 from training.engine.memory import peak_memory_mb
 from training.engine.metrics_log import MetricsLog
 from training.engine.progress_lines import ProgressLines
@@ -61,15 +62,6 @@ class RunProgress:
     averaged: bool = False
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Digests of what a run reads besides its configuration, stored in its checkpoints and compared by every later stage."""
-
-    # Of annotations and generated texts (`Dataset.fingerprint`), and of the images (image_digests.py).
-    fingerprint: str
-    images: str = ""
-
-
 class Trainer:
     """Trains `model` on `loader` and writes the files to the existing folder `run_dir`.
 
@@ -88,7 +80,7 @@ class Trainer:
         run_dir: Path,
         validate: Validate,
         *,
-        inputs: Inputs,
+        inputs: checkpoint.Inputs,
         console: Console | None = None,
         log_seconds: float = 0.0,
         preemption: Preemption | None = None,
@@ -188,7 +180,7 @@ class Trainer:
         self.loader.set_epoch(number - 1, progress.batch)
         self.model.train()
         step_started = started
-        for batch in _profiled_batches(self.loader):
+        for batch in _profiled_batches(prefetch_batches(self.loader, self.stepper.device)):
             rate = self._rate_factor() * optim.lr
             with span("training step"):
                 step = self.train_step(batch)
@@ -196,7 +188,7 @@ class Trainer:
             progress.loss_sum += step.loss
             seconds, step_started = time.perf_counter() - step_started, time.perf_counter()
             line = {"step": progress.step, "epoch": number, **step._asdict(), "lr": rate, "images": len(batch.paths)}
-            log.step(line | {"seconds": seconds})
+            log.step(line | {"seconds": seconds} | card_memory(self.stepper.device))
             show(f"epoch {number}/{optim.epochs}  loss {step.loss:.3f}", len(batch.paths))
             # After the last batch the checkpoint of the epoch follows; one here would lack the validation at the same step.
             due = optim.save_every_steps and progress.step % optim.save_every_steps == 0

@@ -19,7 +19,7 @@ from training.data.tokenizer import build_tokenizer
 from training.engine import checkpoint
 from training.engine.losses import fixed_losses, task_losses
 from training.engine.train_step import build_optimizer, learning_rate_factor
-from training.engine.trainer import Inputs, Trainer
+from training.engine.trainer import Trainer
 from training.train import train
 from training.utils.io import read_json, write_json
 
@@ -32,7 +32,9 @@ def build(config: Config, run_dir: Path, metrics: list[dict[str, float]] | None 
     tokenizer = build_tokenizer(config.model.text, [r.captions[0] for r in dataset.splits["train"]])
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     model = checkpoint.build_model(config, tokenizer)
-    return Trainer(config, model, loader, run_dir, lambda _: next(values), inputs=Inputs(dataset.fingerprint))
+    return Trainer(
+        config, model, loader, run_dir, lambda _: next(values), inputs=checkpoint.Inputs(dataset.fingerprint)
+    )
 
 
 def first_batch(trainer: Trainer) -> Batch:

@@ -36,7 +36,7 @@ def results(run_dir: Path) -> dict[str, object]:
     values = json.loads((run_dir / "eval.json").read_text())
     values["data"].pop("root")
     values["config"]["data"].pop("root")
-    return {key: value for key, value in values.items() if key not in (*TIMES, "checkpoint", "calls")}
+    return {key: value for key, value in values.items() if key not in (*TIMES, "checkpoint", "calls", "content_sha256")}
 
 
 def test_evaluation_gives_the_same_bits_from_another_root(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.pretrained_folders import save_visual
 
 from tests.support import contents
+from tests.support.pretrained.folders import save_visual
 from tests.support.tiny_run import tiny_config
 from training.data.datasets import read_dataset
 from training.data.loader import iterate_images, tokenize

@@ -247,9 +247,8 @@ def test_notes_on_a_text():
     assert embedder.notes("red " * 20) == ["the model reads the first 14 tokens of this text, which has 20"]
     with pytest.raises(ValueError, match="TEXT has 2001 characters, at most 2000 are read"):
         embedder.embed_texts(["x" * 2001])
-    for text in ("red \ud800", "red \0"):
-        with pytest.raises(ValueError, match="TEXT has a NUL character or bytes that are not UTF-8"):
-            embedder.embed_texts([text])
+    with pytest.raises(ValueError, match="TEXT has a NUL character or bytes that are not UTF-8"):
+        embedder.embed_texts(["red \ud800"])
 
 
 @pytest.mark.parametrize("engine", ["exact", "faiss"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.support import contents
-from tests.support.damage import largest_file
+from tests.support.files.damage import largest_file
 from training.config import EncoderConfig
 from training.data.tokenizer import build_tokenizer, save_tokenizer
 from training.engine import checkpoint

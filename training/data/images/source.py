@@ -66,8 +66,11 @@ def update_cache(paths: Sequence[Path], config: DataConfig) -> None:
 def open_images(paths: Sequence[Path], config: DataConfig, keep: bool = False) -> ImageSource:
     """The images of `paths` in the size and from the source of `config`, whose cache is updated.
 
-    keep: keep decoded images in memory if there is no cache. Raises what `pack_images` does.
+    keep: keep decoded images in memory if there is no cache. Raises ValueError for a size that is not known yet, and what
+    `pack_images` does.
     """
+    if config.image_size == (0, 0):
+        raise ValueError("open_images: data.image_size 0 0 has to be replaced by that of the visual encoder first")
     update_cache(paths, config)
     if config.cache:
         return PackedImages(paths, config.cache, config.image_size)

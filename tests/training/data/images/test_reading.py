@@ -19,6 +19,7 @@ from training.data.datasets import read_dataset
 from training.data.images import reading
 from training.data.images.readable import require_readable
 from training.data.images.reading import read_rgb
+from training.data.images.source import open_images
 from training.data.images.transforms import decode
 from training.data.validation.decode_cache import CACHE, decode_file
 from training.describe.llm.providers import load_image
@@ -205,6 +206,11 @@ def test_the_check_opens_only_what_has_changed(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError, match="30 in all.*"):
         require_readable(root, splits, 100)
     assert (root / CACHE).read_text() == "", "the limit is none of the files"
+
+
+def test_a_size_that_is_not_known_yet_is_refused() -> None:
+    with pytest.raises(ValueError, match="data.image_size 0 0 has to be replaced by that of the visual encoder first"):
+        open_images([], DataConfig())
 
 
 def test_ordinary_images_keep_their_bits(tmp_path: Path) -> None:

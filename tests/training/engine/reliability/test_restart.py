@@ -1,4 +1,4 @@
-"""How a run starts and ends: refusals that change nothing, one process a folder, SIGTERM, more epochs, weights of another run."""
+"""Start and end of a run: refusals that change nothing, one process a folder, SIGTERM, more epochs, weights of another run."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.support import contents
-from tests.support.damage import flipped_bit
+from tests.support.files.damage import flipped_bit
 from tests.support.tiny_run import same_state
 from training.config import to_dict
 from training.config.command_line import read_config
