@@ -5,6 +5,7 @@ They compute on the CPU, so that the results must be those of the CPU. Operators
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -146,7 +147,7 @@ def test_commands_evaluate_and_search_elsewhere(
     capsys.readouterr()
     found = []
     for device in ("auto", "cpu"):
-        (run_dir / "index.pt").unlink(missing_ok=True)
+        shutil.rmtree(run_dir / "galleries", ignore_errors=True)
         words = [str(run_dir), "a person in a red shirt", "--k", "3", "--device", device]
         assert cli.run(search.main, words) == 0, capsys.readouterr().err
         found.append(capsys.readouterr().out)
