@@ -5,6 +5,7 @@
 #   OP         which operator `make bench` measures
 #   GPU_PYTHON the interpreter of `make gpu`, whose torch is a CUDA build; no environment is made for it
 #   JOBS       runs at a time of `make tables`, each with an equal part of the cores
+#   GALLERY, PORT    gallery and port of `make serve`
 #   RUN, DATA, IDS   the demo's run folder, data folder and number of identities (a tenth of them is for the test)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -25,12 +26,15 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 RUN ?= runs/demo
 DATA ?= data/synthetic
 IDS ?= 2000
+GALLERY ?= $(RUN)/gallery
+PORT ?= 8000
 
-.PHONY: demo tables test test-all check format bench gpu cuda-check report build clean help
+.PHONY: demo serve tables test test-all check format bench gpu cuda-check report build clean help
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      data, training, evaluation and report on the synthetic pedestrians, into RUN=$(RUN)"
+	@echo "make serve     the page on which the demo's images are searched by text (PORT=$(PORT))"
 	@echo "make tables    every row of the paper's tables on the synthetic pedestrians, three seeds (estimates the time first); then the page"
 	@echo "make test      the test suite (make test-all: the slow tests too)"
 	@echo "make check     ruff, mypy, clang-format (make format: applies what it can)"
@@ -48,7 +52,7 @@ $(PY):
 	$(PY) -m pip install -q --disable-pip-version-check "setuptools>=77" wheel ninja
 
 $(READY): pyproject.toml setup.py $(CSRC) | $(PY)
-	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[train,dev]"
+	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[train,search,web,export,dev]"
 	@touch $@
 
 build: $(READY)
@@ -62,6 +66,10 @@ demo: $(READY) | $(DATA)/reid_raw.json
 	$(PY) -m training.train synthetic --out $(RUN) --data.root $(DATA) $$(test ! -e $(RUN)/config.json || echo --resume)
 	$(PY) -m training.evaluate $(RUN) --protocol dual --protocol identity --protocol other-outfit
 	$(PY) -m training.report $(RUN)
+
+serve: $(READY)
+	$(PY) -m training.gallery add $(GALLERY) $(DATA)/imgs --run $(RUN)
+	$(PY) -m training.serve --gallery $(GALLERY) --run $(RUN) --port $(PORT)
 
 tables: $(READY) | $(DATA)/reid_raw.json
 	$(PY) -m training.experiment all --data $(DATA) --jobs $(JOBS)
@@ -105,7 +113,7 @@ $(CUDA_PY):
 cuda-check: | $(CUDA_PY)
 	BDAM_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall .
 	$(CUDA_PY) -I -m bdam_fast
-	$(CUDA_PY) -I tests/support/cuda_check.py
+	TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PY) -I tests/support/cuda_check.py
 
 clean:
 	rm -rf build dist *.egg-info bdam_fast/*.so

@@ -16,6 +16,9 @@ COMMANDS = {
     "train": ("training.train", "trains a recipe, or the configuration of another run, into a run folder"),
     "evaluate": ("training.evaluate", "evaluates the test split of a run, once"),
     "search": ("training.search", "finds the images that a text describes"),
+    "export": ("training.export.__main__", "writes the model of a run for others: ONNX, or weights with a model card"),
+    "serve": ("training.serve", "serves the page on which a gallery is searched"),
+    "gallery": ("training.gallery", "embeds folders of images into a gallery that grows"),
     "disentangle": ("training.disentangle.__main__", "measures how far identity and clothing are separated in runs"),
     "experiment": (
         "training.experiment.__main__",

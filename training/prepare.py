@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from training.config import MAX_PIXELS
 from training.utils import cli
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Pack:
     image_size: tuple[int, int] = (224, 224)
     # Processes that decode; 0 for this one.
     workers: int = 0
+    # Pixels of the largest image that is decoded.
+    max_pixels: int = MAX_PIXELS
     # Read every file and every packed row again instead of trusting size and modification time.
     check: bool = False
 
@@ -93,6 +96,16 @@ class Validate:
 
 
 @dataclass(frozen=True)
+class ReidRaw:
+    """Write reid_raw.json of CUHK-PEDES from caption_all.json and a file that says the split of each id."""
+
+    # Folder that holds caption_all.json and imgs/.
+    root: Folder
+    # JSON {"train": [ids], "val": [ids], "test": [ids]}, a JSON list of objects with id and split, or lines ID,SPLIT.
+    splits: Folder
+
+
+@dataclass(frozen=True)
 class Template:
     """Write a small data set in the layout of own data, as an example to replace."""
 
@@ -104,14 +117,13 @@ class Template:
 
 def synthetic(arguments: Synthetic) -> None:
     """Renders a data set and prints its counts."""
-    from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
     from training.synthetic.dataset import SPLITS, generate
+    from training.utils.terminal import make_console, make_progress
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    console = make_console(stderr=True)
+    with make_progress(console) as bar:
         task = bar.add_task("identities", total=arguments.ids)
         summary = generate(**vars(arguments), progress=lambda done, _: bar.update(task, completed=done))
     table = Table("split", "identities", "images", "captions", title=str(arguments.out))
@@ -129,17 +141,18 @@ def identity_queries(arguments: IdentityQueries) -> None:
 
 def pack(arguments: Pack) -> None:
     """Fills a packed cache and prints how many images were decoded."""
-    from rich.console import Console
-
     from training.config import DataConfig
     from training.data.datasets import read_records
     from training.data.images.pack import pack_images
+    from training.utils.terminal import make_console
 
     root, size, cache = str(arguments.root), arguments.image_size, arguments.cache
     config = DataConfig(arguments.name, root, image_size=size, cache=str(cache), workers=arguments.workers)
     paths = [record.path for records in read_records(config).values() for record in records]
-    counts = pack_images(paths, cache, config.image_size, config.workers, check=arguments.check)
-    Console(stderr=True).print(
+    counts = pack_images(
+        paths, cache, config.image_size, config.workers, check=arguments.check, max_pixels=arguments.max_pixels
+    )
+    make_console(stderr=True).print(
         f"{cache}: {len(paths)} images of {size[0]}x{size[1]}: {counts.current} current, {counts.renamed} "
         f"known by content, {counts.decoded} decoded",
         highlight=False,
@@ -148,12 +161,12 @@ def pack(arguments: Pack) -> None:
 
 def validate(arguments: Validate) -> None:
     """Checks a data set, prints and writes the findings. Raises SystemExit with the status of the verdict."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
     from training.data.validation.decode_cache import default_workers
     from training.data.validation.validate import ValidationOptions, validate_dataset
     from training.report.validation_page import verdict, write_validation
+    from training.utils.terminal import make_console, make_progress
 
     name, workers = arguments.name, arguments.workers
     if workers is not None and workers < 1:
@@ -161,8 +174,7 @@ def validate(arguments: Validate) -> None:
     others = tuple(map(_data_set, arguments.against))
     kept = arguments.allow_counts, arguments.hash, others, arguments.cache
     options = ValidationOptions(*kept, workers or default_workers())
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with make_progress(make_console(stderr=True)) as bar:
         tasks: dict[str, TaskID] = {}
 
         def advance(title: str, done: int, total: int) -> None:
@@ -188,11 +200,12 @@ def _data_set(text: str) -> tuple[str, Path]:
 
 
 def _print_validation(result: Validation, verdict: str) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    from training.utils.terminal import make_console
+
+    console = make_console(soft_wrap=False)
     table = Table("split", "identities", "images", "captions", title=f"{result.title}: {result.file}")
     for split, counts in result.counts.items():
         table.add_row(split, *(f"{value:,}" for value in counts))
@@ -213,11 +226,21 @@ def template(arguments: Template) -> None:
     print(f"{arguments.out / 'README.txt'} says what is what")
 
 
+def reid_raw(arguments: ReidRaw) -> None:
+    """Writes the file and prints the images of each split."""
+    from training.data.split_file import RAW, write_reid_raw
+
+    counts = write_reid_raw(arguments.root, arguments.splits)
+    print(f"{arguments.root / RAW}: {', '.join(f'{split} {count:,} images' for split, count in counts.items())}")
+    print(f"next: python -m training.prepare validate cuhk-pedes {arguments.root}")
+
+
 COMMANDS: dict[type, Callable[[Any], None]] = {
     Synthetic: synthetic,
     IdentityQueries: identity_queries,
     Pack: pack,
     Validate: validate,
+    ReidRaw: reid_raw,
     Template: template,
 }
 
@@ -225,7 +248,7 @@ COMMANDS: dict[type, Callable[[Any], None]] = {
 def main(argv: Sequence[str]) -> None:
     """Runs a sub-command; raises what its function raises."""
     # Nothing heavy is imported at the top: --help, and each process of `synthetic`, need not wait for it.
-    kinds = Synthetic | IdentityQueries | Pack | Validate | Template
+    kinds = Synthetic | IdentityQueries | Pack | Validate | ReidRaw | Template
     arguments: Any = cli.parse(kinds, argv, "training.prepare", __doc__)  # type: ignore
     COMMANDS[type(arguments)](arguments)
 

@@ -1,15 +1,17 @@
 """Finds the images that a text describes: `python -m training.search RUN "a man in a red jacket"`.
 
-The embeddings of the gallery are stored in RUN/index.pt and computed again when the checkpoint or an image has changed.
+The embeddings of a split or of a folder are kept in RUN/galleries and brought up to date when the checkpoint or an image has
+changed. TEXT - reads one query per line from standard input, so that the model is loaded once.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import tyro
 from rich.console import Console
@@ -17,33 +19,150 @@ from rich.table import Table
 from rich.text import Text
 
 from training.utils import cli
+from training.utils.cli import DataRoot, Device
+
+if TYPE_CHECKING:
+    from training.retrieval.engines.engine import Filter
+    from training.retrieval.finder import Finder
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Arguments of the command."""
 
-    # Run folder of `python -m training.train`.
+    # Run folder of `python -m training.train`, or folder of `python -m training.export`.
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    # Description of the person.
-    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
+    # Descriptions of the person; "-" for one per line of standard input; none with --image.
+    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")] = ()
     # Number of images.
     k: int = 10
-    # train, val or test of the run's data set, or a folder of images.
-    gallery: Annotated[str, tyro.conf.arg(metavar="SPLIT|FOLDER")] = "test"
+    # train, val or test of the run's data set, a folder of images, or a gallery of `python -m training.gallery`.
+    gallery: Annotated[str, tyro.conf.arg(metavar="SPLIT|FOLDER|GALLERY")] = "test"
+    # Weight of each text, in their order; 1 by default, below 0 for what the person is not.
+    weights: tuple[float, ...] = ()
+    # Image files of the person, searched for with the texts or alone.
+    image: tuple[Path, ...] = ()
+    # Weight of clothes: 0 for identity only; chosen on validation by default.
+    beta: float | None = None
+    # Cameras to search.
+    camera: tuple[str, ...] = ()
+    # Values of other columns of the metadata, COLUMN=VALUE each.
+    where: tuple[str, ...] = ()
+    # Times between which to search, ISO 8601 or seconds.
+    start: str = ""
+    end: str = ""
+    # Lowest score of a result.
+    least: float | None = None
+    # Engine of the search; `faiss` and `qdrant` need the extra `search`.
+    engine: Literal["exact", "faiss", "qdrant"] = "exact"
+    # Print JSON, one object per query, instead of a table.
+    json: bool = False
+    # Print CSV instead of a table.
+    csv: bool = False
+    # Page to write with the images in it.
+    html: Path | None = None
+    # New or empty folder to copy the images to.
+    copy_to: Path | None = None
+    data_root: DataRoot = None
+    device: Device = "auto"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Entry point: prints rank, score and path of the best images. Raises what `search_gallery` raises."""
+    """Entry point: prints the best images of each query. Raises ValueError for arguments that no query can be made of, and what
+    `open_finder` and `Finder` raise."""
     arguments = cli.parse(Arguments, argv, "training.search", __doc__)
+    _check(arguments)
     # Not at the top: --help need not wait for torch.
-    from training.retrieval.gallery_search import search_gallery
+    from training.retrieval.gallery_search import open_finder
 
-    print_results(search_gallery(arguments.run, arguments.text, arguments.k, arguments.gallery), sys.stdout)
+    finder = open_finder(
+        arguments.run, arguments.gallery, arguments.engine, _warn, arguments.data_root, arguments.device
+    )
+    where = _filter(arguments)
+    for texts in _queries(arguments.text):
+        _answer(arguments, finder, where, texts)
+    finder.close()
+
+
+def _check(arguments: Arguments) -> None:
+    texts = arguments.text
+    if not texts and not arguments.image:
+        raise ValueError("expected a TEXT, or --image FILE")
+    if texts and not all(text.strip() for text in texts):
+        raise ValueError("TEXT is empty, expected a description of a person")
+    if arguments.k < 1:
+        raise ValueError(f"--k must be at least 1, got {arguments.k}")
+    if arguments.weights and len(arguments.weights) != len(texts):
+        raise ValueError(f"--weights needs one number for each of {len(texts)} texts, got {len(arguments.weights)}")
+    if arguments.json and arguments.csv:
+        raise ValueError("expected --json or --csv, got both")
+    if texts == ("-",) and (arguments.html or arguments.copy_to or arguments.csv):
+        raise ValueError("--html, --copy-to and --csv hold the results of one query, TEXT - reads many; use --json")
+
+
+def _queries(texts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The texts of each query."""
+    if texts != ("-",):
+        yield texts
+        return
+    for line in sys.stdin:
+        if line.strip():
+            yield (line.strip(),)
+
+
+def _filter(arguments: Arguments) -> Filter:
+    from training.retrieval.engines.engine import Filter
+    from training.retrieval.image_names import parse_time
+
+    values: dict[str, tuple[str, ...]] = {"camera": arguments.camera} if arguments.camera else {}
+    for condition in arguments.where:
+        name, sign, value = condition.partition("=")
+        if not sign or not name:
+            raise ValueError(f"--where must be COLUMN=VALUE, got {condition!r}")
+        values[name] = (*values.get(name, ()), value)
+    return Filter(values, parse_time(arguments.start, "--start"), parse_time(arguments.end, "--end"))
+
+
+def _answer(arguments: Arguments, finder: Finder, where: Filter, texts: tuple[str, ...]) -> None:
+    """Searches for one query and writes its results in every form that was asked for."""
+    from training.retrieval import outputs
+    from training.retrieval.finder import Wanted
+
+    weights = arguments.weights or (1.0,) * len(texts)
+    vectors = [finder.embed_image(path.read_bytes(), str(path)) for path in arguments.image]
+    wanted = Wanted(tuple(zip(texts, weights, strict=True)), vectors=vectors)
+    results = finder.search(
+        finder.query(wanted, finder.beta if arguments.beta is None else arguments.beta), arguments.k, where
+    )
+    results = [r for r in results if arguments.least is None or r.score >= arguments.least]
+    notes = [note for text in texts for note in finder.embedder.notes(text)]
+    title = " + ".join([*texts, *(path.name for path in arguments.image)])
+    if arguments.json:
+        answer = {"query": list(texts), "notes": notes, "results": [outputs.as_dict(r) for r in results]}
+        print(json.dumps(answer, ensure_ascii=False, allow_nan=False), flush=True)
+    elif arguments.csv:
+        print(outputs.results_csv(results), end="")
+    else:
+        for note in notes:
+            _warn(f"note: {note}")
+        if arguments.text == ("-",):
+            print(title)
+        print_results([(r.score, r.image.path) for r in results], sys.stdout)
+    if arguments.html:
+        outputs.write_sheet(arguments.html, title, f"{len(results)} images, best first", [("", results)])
+    if arguments.copy_to:
+        outputs.copy_images(results, arguments.copy_to)
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def print_results(results: Sequence[tuple[float, str]], file: TextIO) -> None:
-    """Table of rank, score and path, so wide that no path is broken into lines."""
+    """Table of rank, score and path, so wide that no path is broken into lines; a line where there is none."""
+    if not results:
+        print("no image fits", file=file)
+        return
     table = Table("rank", "score", "path")
     for rank, (score, path) in enumerate(results, 1):
         table.add_row(str(rank), f"{score:.4f}", Text(path))

@@ -1,6 +1,7 @@
 """Trains a recipe into a run folder: `python -m training.train RECIPE --out RUN [--resume] [--FIELD VALUE ...]`.
 
-`--config FILE` in place of RECIPE trains the configuration of another run.
+`--config FILE` in place of RECIPE trains the configuration of another run. Exit status 75 means that a SIGTERM has ended the
+training after last.pt was written: the same command with --resume continues it.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from training.config import Config, command_line
 from training.config.command_line import RECIPE_HELP, ConfigFile
 from training.utils import cli
+from training.utils.cli import Device
 
 if TYPE_CHECKING:
     from training.engine.trainer import RunProgress
@@ -29,8 +31,19 @@ class Arguments:
     out: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]", help=RECIPE_HELP)] = ""
     config: ConfigFile = None
-    # Continue the run in RUN after its last checkpoint.
+    # Continue the run in RUN after its last checkpoint; start it where nothing was written yet.
     resume: bool = False
+    # With --resume and a larger --optim.epochs: train longer than the run was begun for.
+    extend: bool = False
+    # Start from the weights of another run; layers that do not fit are named. A run that is continued has its own.
+    init: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    # Estimate the memory before the first step, and stop with what would fit where it does not.
+    check_memory: bool = True
+    # Take the micro-batches and recomputed activations that fit, where the configuration does not.
+    fit: bool = False
+    # Seconds between two lines about the progress where the output is no terminal; 0 for none.
+    log_seconds: float = 30.0
+    device: Device = "auto"
 
 
 def base_config(arguments: Arguments) -> Config:
@@ -43,17 +56,19 @@ def base_config(arguments: Arguments) -> Config:
 def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `train` raises."""
     arguments, config = command_line.parse(Arguments, argv, "training.train", __doc__, base_config)
-    train(config, arguments.out, resume=arguments.resume)
+    options = {name: value for name, value in vars(arguments).items() if name not in ("out", "recipe", "config")}
+    train(config, arguments.out, **options)
     print(f"next: python -m training.evaluate {arguments.out}")
 
 
-def train(config: Config, run_dir: Path, *, resume: bool = False) -> RunProgress:
-    """`engine.train_run.train_run`, the checkpoint selected by the protocol `dual`; raises what it raises."""
+def train(config: Config, run_dir: Path, **options: Any) -> RunProgress:
+    """`engine.train_run.train_run` with the fields of its RunOptions, the checkpoint selected by the protocol `dual`; raises
+    what it raises."""
     # Not at the top: --help and errors of the command line need not wait for torch.
-    from training.engine.train_run import train_run
+    from training.engine.train_run import RunOptions, train_run
     from training.evaluation import dual
 
-    return train_run(config, run_dir, dual.validate, resume=resume)
+    return train_run(config, run_dir, dual.validate, RunOptions(**options))
 
 
 if __name__ == "__main__":

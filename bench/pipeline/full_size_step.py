@@ -13,6 +13,7 @@ from training.config.recipes import get_recipe
 from training.data.loader import Batch, TextBatch
 from training.engine.train_step import Stepper
 from training.models.model import Model
+from training.models.pretrained import IMAGE_SIZE
 
 BASE = EncoderConfig(width=768, layers=12, heads=12, patch_size=16)
 # Of bert-base-uncased.
@@ -23,7 +24,7 @@ def configuration(images: int, accumulate: int, checkpointing: bool, precision: 
     """Recipe cuhk-pedes with encoders of the published sizes and nothing to download; BERT with its own learning rate."""
     config = get_recipe("cuhk-pedes")
     per_id = config.data.images_per_id
-    data = replace(config.data, ids_per_batch=max(2, images // per_id))
+    data = replace(config.data, image_size=IMAGE_SIZE, ids_per_batch=max(2, images // per_id))
     model = replace(config.model, visual=BASE, text=replace(BASE, lr_scale=config.model.text.lr_scale))
     optim = replace(config.optim, accumulate=accumulate, checkpointing=checkpointing, precision=precision)
     return replace(config, data=data, model=model, optim=optim)

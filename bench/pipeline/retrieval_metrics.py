@@ -128,9 +128,11 @@ def measure(arguments: Arguments) -> dict[str, list[Sample]]:
     """All variants in turn, round by round, so that a slow phase of the machine hits all of them."""
     case = split(arguments)
     found: dict[str, list[Sample]] = {variant: [] for variant in VARIANTS}
-    for _ in range(arguments.rounds):
+    for number in range(1, arguments.rounds + 1):
         for variant, call in VARIANTS.items():
             found[variant].append(call(case))
+            seconds = found[variant][-1].clock
+            print(f"round {number}/{arguments.rounds}  {variant}  {seconds:.1f} s", file=sys.stderr, flush=True)
     return found
 
 

@@ -117,7 +117,7 @@ def _trainer(config: Config, backend: Backend, dataset: Dataset, folder: Path) -
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     # More epochs than any measurement takes: the schedule never ends.
     config = replace(config, optim=replace(config.optim, epochs=1000))
-    return Trainer(config, model, loader, folder, lambda model: {}, fingerprint=dataset.fingerprint)
+    return Trainer(config, model, loader, folder, lambda model: {}, inputs=checkpoint.Inputs(dataset.fingerprint))
 
 
 def _endless(loader: TrainLoader) -> Iterator[Batch]:

@@ -8,12 +8,18 @@ import pytest
 
 from tests.support import contents
 from tests.support.pedes_dataset import make_pedes
+from training.config import DataConfig
+from training.data.datasets import read_dataset
+from training.data.images.readable import require_readable
 
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A miniature data set that no test may change: three images of each of 6 train, 2 val and 8 test identities."""
     folder = make_pedes(tmp_path_factory.mktemp("pedes"), {"train": 6, "val": 2, "test": 8})
+    # Training keeps there which images can be read.
+    config = DataConfig(root=str(folder))
+    require_readable(folder, read_dataset(config).splits, config.max_pixels)
     before = contents(folder)
     yield folder
     assert contents(folder) == before, "a test has changed the shared data set"

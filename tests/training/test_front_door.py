@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import ROOT
 from training import __main__ as front_door
-from training import evaluate, prepare
+from training import evaluate, gallery, prepare
 from training.describe import __main__ as describe
 from training.utils import cli
 
@@ -36,6 +36,7 @@ for line in sys.stdin:
 def commands() -> list[str]:
     """Every command and sub-command."""
     below = {"describe": [*describe.COMMANDS], "prepare": [kind.__name__.lower() for kind in prepare.COMMANDS]}
+    below |= {"gallery": [kind.__name__.lower() for kind in gallery.COMMANDS]}
     return [f"{name} {sub}".strip() for name in front_door.COMMANDS for sub in ("", *below.get(name, []))] + [
         "train synthetic",
         "experiment table1",

@@ -2,6 +2,7 @@
 
 from training.config.model_stages import Backend, BdamConfig, EncoderConfig, FusionConfig, ModelConfig
 from training.config.stages import (
+    MAX_PIXELS,
     STYLE_METHODS,
     AdversarialMode,
     Config,
@@ -12,7 +13,7 @@ from training.config.stages import (
     OptimConfig,
     StyleMethod,
 )
-from training.config.storage import from_dict, to_dict
+from training.config.storage import complete, from_dict, to_dict
 
 __all__ = [
     "AdversarialMode",
@@ -25,10 +26,12 @@ __all__ = [
     "FusionConfig",
     "GradNormConfig",
     "LossConfig",
+    "MAX_PIXELS",
     "ModelConfig",
     "OptimConfig",
     "STYLE_METHODS",
     "StyleMethod",
+    "complete",
     "from_dict",
     "to_dict",
 ]

@@ -109,6 +109,8 @@ def run_key(config: Config) -> str:
 def stored_key(values: dict[str, Any]) -> str:
     """`run_key` of a configuration as `to_dict` returns it and result files hold it."""
     kept = {name: value for name, value in values.items() if name not in ("recipe", "seed")}
+    # A run without an average is the run that early versions trained, and keeps its key.
+    kept["optim"] = {name: value for name, value in kept["optim"].items() if (name, value) != ("ema", 0.0)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

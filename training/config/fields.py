@@ -34,6 +34,8 @@ class Stage:
                 accepted = (int, float) if kind is float else kind
                 ok = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
                 self.require(ok, key, f"of type {kind.__name__}")
+                if kind is float:
+                    self.require(math.isfinite(value), key, "a finite number")
             for limit in metadata:
                 numbers = value if isinstance(value, tuple) else (value,)
                 ok = bool(numbers) and all(limit.low <= v <= limit.high for v in numbers)

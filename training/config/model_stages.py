@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from typing import Annotated, Literal
 
 from training.config.fields import Stage, Within
@@ -24,8 +25,12 @@ class EncoderConfig(Stage):
     # Square patches of this many pixels (visual encoder only).
     patch_size: Annotated[int, Within(2)] = 16
     # How a small encoder makes tokens of its input: "plain", as ViT and BERT do (one linear map a patch, one vector a word),
-    # or "convolutional", which learns from nothing in minutes (3 x 3 convolutions down to the patch; windows of 3 words).
+    # or "convolutional", which learns from nothing in minutes (3 x 3 convolutions down to the patch; windows and pairs of words).
     stem: Literal["plain", "convolutional"] = "plain"
+    # Mean and standard deviation of red, green and blue that pretrained weights expect (visual encoder only); empty: those of
+    # their folder.
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     # Train the encoder; frozen otherwise (reading 11).
     trainable: bool = True
     # Learning rate relative to the base rate (reading 11: 0.1 for a fine-tuned BERT).
@@ -33,6 +38,11 @@ class EncoderConfig(Stage):
 
     def check(self) -> None:
         self.require(self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
+        self.require(
+            len(self.mean) in (0, 3) and all(map(isfinite, self.mean)), "mean", "three finite numbers, or none"
+        )
+        positive = all(0 < value < inf for value in self.std)
+        self.require(len(self.std) in (0, 3) and positive, "std", "three numbers above 0, or none")
         power = self.patch_size >= 4 and self.patch_size & (self.patch_size - 1) == 0
         self.require(
             self.stem == "plain" or power, "patch_size", "a power of two, at least 4, for a convolutional stem"

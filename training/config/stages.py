@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Annotated, Literal
 
+from training.config.captions_only import CAPTIONS_ONLY
 from training.config.dual_encoder import DUAL_ENCODER
 from training.config.fields import Stage, Within
 from training.config.model_stages import ModelConfig
@@ -18,6 +19,8 @@ from training.config.model_stages import ModelConfig
 # Methods of assigning captions to styles: the rows of Table 4.
 StyleMethod = Literal["none", "random", "kmeans", "gmm", "agglomerative", "hdbscan", "dbscan"]
 STYLE_METHODS: tuple[StyleMethod, ...] = typing.get_args(StyleMethod)
+# 150 MB as RGB, and more than a camera of 48 megapixels takes.
+MAX_PIXELS = 50_000_000
 AdversarialMode = Literal["paper", "intent", "odds", "critic", "minimax", "ridge"]
 
 
@@ -31,8 +34,11 @@ class DataConfig(Stage):
     root: str = "data/CUHK-PEDES"
     # JSONL of generated identity and clothing texts; empty: <root>/descriptions.jsonl.
     descriptions: str = ""
-    # Height and width of the images that the model sees, pixels (reading 21).
-    image_size: Annotated[tuple[int, int], Within(16, 4096)] = (224, 224)
+    # Train on the captions alone, without generated texts; the losses that read these must be off (recipes NAME-captions).
+    captions_only: bool = False
+    # Height and width of the images that the model sees, pixels (reading 21); 0 0: those that the pretrained visual encoder was
+    # trained with.
+    image_size: tuple[int, int] = (0, 0)
     # Longest text in tokens, [CLS] and [SEP] included.
     text_length: Annotated[int, Within(8, 512)] = 64
     # Identities in a batch and images of each (PK sampler, reading 22); images_per_id 0: plain shuffled batches.
@@ -40,6 +46,10 @@ class DataConfig(Stage):
     images_per_id: Annotated[int, Within(0)] = 4
     # Plain batch size, used when images_per_id is 0.
     batch_size: Annotated[int, Within(2)] = 64
+    # Pixels of the largest image that is decoded; a larger one is an error, before it fills the memory.
+    max_pixels: Annotated[int, Within(1)] = MAX_PIXELS
+    # Read images through symbolic links that lead out of imgs/.
+    follow_links: bool = False
     # Pad by this many pixels, then crop back (reading 22).
     pad: Annotated[int, Within(0, 512)] = 10
     # Probability of a horizontal flip, and of erasing one rectangle.
@@ -49,6 +59,10 @@ class DataConfig(Stage):
     cache: str = ""
     # Processes that decode images; 0 decodes in the training process.
     workers: Annotated[int, Within(0, 1024)] = 0
+
+    def check(self) -> None:
+        sizes = self.image_size == (0, 0) or all(16 <= size <= 4096 for size in self.image_size)
+        self.require(sizes, "image_size", "within [16, 4096], or 0 0")
 
 
 @dataclass(frozen=True)
@@ -160,9 +174,9 @@ class OptimConfig(Stage):
     clip_norm: Annotated[float, Within(0)] = 1.0
     # Validate every this many epochs, and always after the last.
     validate_every: Annotated[int, Within(1)] = 1
-    # Precision of encoders and heads (autocast). Parameters, losses and optimiser stay in float32; fp16 scales the losses
-    # and skips steps whose gradients overflow.
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # Precision of encoders and heads (autocast); auto: bf16 on a card that multiplies in it, else fp32. Parameters, losses and
+    # optimiser stay in float32; fp16 scales the losses and skips steps whose gradients overflow.
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # Number of micro-batches for the encoders; heads and losses always process the whole batch. Less memory, the same
     # gradient, one more forward pass through the encoders.
     accumulate: Annotated[int, Within(1)] = 1
@@ -170,6 +184,9 @@ class OptimConfig(Stage):
     checkpointing: bool = False
     # torch.compile of the encoders and of the modules of the heads.
     compile: bool = False
+    # Decay of an exponential moving average of the weights (0.999, say), which is validated beside the weights; best.pt gets the
+    # better of the two. 0: none.
+    ema: Annotated[float, Within(0, 0.999999)] = 0.0
     # Also write last.pt every this many steps (at the end of an epoch: after validation); 0: after every epoch only.
     save_every_steps: Annotated[int, Within(0)] = 0
 
@@ -210,3 +227,6 @@ class Config(Stage):
         if self.model.architecture == "dual-encoder":
             for name, value in DUAL_ENCODER.items():
                 self.require(attrgetter(name)(self) == value, name, f"{value!r} with model.architecture 'dual-encoder'")
+        if self.data.captions_only:
+            for name, value in CAPTIONS_ONLY.items():
+                self.require(attrgetter(name)(self) == value, name, f"{value!r} with data.captions_only")

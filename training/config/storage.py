@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import typing
 from typing import Any
 
@@ -19,12 +20,17 @@ def to_dict(config: Config) -> dict[str, Any]:
 BEFORE: dict[str, Any] = {
     **{f"model.{encoder}.stem": "plain" for encoder in ("visual", "text")},
     **{f"model.{encoder}.feed_forward": 4 for encoder in ("visual", "text")},
+    **{f"model.{encoder}.{name}": (0.5, 0.5, 0.5) for encoder in ("visual", "text") for name in ("mean", "std")},
     "model.fusion.branches": "identity",
     "loss.final_wrong_pairs": False,
     "loss.matching_form": "linear",
     "loss.triplet_smoothing": 0.0,
     "loss.critic_lr_scale": 1.0,
     "model.architecture": "decoupling",
+    "data.captions_only": False,
+    # Where Pillow stopped.
+    "data.max_pixels": 178_956_970,
+    "data.follow_links": True,
     "loss.captions_to_identity": 1.0,
     "loss.both_captions": False,
     "loss.caption_positives": "identity",
@@ -33,6 +39,7 @@ BEFORE: dict[str, Any] = {
     "loss.final_gradient": 1.0,
     "gradnorm.optimizer": "plain",
     "gradnorm.lead": 1.0,
+    "optim.ema": 0.0,
 }
 
 
@@ -40,6 +47,14 @@ def from_dict(values: dict[str, Any]) -> Config:
     """Config from the result of `to_dict`, of this version or an earlier one. Raises ValueError naming a field that is unknown,
     missing or of a wrong value."""
     return _build(Config, _completed(values), "config")
+
+
+def complete(values: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with all fields of this version; as it is where this version cannot read it."""
+    try:
+        return json.loads(json.dumps(to_dict(from_dict(values))))
+    except ValueError:
+        return values
 
 
 def _completed(values: Any) -> Any:

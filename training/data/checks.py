@@ -6,12 +6,17 @@ Reading stops at the first violated condition (`require_valid`), the validator r
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from training.data.readers import SPLITS, Row, Source
+
+# Characters that no text has: they end a name for the system, or cannot be encoded.
+NUL = "\0"
+BROKEN = re.compile("[\0\ud800-\udfff]")
 
 
 def examples(items: Sequence[Any]) -> str:
@@ -98,6 +103,26 @@ def missing_images(rows: Sequence[Row], images: Path) -> list[str]:
     return missing
 
 
+def _texts(row: Row) -> Iterator[tuple[str, str]]:
+    """Name and text of each field of a row that is one."""
+    yield from ((repr(key), row[key]) for key in ("file_path", "split"))
+    yield from ((f"'captions'[{i}]", caption) for i, caption in enumerate(row["captions"]))
+
+
+def links_outside(rows: Sequence[Row], images: Path) -> list[str]:
+    """Paths below `images` that a symbolic link leads out of it: a link of the image, or of one of its folders."""
+    root = images.resolve()
+    folders = {row["file_path"].rpartition("/")[0] for row in rows}
+    outside = {folder for folder in folders if not (images / folder).resolve().is_relative_to(root)}
+    links = {f"{folder}/{name}".lstrip("/") for folder in folders - outside for name in _links(images / folder)}
+    paths = [row["file_path"] for row in rows]
+    return [
+        path
+        for path in paths
+        if path.rpartition("/")[0] in outside or (path in links and not (images / path).resolve().is_relative_to(root))
+    ]
+
+
 def _problem(row: Any) -> str:
     """The problem with the form of one row; "" if there is none."""
     if not isinstance(row, dict):
@@ -111,10 +136,21 @@ def _problem(row: Any) -> str:
         return f"'id' must not be negative, got {row['id']}"
     if not row["captions"] or not all(isinstance(caption, str) for caption in row["captions"]):
         return f"'captions' must be texts, at least one, got {row['captions']!r}"
+    for key, text in _texts(row):
+        if (found := BROKEN.search(text)) is not None:
+            return (
+                f"{key} has a {'NUL character' if found[0] == NUL else 'lone surrogate'} at character {found.start()}"
+            )
     path = PurePosixPath(row["file_path"])
     if path.is_absolute() or not path.parts or ".." in path.parts:
         return f"'file_path' must be a path below imgs/, got {row['file_path']!r}"
     return ""
+
+
+def _links(folder: Path) -> Iterator[str]:
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries if entry.is_symlink())
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import DataConfig
-from training.data.checks import absent_splits, examples, missing_images, require_valid
+from training.data.checks import BROKEN, absent_splits, examples, links_outside, missing_images, require_valid
 from training.data.readers import LAYOUTS, SPLITS, read_source
 from training.data.splits import hold_out
 
@@ -38,7 +38,7 @@ class Record:
     split: str
     # Human captions, at least one.
     captions: tuple[str, ...]
-    # Generated texts; "" outside the train split: val and test images have none.
+    # Generated texts; "" outside the train split, whose images alone have some, and where the configuration uses none.
     identity: str = ""
     clothing: str = ""
 
@@ -110,6 +110,11 @@ def _read_annotations(config: DataConfig) -> _Annotations:
     missing = missing_images(rows, images)
     if missing:
         raise FileNotFoundError(f"images named in {source.file} are not under {images}: {examples(missing)}")
+    if not config.follow_links and (outside := links_outside(rows, images)):
+        raise ValueError(
+            f"symbolic links lead out of {images}: {examples(outside)}; --data.follow-links allows them, or let {images} "
+            "itself be the link"
+        )
     if absent_splits(rows, SPLITS):
         rows, held_out = hold_out(rows)
     splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
@@ -121,17 +126,21 @@ def _read_annotations(config: DataConfig) -> _Annotations:
 
 
 def read_dataset(config: DataConfig) -> Dataset:
-    """Reads and checks the data set of `config` with its generated texts; no image is opened.
+    """Reads and checks the data set of `config` with its generated texts, or without them if it says so; no image is opened.
 
     Training images whose texts were rejected are skipped and counted; one without any record, or with another status, is
     an error. Raises what `read_records` does, FileNotFoundError for a missing file of generated texts, and ValueError for
     anything wrong in it.
     """
-    descriptions = descriptions_path(config)
     read = _read_annotations(config)
-    splits = read.splits
+    if config.captions_only:
+        return _dataset(config, read, read.splits, b"", 0)
+    descriptions, splits = descriptions_path(config), read.splits
     if not descriptions.is_file():
-        raise FileNotFoundError(f"there is no file of generated texts {descriptions}; it needs {TEXTS_HINT}")
+        raise FileNotFoundError(
+            f"there is no file of generated texts {descriptions}; it needs {TEXTS_HINT}: `python -m training.describe generate "
+            f"{config.dataset} {config.root} --out OUT` writes it; a recipe NAME-captions trains on the captions alone"
+        )
     generated = descriptions.read_bytes()
     texts, rejected = _read_descriptions(generated, descriptions)
     train = splits["train"]
@@ -148,6 +157,12 @@ def read_dataset(config: DataConfig) -> Dataset:
     skipped_images = len(train) - len(splits["train"])
     if not splits["train"]:
         raise ValueError(f"the texts of all {skipped_images} training images in {descriptions} were rejected")
+    return _dataset(config, read, splits, generated, skipped_images)
+
+
+def _dataset(
+    config: DataConfig, read: _Annotations, splits: dict[str, list[Record]], generated: bytes, skipped_images: int
+) -> Dataset:
     num_train_ids = len({record.id for record in splits["train"]})
     fingerprint = hashlib.sha256(read.raw + generated + read.held_out.encode()).hexdigest()
     split = read.held_out or "train, val and test as the file has them"
@@ -157,6 +172,20 @@ def read_dataset(config: DataConfig) -> Dataset:
 def descriptions_path(config: DataConfig) -> Path:
     """Path of the generated texts of a data set."""
     return Path(config.descriptions) if config.descriptions else Path(config.root) / "descriptions.jsonl"
+
+
+def at_root(config: DataConfig, root: Path | None) -> DataConfig:
+    """The configuration of a data set that was moved to `root`, with generated texts that were in its folder; None: not moved.
+
+    Its packed cache is used only where it exists: rows are found by content.
+    """
+    if root is None:
+        return config
+    texts, before = Path(config.descriptions), Path(config.root)
+    inside = config.descriptions and texts.is_relative_to(before)
+    descriptions = str(root / texts.relative_to(before)) if inside else config.descriptions
+    cache = config.cache if Path(config.cache).is_dir() else ""
+    return replace(config, root=str(root), descriptions=descriptions, cache=cache)
 
 
 def read_gallery_texts(path: Path) -> TextFile:
@@ -182,9 +211,12 @@ def identity_texts(file: TextFile, records: Sequence[Record]) -> list[str]:
 
 
 def with_texts(records: Sequence[Record], config: DataConfig) -> list[Record]:
-    """The records of any split that the data set's file of generated texts describes, with these texts: for diagnosis.
+    """The records of any split that the data set's file of generated texts describes, with these texts: for diagnosis. All
+    records where the configuration uses none.
 
     Raises as `read_dataset` for anything wrong in the file."""
+    if config.captions_only:
+        return list(records)
     path = descriptions_path(config)
     texts, _ = _read_descriptions(path.read_bytes(), path)
     return [
@@ -192,6 +224,12 @@ def with_texts(records: Sequence[Record], config: DataConfig) -> list[Record]:
         for record in records
         if record.file_path in texts
     ]
+
+
+def described_images(path: Path) -> set[str]:
+    """Paths that a file of generated texts has texts of, or rejected ones. Raises ValueError for anything wrong in it."""
+    texts, rejected = _read_descriptions(path.read_bytes(), path)
+    return texts.keys() | rejected
 
 
 def text_lines(raw: bytes, file: Path, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -224,5 +262,7 @@ def _read_descriptions(raw: bytes, file: Path) -> tuple[dict[str, tuple[str, str
             raise ValueError(f"{file}, line {number} has status ok, but no identity or no clothing text for {key}")
         if key in texts:
             raise ValueError(f"{file}, line {number} is a second description of {key} with status ok")
+        if BROKEN.search("".join(map(str, pair))):
+            raise ValueError(f"{file}, line {number} has a NUL character or a lone surrogate in a text of {key}")
         texts[key] = (str(pair[0]).strip(), str(pair[1]).strip())
     return texts, rejected

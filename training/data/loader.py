@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from training.config import DataConfig
 from training.data.datasets import Dataset, Record
 from training.data.images import transforms
 from training.data.images.source import open_images, read_batches, update_cache
+from training.data.pretrained_files import quiet
 from training.data.sampler import PKSampler, Sampler, ShuffledSampler, random_numbers
 
 # Texts per call of the tokenizer; bounds the memory of its intermediate lists.
@@ -36,7 +37,11 @@ class TextBatch:
 
     def to(self, device: torch.device | str) -> TextBatch:
         """A copy on a device."""
-        return TextBatch(self.input_ids_BT.to(device), self.attention_mask_BT.to(device))
+        return self.each(lambda x: x.to(device, non_blocking=True))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> TextBatch:
+        """The results of `change` in place of the tensors."""
+        return TextBatch(change(self.input_ids_BT), change(self.attention_mask_BT))
 
     def part(self, rows: slice) -> TextBatch:
         """The texts of these rows, with unchanged padding."""
@@ -63,10 +68,20 @@ class Batch:
     paths: tuple[str, ...]
 
     def to(self, device: torch.device | str) -> Batch:
-        """A copy on a device."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        moved = {name: value.to(device) for name, value in values.items() if name != "paths"}
-        return dataclasses.replace(self, **moved)
+        """A copy on a device; the copy from page-locked memory is asynchronous."""
+        return self.each(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory."""
+        return self.each(torch.Tensor.pin_memory)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The results of `change` in place of the tensors."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "paths"}
+        changed: dict[str, Any] = {
+            k: v.each(change) if isinstance(v, TextBatch) else change(v) for k, v in values.items()
+        }
+        return dataclasses.replace(self, **changed)
 
     def part(self, rows: slice) -> Batch:
         """The batch of these rows."""
@@ -89,14 +104,28 @@ def tokenize(tokenizer: Any, texts: Sequence[str], text_length: int) -> TextBatc
     return TextBatch(encoded["input_ids"], encoded["attention_mask"])
 
 
+def _count_longer(tokenizer: Any, texts: Sequence[str], text_length: int) -> int:
+    """Number of texts of more than `text_length` tokens."""
+    if not texts:
+        return 0
+    with quiet():
+        return sum(len(ids) > text_length for ids in tokenizer(list(texts))["input_ids"])
+
+
 class _TokenTable:
-    """Distinct texts, tokenized once: tokenizing 192 texts a step costs more than the rest of the batch."""
+    """Distinct texts, tokenized once: tokenizing 192 texts a step costs more than the rest of the batch. `cut`: number of those
+    that are longer than `text_length` tokens.
+    """
 
     def __init__(self, tokenizer: Any, texts: Iterable[str], text_length: int) -> None:
         self.row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         distinct = list(self.row)
         starts = range(0, len(distinct), TOKENIZE_CHUNK)
         parts = [tokenize(tokenizer, distinct[i : i + TOKENIZE_CHUNK], text_length) for i in starts]
+        self.cut = 0
+        for i, part in zip(starts, parts, strict=True):
+            full = part.attention_mask_BT.sum(1) == text_length
+            self.cut += _count_longer(tokenizer, [distinct[i + k] for k in full.nonzero()[:, 0].tolist()], text_length)
         self.lengths = torch.cat([part.attention_mask_BT.sum(1) for part in parts])
         self.tokens = torch.full((len(distinct), int(self.lengths.max())), tokenizer.pad_token_id, dtype=torch.int32)
         for i, part in zip(starts, parts, strict=True):
@@ -194,9 +223,9 @@ class TrainLoader:
 
 
 def _other_text(record: Record, drawn: int) -> str:
-    """The caption after the drawn one, cyclically; the identity text of an image with one caption only."""
+    """The caption after the drawn one, cyclically; of an image with one caption only the identity text, or that caption."""
     captions = record.captions
-    return captions[(drawn + 1) % len(captions)] if len(captions) > 1 else record.identity
+    return captions[(drawn + 1) % len(captions)] if len(captions) > 1 else record.identity or captions[0]
 
 
 def iterate_images(records: Sequence[Record], config: DataConfig, batch_size: int) -> Iterator[tuple[Tensor, slice]]:

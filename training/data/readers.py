@@ -87,11 +87,18 @@ def read_source(name: str, root: Path | str) -> Source:
     layout, folder = LAYOUTS[name], Path(root)
     needs = f"a data folder of {name} holds {' or '.join(layout.files)} and imgs/"
     if not folder.is_dir():
-        raise FileNotFoundError(f"data.root={root}: there is no folder {folder}; {needs}")
+        raise FileNotFoundError(
+            f"data.root={root}: there is no folder {folder}; {needs}; --data.root FOLDER says where the data are"
+        )
     found = [folder / file for file in layout.files if (folder / file).is_file()]
     if not found:
         captions_only = name == "cuhk-pedes" and (folder / "caption_all.json").is_file()
-        hint = "; caption_all.json has no splits, so it cannot replace it" if captions_only else ""
+        hint = (
+            "; caption_all.json has no splits: `python -m training.prepare reid-raw ROOT SPLITS` makes reid_raw.json of it and "
+            "of a file with the split of each id"
+            if captions_only
+            else ""
+        )
         raise FileNotFoundError(f"data.root={root}: there is no file {folder / layout.files[0]}; {needs}{hint}")
     raw = found[0].read_bytes()
     if any(other.read_bytes() != raw for other in found[1:]):

@@ -67,15 +67,16 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _print(status: Counter[str], failures: dict[str, list[tuple[str, str]]], failing: int) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from training.utils.terminal import make_console
 
     counted = ", ".join(f"{count} {name}" for name, count in status.most_common())
     print(f"{status.total()} records: {counted}")
     table = Table("check", "failed", "%")
     for name, count in (*((name, len(found)) for name, found in failures.items()), ("any", failing)):
         table.add_row(name, str(count), f"{100 * count / status['ok']:.2f}")
-    Console().print(table)
+    make_console(soft_wrap=False).print(table)
     for name, found in failures.items():
         if found:
             print(f"{name}, for instance {found[0][0]}: {found[0][1]}")

@@ -67,8 +67,8 @@ class Arguments(Stage):
     again: bool = False
     # Batch size of transformers.
     batch: Annotated[int, Within(1, 1024)] = 1
-    # Torch device of transformers.
-    device: str = "cpu"
+    # Device of transformers: auto (the first CUDA device where there is one, else the CPU), cpu, cuda or cuda:N.
+    device: str = "auto"
     # Requirements on the texts.
     texts: Texts = field(default_factory=Texts)
     # Sampling parameters and number of attempts.
@@ -94,11 +94,10 @@ def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `text_generation.generate` raises."""
     arguments = cli.parse(Arguments, argv, "training.describe generate", __doc__)
     # Not at the top: --help need not wait for them.
-    from rich.console import Console
-
     from training.describe.text_generation import generate
+    from training.utils.terminal import make_console
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     result = generate(arguments, os.environ, console, confirm)
     if result.stop_reason:
         remedy = f"run the same command to continue with the remaining {result.remaining} images"

@@ -63,13 +63,9 @@ def read_data(name: str, root: str) -> dict[str, Record]:
 
 def show_progress(items: Iterable[Item], noun: str) -> Iterator[Item]:
     """Passes the items through and counts them on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
+    from training.utils.terminal import make_console, make_progress
 
-    console = Console(stderr=True)
-    with Progress(
-        *Progress.get_default_columns()[:1], console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with make_progress(make_console(stderr=True)) as bar:
         task = bar.add_task(noun, total=None)
         for count, item in enumerate(items, 1):
             yield item

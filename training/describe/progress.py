@@ -29,7 +29,7 @@ class ProgressReporter:
         self.total, self.done, self.meter, self.counts, self.console = total, 0, meter, counts, console
         self.noun = noun
         self._started = self._logged = time.monotonic()
-        columns = TextColumn(noun), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}")
+        columns = TextColumn(noun), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}", markup=False)
         times = TimeElapsedColumn(), TimeRemainingColumn()
         self._bar = Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal)
         self._row = self._bar.add_task("", total=total, status="")

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from training.utils import cli
+from training.utils.cli import DataRoot, Device
 from training.utils.io import write_bytes
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Arguments:
     dependence_only: bool = False
     # Page that gets the comparison, between its markers.
     markdown: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    data_root: DataRoot = None
+    device: Device = "auto"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -45,18 +48,19 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("expected either RUN folders or --experiment OUT")
     labels = _rows(arguments.experiment, arguments.table) if arguments.experiment else None
     # Not at the top: --help and wrong arguments need not wait for torch.
-    from rich.console import Console
     from rich.table import Table
 
     from training.disentangle.compare import compare, markdown
     from training.evaluation.disentangle_result import RESULT
     from training.evaluation.run_folder import Run
+    from training.utils.terminal import make_console
 
     results = {}
     for run_dir in [run for runs in labels.values() for run in runs] if labels else arguments.runs:
-        results[run_dir], new = _disentangle(run_dir, arguments.dependence_only)
+        options = {"data_root": arguments.data_root, "device": arguments.device}
+        results[run_dir], new = _disentangle(run_dir, arguments.dependence_only, **options)
         print(f"{run_dir / RESULT}{'' if new else ' (measured before)'}")
-    console = Console(soft_wrap=True)
+    console = make_console()
     evaluations = {folder: run.evaluation if (run := Run(folder)).is_finished else None for folder in results}
     title, parts = compare(results, evaluations, labels)
     console.print(title, highlight=False)
@@ -85,21 +89,17 @@ def _rows(experiment: Path, table: str) -> dict[str, list[Path]]:
     return {label: [Path(folder) for folder in run.folders] for label, run in runs.items()}
 
 
-def _disentangle(run_dir: Path, dependence_only: bool) -> tuple[Disentanglement, bool]:
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn
-
+def _disentangle(run_dir: Path, dependence_only: bool, **options: Any) -> tuple[Disentanglement, bool]:
     from training.disentangle.run import disentangle
+    from training.utils.terminal import make_console, make_progress
 
-    console = Console(stderr=True)
-    columns = TextColumn("{task.fields[step]}"), *Progress.get_default_columns()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with make_progress(make_console(stderr=True), "{task.fields[step]}") as bar:
         task = bar.add_task("", total=None, step=str(run_dir))
 
         def show(step: str, done: int, total: int) -> None:
             bar.update(task, step=f"{run_dir}: {step}", completed=done, total=total)
 
-        return disentangle(run_dir, dependence_only=dependence_only, progress=show)
+        return disentangle(run_dir, dependence_only=dependence_only, progress=show, **options)
 
 
 if __name__ == "__main__":

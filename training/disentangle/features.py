@@ -41,13 +41,13 @@ def collect(
     """Each feature of FEATURES, float32 (N, C) or (N, E), colours (N, 96); without a fusion there is no f_final, with a single
     person no f_final_other."""
     model, config, size = trained.decoupling_model, trained.config, trained.config.eval.batch_size
-    device = next(model.parameters()).device
+    device = trained.device
     captions = [record.captions[0] for record in records]
     others = _somebody_else([record.id for record in records])
     texts = {"f_final": captions}
     if others is not None:
         texts["f_final_other"] = [captions[i] for i in others]
-    untrained = _untrained(trained).to(device)
+    untrained = _untrained(trained)
     collected: dict[str, list[torch.Tensor]] = {name: [] for name in FEATURES}
     for images, part in iterate_images(records, config.data, size):
         images = images.to(device)
@@ -61,8 +61,9 @@ def collect(
             "v_id": embedded.v_id_BE,
             "v_clo": embedded.v_clo_BE,
             "colours": F.adaptive_avg_pool2d(images, GRID).flatten(1),
-            "untrained": untrained(images).mean(1),
         }
+        if untrained is not None:
+            values["untrained"] = untrained.to(device)(images).mean(1)
         for name, chosen in texts.items() if model.fusion is not None else ():
             text = tokenize(trained.tokenizer, chosen[part], config.data.text_length).to(device)
             text_tokens = model.text(text.input_ids_BT, text.attention_mask_BT)
@@ -74,11 +75,16 @@ def collect(
     return {name: torch.cat(parts).numpy() for name, parts in collected.items() if parts}
 
 
-def _untrained(trained: TrainedModel) -> VisualEncoder:
-    """The visual encoder of the run before its first step, in evaluation mode; torch's random state stays."""
+def _untrained(trained: TrainedModel) -> VisualEncoder | None:
+    """The visual encoder of the run before its first step, in evaluation mode; torch's random state stays. None where its
+    pretrained weights are out of reach: the run does not hold them."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(trained.config.seed)
-        model = build_model(trained.config, trained.tokenizer)
+        # Not torch.manual_seed, which seeds the cards too.
+        torch.default_generator.manual_seed(trained.config.seed)
+        try:
+            model = build_model(trained.config, trained.tokenizer)
+        except RuntimeError:
+            return None
     return replace(trained, model=model.eval()).decoupling_model.visual
 
 

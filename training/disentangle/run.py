@@ -48,12 +48,18 @@ Progress = Callable[[str, int, int], None]
 
 
 def disentangle(
-    run_dir: Path, *, dependence_only: bool = False, progress: Progress = lambda step, done, total: None
+    run_dir: Path,
+    *,
+    dependence_only: bool = False,
+    progress: Progress = lambda step, done, total: None,
+    data_root: Path | None = None,
+    device: str = "auto",
 ) -> tuple[Disentanglement, bool]:
-    """(contents of RUN/disentangle.json, True if measured now), on the test split of the run's data.
+    """(contents of RUN/disentangle.json, True if measured now), on the test split of the run's data; data_root: where these
+    are now, if they were moved.
 
     With `dependence_only`, or from an earlier call with it, probes, summary, retrieval and tsne are None; a call without
-    it then measures everything.
+    it then measures everything. device: as in `select_device`.
 
     Raises what `cached_result` and the measures raise: FileNotFoundError for data without factors.jsonl.
     """
@@ -65,7 +71,7 @@ def disentangle(
     def suffices(stored: Disentanglement) -> bool:
         return dependence_only or stored.probes is not None
 
-    return cached_result(path, partial(read_record, kind=Disentanglement), compute, suffices)
+    return cached_result(path, partial(read_record, kind=Disentanglement), compute, suffices, data_root, device)
 
 
 def _measure(
@@ -89,7 +95,7 @@ def _measure(
         dependence=pair,
         features=FEATURES,
         measures=MEASURES,
-        config=to_dict(trained.config),
+        config=to_dict(trained.stored_config),
         fingerprint=trained.fingerprint,
         counts=ImageCounts(images=len(records), ids=len(set(persons))),
         seconds=time.perf_counter() - started,

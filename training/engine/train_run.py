@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,64 +13,161 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from training.config import Config, to_dict
+from training.config import Config, complete, to_dict
 from training.data.datasets import Dataset, read_dataset
+from training.data.image_digests import ImageDigests, digest_images, read_digests, require_unchanged, write_digests
+from training.data.images.readable import require_readable
 from training.data.loader import TrainLoader
-from training.data.tokenizer import build_tokenizer, save_tokenizer
+from training.data.tokenizer import TOKENIZER, build_tokenizer, save_tokenizer, tokenizer_digests
 from training.engine import checkpoint
+from training.engine.device import CPU, describe_device, machine_facts, select_device
+from training.engine.initial_weights import load_initial_weights
 from training.engine.memory import Resources, peak_memory_mb
+from training.engine.memory_fit import fitting_config
+from training.engine.train_step import learning_rate_factor
 from training.engine.trainer import RunProgress, Trainer
+from training.models.pretrained import with_image_size
 from training.utils.io import read_json, read_record, write_json, write_record
-from training.utils.machine import cpu_name, machine_name
+from training.utils.locks import folder_lock
+from training.utils.machine import machine_name
+from training.utils.preemption import Preemption, preemption
+from training.utils.terminal import make_console, make_progress
 
 # Called with (model, records=, tokenizer=, config=): the metrics that select a checkpoint, such as dual.validate.
 ValidateSplit = Callable[..., dict[str, float]]
 
 
-def train_run(config: Config, run_dir: Path, validate: ValidateSplit, *, resume: bool = False) -> RunProgress:
-    """Trains `config` into `run_dir`: config.json, tokenizer/, what `Trainer` writes, and resources.json (peak memory,
-    machine).
+@dataclass(frozen=True)
+class RunOptions:
+    """Start and reports of a run; no part of its configuration, so that none of it changes a number of a whole run."""
 
-    Raises FileExistsError for a run folder that is in use, ValueError for one to resume of another configuration,
-    FileNotFoundError for one to resume that does not exist, all before the data is read; then what the stages raise.
-    Nothing is written before the data has been read and the model built.
+    # Continue a run that has begun; `extend`: to more epochs than it was begun with.
+    resume: bool = False
+    extend: bool = False
+    # Run folder whose weights a new run starts from.
+    init: Path | None = None
+    # Estimate the memory before the first step, and refuse what does not fit; `fit`: take more micro-batches and recomputed
+    # activations instead.
+    check_memory: bool = False
+    fit: bool = False
+    # Seconds between two lines about the progress where the output is no terminal; 0: none.
+    log_seconds: float = 30.0
+    # As in `select_device`: a run goes on on any device.
+    device: str = "auto"
+
+
+def train_run(config: Config, run_dir: Path, validate: ValidateSplit, options: RunOptions | None = None) -> RunProgress:
+    """Trains `config` into `run_dir`: config.json, tokenizer/, images.json, what `Trainer` writes, and resources.json (peak
+    memory, machine).
+
+    Raises RuntimeError for a run folder that another process uses, FileExistsError for one that is not empty, ValueError for
+    one to resume of another configuration and for a device that does not exist, all before the data is read; then what the
+    stages raise. Nothing is written before
+    every check has passed: data read, model built, last.pt and the images compared.
     """
-    started, console = time.perf_counter(), Console(soft_wrap=True)
-    _check_folder(config, run_dir, resume)
-    dataset = read_dataset(config.data)
-    trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, console)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / "config.json", to_dict(config))
-    save_tokenizer(tokenizer, run_dir / "tokenizer")
-    if resume:
-        trainer.resume()
-    parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6
-    console.print(
-        f"{config.recipe}, seed {config.seed}: {describe(dataset)}; {parameters:.2f} M parameters, {len(trainer.loader)} "
-        f"steps an epoch, {torch.get_num_threads()} threads; {time.perf_counter() - started:.1f} s to start",
-        highlight=False,
-    )
-    progress = trainer.fit()
-    _write_resources(run_dir / "resources.json", next(trainer.model.parameters()).device)
+    options = options or RunOptions()
+    device = select_device(options.device)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise FileExistsError(f"--out {run_dir} is a file, expected a new or empty folder")
+    started, console = time.perf_counter(), make_console()
+    config = with_image_size(config)
+    with preemption() as signals, folder_lock(run_dir):
+        trainer, dataset = _prepare(config, run_dir, validate, options, console, signals, device)
+        if cut := trainer.loader.table.cut:
+            limit = config.data.text_length
+            console.print(f"{cut:,} training texts are longer than data.text_length ({limit} tokens) and are cut")
+        if config.data.captions_only:
+            console.print(captions_only_line(config))
+        parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6
+        console.print(
+            f"{config.recipe}, seed {config.seed}: {describe(dataset)}; {parameters:.2f} M parameters, "
+            f"{len(trainer.loader)} steps an epoch, {torch.get_num_threads()} threads; "
+            f"{time.perf_counter() - started:.1f} s to start"
+        )
+        console.print(describe_device(options.device, device, trainer.stepper.precision))
+        progress = trainer.fit()
+        _write_resources(run_dir / "resources.json", device)
     console.print(
         f"{run_dir}: {progress.epoch} epochs, {time.perf_counter() - started:.1f} s; best validation "
-        f"{config.eval.select_by} {progress.best:.2f} in epoch {progress.best_epoch}, beta {progress.beta:g}",
-        highlight=False,
+        f"{config.eval.select_by} {progress.best:.2f} in epoch {progress.best_epoch}, beta {progress.beta:g}"
     )
     return progress
 
 
+def _prepare(
+    config: Config,
+    run_dir: Path,
+    validate: ValidateSplit,
+    options: RunOptions,
+    console: Console,
+    signals: Preemption,
+    device: torch.device,
+) -> tuple[Trainer, Dataset]:
+    """(trainer at its first step, data) after all checks; then writes the files that do not change during training."""
+    if options.resume and options.fit:
+        config = _fitted_before(config, run_dir)
+    continued = _check_folder(config, run_dir, options)
+    dataset = read_dataset(config.data)
+    require_readable(dataset.root, dataset.splits, config.data.max_pixels)
+    known = read_digests(run_dir)
+    images = _digest(dataset, known)
+    reporting = {"console": console, "log_seconds": options.log_seconds, "preemption": signals}
+    trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, images.digest, device, **reporting)
+    if options.check_memory or options.fit:
+        fitting = fitting_config(trainer.model, config, trainer.loader, console.print, fit=options.fit)
+        if fitting != config:
+            config = fitting
+            trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, images.digest, device, **reporting)
+    begun = (run_dir / "last.pt").exists()
+    if options.init is not None and not begun:
+        console.print(load_initial_weights(trainer.model, tokenizer, options.init))
+    if continued:
+        require = partial(require_unchanged, dataset.root, known, images)
+        epochs = trainer.resume(extend=options.extend, require_images=require)
+        if epochs < config.optim.epochs:
+            console.print(_extension(trainer, epochs))
+    elif options.resume:
+        console.print(f"{run_dir} holds nothing to continue: the run starts")
+    write_json(run_dir / "config.json", to_dict(config), seal=True)
+    if not begun or tokenizer_digests(run_dir / TOKENIZER) != trainer.tokenizer_files:
+        save_tokenizer(tokenizer, run_dir / TOKENIZER)
+        trainer.tokenizer_files = tokenizer_digests(run_dir / TOKENIZER)
+    write_digests(run_dir, images)
+    return trainer, dataset
+
+
 def build_trainer(
-    config: Config, dataset: Dataset, run_dir: Path, validate: ValidateSplit, console: Console | None = None
+    config: Config,
+    dataset: Dataset,
+    run_dir: Path,
+    validate: ValidateSplit,
+    images: str = "",
+    device: torch.device = CPU,
+    **reporting: Any,
 ) -> tuple[Trainer, Any]:
-    """(trainer of a new model, tokenizer) for a configuration and its data, seeded by the configuration."""
+    """(trainer of a new model on a device, tokenizer) for a configuration and its data, seeded by the configuration: its weights
+    are drawn on the CPU, the same for every device. images: digest of the images; reporting: `console`, `log_seconds` and
+    `preemption` of the Trainer."""
     torch.manual_seed(config.seed)
+    config = with_image_size(config)
     tokenizer = build_tokenizer(config.model.text, dataset.train_texts())
-    model = checkpoint.build_model(config, tokenizer)
+    model = checkpoint.build_model(config, tokenizer).to(device)
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     validation = partial(validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
-    fingerprint = dataset.fingerprint
-    return Trainer(config, model, loader, run_dir, validation, fingerprint=fingerprint, console=console), tokenizer
+    inputs = checkpoint.Inputs(dataset.fingerprint, images)
+    return Trainer(config, model, loader, run_dir, validation, inputs=inputs, **reporting), tokenizer
+
+
+def captions_only_line(config: Config) -> str:
+    """The losses that are off where a run has no generated texts."""
+    loss = config.loss
+    names = {
+        "clothing_matching": loss.clothing_matching,
+        "adversarial": loss.adversarial,
+        "decoupling": loss.decoupling,
+    }
+    off = ", ".join(name for name, on in names.items() if not on)
+    return f"captions only, without generated texts: InfoNCE reads captions; off: {off}"
 
 
 def describe(dataset: Dataset) -> str:
@@ -82,29 +180,65 @@ def describe(dataset: Dataset) -> str:
     return f"{text}; {skipped} training {images} skipped: {whose} generated texts were rejected"
 
 
+def _fitted_before(config: Config, run_dir: Path) -> Config:
+    """The configuration with the micro-batches that --fit gave the run when it began."""
+    if not (run_dir / "config.json").exists():
+        return config
+    stored = complete(read_json(run_dir / "config.json"))["optim"]
+    kept = {name: stored[name] for name in ("accumulate", "checkpointing")}
+    return replace(config, optim=replace(config.optim, **kept))
+
+
+def _digest(dataset: Dataset, known: ImageDigests) -> ImageDigests:
+    """Digests of the images of the data set, with a bar on a terminal while files are read."""
+    with make_progress(make_console(stderr=True)) as bar:
+        task = bar.add_task("reading images", total=None)
+        return digest_images(
+            dataset.splits.values(), known, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+
+
+def _extension(trainer: Trainer, before: int) -> str:
+    """Sentence about what more epochs do to the schedule."""
+    optim, steps, done = trainer.config.optim, len(trainer.loader), trainer.progress.step
+    warmup = optim.warmup_epochs * steps
+    old = learning_rate_factor(min(done, before * steps), warmup, before * steps) * optim.lr
+    new = learning_rate_factor(done, warmup, optim.epochs * steps) * optim.lr
+    return (
+        f"extended from {before} to {optim.epochs} epochs: the learning rate, {old:.2e} by the schedule so far, goes on at "
+        f"{new:.2e} and falls to 0 in epoch {optim.epochs}; a run of {optim.epochs} epochs from the start would give other "
+        "weights"
+    )
+
+
 def _write_resources(path: Path, device: torch.device) -> None:
     before = read_record(path, Resources) if path.exists() else Resources(memory_mb=0.0)
-    here = machine_name({"cpu": cpu_name(), "threads": str(torch.get_num_threads())})
+    here = machine_name(machine_facts(device))
     machines = list(dict.fromkeys([*(before.machines or []), here]))
     write_record(path, Resources(memory_mb=max(before.memory_mb, peak_memory_mb(device)), machines=machines))
 
 
-def _check_folder(config: Config, run_dir: Path, resume: bool) -> None:
-    if run_dir.exists() and not run_dir.is_dir():
-        raise FileExistsError(f"--out {run_dir} is a file, expected a new or empty folder")
-    if not resume:
-        there = set(run_dir.iterdir()) - set(checkpoint.leftovers(run_dir)) if run_dir.exists() else ()
-        used = sorted(path.name for path in there)
-        if used:
-            shown = ", ".join(used[:5]) + (", ..." if len(used) > 5 else "")
-            raise FileExistsError(
-                f"run folder {run_dir} is already used ({shown}); continue it with --resume or choose another --out"
-            )
-        return
-    stored, ours = read_json(run_dir / "config.json"), json.loads(json.dumps(to_dict(config)))
+def _check_folder(config: Config, run_dir: Path, options: RunOptions) -> bool:
+    """True if `run_dir` holds a run to continue. Raises as `train_run`."""
+    if options.extend and not options.resume:
+        raise ValueError("--extend continues a run: give it with --resume")
+    names = {path.name for path in run_dir.iterdir()} - {path.name for path in checkpoint.leftovers(run_dir)}
+    if not names:
+        return False
+    if not options.resume:
+        shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+        raise FileExistsError(
+            f"run folder {run_dir} is already used ({shown}); continue it with --resume or choose another --out"
+        )
+    stored, ours = complete(read_json(run_dir / "config.json")), json.loads(json.dumps(to_dict(config)))
+    epochs = stored["optim"]["epochs"], ours["optim"]["epochs"]
+    if options.extend and epochs[0] < epochs[1]:
+        stored = {**stored, "optim": {**stored["optim"], "epochs": epochs[1]}}
     if stored != ours:
         different = ", ".join(_differences(stored, ours)) or "fields of another version"
-        raise ValueError(f"cannot resume {run_dir}: its config.json differs from the command in {different}")
+        hint = "; more epochs need --extend" if epochs[0] < epochs[1] else ""
+        raise ValueError(f"cannot resume {run_dir}: its config.json differs from the command in {different}{hint}")
+    return True
 
 
 def _differences(stored: object, ours: object, name: str = "") -> list[str]:

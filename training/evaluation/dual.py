@@ -70,8 +70,16 @@ def embed_dual(model: RetrievalModel, records: Sequence[Record], tokenizer: Any,
     finally:
         model.train(mode)
     v_id_GE = torch.cat([x.v_id_BE for x in gallery]).cpu()
+    t_QE = torch.cat(texts).cpu()
     v_clo_GE, gate_GC = _joined([x.v_clo_BE for x in gallery]), _joined([x.gate_BC for x in gallery])
-    return DualEmbeddings(torch.cat(texts).cpu(), v_id_GE, v_clo_GE, gate_GC, captions, ids_G[images], images, ids_G)
+    _require_finite(t_QE, v_id_GE, v_clo_GE)
+    return DualEmbeddings(t_QE, v_id_GE, v_clo_GE, gate_GC, captions, ids_G[images], images, ids_G)
+
+
+def _require_finite(*embeddings: Tensor | None) -> None:
+    """Raises ValueError: one such value would count as the best match of every query, or of none."""
+    if not all(bool(values.isfinite().all()) for values in embeddings if values is not None):
+        raise ValueError("the model gives embeddings that are not finite, which have no order of similarity")
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:

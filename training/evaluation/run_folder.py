@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 
 from training.engine.memory import Resources
+from training.engine.metrics_log import parse_line
 from training.evaluation.diagnosis.diagnosis_result import DIAGNOSIS, Diagnosis
 from training.evaluation.disentangle_result import ARRAYS, RESULT, Disentanglement
 from training.evaluation.protocols.protocol_names import BESIDE_DUAL, Protocol
@@ -22,7 +25,7 @@ from training.evaluation.result import (
     read_evaluation,
     read_protocol,
 )
-from training.utils.io import Keys, decode, parse_json, read_record
+from training.utils.io import Keys, decode, read_record
 from training.utils.machine import machine_name
 
 T = TypeVar("T", Disentanglement, Diagnosis)
@@ -177,16 +180,22 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as arrays:
-        return {name: arrays[name] for name in arrays}
+    try:
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in arrays}
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"{path} is damaged ({str(error).splitlines()[0]}); restore it from a copy, or delete it and the result beside it to "
+            "measure again"
+        ) from error
 
 
 def _read_log(path: Path) -> MetricsLog:
     steps: dict[int, TrainingStep] = {}
     validations: dict[float, dict[str, float]] = {}
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
         source = f"{path} line {number}"
-        line = decode(dict[str, Any], parse_json(text, source), source)
+        line = parse_line(text.decode(errors="replace"), source)
         kind = line.pop("kind", None)
         if kind == "step":
             step = decode(TrainingStep, line, source)

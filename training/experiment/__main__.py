@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -25,6 +25,14 @@ from training.config.command_line import ConfigFile
 from training.config.recipes import RECIPES
 from training.experiment.plan import ALL, plan
 from training.utils import cli
+from training.utils.cli import Device
+from training.utils.locks import folder_lock
+from training.utils.preemption import preemption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from training.config.ablations import Row
 
 # Recipe that the tables' rows start from, where none is given.
 BASES = {"table5": "cuhk-pedes"}
@@ -56,6 +64,7 @@ class Arguments:
     threads: int | None = None
     # Folder that keeps finished runs, a few kB each; they are read from there instead of being trained again.
     results: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    device: Device = "auto"
     # Only print what would run and how long it would take.
     estimate: bool = False
 
@@ -63,18 +72,41 @@ class Arguments:
 def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `plan`, `missing_jobs` and `run_experiment` raise."""
     arguments, base = command_line.parse(Arguments, argv, "training.experiment", __doc__, _base_of)
-    experiment, data, jobs = arguments.experiment, arguments.data, arguments.jobs
+    experiment, data = arguments.experiment, arguments.data
     if data and experiment != "table5":
         base = replace(base, data=replace(base.data, root=str(data)))
     out = arguments.out or Path(f"runs/{base.recipe}")
     titles, rows = plan(experiment, base, data, arguments.rows, out)
-    if jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, got {jobs}")
+    if arguments.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {arguments.jobs}")
     if arguments.threads is not None and arguments.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
     # Not at the top: --help and errors of the command line need not wait for torch.
+    from training.engine.device import select_device
+    from training.utils.terminal import make_console
+
+    select_device(arguments.device)
+    console = make_console()
+    if not console.is_terminal:
+        # A file or a pipe has room for whole rows.
+        console = make_console(width=WIDTH)
+    command = shlex.join(["python", "-m", "training.experiment", *argv])
+    # A SIGTERM ends this process by an exception, so that the runs in progress get one too and save.
+    with preemption(), folder_lock(out):
+        _run(arguments, base, out, titles, rows, command, console)
+
+
+def _run(
+    arguments: Arguments,
+    base: Config,
+    out: Path,
+    titles: dict[str, str],
+    rows: list[Row],
+    command: str,
+    console: Console,
+) -> None:
+    """Runs what is missing and prints the summary."""
     import torch
-    from rich.console import Console
 
     from training.experiment.child_process import run_command
     from training.experiment.jobs import missing_jobs, threads_of
@@ -82,11 +114,11 @@ def main(argv: Sequence[str]) -> None:
     from training.experiment.scheduler import run_experiment
     from training.experiment.style_texts import with_texts
     from training.experiment.summary_table import print_summary
+    from training.models.pretrained import with_image_size
 
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        # A file or a pipe has room for whole rows.
-        console = Console(soft_wrap=True, width=WIDTH)
+    # The key of a run is that of the whole configuration, the size of its images included.
+    base, rows = with_image_size(base), [replace(row, config=with_image_size(row.config)) for row in rows]
+    jobs = arguments.jobs
     rows = with_texts(rows, console)
     if arguments.results:
         exchange(rows, arguments.seeds, out, arguments.results, console)
@@ -94,10 +126,9 @@ def main(argv: Sequence[str]) -> None:
     threads = known or max(1, torch.get_num_threads() // jobs)
     console.print(f"{threads} threads a run, {jobs} at a time", highlight=False)
     launch = partial(run_command, threads=threads)
-    missing = missing_jobs(rows, arguments.seeds, out, console, launch, jobs)
+    missing = missing_jobs(rows, arguments.seeds, out, console, launch, jobs, arguments.device)
     if arguments.estimate:
         return
-    command = shlex.join(["python", "-m", "training.experiment", *argv])
     run = partial(run_experiment, launch=launch, parallel=jobs, command=command, results=arguments.results)
     summary = run(missing, rows, titles, arguments.seeds, out, base, console)
     print_summary(summary, console)

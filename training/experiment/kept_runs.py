@@ -20,10 +20,11 @@ from rich.console import Console
 from training.config import Config
 from training.config.ablations import Row, stored_key
 from training.data.datasets import read_dataset
+from training.engine.metrics_log import parse_line
 from training.evaluation.result import Evaluation, Metrics
 from training.evaluation.run_folder import CALLS, EVALUATION, METRICS_LOG, RESOURCES, Run
 from training.experiment.summary import run_folder
-from training.utils.io import decode, parse_json, write_bytes
+from training.utils.io import decode, parse_json, read_json, write_bytes
 
 # Files of a run folder that are kept; metrics.jsonl without its steps, eval.json without examples and histograms.
 NAMES = re.compile(r"config\.json|diagnosis\.json|eval[\w-]*\.(json|npz)|" + "|".join((CALLS, RESOURCES, METRICS_LOG)))
@@ -60,9 +61,9 @@ def keep(run_dir: Path, key: str, seed: int, folder: Path) -> Path:
 def _content(source: Path) -> bytes:
     if source.name == METRICS_LOG:
         lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
-        return "".join(x for x in lines if parse_json(x, str(source)).get("kind") == "validation").encode()
+        return "".join(x for x in lines if parse_line(x, str(source)).get("kind") == "validation").encode()
     if source.name == EVALUATION:
-        values = parse_json(source.read_text(encoding="utf-8"), str(source)) | {"examples": [], "histograms": {}}
+        values = read_json(source) | {"examples": [], "histograms": {}}
         return json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n"
     return source.read_bytes()
 

@@ -102,7 +102,7 @@ class _Board:
         self.total = sum(job.seconds for job in jobs)
         self.start, self.starts = time.perf_counter(), dict[Job, float]()
         self.done, self.expected = 0, 0.0
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
         self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=self.total)
 

@@ -27,6 +27,7 @@ from training.describe.styles.neutral_rules import neutralise
 from training.describe.styles.style_options import STYLOMETRIC, StyleOptions
 from training.describe.text_generation import generate
 from training.utils.io import read_json
+from training.utils.terminal import make_console
 
 TABLE = "table4"
 
@@ -62,7 +63,7 @@ class _DataSet:
     def encoded(self) -> EncodedCaptions:
         neutral = NeutralCaptions(neutralise(self.captions.texts), LEXICON, 0)
         # The stylometric encoder keeps nothing in a folder.
-        return encode_captions(neutral, STYLOMETRIC, self.root, Console(stderr=True))
+        return encode_captions(neutral, STYLOMETRIC, self.root, make_console(stderr=True))
 
 
 def _with_texts(row: Row, data_set: _DataSet, console: Console) -> Row:

@@ -14,16 +14,13 @@ from torch import Tensor, nn
 from training.config import LossConfig, ModelConfig
 from training.models.model_outputs import EncoderOutput, ImageEmbedding, PairFeatures
 from training.models.retrieval_model import RetrievalModel
+from training.models.word_pairs import PAIRS, pair_numbers
 
 if TYPE_CHECKING:
     from training.data.loader import Batch, TextBatch
 
 # Channels and strides of the convolutions.
 CHANNELS, STRIDES = (32, 64, 128, 128), (2, 2, 2, 1)
-# Vectors for neighbouring tokens: the captions of 10,000 rendered images hold about 7,000 different pairs.
-PAIRS = 1 << 14
-# Multiplier of the hash of a pair (Knuth, The Art of Computer Programming, volume 3, 6.4).
-HASH = 2654435761
 # Standard deviation that the vectors start from.
 STD = 0.1
 
@@ -59,9 +56,9 @@ class BagOfWords(nn.Module):
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """Token ids and mask (1 token, 0 padding), int64 (B, T) -> (B, E)."""
         tokens_BT = input_ids_BT.masked_fill(attention_mask_BT == 0, self.pad_id)
-        pairs = (tokens_BT[:, :-1] * self.vocab_size + tokens_BT[:, 1:]) * HASH % (1 << 32) * PAIRS >> 32
+        pairs = pair_numbers(tokens_BT, self.vocab_size) + self.vocab_size
         # Padding is at the end: a pair is one of two tokens if its second one is.
-        pairs = (pairs + self.vocab_size).masked_fill(attention_mask_BT[:, 1:] == 0, self.pad_id)
+        pairs = pairs.masked_fill(attention_mask_BT[:, 1:] == 0, self.pad_id)
         return self.projection(self.vectors(torch.cat([tokens_BT, pairs], dim=1)))
 
 

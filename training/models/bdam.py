@@ -15,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from training.config import BdamConfig
 
+# Of the last weights of each residual part of a new layer: it nearly passes its input on at first.
+RESIDUAL_SCALE = 0.1
+
 
 @dataclass(frozen=True)
 class BdamOutput:
@@ -44,13 +47,13 @@ class _Attention(nn.Module):
         if config.pre_norm:
             self.norm = nn.LayerNorm(width)
             self.norm_context = nn.LayerNorm(width) if cross else None
+            last = nn.Linear(4 * width, width)
             self.feed_forward = nn.Sequential(
-                nn.LayerNorm(width),
-                nn.Linear(width, 4 * width),
-                nn.GELU(),
-                nn.Linear(4 * width, width),
-                nn.Dropout(config.dropout),
+                nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), last, nn.Dropout(config.dropout)
             )
+            with torch.no_grad():
+                self.attention.out_proj.weight.mul_(RESIDUAL_SCALE)
+                last.weight.mul_(RESIDUAL_SCALE)
 
     def forward(self, x_BPC: Tensor, context_BPC: Tensor | None = None) -> Tensor:
         query = self.norm(x_BPC) if self.pre_norm else x_BPC

@@ -1,54 +1,29 @@
-"""Visual and text encoders: ViT and BERT of `transformers`, pretrained (by name or folder) or small with random weights.
+"""Visual and text encoders: pretrained towers of `transformers` (by name or folder), or a small ViT and BERT with random weights.
 
 Shapes: B batch, P patches, T text tokens, C width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from training.config import EncoderConfig
-
-_ATTENTION = "sdpa"
-# Standard deviations that new encoders with a convolutional stem start from.
-POSITION_STD, WORD_STD = 0.5, 0.1
-
-
-def _load(name: str, build: Callable[..., Any]) -> Any:
-    """A pretrained backbone. Raises RuntimeError with the requested name."""
-    try:
-        return build(name, add_pooling_layer=False, attn_implementation=_ATTENTION)
-    except (OSError, ValueError) as error:
-        raise RuntimeError(
-            f"encoder: pretrained weights {name!r} cannot be loaded; give a local folder that holds them, connect to "
-            f"the hub once, or leave encoder.pretrained empty for a small encoder ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def _sizes(config: EncoderConfig) -> dict[str, Any]:
-    """Arguments shared by the configurations of a small ViT and a small BERT."""
-    return {
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "intermediate_size": config.feed_forward * config.width,
-        "attn_implementation": _ATTENTION,
-    }
+from training.models.pretrained import HALF, Backbone, Kind, load_backbone, rebuild, text_positions
+from training.models.small_encoders import small_bert, small_vit
 
 
 class _Backbone(nn.Module):
     """Wrapper of a backbone; a frozen one stays in evaluation mode (no dropout) and outside the graph."""
 
-    def __init__(self, backbone: nn.Module, trainable: bool) -> None:
+    def __init__(self, backbone: nn.Module, trainable: bool, description: str = "") -> None:
         super().__init__()
         self.backbone = backbone
         self.trainable = trainable
+        # Of a pretrained tower, from which a run builds it without the folder of its weights.
+        self.description = description
         if not trainable:
             backbone.requires_grad_(False)
             backbone.eval()
@@ -76,112 +51,39 @@ class _Backbone(nn.Module):
             return self.backbone(*args, **kwargs).last_hidden_state
 
 
-def _convolution(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
-
-
-class _PatchwiseLinear(nn.Module):
-    """Linear map (B, C, P) -> (B, P, C') with weights of its own for each patch position."""
-
-    def __init__(self, patches: int, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(patches, inputs, outputs) * inputs**-0.5)
-
-    def forward(self, x_BCP: Tensor) -> Tensor:
-        return torch.bmm(x_BCP.permute(2, 0, 1), self.weight).transpose(0, 1)
-
-
-class _ConvolutionalStem(nn.Module):
-    """Patch embedding by convolutions (Xiao et al., Early Convolutions Help Transformers See Better, NeurIPS 2021): each halves
-    the image and doubles the channels from 32, up to `width`, down to 2 x 2 cells a patch; then one linear map of the cells for
-    each patch position, so that the mean of the tokens still tells a red shirt from red trousers.
-
-    patch: a power of two above 2; grid: patches in height and width. Batch statistics are those of a micro-batch if there are
-    several.
-    """
-
-    def __init__(self, width: int, patch: int, grid: tuple[int, int]) -> None:
-        super().__init__()
-        halvings = patch.bit_length() - 2
-        channels = [3, *(min(32 * 2**i, width) for i in range(halvings))]
-        self.convolutions = nn.Sequential(*(_convolution(a, b) for a, b in zip(channels, channels[1:], strict=False)))
-        self.projection = _PatchwiseLinear(grid[0] * grid[1], 4 * channels[-1], width)
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) -> tokens (B, P, C)."""
-        return self.projection(F.unfold(self.convolutions(images_BCHW), 2, stride=2))
-
-
-class _WindowEmbeddings(nn.Module):
-    """Embeddings of BERT plus a non-linear map of the three words around each: which colour belongs to which garment is said by
-    neighbouring words, and attention takes long to find them."""
-
-    def __init__(self, embeddings: nn.Module, width: int, pad_id: int) -> None:
-        super().__init__()
-        self.embeddings, self.pad_id = embeddings, pad_id
-        self.window = nn.Linear(3 * width, width)
-
-    def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
-        """Token ids (B, T) -> (B, T, C); padding has no influence on other tokens."""
-        x_BTC = self.embeddings(input_ids=input_ids, **kwargs)
-        x_BTC = x_BTC * (input_ids != self.pad_id).to(x_BTC.dtype)[..., None]
-        before_BTC, after_BTC = F.pad(x_BTC[:, :-1], (0, 0, 1, 0)), F.pad(x_BTC[:, 1:], (0, 0, 0, 1))
-        return x_BTC + F.gelu(self.window(torch.cat([before_BTC, x_BTC, after_BTC], dim=2)))
-
-
-def _init_grid_positions(positions_1NC: nn.Parameter, image_size: tuple[int, int], patch: int) -> None:
-    """Initialises the trainable position embeddings of a new ViT with sines and cosines of row and column, [CLS] with 0.
-
-    Small random ones are dominated by the patches: InfoNCE on the synthetic set is 3.97 after 6 epochs, with random ones
-    4.03 after 8.
-    """
-    rows, columns = image_size[0] // patch, image_size[1] // patch
-    quarter = positions_1NC.shape[2] // 4
-    rate = 10000.0 ** (-torch.arange(quarter) / quarter)
-    y = torch.arange(rows).repeat_interleave(columns)[:, None] * rate
-    x = torch.arange(columns).repeat(rows)[:, None] * rate
-    with torch.no_grad():
-        positions_1NC.zero_()
-        positions_1NC[0, 1:, : 4 * quarter] = torch.cat([y.sin(), y.cos(), x.sin(), x.cos()], dim=1)
-
-
 class VisualEncoder(_Backbone):
-    """ViT (paper 3.2: ViT-B/16) whose last block's normalised patch tokens are the entangled feature f.
+    """ViT (paper 3.2: ViT-B/16) or another tower of `pretrained`, whose last block's normalised patch tokens are the entangled
+    feature f.
 
-    Position embeddings of pretrained weights are interpolated (bicubic) to `image_size` where it differs.
-    Raises RuntimeError when weights cannot be loaded, ValueError when `image_size` is not a multiple of the patch.
+    Position embeddings of pretrained weights are interpolated (bicubic) to `image_size` where it differs. description: of a
+    pretrained tower, to build it without weights. Raises what `load_backbone` does, and ValueError when `image_size` is not a
+    multiple of the patch.
     """
 
-    def __init__(self, config: EncoderConfig, image_size: tuple[int, int]) -> None:
-        if config.pretrained:
-            backbone = _load(config.pretrained, ViTModel.from_pretrained)
-        else:
-            backbone = ViTModel(
-                ViTConfig(
-                    image_size=list(image_size),
-                    patch_size=config.patch_size,
-                    # 0.02 suits width 768: at 96 the content and position of a patch would hardly change the token mean.
-                    initializer_range=config.width**-0.5,
-                    **_sizes(config),
-                ),
-                add_pooling_layer=False,
-            )
-            embeddings: Any = backbone.embeddings
-            positions = embeddings.position_embeddings
-            if config.stem == "convolutional":
-                grid = image_size[0] // config.patch_size, image_size[1] // config.patch_size
-                embeddings.patch_embeddings = _ConvolutionalStem(config.width, config.patch_size, grid)
-                # As large as the output of the stem: with smaller ones the mean of the tokens loses their positions.
-                nn.init.normal_(positions, std=POSITION_STD)
-            else:
-                _init_grid_positions(positions, image_size, config.patch_size)
-        super().__init__(backbone, config.trainable)
+    _scale: Tensor
+    _shift: Tensor
+
+    def __init__(self, config: EncoderConfig, image_size: tuple[int, int], description: str = "") -> None:
+        tower = _pretrained("visual", config, description)
+        backbone: Any = tower.module if tower else small_vit(config, image_size)
+        super().__init__(backbone, config.trainable, tower.describe() if tower else "")
         size, patch = backbone.config.image_size, backbone.config.patch_size
         if image_size[0] % patch or image_size[1] % patch:
             raise ValueError(f"VisualEncoder: image_size must be a multiple of the patch ({patch}), got {image_size}")
         self.width: int = backbone.config.hidden_size
         self.image_size = tuple(image_size)
-        self._interpolate = tuple(size if isinstance(size, (list, tuple)) else (size, size)) != self.image_size
+        interpolate = tuple(size if isinstance(size, (list, tuple)) else (size, size)) != self.image_size
+        # DINOv2 has no such argument: it interpolates whenever sizes differ.
+        by_itself = backbone.config.model_type == "dinov2"
+        self._arguments: dict[str, Any] = {} if by_itself else {"interpolate_pos_encoding": interpolate}
+        self._prefix = tower.tower.prefix_tokens if tower else 1
+        self._last_norm = tower.last_norm if tower else None
+        mean, std = (tower.mean, tower.std) if tower else HALF
+        # Images come with mean 0.5 and std 0.5.
+        scale, shift = 0.5 / torch.tensor(std), (0.5 - torch.tensor(mean)) / torch.tensor(std)
+        self._is_half = (mean, std) == HALF
+        self.register_buffer("_scale", scale[:, None, None], persistent=False)
+        self.register_buffer("_shift", shift[:, None, None], persistent=False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Float images (B, 3, H, W), normalised with mean 0.5 and std 0.5 -> patch tokens (B, P, C) without [CLS].
@@ -193,49 +95,52 @@ class VisualEncoder(_Backbone):
                 f"VisualEncoder: images must have shape (B, 3, {self.image_size[0]}, {self.image_size[1]}), "
                 f"got {tuple(images_BCHW.shape)}"
             )
-        return self._run(images_BCHW, interpolate_pos_encoding=self._interpolate)[:, 1:]
+        if not self._is_half:
+            images_BCHW = images_BCHW * self._scale + self._shift
+        return self._run(images_BCHW, **self._arguments)[:, self._prefix :]
+
+    def _run(self, *args: Tensor, **kwargs: Any) -> Tensor:
+        tokens_BPC = super()._run(*args, **kwargs)
+        return tokens_BPC if self._last_norm is None else self._last_norm(tokens_BPC)
 
 
 class TextEncoder(_Backbone):
-    """BERT (paper 4.2: bert-base-uncased), with `adapter_layers` trainable self-attention layers on top (reading 11).
+    """BERT (paper 4.2: bert-base-uncased) or another tower of `pretrained`, with `adapter_layers` trainable self-attention layers
+    on top (reading 11).
 
-    Raises RuntimeError when weights cannot be loaded, ValueError when they have fewer words or positions than needed.
+    description: of a pretrained tower, to build it without weights. Raises what `load_backbone` does, and ValueError when the
+    weights have fewer words or positions than needed, or another padding token.
     """
 
     def __init__(
-        self, config: EncoderConfig, vocab_size: int, pad_id: int, max_length: int, adapter_layers: int = 0
+        self,
+        config: EncoderConfig,
+        vocab_size: int,
+        pad_id: int,
+        max_length: int,
+        adapter_layers: int = 0,
+        description: str = "",
     ) -> None:
-        if config.pretrained:
-            backbone = _load(config.pretrained, BertModel.from_pretrained)
-        else:
-            backbone = BertModel(
-                BertConfig(
-                    vocab_size=vocab_size,
-                    max_position_embeddings=max_length,
-                    # 160 -> 106 ms forward for 192 texts of 48 tokens (width 128, 2 layers) on 2 CPU cores: fused
-                    # attention does not support dropout of the attention weights.
-                    attention_probs_dropout_prob=0.0,
-                    # Its masks take 20 of 258 ms of a step of the synthetic recipe; a new ViT has no dropout either.
-                    hidden_dropout_prob=0.0,
-                    pad_token_id=pad_id,
-                    **_sizes(config),
-                ),
-                add_pooling_layer=False,
-            )
-            bert: Any = backbone
-            if config.stem == "convolutional":
-                # Words first: at equal size, place and kind are two thirds of what a token says.
-                nn.init.normal_(bert.embeddings.word_embeddings.weight, std=WORD_STD)
-                bert.embeddings = _WindowEmbeddings(bert.embeddings, config.width, pad_id)
-        super().__init__(backbone, config.trainable)
-        for name, needed in (("vocab_size", vocab_size), ("max_position_embeddings", max_length)):
-            if getattr(backbone.config, name) < needed:
+        tower = _pretrained("text", config, description)
+        backbone: Any = tower.module if tower else small_bert(config, vocab_size, pad_id, max_length)
+        super().__init__(backbone, config.trainable, tower.describe() if tower else "")
+        own = backbone.config
+        for name, needed, has in (
+            ("vocab_size", vocab_size, own.vocab_size),
+            ("max_position_embeddings", max_length, text_positions(own)),
+        ):
+            if has < needed:
                 raise ValueError(
                     f"TextEncoder: the tokenizer and text length need {name} >= {needed}, "
-                    f"the weights of {config.pretrained!r} have {getattr(backbone.config, name)}"
+                    f"the weights of {config.pretrained!r} have {has}"
                 )
-        self.width: int = backbone.config.hidden_size
-        heads = backbone.config.num_attention_heads
+        if own.model_type == "roberta" and own.pad_token_id != pad_id:
+            raise ValueError(
+                f"TextEncoder: positions of RoBERTa count from its padding token: the tokenizer pads with {pad_id}, the "
+                f"weights of {config.pretrained!r} with {own.pad_token_id}"
+            )
+        self.width: int = own.hidden_size
+        heads = own.num_attention_heads
         layers = [
             nn.TransformerEncoderLayer(
                 self.width, heads, 4 * self.width, 0.1, "gelu", batch_first=True, norm_first=True
@@ -244,9 +149,22 @@ class TextEncoder(_Backbone):
         ]
         self.adapter = nn.ModuleList(layers)
 
+    @property
+    def is_causal(self) -> bool:
+        """True if a token reads only those before it: the first one says nothing of the text."""
+        backbone: Any = self.backbone
+        return backbone.config.model_type == "clip_text_model"
+
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """Token ids and mask (1 token, 0 padding), int64 (B, T) -> tokens (B, T, C); those of padding are undefined."""
         tokens_BTC = self._run(input_ids_BT, attention_mask=attention_mask_BT)
         for layer in self.adapter:
             tokens_BTC = layer(tokens_BTC, src_key_padding_mask=attention_mask_BT == 0)
         return tokens_BTC
+
+
+def _pretrained(kind: Kind, config: EncoderConfig, description: str) -> Backbone | None:
+    """The tower of a configuration, with random weights if it is described; None for a small encoder."""
+    if not config.pretrained:
+        return None
+    return rebuild(kind, description) if description else load_backbone(kind, config)

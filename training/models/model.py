@@ -44,7 +44,9 @@ class Model(RetrievalModel):
     The fused text is of the kind of the text of InfoNCE: the identity text if `info_nce_texts` is "identity" (paper 3.4),
     otherwise a caption, because queries are captions.
 
-    Raises RuntimeError or ValueError as the encoders, the decoupling module and the fusion do.
+    towers: descriptions of pretrained encoders, as `towers` returns them, to build these without their weights. Raises
+    RuntimeError or ValueError as the encoders, the decoupling module and the fusion do, and ValueError for a pooling that the
+    text encoder cannot have.
     """
 
     def __init__(
@@ -55,11 +57,18 @@ class Model(RetrievalModel):
         vocab_size: int,
         pad_id: int,
         text_length: int,
+        towers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(loss)
-        self.config = config
-        self.visual: VisualEncoder = VisualEncoder(config.visual, image_size)
-        self.text: TextEncoder = TextEncoder(config.text, vocab_size, pad_id, text_length, config.text_adapter_layers)
+        self.config, towers = config, towers or {}
+        self.visual: VisualEncoder = VisualEncoder(config.visual, image_size, towers.get("visual", ""))
+        text = (vocab_size, pad_id, text_length, config.text_adapter_layers, towers.get("text", ""))
+        self.text: TextEncoder = TextEncoder(config.text, *text)
+        if self.text.is_causal and config.text_pooling == "cls":
+            raise ValueError(
+                f"model.text_pooling must be 'mean' for {config.text.pretrained!r}: the first token of a CLIP text encoder has "
+                "read nothing of the text"
+            )
         image_width, text_width, out = self.visual.width, self.text.width, config.embedding
         self.bdam = Bdam(image_width, config.bdam)
         self.identity_projection = nn.Sequential(
@@ -152,6 +161,11 @@ class Model(RetrievalModel):
         """`fuse` from `fused_tokens` and the output of the text encoder on, for a model with a fusion."""
         assert self.fusion is not None
         return self.fusion(image_tokens_BPC, tokens_BTC, mask_BT, self._pool(tokens_BTC, mask_BT))
+
+    def towers(self) -> dict[str, str]:
+        """Descriptions of the pretrained encoders, from which a model is built without their weights."""
+        found = {"visual": self.visual.description, "text": self.text.description}
+        return {name: description for name, description in found.items() if description}
 
     def backbone_scales(self) -> dict[str, tuple[nn.Module, float]]:
         """The backbones of both encoders with their `lr_scale`, and the adversary's critic if there is one."""

@@ -62,6 +62,10 @@ class RetrievalModel(nn.Module, ABC):
         """f_final and modality weights of B image-text pairs. Raises ValueError when the model has no fusion."""
         raise ValueError("Model.fuse: the model was built with fusion.enabled=False and has no fusion module")
 
+    def towers(self) -> dict[str, str]:
+        """Descriptions of pretrained encoders; {} without any."""
+        return {}
+
     def temperature(self) -> Tensor:
         """Scalar tau within TEMPERATURE_RANGE; the parameter itself is clamped, so that its gradient never vanishes outside."""
         with torch.no_grad():

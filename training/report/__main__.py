@@ -1,4 +1,4 @@
-"""Writes the page of a run, RUN/report.html, or of an experiment: `python -m training.report RUN [--data ROOT]`,
+"""Writes the page of a run, RUN/report.html, or of an experiment: `python -m training.report RUN [--data.root ROOT]`,
 `python -m training.report --experiment OUT [--markdown PAGE.md]`. Prints the paths of what it wrote."""
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Annotated
 import tyro
 
 from training.utils import cli
+from training.utils.cli import DataRoot
+from training.utils.locks import folder_lock
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,7 @@ class Arguments:
 
     # Folder of a run that was evaluated.
     run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
-    # Root of the data set, where it was moved since.
-    data: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
+    data_root: Annotated[DataRoot, tyro.conf.arg(aliases=["--data"])] = None
     # The --out of `python -m training.experiment`, in place of RUN.
     experiment: Annotated[Path | None, tyro.conf.arg(metavar="OUT")] = None
     # Also the experiment as Markdown with PNG plots.
@@ -42,7 +43,9 @@ def main(argv: Sequence[str]) -> None:
     from training.report.run_page import write_page
 
     if arguments.run is not None:
-        print(write_page(read_run(arguments.run), arguments.data))
+        run = read_run(arguments.run)
+        with folder_lock(run.folder):
+            print(write_page(run, arguments.data_root))
         return
     assert arguments.experiment is not None
     print(write_experiment(arguments.experiment))

@@ -1,143 +1,268 @@
-"""Index of a gallery and exact search in it by a text.
+"""Gallery on disk: embeddings of images with their paths and metadata, that grows while others search it.
 
-Shapes: Q queries, G gallery images, E embedding width, K results.
+Files of a gallery folder:
+
+    gallery.db      SQLite: the model that the embeddings are from, and one row per image
+    table-G.f32     float32 (P, W): one position per image, [v_id; v_clo], memory-mapped; G counts compactions
+    lock            held by the writing process
+    cases/          confirmed and rejected images (cases.py)
+
+A batch is in the gallery when its rows are committed in gallery.db, after its embeddings are on the disk: a killed writer loses
+the batch that it was working on and nothing else. Readers map the table and read a snapshot of the rows; they wait for nobody.
+
+Shapes: N images, P positions of the table, W its width (E, or 2 E with a clothing branch), E embedding width.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from training.config import DataConfig
-from training.data.datasets import Record
-from training.data.loader import iterate_images
-from training.engine import checkpoint
-from training.models.retrieval_model import RetrievalModel
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-# Gallery images scored at once: 16 MB of float64 scores at 256 queries.
-CHUNK = 8192
+DATABASE, LOCK = "gallery.db", "lock"
+FORMAT = 1
+_SCHEMA = """
+CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE images (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, position INTEGER NOT NULL UNIQUE, path TEXT NOT NULL UNIQUE,
+  size INTEGER NOT NULL, mtime INTEGER NOT NULL, sha256 TEXT NOT NULL, camera TEXT NOT NULL, time REAL, more TEXT NOT NULL
+);
+"""
+COLUMNS = "id, position, path, size, mtime, sha256, camera, time, more"
 
 
 @dataclass(frozen=True)
-class Index:
-    """Embeddings of a gallery, float32 (G, E) of unit length on the CPU."""
+class About:
+    """Model of a gallery's embeddings."""
 
-    v_id_GE: Tensor
-    # None for a model without a clothing branch, whose beta is 0.
-    v_clo_GE: Tensor | None
-    # Path of each image.
-    paths: tuple[str, ...]
-    # Clothing weight of the score (reading 24).
+    # SHA-256 (hex) of the checkpoint.
+    model: str
+    # Embedding width E, and branches: 1 identity, 2 identity and clothing.
+    width: int
+    branches: int
+    # Clothing weight that validation chose.
     beta: float
-    # What it was built from, as `index_key` says; "" if nobody asked.
-    key: str = ""
-
-    def search(self, text_QE: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Scores cos(t, v_id) + beta cos(t, v_clo), float32, and positions in the gallery, int64, of the best k images.
-
-        text_QE: (Q, E), or (E,) for one query, floating; its length does not matter. Returns two (Q, K), or (K,), best
-        first, K = min(k, G); of equal scores the earlier image comes first. Exact: every image is scored. Raises
-        TypeError for a dtype and ValueError for a shape or a k that does not fit, or a text embedding that is zero or
-        not finite.
-        """
-        queries_QE = self._checked(text_QE, k)
-        scores_QK = torch.empty(len(queries_QE), 0)
-        positions_QK = torch.empty(len(queries_QE), 0, dtype=torch.int64)
-        for start in range(0, len(self.paths), CHUNK):
-            part = slice(start, start + CHUNK)
-            images_GE = self.v_id_GE[part].double()
-            if self.v_clo_GE is not None:
-                images_GE += self.beta * self.v_clo_GE[part].double()
-            # Equal images differ in the last bit of a float64 product, by their place in the blocks that BLAS makes;
-            # rounded to the precision of the embeddings they tie again.
-            found_QG = (queries_QE @ images_GE.T).float()
-            places_QG = torch.arange(start, start + len(images_GE)).expand(found_QG.shape)
-            # What was found before stands first, so that a stable sort keeps equal scores in gallery order.
-            scores_QK, order = torch.cat((scores_QK, found_QG), 1).sort(dim=1, descending=True, stable=True)
-            positions_QK = torch.cat((positions_QK, places_QG), 1).gather(1, order)[:, :k]
-            scores_QK = scores_QK[:, :k]
-        return (scores_QK[0], positions_QK[0]) if text_QE.ndim == 1 else (scores_QK, positions_QK)
-
-    def _checked(self, text_QE: Tensor, k: int) -> Tensor:
-        if not text_QE.is_floating_point():
-            raise TypeError(f"search: the text embedding must be floating, got {text_QE.dtype}")
-        width = self.v_id_GE.shape[1]
-        if text_QE.ndim not in (1, 2) or text_QE.shape[-1] != width:
-            expected = f"({width},) or (Q, {width})"
-            raise ValueError(f"search: the text embedding must have shape {expected}, got {tuple(text_QE.shape)}")
-        if k < 1:
-            raise ValueError(f"search: k must be at least 1, got {k}")
-        queries_QE = text_QE.detach().cpu().double().reshape(-1, width)
-        norm_Q1 = queries_QE.norm(dim=1, keepdim=True)
-        if not bool(((norm_Q1 > 0) & norm_Q1.isfinite()).all()):
-            raise ValueError("search: the text embedding is zero or not finite")
-        return queries_QE / norm_Q1
+    # Run folder or export folder at the time, for the reader.
+    source: str = ""
+    format: int = FORMAT
 
 
-@torch.inference_mode()
-def build_index(
-    model: RetrievalModel,
-    records: Sequence[Record],
-    data: DataConfig,
-    *,
-    beta: float,
-    batch_size: int = 128,
-    key: str = "",
-) -> Index:
-    """Embeds the images of `records` in evaluation mode; the model's mode is restored.
+@dataclass(frozen=True)
+class ImageRow:
+    """One image of a gallery."""
 
-    Raises ValueError without any record or for an image that cannot be read, FileNotFoundError for one that has gone.
+    path: str
+    # Bytes and time of change (ns) of the file, and the SHA-256 (hex) of its content.
+    size: int
+    mtime: int
+    sha256: str
+    # "" and None where they are not known; seconds (see image_names.py).
+    camera: str = ""
+    time: float | None = None
+    # Other columns of the metadata.
+    more: dict[str, str] = field(default_factory=dict)
+    # Number of the image, never used again, and its place in the table; given by the gallery.
+    id: int = -1
+    position: int = -1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Images of a gallery at one moment, by position of the table; -1 as id is a gap that a removed image has left."""
+
+    generation: int
+    ids_P: np.ndarray
+    # float32 (P, W), memory-mapped.
+    table_PW: np.ndarray
+    # Seconds, NaN where unknown.
+    times_P: np.ndarray
+    # Number of the value of each metadata column, and the values; "" is unknown.
+    codes: dict[str, np.ndarray]
+    values: dict[str, list[str]]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return int((self.ids_P >= 0).sum())
+
+    def positions(self, ids_N: np.ndarray) -> np.ndarray:
+        """Position of each id, which must exist; ids grow with their positions."""
+        alive = np.flatnonzero(self.ids_P >= 0)
+        return alive[np.searchsorted(self.ids_P[alive], ids_N)]
+
+
+class Gallery:
+    """A gallery folder, opened for reading; `open_writer` (gallery_writer.py) adds and removes.
+
+    Raises FileNotFoundError when the folder is no gallery, ValueError when it is damaged or of another format.
     """
-    if not records:
-        raise ValueError("build_index: the gallery holds no image")
-    device, mode = next(model.parameters()).device, model.training
-    model.eval()
-    try:
-        parts = [model.embed_images(images.to(device)) for images, _ in iterate_images(records, data, batch_size)]
-    finally:
-        model.train(mode)
-    v_id_GE = torch.cat([part.v_id_BE for part in parts]).float().cpu()
-    clothing = [part.v_clo_BE for part in parts if part.v_clo_BE is not None]
-    v_clo_GE = torch.cat(clothing).float().cpu() if clothing else None
-    return Index(v_id_GE, v_clo_GE, tuple(str(record.path) for record in records), beta, key)
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        path = self.folder / DATABASE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} is no gallery: there is no {DATABASE}; `python -m training.gallery add` makes one"
+            )
+        self._lock = threading.Lock()
+        self._connection = _connect(path)
+        try:
+            stored = dict(self._connection.execute("SELECT key, value FROM about"))
+            values = {key: json.loads(stored[key]) for key in About.__dataclass_fields__}
+            self.about = About(**values)
+        except (sqlite3.DatabaseError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is damaged or not the database of a gallery: {error}") from error
+        if self.about.format != FORMAT:
+            raise ValueError(f"{path} has format {self.about.format}, expected {FORMAT}")
+
+    @classmethod
+    def create(cls, folder: Path | str, about: About) -> Gallery:
+        """A new, empty gallery in a folder that holds none. Raises FileExistsError when it does."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / DATABASE
+        if path.exists():
+            raise FileExistsError(f"{folder} holds a gallery already")
+        # Made aside: a killed process leaves no half gallery.
+        temporary = folder / f".{DATABASE}.{os.getpid()}.tmp"
+        temporary.unlink(missing_ok=True)
+        connection = sqlite3.connect(temporary)
+        with connection:
+            connection.executescript(_SCHEMA)
+            pairs = [
+                (key, json.dumps(value))
+                for key, value in {**asdict(about), "generation": 0, "end": 0, "changes": 0}.items()
+            ]
+            connection.executemany("INSERT INTO about VALUES (?, ?)", pairs)
+        # Readers see the state before a write in progress, without waiting.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.close()
+        os.replace(temporary, path)
+        return cls(folder)
+
+    @property
+    def table_width(self) -> int:
+        """W."""
+        return self.about.width * self.about.branches
+
+    def require_model(self, digest: str, source: str) -> None:
+        """Raises ValueError when the embeddings are from another model."""
+        if digest != self.about.model:
+            raise ValueError(
+                f"gallery {self.folder} was made with another model ({self.about.source}, {self.about.model[:12]}) than {source} "
+                f"({digest[:12]}); embed the images again in a new gallery"
+            )
+
+    def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Rows of an SQL query, from any thread."""
+        with self._lock:
+            try:
+                return self._connection.execute(sql, values).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise ValueError(f"{self.folder / DATABASE} cannot be read: {error}") from error
+
+    def count(self) -> int:
+        """Number of images."""
+        return int(self.query("SELECT count(*) FROM images")[0][0])
+
+    def version(self) -> int:
+        """Number of changes so far."""
+        return int(self.query("SELECT value FROM about WHERE key = 'changes'")[0][0])
+
+    def rows(self, ids: Sequence[int]) -> list[ImageRow]:
+        """The images of these ids that the gallery holds, in this order."""
+        found: dict[int, ImageRow] = {}
+        for start in range(0, len(ids), 500):
+            part = [int(i) for i in ids[start : start + 500]]
+            marks = ",".join("?" * len(part))
+            found |= {
+                r.id: r for r in map(_row, self.query(f"SELECT {COLUMNS} FROM images WHERE id IN ({marks})", part))
+            }
+        return [found[int(i)] for i in ids if int(i) in found]
+
+    def row_of(self, path: str) -> ImageRow | None:
+        """The image of this path; None when it is not in the gallery."""
+        found = self.query(f"SELECT {COLUMNS} FROM images WHERE path = ?", (path,))
+        return _row(found[0]) if found else None
+
+    def all_rows(self) -> Iterator[ImageRow]:
+        """Every image in the order of the table, read in parts."""
+        last = -1
+        while found := self.query(
+            f"SELECT {COLUMNS} FROM images WHERE position > ? ORDER BY position LIMIT 4096", (last,)
+        ):
+            yield from map(_row, found)
+            last = found[-1][1]
+
+    def snapshot(self) -> Snapshot:
+        """The images as they are now."""
+        while True:
+            # One statement sees one moment.
+            rows = self.query(
+                "SELECT position, id, camera, time, more, (SELECT value FROM about WHERE key = 'generation') "
+                "FROM images ORDER BY position"
+            )
+            try:
+                return self._snapshot(int(rows[0][5]) if rows else -1, rows)
+            except FileNotFoundError:
+                # Compacted since: the next generation is in the database.
+                if int(self.query("SELECT value FROM about WHERE key = 'generation'")[0][0]) == int(rows[0][5]):
+                    raise
+
+    def _snapshot(self, generation: int, rows: list[tuple[Any, ...]]) -> Snapshot:
+        count = rows[-1][0] + 1 if rows else 0
+        table_PW = np.zeros((0, self.table_width), np.float32)
+        if count:
+            path = self.table(generation)
+            if path.stat().st_size < count * self.table_width * 4:
+                raise ValueError(f"{path} is shorter than its {count} images; embed them again in a new gallery")
+            table_PW = np.memmap(path, np.float32, "r", shape=(count, self.table_width))
+        positions = np.fromiter((row[0] for row in rows), np.int64, len(rows))
+        ids_P, times_P = np.full(count, -1, np.int64), np.full(count, np.nan)
+        ids_P[positions] = np.fromiter((row[1] for row in rows), np.int64, len(rows))
+        times_P[positions] = [np.nan if row[3] is None else row[3] for row in rows]
+        more = [json.loads(row[4]) if row[4] != "{}" else {} for row in rows]
+        names = sorted({name for columns in more for name in columns})
+        texts = {"camera": [row[2] for row in rows]} | {n: [columns.get(n, "") for columns in more] for n in names}
+        codes, values = {}, {}
+        for name, column in texts.items():
+            values[name] = sorted({"", *column})
+            number = {value: i for i, value in enumerate(values[name])}
+            codes[name] = np.zeros(count, np.int32)
+            codes[name][positions] = [number[value] for value in column]
+        return Snapshot(generation, ids_P, table_PW, times_P, codes, values)
+
+    def table(self, generation: int) -> Path:
+        """Path of the table of a generation."""
+        return self.folder / f"table-{generation}.f32"
+
+    def close(self) -> None:
+        """Closes the database."""
+        self._connection.close()
 
 
-def folder_records(folder: Path) -> list[Record]:
-    """One record without texts for each image file below `folder`, in the order of their paths.
-
-    Raises FileNotFoundError when there is no such folder, ValueError when it holds no image file.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"gallery {folder}: no such folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not paths:
-        raise ValueError(f"gallery {folder} holds no image file ({' '.join(IMAGE_SUFFIXES)})")
-    return [Record(path.relative_to(folder).as_posix(), path, -1, "test", ()) for path in paths]
-
-
-def index_key(checkpoint_path: Path, records: Sequence[Record]) -> str:
-    """SHA-256 (hex) over the bytes of a checkpoint and the path, size and time of change of each image."""
-    digest = hashlib.sha256(checkpoint_path.read_bytes())
-    for record in records:
-        stat = record.path.stat()
-        digest.update(f"\0{record.path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
-    return digest.hexdigest()
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection that never writes; `immutable` where the folder forbids even the files that a WAL reader shares."""
+    for options in ("mode=ro", "mode=ro&immutable=1"):
+        connection = sqlite3.connect(
+            f"{path.resolve().as_uri()}?{options}", uri=True, check_same_thread=False, timeout=60
+        )
+        try:
+            connection.execute("SELECT count(*) FROM about")
+            return connection
+        except sqlite3.OperationalError:
+            connection.close()
+        except sqlite3.DatabaseError:
+            break
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
 
 
-def save_index(path: Path, index: Index) -> None:
-    """Writes an index as one file, atomically."""
-    checkpoint.save(path, {**vars(index), "paths": list(index.paths)})
-
-
-def load_index(path: Path) -> Index:
-    """Index that `save_index` wrote. Raises FileNotFoundError, or ValueError naming a file that is not an index."""
-    state = checkpoint.load(path)
-    if set(state) != set(Index.__dataclass_fields__):
-        raise ValueError(f"{path} is not an index: it holds {', '.join(map(str, sorted(state)))}")
-    return Index(**{**state, "paths": tuple(state["paths"])})
+def _row(values: tuple[Any, ...]) -> ImageRow:
+    image, position, path, size, mtime, sha256, camera, time, more = values
+    return ImageRow(path, size, mtime, sha256, camera, time, json.loads(more), image, position)

@@ -32,6 +32,8 @@ from training.synthetic.render.camera import encode_jpeg, render_image
 from training.synthetic.rng import KeyedRng
 from training.synthetic.text.captions import tokenize_caption, write_captions
 from training.synthetic.text.descriptions import write_descriptions
+from training.utils.io import naming_full_disk
+from training.utils.locks import folder_lock
 
 VERSION = 1
 
@@ -189,16 +191,18 @@ def generate(
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder with an empty imgs/CAMERA for each camera, which replaces `out` when the block succeeds and is removed when it
     fails. Raises FileExistsError when `out` exists and is not an empty folder."""
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} already exists and is not an empty folder; nothing was written")
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.unfinished")
-    try:
-        unfinished.mkdir()
-        for camera in CAMERAS:
-            (unfinished / "imgs" / camera).mkdir(parents=True)
-        yield unfinished
-        os.replace(unfinished, out)
-    finally:
+    out = Path(os.path.abspath(out))
+    with folder_lock(out, out.with_name(f".{out.name}.lock")):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(f"{out} already exists and is not an empty folder; nothing was written")
+        unfinished = out.with_name(f".{out.name}.unfinished")
+        # Left by a killed process: no other one writes while the lock is held.
         shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            with naming_full_disk(out):
+                for camera in CAMERAS:
+                    (unfinished / "imgs" / camera).mkdir(parents=True)
+                yield unfinished
+                os.replace(unfinished, out)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)

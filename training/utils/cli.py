@@ -7,20 +7,30 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 import tyro
+
+from training.utils.preemption import REQUEUE_STATUS, Preempted
 
 # Set to 1 to see the traceback behind an "error: ..." line.
 TRACEBACK = "TRAINING_TRACEBACK"
 # Set to 1 by a process that starts a command: the command ends with its standard input, so it does not outlive that process.
 END_WITH_INPUT = "TRAINING_END_WITH_INPUT"
 
+# Option of commands that read a run: the root of its data set, if that was moved since.
+ROOT_HELP = "root of the data set, if it was moved since the run was trained"
+DataRoot = Annotated[Path | None, tyro.conf.arg(name="data.root", metavar="FOLDER", help=ROOT_HELP)]
+# Option of commands that run a model.
+DEVICE_HELP = "auto (the first CUDA device where there is one, else the CPU), cpu, cuda or cuda:N"
+Device = Annotated[str, tyro.conf.arg(metavar="DEVICE", help=DEVICE_HELP)]
+
 T = TypeVar("T")
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Exit status of main(argv): 0; 2 after a user error, 130 after Ctrl-C, each one line on stderr.
+    """Exit status of main(argv): 0; 2 after a user error, 75 after a SIGTERM, 130 after Ctrl-C, each one line on stderr.
 
     User errors are the ValueError, OSError and RuntimeError that the stages raise; any other exception is a defect and
     passes through with its traceback.
@@ -32,6 +42,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Preempted as stopped:
+        print(stopped, file=sys.stderr)
+        return REQUEUE_STATUS
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get(TRACEBACK) == "1":
             raise

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import math
 import os
 import secrets
+import shutil
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -17,23 +20,70 @@ from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
 
+# Key of the digest in a JSON file that `write_json` was asked to seal.
+DIGEST = "content_sha256"
+# Errors of a disk, a quota or a size limit that is reached.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _Output:
+    """A binary file that remembers why it could not be written: torch and numpy report a failed write by other errors."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """Binary file that replaces `path` when the block succeeds and is removed when it fails. Its mode follows the umask."""
+    """Binary file that replaces `path` when the block succeeds and is removed when it fails. Its mode follows the umask.
+
+    Raises OSError naming file and disk where the disk is full, whatever the block made of it.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    # Not tempfile.mkstemp, whose files have mode 600: a result is as readable as any other new file.
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    with naming_full_disk(path):
+        # Not tempfile.mkstemp, whose files have mode 600: a result is as readable as any other new file.
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        output = _Output(os.fdopen(handle, "wb"))
+        try:
+            with output.file:
+                yield typing.cast(IO[bytes], output)
+                output.file.flush()
+                os.fsync(handle)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            if output.error is not None:
+                raise output.error from None
+            raise
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Raises an OSError that names the file and its disk in place of one that says that a disk is full."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink()
-        raise
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        folder = next(p for p in (Path(path), *Path(path).absolute().parents) if p.is_dir())
+        usage = shutil.disk_usage(folder)
+        raise OSError(
+            error.errno,
+            f"{path} cannot be written: {os.strerror(error.errno)}; the disk of {folder} has {usage.free / 1e6:,.1f} of "
+            f"{usage.total / 1e6:,.1f} MB free; the file as it was before is untouched, so make room and run the command again",
+        ) from error
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -43,17 +93,56 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return path
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically. Raises ValueError for NaN or infinity, which JSON cannot represent."""
+def write_json(path: Path, value: Any, *, seal: bool = False) -> None:
+    """Writes JSON atomically; seal: an object with a digest of its content, which `read_json` checks.
+
+    Raises ValueError for NaN or infinity, which JSON cannot represent.
+    """
+    if seal:
+        # First, so that a reader who has edited the file can delete the line.
+        value = {DIGEST: _digest(json.loads(json.dumps(value, allow_nan=False))), **value}
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(path, text.encode() + b"\n")
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON file. Raises FileNotFoundError, or ValueError naming the file when it is not JSON."""
+    """Parsed JSON file without the digest of a sealed one.
+
+    Raises FileNotFoundError, or ValueError naming a file that is not JSON or not what was written.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    return parse_json(Path(path).read_text(encoding="utf-8"), str(path))
+    try:
+        text = Path(path).read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error})") from error
+    return unsealed(parse_json(text, str(path)), str(path))
+
+
+def unsealed(value: Any, source: str) -> Any:
+    """Parsed JSON without its digest. Raises ValueError naming `source` when the digest is not that of the rest."""
+    if not isinstance(value, dict) or DIGEST not in value:
+        return value
+    content = {key: item for key, item in value.items() if key != DIGEST}
+    if value[DIGEST] != _digest(content):
+        raise ValueError(
+            f"{source} is not what was written: it is damaged or was edited; restore it from a copy or delete it to make it "
+            f"again, or remove its line {DIGEST} if the change is yours"
+        )
+    return content
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of the bytes of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def parse_json(text: str, source: str) -> Any:
@@ -84,8 +173,8 @@ def encode(value: Any) -> Any:
 
 
 def write_record(path: Path, record: Any) -> None:
-    """Writes a dataclass as JSON, atomically."""
-    write_json(path, encode(record))
+    """Writes a dataclass as sealed JSON, atomically."""
+    write_json(path, encode(record), seal=True)
 
 
 def read_record(path: Path, kind: type[T]) -> T:

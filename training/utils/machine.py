@@ -1,9 +1,9 @@
-"""The machine of a run: its processor and number of threads, on which the last digits of every float depend."""
+"""The machine of a run: its processor and number of threads, on which the last digits of every float depend, and its memory."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +20,65 @@ def cpu_name() -> str:
 
 
 def machine_name(versions: Mapping[str, str]) -> str:
-    """Processor and threads in words, from the `cpu` and `threads` of a result's versions; early results have no `cpu`."""
+    """Card if there is one, processor and threads in words, from the `gpu`, `cpu` and `threads` of a result's versions; early
+    results have no `cpu`."""
     threads = versions.get("threads", "?")
-    return f"{versions.get('cpu', 'unknown CPU')}, {threads} thread{'' if threads == '1' else 's'}"
+    words = f"{versions.get('cpu', 'unknown CPU')}, {threads} thread{'' if threads == '1' else 's'}"
+    return f"{versions['gpu']}, {words}" if "gpu" in versions else words
+
+
+def available_memory_mb(root: Path = Path("/")) -> tuple[float, str] | None:
+    """(MB that this process can still take, what sets this limit): free memory of the machine, or the rest of a limit of its
+    control groups (containers, Slurm jobs), version 1 or 2. None where the system does not say.
+
+    root: root of the file system, for tests.
+    """
+    limits = []
+    info = root / "proc/meminfo"
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append((int(line.split()[1]) / 2**10, "free memory of this machine"))
+    for folder in _control_groups(root):
+        for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            bound, used = _number(folder / limit), _number(folder / usage)
+            if bound is not None and used is not None:
+                # Cached files count as used, and the system takes them back first.
+                limits.append(((bound - used + _inactive(folder)) / 2**20, f"limit of the control group {folder}"))
+    return min(limits, default=None)
+
+
+def resident_memory_mb() -> float:
+    """Memory of this process now, in MB; 0 where the system does not say."""
+    path = Path("/proc/self/status")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmRSS:")), 0.0)
+
+
+def _control_groups(root: Path) -> Iterator[Path]:
+    """Folders of the memory control groups of this process, the innermost first."""
+    listed = root / "proc/self/cgroup"
+    for line in listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []:
+        _, controllers, name = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        inner = top / name.strip("/")
+        yield from (folder for folder in (inner, *inner.parents) if folder == top or top in folder.parents)
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None for "max" and for a missing file."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _inactive(folder: Path) -> int:
+    """Bytes of cached files of a control group that are not in use."""
+    path = folder / "memory.stat"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    values = dict(line.split()[:2] for line in lines)
+    return int(values.get("total_inactive_file", values.get("inactive_file", 0)))

@@ -18,12 +18,22 @@ FLOW = [
     ("models",),
     ("engine",),
     ("evaluation",),
+    ("export",),
     ("retrieval", "disentangle", "report"),
     ("describe",),
     ("experiment",),
     ("commands",),
 ]
-COMMANDS = ("__init__.py", "__main__.py", "evaluate.py", "prepare.py", "search.py", "train.py")
+COMMANDS = (
+    "__init__.py",
+    "__main__.py",
+    "evaluate.py",
+    "gallery.py",
+    "prepare.py",
+    "search.py",
+    "serve.py",
+    "train.py",
+)
 MOST_FILES = 16
 MOST_LINES = {".py": 300, ".cpp": 500, ".h": 500, ".inl": 500, ".cu": 500, ".cuh": 500}
 REASON = re.compile(r"(#|//|\"\"\").*longer than \d+ lines because")

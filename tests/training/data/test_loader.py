@@ -162,7 +162,9 @@ def test_images_are_decoded_once(make, monkeypatch):
     opened = []
     decode_into = transforms.decode_into
     monkeypatch.setattr(
-        transforms, "decode_into", lambda out, rows, paths: opened.extend(paths) or decode_into(out, rows, paths)
+        transforms,
+        "decode_into",
+        lambda out, rows, paths, most: opened.extend(paths) or decode_into(out, rows, paths, most),
     )
     loader = make()
     cached = [epoch_of(loader, epoch) for epoch in range(3)]

@@ -120,7 +120,7 @@ def test_a_folder_without_the_file_names_it(tmp_path, name):
 
 def test_captions_without_splits_cannot_take_the_place_of_the_records(tmp_path):
     (tmp_path / "caption_all.json").write_text("[]")
-    with pytest.raises(FileNotFoundError, match="caption_all.json has no splits, so it cannot replace it"):
+    with pytest.raises(FileNotFoundError, match="caption_all.json has no splits: `python -m training.prepare reid-raw"):
         read(tmp_path, "cuhk-pedes")
 
 

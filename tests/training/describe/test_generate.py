@@ -17,7 +17,7 @@ from rich.console import Console
 from tests.support import ROOT, contents
 from tests.support.fake_provider import KEY, BackgroundServer
 from tests.support.generated_texts import lines, paths_of, write_styles
-from tests.support.tiny_vlm import save_tiny_vlm
+from tests.support.pretrained.tiny_vlm import save_tiny_vlm
 from training.config import DataConfig
 from training.data.datasets import read_dataset
 from training.describe import __main__ as entry

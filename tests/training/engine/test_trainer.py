@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +21,7 @@ from training.engine.losses import fixed_losses, task_losses
 from training.engine.train_step import build_optimizer, learning_rate_factor
 from training.engine.trainer import Trainer
 from training.train import train
-from training.utils.io import read_json
+from training.utils.io import read_json, write_json
 
 
 def build(config: Config, run_dir: Path, metrics: list[dict[str, float]] | None = None) -> Trainer:
@@ -33,7 +32,9 @@ def build(config: Config, run_dir: Path, metrics: list[dict[str, float]] | None 
     tokenizer = build_tokenizer(config.model.text, [r.captions[0] for r in dataset.splits["train"]])
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     model = checkpoint.build_model(config, tokenizer)
-    return Trainer(config, model, loader, run_dir, lambda _: next(values), fingerprint=dataset.fingerprint)
+    return Trainer(
+        config, model, loader, run_dir, lambda _: next(values), inputs=checkpoint.Inputs(dataset.fingerprint)
+    )
 
 
 def first_batch(trainer: Trainer) -> Batch:
@@ -122,7 +123,7 @@ def test_optimiser_is_the_one_of_the_configuration(root: Path, tmp_path: Path) -
 
 
 def test_files_of_a_run(trained: Path) -> None:
-    names = "best.pt calls.json config.json last.pt metrics.jsonl resources.json tensorboard tokenizer"
+    names = "best.pt calls.json config.json images.json last.pt metrics.jsonl resources.json tensorboard tokenizer"
     assert sorted(p.name for p in trained.iterdir()) == names.split()
     lines = read_lines(trained)
     steps = [line for line in lines if line["kind"] == "step"]
@@ -233,7 +234,7 @@ def test_last_checkpoint_of_another_run_is_refused(name: str, root: Path, tmp_pa
     build(config, tmp_path).fit()
     before = contents(tmp_path)
     other = build(replace(config, seed=9) if name == "config" else config, tmp_path)
-    other.fingerprint += "x" if name == "fingerprint" else ""
+    other.inputs = replace(other.inputs, fingerprint="x") if name == "fingerprint" else other.inputs
     with pytest.raises(ValueError, match=rf"cannot resume from .*last\.pt: its {name} differs from that of this run"):
         other.resume()
     assert other.progress.epoch == 0 and contents(tmp_path) == before
@@ -256,8 +257,7 @@ def test_resume_with_another_command_names_the_difference(root: Path, run_dir: P
     before = contents(run_dir)
     with pytest.raises(ValueError, match=r"cannot resume .*: its config\.json differs from .* in seed \(0, now 4\)"):
         train(tiny_config(root, seed=4), run_dir, resume=True)
-    other = json.loads((run_dir / "config.json").read_text()) | {"surplus": 1}
-    (run_dir / "config.json").write_text(json.dumps(other))
+    write_json(run_dir / "config.json", read_json(run_dir / "config.json") | {"surplus": 1})
     with pytest.raises(ValueError, match="differs from the command in fields of another version"):
         train(tiny_config(root), run_dir, resume=True)
     (run_dir / "config.json").write_bytes(before["config.json"])

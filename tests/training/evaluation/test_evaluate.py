@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -51,7 +50,7 @@ def test_a_run_that_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> 
 
 def test_contents_of_the_evaluation(run_dir: Path, root: Path) -> None:
     evaluation, new = evaluate(run_dir)
-    assert new and encode(evaluation) == json.loads((run_dir / "eval.json").read_text())
+    assert new and encode(evaluation) == read_json(run_dir / "eval.json")
     run, records = checkpoint.load_run(run_dir), read_dataset(tiny_config(root).data).splits["test"]
     dual, metrics = evaluate_dual(run.model, records, run.tokenizer, run.config, (0.0, run.beta))
     assert evaluation.metrics == metrics[run.beta].mean() and evaluation.metrics_beta0 == metrics[0.0].mean()

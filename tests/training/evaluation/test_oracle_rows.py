@@ -13,7 +13,7 @@ from tests.support.tiny_run import tiny_config
 from training.data.datasets import read_dataset
 from training.evaluate import main
 from training.evaluation.bounds import oracle_metrics
-from training.evaluation.bounds.oracle_metrics import ROWS, measure, oracle_bounds
+from training.evaluation.bounds.oracle_metrics import IDENTITY_TEXTS, ROWS, measure, oracle_bounds
 from training.evaluation.run_evaluation import evaluate
 from training.evaluation.run_folder import read_run
 from training.report.run_page import build_page
@@ -21,6 +21,7 @@ from training.synthetic.dataset import generate
 from training.synthetic.oracle import Oracle, read_images
 from training.train import train
 from training.utils import cli
+from training.utils.io import write_record
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,8 @@ def test_rows_are_printed_stored_and_on_the_page(
     printed, run = capsys.readouterr().out, read_run(run_dir)
     dataset = read_dataset(replace(tiny_config(run_dir).data, root=run.evaluation.config["data"]["root"]))
     assert run.oracle is not None and run.oracle.fingerprint == dataset.fingerprint
-    assert run.oracle.rows == measure(read_images(dataset.root, dataset.splits["test"])) and set(
-        run.oracle.rows
-    ) == set(ROWS)
+    assert run.oracle.rows == measure(read_images(dataset.root, dataset.splits["test"]))
+    assert set(run.oracle.rows) == {*ROWS, IDENTITY_TEXTS}
     page = Page(build_page(run))
     for label, values in run.oracle.rows.items():
         assert label in printed and f"{values['mAP']:.2f}" in printed
@@ -71,6 +71,14 @@ def test_rows_do_not_depend_on_the_blocks(run_dir: Path, monkeypatch: pytest.Mon
     for label, values in measure(images).items():
         assert values == pytest.approx(whole[label], rel=1e-12)
     assert len(calls) > len(ROWS)
+
+
+def test_rows_of_an_earlier_version_are_completed(run_dir: Path) -> None:
+    evaluation = evaluate(run_dir)[0]
+    whole = oracle_bounds(run_dir, evaluation)
+    assert whole is not None
+    write_record(run_dir / "oracle.json", replace(whole, rows={k: v for k, v in whole.rows.items() if k in ROWS}))
+    assert oracle_bounds(run_dir, evaluation) == whole
 
 
 def test_real_data_has_no_oracle(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,7 +77,7 @@ def test_shared_rows_are_run_once_and_what_is_there_is_kept(done: tuple, base: C
     again, text = do("all", base, out, [FULL, "no-gate", "no-fusion"])
     assert again == summary and "6 finished, 0 to run" in text and len(stamps) == 12
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
-    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert read_json(out / "summary.json") == json.loads(json.dumps(summary))
 
 
 def test_numbers_of_a_row_are_those_of_its_runs(done: tuple, base: Config) -> None:

@@ -16,8 +16,9 @@ from training.config.dual_encoder import DUAL_ENCODER
 from training.config.recipes import get_recipe
 from training.engine.checkpoint import TrainedModel
 from training.engine.losses import fixed_losses, task_losses
-from training.models.baseline import PAIRS, BagOfWords, ConvolutionalEncoder, DualEncoder
+from training.models.baseline import BagOfWords, ConvolutionalEncoder, DualEncoder
 from training.models.retrieval_model import RetrievalModel
+from training.models.word_pairs import PAIRS
 
 CONFIG = get_recipe("synthetic-baseline")
 

@@ -1,206 +1,227 @@
-"""Index of a gallery, and the search command on a small model with random weights."""
+"""Gallery on disk: what is committed stays, readers see one moment, one writer, damage is named."""
 
 from __future__ import annotations
 
-import io
-import re
-import shutil
-from dataclasses import replace
-from pathlib import Path
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pytest
-import torch
 
-from tests.support import contents
-from tests.support.pedes_dataset import make_pedes
-from tests.support.tiny_run import tiny_config
-from training import search
-from training.config import to_dict
-from training.data.datasets import read_dataset
-from training.data.loader import tokenize
-from training.data.tokenizer import build_tokenizer, save_tokenizer
-from training.engine import checkpoint
-from training.evaluation.dual import embed_dual
-from training.retrieval import gallery_search, store
-from training.retrieval.store import Index, build_index, folder_records, index_key, load_index, save_index
-from training.utils import cli
+from tests.support import ROOT
+from tests.support.retrieval.galleries import WIDTH, clustered, fill, image_row, unit
+from training.retrieval.gallery_writer import open_writer
+from training.retrieval.store import About, Gallery
 
-BETA = 0.5
+ABOUT = About("a" * 64, WIDTH, 2, 0.5, "runs/x")
 
 
-def unit(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+def rows(*names: str) -> list:
+    return [image_row(name) for name in names]
 
 
-def make_index(images: int = 50, width: int = 8) -> Index:
-    paths = tuple(f"{i}.jpg" for i in range(images))
-    return Index(unit(images, width), unit(images, width, seed=1), paths, BETA, "key")
+def table(count: int, seed: int = 0) -> np.ndarray:
+    return clustered(count, WIDTH, seed=seed)
 
 
-@pytest.fixture(scope="module")
-def saved(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of a run that a search needs: best.pt and tokenizer/."""
-    run_dir, config, dataset = tmp_path_factory.mktemp("runs"), tiny_config(root), read_dataset(tiny_config(root).data)
-    tokenizer = build_tokenizer(config.model.text, [text for r in dataset.splits["train"] for text in r.captions])
-    torch.manual_seed(0)
-    weights = checkpoint.build_model(config, tokenizer).state_dict()
-    numbers = {"epoch": 1, "step": 1, "beta": BETA, "fingerprint": dataset.fingerprint}
-    checkpoint.save(run_dir / "best.pt", {"model": weights, "config": to_dict(config), **numbers})
-    save_tokenizer(tokenizer, run_dir / "tokenizer")
-    return run_dir
-
-
-@pytest.fixture
-def run_dir(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "run"))
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 50, 1000])
-def test_search_ranks_every_image_whatever_the_chunks(chunk, monkeypatch):
-    monkeypatch.setattr(store, "CHUNK", chunk)
-    index, text_QE = make_index(), unit(3, 8, seed=2)
-    scores_QK, positions_QK = index.search(3.0 * text_QE, 10)
-    expected_QG = text_QE.double() @ (index.v_id_GE.double() + BETA * index.v_clo_GE.double()).T
-    expected = expected_QG.sort(dim=1, descending=True)
-    assert torch.equal(positions_QK, expected.indices[:, :10])
-    torch.testing.assert_close(scores_QK, expected.values[:, :10].float(), rtol=0, atol=1e-6)
-
-
-def test_search_by_one_text_and_for_more_than_there_is():
-    index, text_E = make_index(4), unit(8, seed=2)
-    scores_K, positions_K = index.search(text_E, 100)
-    assert scores_K.shape == (4,) and sorted(positions_K.tolist()) == [0, 1, 2, 3]
-    assert torch.equal(index.search(text_E[None], 100)[1][0], positions_K)
-
-
-@pytest.mark.parametrize("chunk", [2, 100])
-def test_equal_scores_come_in_the_order_of_the_gallery(chunk, monkeypatch):
-    monkeypatch.setattr(store, "CHUNK", chunk)
-    same = unit(1, 8).expand(9, 8)
-    index = Index(same, same, tuple("abcdefghi"), 0.0)
-    assert index.search(unit(8, seed=1), 5)[1].tolist() == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("text", "k", "error", "match"),
-    [
-        (torch.ones(8, dtype=torch.int64), 1, TypeError, "the text embedding must be floating, got torch.int64"),
-        (torch.ones(7), 1, ValueError, r"must have shape \(8,\) or \(Q, 8\), got \(7,\)"),
-        (torch.ones(1, 1, 8), 1, ValueError, r"must have shape \(8,\) or \(Q, 8\), got \(1, 1, 8\)"),
-        (torch.ones(8), 0, ValueError, "search: k must be at least 1, got 0"),
-        (torch.zeros(8), 1, ValueError, "the text embedding is zero or not finite"),
-        (torch.full((2, 8), torch.nan), 1, ValueError, "the text embedding is zero or not finite"),
-    ],
-)
-def test_search_refuses_what_does_not_fit(text, k, error, match):
-    with pytest.raises(error, match=match):
-        make_index().search(text, k)
-
-
-def test_index_survives_the_disk_and_a_failed_write(tmp_path, monkeypatch):
-    index, path = make_index(), tmp_path / "index.pt"
-    save_index(path, index)
-    before, loaded = contents(tmp_path), load_index(path)
-    assert (loaded.paths, loaded.beta, loaded.key) == (index.paths, BETA, "key")
-    assert torch.equal(loaded.v_id_GE, index.v_id_GE) and torch.equal(loaded.v_clo_GE, index.v_clo_GE)
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        save_index(path, replace(index, beta=0.0))
-    assert contents(tmp_path) == before
-
-
-def test_another_file_is_no_index(tmp_path):
-    checkpoint.save(tmp_path / "last.pt", {"model": {}, "epoch": 3})
-    with pytest.raises(ValueError, match="last.pt is not an index: it holds epoch, model"):
-        load_index(tmp_path / "last.pt")
-
-
-def test_index_holds_the_embeddings_that_are_evaluated(run_dir, root):
-    run = checkpoint.load_run(run_dir)
-    records = read_dataset(run.config.data).splits["test"]
-    run.model.train()
-    index = build_index(run.model, records, run.config.data, beta=run.beta, batch_size=5)
-    assert run.model.training
-    dual = embed_dual(run.model, records, run.tokenizer, run.config)
-    torch.testing.assert_close(index.v_id_GE, dual.v_id_GE, rtol=0, atol=1e-6)
-    torch.testing.assert_close(index.v_clo_GE, dual.v_clo_GE, rtol=0, atol=1e-6)
-    assert index.paths == tuple(str(root / "imgs" / record.file_path) for record in records)
-    scores_QG = index.search(dual.t_QE, len(records))[0]
-    expected_QG = dual.similarity(BETA).sort(dim=1, descending=True).values
-    torch.testing.assert_close(scores_QG, expected_QG, rtol=0, atol=1e-6)
-
-
-def test_empty_gallery_is_refused(run_dir):
-    run = checkpoint.load_run(run_dir)
-    with pytest.raises(ValueError, match="build_index: the gallery holds no image"):
-        build_index(run.model, [], run.config.data, beta=0.0)
-
-
-def test_folder_of_images(tmp_path):
-    for name in ("b.JPG", "a/c.png", "notes.txt", "d.jpg/e.bmp"):
-        (tmp_path / "g" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "g" / name).touch()
-    assert [record.file_path for record in folder_records(tmp_path / "g")] == ["a/c.png", "b.JPG", "d.jpg/e.bmp"]
-    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
-        folder_records(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"holds no image file \(.bmp .jpeg .jpg .png .webp\)"):
-        folder_records(tmp_path / "empty")
-
-
-def test_key_changes_with_checkpoint_and_images(tmp_path):
-    root = make_pedes(tmp_path / "data", ids={"train": 1, "val": 1, "test": 1})
-    records, path = folder_records(root / "imgs/test"), tmp_path / "best.pt"
-    path.write_bytes(b"weights")
-    key = index_key(path, records)
-    assert index_key(path, records) == key != index_key(path, records[:-1])
-    path.write_bytes(b"Weights")
-    assert index_key(path, records) != key
-    path.write_bytes(b"weights")
-    records[0].path.write_bytes(b"another picture")
-    assert index_key(path, records) != key
-
-
-def test_find_gives_the_best_images_of_the_test_split(run_dir, root):
-    found = gallery_search.search_gallery(run_dir, "a tall person in a red shirt", 4, "test")
-    run = checkpoint.load_run(run_dir)
-    dual = embed_dual(run.model, read_dataset(run.config.data).splits["test"], run.tokenizer, run.config)
-    with torch.inference_mode():
-        t_1E = run.model.embed_texts(tokenize(run.tokenizer, ["a tall person in a red shirt"], 16))
-    expected = replace(dual, t_QE=t_1E).similarity(BETA)[0].sort(descending=True).values[:4].tolist()
-    assert [score for score, _ in found] == pytest.approx(expected, abs=1e-5)
-    assert all(Path(path).is_file() and Path(path).parent == root / "imgs/test" for _, path in found)
-
-
-def test_index_is_kept_until_something_changes(run_dir, root, monkeypatch):
-    first, built = gallery_search.search_gallery(run_dir, "red", 3, "test"), []
-    original = gallery_search.build_index
-    monkeypatch.setattr(gallery_search, "build_index", lambda *a, **k: built.append(1) or original(*a, **k))
-    assert gallery_search.search_gallery(run_dir, "red", 3, "test") == first and not built
-    folder = gallery_search.search_gallery(run_dir, "red", 3, str(root / "imgs/val"))
-    assert len(built) == 1 and all("imgs/val" in path for _, path in folder)
-    (run_dir / "index.pt").write_bytes(b"damaged")
-    assert gallery_search.search_gallery(run_dir, "red", 3, "test") == first and len(built) == 2
-
-
-def test_table_keeps_long_paths_whole_and_unformatted():
-    long = "/data/[bold]people[/bold]/" + "x" * 150 + ".jpg"
-    out = io.StringIO()
-    search.print_results([(0.75, long), (-0.125, "b.jpg")], out)
-    rows = [re.split(r"\s*[│┃]\s*", line)[1:4] for line in out.getvalue().splitlines() if re.search(r"\.jpg", line)]
-    assert rows == [["1", "0.7500", long], ["2", "-0.1250", "b.jpg"]]
-
-
-def test_command_line(run_dir, root, tmp_path, capsys):
-    assert cli.run(search.main, [str(run_dir), "a red shirt", "--k", "2"]) == 0
-    assert capsys.readouterr().out.count(str(root / "imgs/test")) == 2
-    wrong = {
-        (str(tmp_path / "none"), "red"): "holds no trained model",
-        (str(run_dir), "  "): "TEXT is empty, expected a description of a person",
-        (str(run_dir), "red", "--k", "0"): "--k must be at least 1, got 0",
-        (str(run_dir), "red", "--gallery", str(tmp_path / "none")): "no such folder",
+def held(gallery: Gallery) -> dict[str, bytes]:
+    """Embedding of each path, by way of a snapshot."""
+    snapshot = gallery.snapshot()
+    return {
+        row.path: snapshot.table_PW[snapshot.positions(np.array([row.id]))[0]].tobytes() for row in gallery.all_rows()
     }
-    for arguments, expected in wrong.items():
-        assert cli.run(search.main, list(arguments)) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and expected in error and error.count("\n") == 1
+
+
+def test_images_come_back_with_their_embeddings(tmp_path):
+    gallery, first, second = Gallery.create(tmp_path / "g", ABOUT), table(3), table(2, 1)
+    assert gallery.count() == 0 and len(gallery.snapshot()) == 0
+    with open_writer(gallery) as writer:
+        writer.add(rows("a", "b", "c"), first)
+        writer.add([image_row("d", "cam", 3.5, lens="wide"), image_row("e")], second)
+    again = Gallery(tmp_path / "g")
+    expected = dict(zip("abcde", [x.tobytes() for x in (*first, *second)], strict=True))
+    assert held(again) == expected and again.about == ABOUT
+    row = again.row_of("d")
+    assert row is not None and (row.camera, row.time, row.more) == ("cam", 3.5, {"lens": "wide"})
+    snapshot = again.snapshot()
+    assert snapshot.values == {"camera": ["", "cam"], "lens": ["", "wide"]} and snapshot.codes["lens"].tolist() == [
+        0,
+        0,
+        0,
+        1,
+        0,
+    ]
+    np.testing.assert_array_equal(snapshot.times_P, [np.nan] * 3 + [3.5, np.nan])
+    assert again.row_of("f") is None and [r.path for r in again.rows([row.id, 999, 1])] == ["d", "a"]
+
+
+def test_an_image_that_is_added_again_is_replaced_and_has_a_new_number(tmp_path):
+    gallery, first, second = Gallery.create(tmp_path, ABOUT), table(2), table(1, 1)
+    with open_writer(gallery) as writer:
+        writer.add(rows("a", "b"), first)
+        before = gallery.row_of("b").id
+        writer.add(rows("b"), second)
+    assert held(gallery) == {"a": first[0].tobytes(), "b": second[0].tobytes()}
+    assert gallery.row_of("b").id > before
+
+
+@pytest.mark.parametrize("removed", [["a"], ["c"], ["a", "b", "c", "e"], ["a", "b", "c", "d", "e"]])
+def test_removed_images_are_gone_and_the_others_keep_number_and_embedding(removed, tmp_path):
+    gallery, embeddings = Gallery.create(tmp_path, ABOUT), table(5)
+    with open_writer(gallery) as writer:
+        writer.add(rows(*"abcde"), embeddings)
+        ids = {row.path: row.id for row in gallery.all_rows()}
+        before = gallery.snapshot()
+        assert writer.remove([ids[name] for name in removed]) == len(removed)
+        # A reader keeps the moment at which it began.
+        np.testing.assert_array_equal(before.table_PW, embeddings)
+        writer.add(rows("f"), table(1, 7))
+    np.testing.assert_array_equal(before.table_PW, embeddings)
+    kept = [name for name in "abcde" if name not in removed]
+    expected = {name: embeddings["abcde".index(name)].tobytes() for name in kept}
+    assert held(gallery) == expected | {"f": table(1, 7)[0].tobytes()}
+    assert {row.path: row.id for row in gallery.all_rows() if row.path != "f"} == {name: ids[name] for name in kept}
+    assert len(list(tmp_path.glob("table-*.f32"))) == 1
+
+
+def test_an_interrupted_write_is_overwritten(tmp_path):
+    gallery, embeddings = Gallery.create(tmp_path, ABOUT), table(3)
+    with open_writer(gallery) as writer:
+        writer.add(rows("a"), embeddings[:1])
+    with open(gallery.table(0), "ab") as file:
+        file.write(b"half a row")
+    (tmp_path / "table-1.f32").write_bytes(b"a compaction that was killed")
+    with open_writer(gallery) as writer:
+        writer.add(rows("b", "c"), embeddings[1:])
+    assert held(gallery) == dict(zip("abc", [x.tobytes() for x in embeddings], strict=True))
+    assert not (tmp_path / "table-1.f32").exists()
+
+
+def test_a_failed_batch_changes_nothing(tmp_path):
+    gallery = Gallery.create(tmp_path, ABOUT)
+    with open_writer(gallery) as writer:
+        writer.add(rows("a"), table(1))
+        with pytest.raises(sqlite3.IntegrityError):
+            writer.add(rows("b", "b"), table(2))
+        with pytest.raises(ValueError, match=r"embeddings must be float32 \(1, 32\), got float64 \(1, 32\)"):
+            writer.add(rows("c"), table(1).astype(np.float64))
+        broken = table(2)
+        broken[1, 3] = np.nan
+        with pytest.raises(ValueError, match="embeddings that are not finite"):
+            writer.add(rows("c", "d"), broken)
+    assert [row.path for row in gallery.all_rows()] == ["a"]
+
+
+def test_one_writer_and_readers_that_wait_for_nobody(tmp_path):
+    gallery = fill(tmp_path, table(4))
+    with open_writer(gallery) as writer:
+        with pytest.raises(BlockingIOError, match="another process is changing it"), open_writer(Gallery(tmp_path)):
+            pass
+        writer.connection.execute("BEGIN IMMEDIATE")
+        writer.connection.execute("DELETE FROM images")
+        start = time.monotonic()
+        assert Gallery(tmp_path).count() == 4 and len(gallery.snapshot()) == 4
+        assert time.monotonic() - start < 5
+        writer.connection.rollback()
+
+
+def test_readers_notice_a_change(tmp_path):
+    gallery = fill(tmp_path, table(2))
+    before = gallery.version()
+    assert gallery.version() == before
+    with open_writer(gallery) as writer:
+        writer.add(rows("x"), table(1))
+        changed = gallery.version()
+        assert changed != before
+        writer.update_metadata(gallery.row_of("x"))
+    assert gallery.version() != changed
+
+
+def test_another_model_is_refused(tmp_path):
+    gallery = fill(tmp_path, table(1))
+    gallery.require_model("a" * 64, "runs/x")
+    with pytest.raises(
+        ValueError, match=r"was made with another model \(runs/x, aaaaaaaaaaaa\) than runs/y \(bbbbbbbbbbbb\)"
+    ):
+        gallery.require_model("b" * 64, "runs/y")
+
+
+def test_what_is_no_gallery_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no gallery: there is no gallery.db"):
+        Gallery(tmp_path)
+    (tmp_path / "gallery.db").write_bytes(b"not a database, but long enough to be read as one" * 50)
+    with pytest.raises(ValueError, match="gallery.db is damaged or not the database of a gallery"):
+        Gallery(tmp_path)
+    fill(tmp_path / "g", table(3))
+    with pytest.raises(FileExistsError, match="holds a gallery already"):
+        Gallery.create(tmp_path / "g", ABOUT)
+    os.truncate(tmp_path / "g" / "table-0.f32", 100)
+    with pytest.raises(ValueError, match="table-0.f32 is shorter than its 3 images"):
+        Gallery(tmp_path / "g").snapshot()
+    Gallery(tmp_path / "g").table(0).unlink()
+    with pytest.raises(FileNotFoundError):
+        Gallery(tmp_path / "g").snapshot()
+    with sqlite3.connect(tmp_path / "g" / "gallery.db") as connection:
+        connection.execute("UPDATE about SET value = '7' WHERE key = 'format'")
+    with pytest.raises(ValueError, match="has format 7, expected 1"):
+        Gallery(tmp_path / "g")
+
+
+def test_a_broken_database_is_one_error(tmp_path):
+    gallery = fill(tmp_path, table(1))
+    with pytest.raises(ValueError, match="gallery.db cannot be read: no such table: people"):
+        gallery.query("SELECT * FROM people")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_gallery_in_a_folder_that_cannot_be_written_is_read(tmp_path):
+    fill(tmp_path / "g", table(3)).close()
+    (tmp_path / "g").chmod(0o555)
+    try:
+        assert len(Gallery(tmp_path / "g").snapshot()) == 3
+    finally:
+        (tmp_path / "g").chmod(0o755)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tests.support.retrieval.galleries import WIDTH, clustered, image_row
+from training.retrieval.gallery_writer import open_writer
+from training.retrieval.store import Gallery
+gallery, number = Gallery(sys.argv[1]), int(sys.argv[2])
+with open_writer(gallery) as writer:
+    print("ready", flush=True)
+    for batch in range(10**6):
+        names = [f"/{number}/{batch}/{i}" for i in range(3)]
+        writer.add([image_row(name) for name in names], clustered(3, WIDTH, seed=number * 1000 + batch % 1000))
+        if batch % 7 == 6:
+            writer.remove([row.id for row in gallery.all_rows()][::2])
+"""
+
+
+def test_a_gallery_survives_kills_at_any_moment(tmp_path):
+    """Every committed batch is whole, and its embeddings are those that were given."""
+    Gallery.create(tmp_path, ABOUT).close()
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        words = [sys.executable, "-c", WRITER, str(tmp_path), str(number)]
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(rng.uniform(0.05, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        gallery = Gallery(tmp_path)
+        snapshot = gallery.snapshot()
+        for row in gallery.all_rows():
+            person, batch, i = map(int, row.path.strip("/").split("/"))
+            given = clustered(3, WIDTH, seed=person * 1000 + batch % 1000)[i]
+            np.testing.assert_array_equal(snapshot.table_PW[row.position], given)
+        gallery.close()
+    with open_writer(Gallery(tmp_path)) as writer:
+        writer.add(rows("last"), unit(np.ones((1, 2, WIDTH))).reshape(1, -1))
+    assert Gallery(tmp_path).row_of("last") is not None

@@ -13,13 +13,15 @@ import pytest
 
 from training.config import DataConfig
 from training.data.datasets import Record, read_dataset
-from training.evaluation.bounds.oracle_metrics import measure
+from training.evaluation.bounds.oracle_metrics import IDENTITY_TEXTS, measure
 from training.synthetic.attributes import Identity, Outfit, Pose, sample_identity, sample_outfit, sample_pose
 from training.synthetic.dataset import generate
+from training.synthetic.identity_oracle import IdentityOracle
 from training.synthetic.oracle import FLOOR, Oracle, TrueImage, read_images
 from training.synthetic.rng import KeyedRng
 from training.synthetic.text.annotator import Annotator
 from training.synthetic.text.captions import write_with_notes
+from training.synthetic.text.descriptions import looks_of
 from training.synthetic.text.likelihood import CLOTHING_SLOTS, IDENTITY_SLOTS, SLOTS, decision_probabilities
 
 NOTES = 3000
@@ -131,7 +133,37 @@ def test_it_finds_who_is_described() -> None:
 
 
 def test_a_row_without_any_match_is_missing() -> None:
-    assert set(measure(people(4, outfits=1))) == {"oracle, all words", "oracle, identity words"}
+    assert set(measure(people(4, outfits=1))) == {"oracle, all words", "oracle, identity words", IDENTITY_TEXTS}
+
+
+def test_an_identity_text_is_read_as_it_was_written() -> None:
+    identity, outfit, pose = sample("face", beard=True, glasses=False, sex="man", age="adult", facing="front")
+    shaven, taller = (
+        replace(identity, beard=False),
+        replace(identity, height="tall" if identity.height != "tall" else "short"),
+    )
+    images = [
+        TrueImage(number, 0, who, outfit, replace(pose, facing=facing), ())
+        for number, who in enumerate((identity, shaven, taller))
+        for facing in ("front", "back", "back", "back")
+    ]
+    # Two texts of the bearded man, seen and from behind; three of four views hide a face.
+    seen, behind = IdentityOracle(images).log_likelihood()[:2, ::4]
+    wrong = math.log(FLOOR)
+    np.testing.assert_allclose(seen, [math.log(0.25), wrong, math.log(0.25) + wrong], rtol=1e-5)
+    np.testing.assert_allclose(behind, [math.log(0.75), 0.0, math.log(0.75) + wrong], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(IdentityOracle(images).log_likelihood(slice(1, 2))[0, ::4], behind)
+
+
+def test_an_oracle_of_identity_texts_confuses_only_people_who_look_the_same() -> None:
+    images = people(150, outfits=1)
+    told = [(looks_of(image.identity, replace(image.pose, facing="front")), image.person) for image in images]
+    alone = {p for look, p in told if sum(look == other for other, _ in told) == 2}
+    twins = people(2, outfits=1)
+    twins[2:] = [replace(image, person=1, identity=twins[0].identity) for image in twins[2:]]
+    row = measure(images)[IDENTITY_TEXTS]
+    assert 80 < row["R1"] <= 100 and len(alone) / 150 * 100 - 15 < row["R1"]
+    assert measure(twins)[IDENTITY_TEXTS]["R1"] == pytest.approx(50)
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from training.config import MAX_PIXELS
 from training.data.images import transforms
 from training.data.images.cache import DAMAGED, CacheFiles, CacheIndex, file_stamp
 from training.data.images.prefetch import prefetched
-from training.utils.io import atomic
+from training.utils.io import atomic, naming_full_disk
+from training.utils.terminal import make_console, make_progress
 
 # Files per task of a worker, and seconds between two writes of the index: at most this much is lost by a kill.
 CHUNK, SAVE_SECONDS = 32, 10.0
@@ -46,7 +46,13 @@ class _ReadResult(NamedTuple):
 
 
 def pack_images(
-    paths: Sequence[Path], folder: Path | str, image_size: tuple[int, int], workers: int = 0, *, check: bool = False
+    paths: Sequence[Path],
+    folder: Path | str,
+    image_size: tuple[int, int],
+    workers: int = 0,
+    *,
+    check: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> PackCounts:
     """Updates the cache of `image_size` (H, W) in `folder` for the image files `paths`; other rows stay.
 
@@ -79,7 +85,7 @@ def pack_images(
             _mark_damaged(files, index)
         stale = names if check else [name for name in names if not index.is_current(name)]
         _require_space(files, index, len(names))
-        counts, problems = _CacheUpdate(files, index).run(stale, workers)
+        counts, problems = _CacheUpdate(files, index, max_pixels).run(stale, workers)
     _raise_unreadable(files, problems, len(names))
     return counts._replace(current=counts.current + len(names) - len(stale))
 
@@ -87,9 +93,7 @@ def pack_images(
 @contextmanager
 def _progress_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal; yields the function that advances it."""
-    console = Console(stderr=True)
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with make_progress(make_console(stderr=True)) as bar:
         task = bar.add_task(text, total=total)
         yield lambda number: bar.advance(task, number)
 
@@ -101,9 +105,7 @@ def _write_lock(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            Console(stderr=True).print(
-                f"waiting for the process that is packing images (it holds {path})", soft_wrap=True
-            )
+            make_console(stderr=True).print(f"waiting for the process that is packing images (it holds {path})")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -143,8 +145,8 @@ def _raise_unreadable(files: CacheFiles, problems: list[str], images: int) -> No
 class _PackWorker:
     """Reads files in a worker process, and decodes those of unknown content to the first rows of the buffer."""
 
-    def __init__(self, known: dict[str, int], image_size: tuple[int, int]) -> None:
-        self.row_of, self.image_size = known, image_size
+    def __init__(self, known: dict[str, int], image_size: tuple[int, int], max_pixels: int) -> None:
+        self.row_of, self.image_size, self.max_pixels = known, image_size, max_pixels
 
     def __call__(self, paths: Sequence[str], out_BCHW: Tensor) -> list[_ReadResult]:
         results: list[_ReadResult] = []
@@ -160,7 +162,7 @@ class _PackWorker:
                 if content in self.row_of:
                     results.append(_ReadResult(path, stamp, content, self.row_of[content]))
                     continue
-                out_BCHW[rows_used] = transforms.decode(path, self.image_size, raw)
+                out_BCHW[rows_used] = transforms.decode(path, self.image_size, raw, self.max_pixels)
             except (OSError, ValueError) as error:
                 results.append(_ReadResult(path, stamp or (0, 0), problem=" ".join(str(error).split())))
                 continue
@@ -172,8 +174,9 @@ class _PackWorker:
 class _CacheUpdate:
     """One update of a cache, under its lock."""
 
-    def __init__(self, files: CacheFiles, index: CacheIndex) -> None:
+    def __init__(self, files: CacheFiles, index: CacheIndex, max_pixels: int) -> None:
         self.files, self.index, self.row_of = files, index, index.rows_by_content()
+        self.max_pixels = max_pixels
         # A damaged row is rewritten in place, with its own content only: other processes may have it mapped.
         self.damaged = {content: row for row, (content, checksum) in enumerate(index.rows) if checksum == DAMAGED}
         self.counts, self.problems = PackCounts(0, 0, 0), list[str]()
@@ -181,10 +184,11 @@ class _CacheUpdate:
     def run(self, stale: list[str], workers: int) -> tuple[PackCounts, list[str]]:
         """(counts of `stale`, problems of the unreadable files)."""
         chunks = [stale[i : i + CHUNK] for i in range(0, len(stale), CHUNK)]
-        reader = _PackWorker(dict(self.row_of), self.files.image_size)
+        reader = _PackWorker(dict(self.row_of), self.files.image_size, self.max_pixels)
         buffers = prefetched(reader, chunks, (CHUNK, 3, *self.files.image_size), min(workers, len(chunks)))
         saved = time.monotonic()
-        with open(self.files.path("u8"), "r+b") as file, _progress_bar("packing images", len(stale)) as advance:
+        path = self.files.path("u8")
+        with naming_full_disk(path), open(path, "r+b") as file, _progress_bar("packing images", len(stale)) as advance:
             try:
                 for results, buffer in buffers:
                     self._write_rows(results, buffer, file)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.config import DataConfig
+from training.config import MAX_PIXELS, DataConfig
 from training.data.images import transforms
 from training.data.images.cache import PackedImages
 from training.data.images.pack import pack_images
@@ -35,8 +35,10 @@ class ImageSource(Protocol):
 class ImageFiles:
     """Images decoded from their files; with `keep` only once, if all of them fit into MEMORY_LIMIT."""
 
-    def __init__(self, paths: Sequence[Path], image_size: tuple[int, int], keep: bool) -> None:
-        self.paths, self.image_size = list(paths), image_size
+    def __init__(
+        self, paths: Sequence[Path], image_size: tuple[int, int], keep: bool, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        self.paths, self.image_size, self.max_pixels = list(paths), image_size, max_pixels
         shape = (len(paths), 3, *image_size)
         fits = keep and int(np.prod(shape, dtype=np.int64)) <= MEMORY_LIMIT
         # Untouched pages of torch.empty cost no memory.
@@ -46,10 +48,10 @@ class ImageFiles:
     def fill(self, indices: Sequence[int], out_BCHW: Tensor) -> None:
         """Raises ValueError or FileNotFoundError naming every bad file of `indices`."""
         if self.pixels is None:
-            transforms.decode_into(out_BCHW, range(len(indices)), [self.paths[i] for i in indices])
+            transforms.decode_into(out_BCHW, range(len(indices)), [self.paths[i] for i in indices], self.max_pixels)
             return
         new = [i for i in indices if not self.known[i]]
-        transforms.decode_into(self.pixels, new, [self.paths[i] for i in new])
+        transforms.decode_into(self.pixels, new, [self.paths[i] for i in new], self.max_pixels)
         for i in new:
             self.known[i] = True
         torch.index_select(self.pixels, 0, torch.tensor(indices), out=out_BCHW[: len(indices)])
@@ -58,18 +60,21 @@ class ImageFiles:
 def update_cache(paths: Sequence[Path], config: DataConfig) -> None:
     """Updates the cache of `config` for these files; without a cache does nothing. Raises what `pack_images` does."""
     if config.cache:
-        pack_images(paths, config.cache, config.image_size, config.workers)
+        pack_images(paths, config.cache, config.image_size, config.workers, max_pixels=config.max_pixels)
 
 
 def open_images(paths: Sequence[Path], config: DataConfig, keep: bool = False) -> ImageSource:
     """The images of `paths` in the size and from the source of `config`, whose cache is updated.
 
-    keep: keep decoded images in memory if there is no cache. Raises what `pack_images` does.
+    keep: keep decoded images in memory if there is no cache. Raises ValueError for a size that is not known yet, and what
+    `pack_images` does.
     """
+    if config.image_size == (0, 0):
+        raise ValueError("open_images: data.image_size 0 0 has to be replaced by that of the visual encoder first")
     update_cache(paths, config)
     if config.cache:
         return PackedImages(paths, config.cache, config.image_size)
-    return ImageFiles(paths, config.image_size, keep)
+    return ImageFiles(paths, config.image_size, keep, config.max_pixels)
 
 
 def read_batches(images: ImageSource, batches: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:

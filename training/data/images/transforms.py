@@ -5,8 +5,6 @@ Shapes: B images, C = 3 channels (RGB), H, W pixels. No colour jitter: captions 
 
 from __future__ import annotations
 
-import io
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from training.config import MAX_PIXELS
+from training.data.images.reading import DAMAGED, NoPluginError, TooManyPixelsError, read_rgb
 
 # Mean and standard deviation of google/vit-base-patch16-224, the same for the three channels, in units of 255.
 MEAN = STD = 0.5
@@ -25,18 +26,20 @@ ERASE_RATIO = (0.3, 1 / 0.3)
 DRAWS = 8
 
 
-def decode(path: Path | str, image_size: tuple[int, int], content: bytes | None = None) -> Tensor:
-    """One image as uint8 (3, H, W), RGB, decoded in full and resized with an antialiased bilinear filter.
+def decode(
+    path: Path | str, image_size: tuple[int, int], content: bytes | None = None, max_pixels: int = MAX_PIXELS
+) -> Tensor:
+    """One image as uint8 (3, H, W), RGB as `reading` makes it, resized with an antialiased bilinear filter.
 
     content: the bytes of the file, if already read. Raises FileNotFoundError if there is no file, ValueError if it is
-    truncated, not an image or a folder.
+    truncated, not an image, larger than `max_pixels` or a folder.
     """
     pixels = torch.empty(3, *image_size, dtype=torch.uint8)
-    _decode(path, pixels.numpy(), content)
+    _decode(path, pixels.numpy(), content, max_pixels)
     return pixels
 
 
-def decode_into(out_BCHW: Tensor, rows: Sequence[int], paths: Sequence[Path]) -> None:
+def decode_into(out_BCHW: Tensor, rows: Sequence[int], paths: Sequence[Path], max_pixels: int = MAX_PIXELS) -> None:
     """`decode` of each path into its row of a uint8 (B, 3, H, W) tensor.
 
     All paths are tried before an error that names every bad one: FileNotFoundError if all of those are missing, else
@@ -47,7 +50,7 @@ def decode_into(out_BCHW: Tensor, rows: Sequence[int], paths: Sequence[Path]) ->
     errors: list[Exception] = []
     for row, path in zip(rows, paths, strict=True):
         try:
-            _decode(path, out[row])
+            _decode(path, out[row], None, max_pixels)
         except (FileNotFoundError, ValueError) as error:
             errors.append(error)
     if errors:
@@ -56,7 +59,7 @@ def decode_into(out_BCHW: Tensor, rows: Sequence[int], paths: Sequence[Path]) ->
         raise kind(number + "; ".join(map(str, errors)))
 
 
-def _decode(path: Path | str, out_CHW: np.ndarray, content: bytes | None = None) -> None:
+def _decode(path: Path | str, out_CHW: np.ndarray, content: bytes | None, max_pixels: int) -> None:
     height, width = out_CHW.shape[1:]
     try:
         if content is None:
@@ -64,14 +67,12 @@ def _decode(path: Path | str, out_CHW: np.ndarray, content: bytes | None = None)
             # difference at 600x250). A buffered read, as in Path.read_bytes, gains nothing.
             with open(path, "rb", buffering=0) as file:
                 content = file.read()
-        with Image.open(io.BytesIO(content)) as image:
-            # convert would copy an image that is already RGB.
-            image = image if image.mode == "RGB" else image.convert("RGB")
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = read_rgb(content, max_pixels).resize((width, height), Image.Resampling.BILINEAR)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no image {path}") from error
-    # Errors of Pillow's decoders on damaged bytes; UnidentifiedImageError is an OSError.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except (TooManyPixelsError, NoPluginError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    except DAMAGED as error:
         raise ValueError(f"{path} is truncated or not a readable image: {error}") from error
     # Channel by channel: 0.03 ms for 384x128, all channels at once and a transposition take 0.08.
     for plane_HW, channel in zip(out_CHW, "RGB", strict=True):

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from training.config import DataConfig
 from training.data.readers import Row
 from training.data.validation.findings import SAMPLES, Finding, Sample, count_phrase, spread
 
@@ -28,9 +29,13 @@ def _pattern(pattern: str) -> Callable[[str], bool]:
     return lambda text: compiled.search(text) is not None
 
 
+_TOKEN = re.compile(r"\w+|[^\w\s]")
 # Kind of suspicious text -> predicate of a caption.
 SUSPICIOUS: dict[str, Callable[[str], bool]] = {
-    "control characters or line breaks": _pattern(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]"),
+    "control characters or line breaks": _pattern(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"),
+    "invisible characters": _pattern(
+        r"[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]"
+    ),
     "wrongly decoded characters": _pattern("\ufffd|\u00e2\u20ac|\u00c3[\u0080-\u00bf]|\u00ef\u00bf\u00bd"),
     "another script": _other_script,
     "HTML": _pattern(r"</?[a-z][^<>]*>|&(?:[a-z]{2,8}|#\d+);"),
@@ -44,17 +49,33 @@ SUSPICIOUS: dict[str, Callable[[str], bool]] = {
 
 def suspicious_captions(rows: Sequence[Row], images: Path) -> list[Finding]:
     """One finding per kind of suspicious text that occurs, or a single one that none does."""
-    captions = [(row, caption.strip()) for row in rows for caption in row["captions"] if caption.strip()]
+    captions = [
+        (row, i, caption.strip()) for row in rows for i, caption in enumerate(row["captions"]) if caption.strip()
+    ]
     findings = []
     for kind, has in SUSPICIOUS.items():
-        hits = [(row, text) for row, text in captions if has(text)]
+        hits = [(row, f"captions[{i}]", text) for row, i, text in captions if has(text)]
         if hits:
-            first = ", ".join(dict.fromkeys(row["file_path"] for row, _ in hits[:5]))
+            first = ", ".join(f"{row['file_path']} {field}" for row, field, _ in hits[:5])
             text = f"{count_phrase(len(hits), 'caption', 'captions')} with {kind}, e.g. of {first}"
-            shown = tuple(Sample(images / row["file_path"], row["file_path"], repr(t)[1:-1]) for row, t in spread(hits))
+            shown = tuple(
+                Sample(images / row["file_path"], f"{row['file_path']} {field}", repr(t)[1:-1])
+                for row, field, t in spread(hits)
+            )
             findings.append(Finding("suspicious captions", "warning", text, shown))
     none = f"none in {len(captions):,} captions (checked for: {', '.join(SUSPICIOUS)})"
     return findings or [Finding("suspicious captions", "ok", none)]
+
+
+def cut_captions(rows: Sequence[Row], images: Path) -> Finding:
+    """Captions that do not fit in as many tokens as training reads: each word and each punctuation mark is at least one."""
+    check, limit = "long captions", DataConfig().text_length
+    long = [(row, text) for row in rows for text in row["captions"] if len(_TOKEN.findall(text)) + 2 > limit]
+    if not long:
+        return Finding(check, "ok", f"none is longer than {limit} tokens (data.text_length), at one a word")
+    text = f"{count_phrase(len(long), 'caption is', 'captions are')} longer than {limit} tokens, and cut there (data.text_length)"
+    shown = tuple(Sample(images / row["file_path"], row["file_path"], caption) for row, caption in spread(long))
+    return Finding(check, "note", f"{text}; e.g. of {long[0][0]['file_path']}", shown)
 
 
 def shared_captions(rows: Sequence[Row], images: Path) -> Finding:

@@ -7,22 +7,27 @@ again when its absolute path, its size or its modification time differs.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from itertools import repeat
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
+
+from training.config import MAX_PIXELS
+from training.data.images.reading import DAMAGED, NoPluginError, TooManyPixelsError, open_image
+from training.utils.io import naming_full_disk
 
 # Name of the cache in the folder of a data set.
 CACHE = ".bdam-hashes.jsonl"
 # Files whose results are written at once: at most these are lost by an interruption.
 BATCH = 256
+# Kinds of damage that are none of the file.
+NO_PLUGIN, TOO_LARGE = "HEIC without a plugin", "too many pixels"
 Progress = Callable[[int, int], None]
 
 
@@ -35,12 +40,13 @@ class DecodeResult:
     # Pillow's names; "" if the file is not an image.
     format: str = ""
     mode: str = ""
-    # Kind of damage ("zero bytes", "truncated", "no image", "damaged", "not readable") and details; "" if there is none.
+    # Kind of damage ("zero bytes", "truncated", "no image", "damaged", "not readable", NO_PLUGIN, TOO_LARGE) and details; "" if
+    # there is none.
     damage: str = ""
     detail: str = ""
 
 
-def decode_file(path: Path) -> DecodeResult:
+def decode_file(path: Path, max_pixels: int = MAX_PIXELS) -> DecodeResult:
     """Reads and decodes one file; errors are part of the result, never raised."""
     try:
         content = path.read_bytes()
@@ -51,7 +57,7 @@ def decode_file(path: Path) -> DecodeResult:
         return DecodeResult(digest, damage="zero bytes")
     form, mode = "", ""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(content, max_pixels) as image:
             form, mode = image.format or "", image.mode
             # A JPEG is decoded at an eighth of its size: that still reads every byte, but saves most of the arithmetic.
             image.draft(None, (image.width // 8, image.height // 8))
@@ -61,8 +67,11 @@ def decode_file(path: Path) -> DecodeResult:
     except OSError as error:
         damage = "truncated" if "truncated" in str(error) else "damaged"
         return DecodeResult(digest, form, mode, damage, str(error))
-    # Errors of Pillow's decoders on damaged bytes.
-    except (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except NoPluginError as error:
+        return DecodeResult(digest, "HEIC", "", NO_PLUGIN, str(error))
+    except TooManyPixelsError as error:
+        return DecodeResult(digest, form, mode, TOO_LARGE, str(error))
+    except DAMAGED as error:
         return DecodeResult(digest, form, mode, "damaged", str(error))
     return DecodeResult(digest, form, mode)
 
@@ -71,6 +80,7 @@ class DecodeCache:
     """Results by path, size and modification time, in an append-only file; without a file, in memory."""
 
     def __init__(self, file: Path | None) -> None:
+        self.file = file
         self.known: dict[str, tuple[list[int], DecodeResult]] = {}
         self.stream: IO[str] | None = None
         if file is not None:
@@ -95,15 +105,16 @@ class DecodeCache:
         return found[1] if found is not None and found[0] == stamp else None
 
     def add(self, results: Sequence[tuple[str, list[int], DecodeResult]]) -> None:
-        """Stores results, except of files that could not be read from the disk: those may be readable next time."""
+        """Stores results, except of files that may be readable next time: from the disk, by a plugin, or with another limit."""
         lines = []
         for path, stamp, result in results:
-            if result.sha256:
+            if result.sha256 and result.damage not in (NO_PLUGIN, TOO_LARGE):
                 self.known[path] = stamp, result
                 lines.append(json.dumps({"path": path, "stamp": stamp, **asdict(result)}) + "\n")
-        if self.stream is not None:
-            self.stream.write("".join(lines))
-            self.stream.flush()
+        if self.stream is not None and self.file is not None:
+            with naming_full_disk(self.file):
+                self.stream.write("".join(lines))
+                self.stream.flush()
 
     def _load_line(self, line: str) -> None:
         """Loads one line; lines cut by a kill or written by another program are ignored."""
@@ -122,7 +133,12 @@ def default_workers() -> int:
 
 
 def decode_files(
-    images: Path, names: Sequence[str], cache: DecodeCache, workers: int, progress: Progress = lambda done, total: None
+    images: Path,
+    names: Sequence[str],
+    cache: DecodeCache,
+    workers: int,
+    progress: Progress = lambda done, total: None,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, DecodeResult]:
     """name -> result of the files `names` below the folder `images`, in threads; `progress` gets (files done, files)."""
     found: dict[str, DecodeResult] = {}
@@ -142,7 +158,7 @@ def decode_files(
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(todo), BATCH):
             batch = todo[start : start + BATCH]
-            results = list(pool.map(decode_file, [Path(path) for _, path, _ in batch]))
+            results = list(pool.map(decode_file, [Path(path) for _, path, _ in batch], repeat(max_pixels)))
             cache.add([(path, stamp, result) for (_, path, stamp), result in zip(batch, results, strict=True)])
             found |= {name: result for (name, _, _), result in zip(batch, results, strict=True)}
             progress(len(found), total)

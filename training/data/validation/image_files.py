@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from training.data.checks import missing_images
+from training.data.checks import examples, links_outside, missing_images
 from training.data.readers import Row
 from training.data.validation.decode_cache import DecodeResult
 from training.data.validation.findings import Finding, Sample, count_phrase, spread
@@ -45,6 +45,16 @@ def missing_files(name: str, rows: Sequence[Row], images: Path) -> tuple[Finding
     if renamed:
         text += f"; {count_phrase(renamed, 'of them exists', 'of them exist')} with another suffix (converted?)"
     return Finding(check, "error", text), set(missing)
+
+
+def link_finding(rows: Sequence[Row], images: Path) -> Finding:
+    """Finding about images that a symbolic link leads out of imgs/, which training refuses unless told to follow."""
+    check, outside = "symbolic links", links_outside(rows, images)
+    if not outside:
+        return Finding(check, "ok", "none leads out of imgs/")
+    lead = count_phrase(len(outside), "image is", "images are")
+    text = f"{lead} outside of imgs/ by a symbolic link, which training refuses without --data.follow-links: {examples(outside)}"
+    return Finding(check, "warning", text)
 
 
 def unlisted_files(rows: Sequence[Row], images: Path) -> Finding:

@@ -16,10 +16,11 @@ from training.data import checks
 from training.data.readers import LAYOUTS, SPLITS, Counts, Row, Source, read_source
 from training.data.splits import hold_out
 from training.data.validation import image_files
-from training.data.validation.caption_findings import shared_captions, suspicious_captions
+from training.data.validation.caption_findings import cut_captions, shared_captions, suspicious_captions
 from training.data.validation.decode_cache import CACHE, DecodeCache, DecodeResult, decode_files
 from training.data.validation.duplicates import duplicate_images, duplicates_between
 from training.data.validation.findings import SAMPLES, Finding, Level, Sample, spread
+from training.data.validation.trainable import recipe_finding
 
 # Identities per split in an older version of RSTPReid that is still in circulation.
 OLD_RSTPREID = (3901, 100, 100)
@@ -97,8 +98,10 @@ def validate_dataset(
     counts = count_splits(rows)
     findings += _count_findings(name, counts, options.allow_counts)
     findings += [shared_captions(rows, images), *suspicious_captions(rows, images)]
+    findings.append(cut_captions(rows, images))
     missing, lost = image_files.missing_files(name, rows, images)
     findings += [missing, *image_files.bmp_files(name, rows), image_files.unlisted_files(rows, images)]
+    findings.append(image_files.link_finding(rows, images))
     if options.contents:
         present = [row for row in rows if row["file_path"] not in lost]
         results, unwritten = _decode_images(layout.title, present, root, options, progress)
@@ -120,6 +123,7 @@ def validate_dataset(
                     layout.title, present, results, images, (title, theirs, their_results, path / "imgs")
                 )
             )
+    findings.append(recipe_finding(name, root, rows))
     samples = {split: _samples([row for row in rows if row["split"] == split], images) for split in SPLITS}
     return Validation(
         name, layout.title, root, source.file, counts, layout.counts, tuple(findings), samples, options.contents

@@ -71,24 +71,25 @@ class Provider(Protocol):
 
 
 def load_image(path: Path) -> EncodedImage:
-    """Reads an image file and checks that it decodes; JPEG and PNG stay as they are, anything else becomes JPEG.
+    """Reads an image file and checks that it decodes; upright RGB images as JPEG and PNG stay as they are, anything else becomes
+    JPEG as `reading` makes RGB of it.
 
-    Raises OSError for a file that cannot be read, is no image, or is truncated.
+    Raises OSError for a file that cannot be read, is no image, is too large, or is truncated.
     """
     # Not at the top: --help need not wait for Pillow.
-    from PIL import Image
+    from training.data.images.reading import DAMAGED, open_image, to_rgb
 
     data = Path(path).read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     media_type = next((name for magic, name in _MEDIA_TYPES.items() if data.startswith(magic)), "")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if not media_type:
+        with open_image(data) as image:
+            seen = to_rgb(image)
+            if not media_type or seen is not image:
                 media_type, buffer = "image/jpeg", io.BytesIO()
-                image.convert("RGB").save(buffer, "JPEG", quality=95)
+                seen.save(buffer, "JPEG", quality=95)
                 data = buffer.getvalue()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DAMAGED as error:
         raise OSError(f"the image cannot be read: {error}") from error
     return EncodedImage(digest, media_type, data)
 
@@ -150,17 +151,21 @@ class TransformersProvider:
     """Local vision-language model, run in one thread on batches of up to `batch` requests.
 
     Equal requests get equal answers only where `batch` is 1 or the temperature 0: in a larger batch the sampled words depend
-    on the other requests. Raises RuntimeError when the model cannot be loaded.
+    on the other requests. device: as in `select_device`. Raises ValueError for a device that does not exist, RuntimeError
+    when the model cannot be loaded.
     """
 
     def __init__(self, name: str, batch: int, device: str) -> None:
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        from training.engine.device import select_device
+
+        place = select_device(device)
         try:
             self._processor = AutoProcessor.from_pretrained(name)
             model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
-            self._model = model.to(device).eval()
+            self._model = model.to(place).eval()
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise RuntimeError(
                 f"model: the vision-language model {name!r} cannot be loaded; give a local folder that holds one with its "

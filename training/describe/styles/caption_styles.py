@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 from sklearn.metrics import adjusted_rand_score
 
 from training.config import DataConfig
@@ -25,6 +24,7 @@ from training.describe.styles.neutral import NeutralCaptions
 from training.describe.styles.style_encoders import encode
 from training.describe.styles.style_options import StyleOptions
 from training.utils.io import atomic, write_json
+from training.utils.terminal import make_progress
 
 # Part of the settings of a stored result: increment when word lists, encoder or clustering change.
 VERSION = 1
@@ -64,12 +64,15 @@ def read_captions(name: str, root: Path) -> Captions:
     return Captions(keys, texts, source, read_caption_styles(root, records))
 
 
-def encode_captions(neutral: NeutralCaptions, encoder: str, folder: Path, console: Console) -> EncodedCaptions:
-    """Adds style features to neutral captions; those of a text model are cached in `folder`. Raises what `encode` raises."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+def encode_captions(
+    neutral: NeutralCaptions, encoder: str, folder: Path, console: Console, device: str = "auto"
+) -> EncodedCaptions:
+    """Adds style features to neutral captions; those of a text model, on `device`, are cached in `folder`. Raises what `encode`
+    raises."""
+    with make_progress(console) as bar:
         task = bar.add_task("features", total=None)
         features_ND = encode(
-            neutral.texts, encoder, folder, lambda done, total: bar.update(task, completed=done, total=total)
+            neutral.texts, encoder, folder, lambda done, total: bar.update(task, completed=done, total=total), device
         )
     return EncodedCaptions(neutral, features_ND, encoder)
 

@@ -22,9 +22,12 @@ from training.config import STYLE_METHODS, StyleMethod
 from training.describe.options import confirm
 from training.describe.styles.style_options import STYLOMETRIC, NeutraliserOptions, StyleOptions
 from training.utils import cli
+from training.utils.locks import folder_lock
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from training.describe.styles.caption_styles import Captions
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,28 @@ def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `read_captions` and `make_styles` raise."""
     arguments = cli.parse(Arguments, argv, "training.describe styles", __doc__)
     # Not at the top: --help need not wait for scikit-learn and torch.
-    from rich.console import Console
+    from training.describe.styles.caption_styles import read_captions
+    from training.utils.terminal import make_console
 
-    from training.describe.style_page import project_captions, write_style_page
-    from training.describe.styles.caption_styles import encode_captions, make_styles, read_captions
-    from training.describe.styles.neutral import neutral_captions
-
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     captions = read_captions(arguments.name, arguments.root)
+    with folder_lock(arguments.out):
+        _make(arguments, captions, console)
+    print(arguments.out)
+
+
+def _make(arguments: Arguments, captions: Captions, console: Console) -> None:
+    """Writes and prints the styles."""
+    from training.describe.style_page import project_captions, write_style_page
+    from training.describe.styles.caption_styles import encode_captions, make_styles
+    from training.describe.styles.neutral import neutral_captions
+    from training.utils.terminal import make_console
+
     neutral = neutral_captions(
         captions.texts, arguments.neutral, arguments.out / "neutral", os.environ, console, confirm
     )
-    encoded = encode_captions(neutral, arguments.encoder, arguments.out / "features", console)
+    device = arguments.neutral.device
+    encoded = encode_captions(neutral, arguments.encoder, arguments.out / "features", console, device)
     all_methods = arguments.method == "all"
     found: dict[str, dict[str, Any]] = {}
     caption_map = project_captions(encoded.features_ND, arguments.style.seed)
@@ -71,8 +84,7 @@ def main(argv: Sequence[str]) -> None:
         with console.status(f"{method}: {len(captions.texts):,} captions"):
             found[method], clustering = make_styles(captions, encoded, method, arguments.style, folder)
         write_style_page(folder / "styles.html", found[method], clustering, caption_map)
-    print_styles(found, Console(soft_wrap=True))
-    print(arguments.out)
+    print_styles(found, make_console())
 
 
 def print_styles(found: Mapping[str, dict[str, Any]], console: Console) -> None:

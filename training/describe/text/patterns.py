@@ -27,6 +27,27 @@ _HEDGING = re.compile(
     r"some (?:kind|sort) of|what (?:looks|appears|seems))\b",
     re.IGNORECASE,
 )
+# Sentences that address a model, not a reader: an instruction in an image or a caption that a model has copied.
+_INSTRUCTION = re.compile(
+    r"\b(?:ignore|disregard|forget|override|bypass|discard)\b[^.]{0,40}\b(?:instructions?|prompts?|rules?|directions?|guidelines?|"
+    r"messages?|context|everything|what)\b|"
+    r"\b(?:previous|prior|above|earlier|following|new|system|developer|hidden|original) (?:instructions?|prompts?|directives?)\b|"
+    r"\b(?:system|developer) message\b|\b(?:the user|the assistant|the (?:ai|language) model|conversation|"
+    r"end of (?:the )?(?:input|prompt|text|document))\b|\byou(?:r|rs|'re)?\b(?! can see\b)|\bplease\b|\bfrom now on\b|"
+    r"\b(?:do not|don't|never|stop) (?:follow|obey|describ|answer|mention|writ|output|tell|us(?:e|ing) the)|\btranslate\b|"
+    r"\bsummari[sz]e\b|\bset the [^.]{0,30}\bto\b|\brepeat after\b|\bwrite (?:a|an|the|me|in)\b|"
+    r"\b(?:act|behave|respond|answer|reply) as\b|\bpretend (?:to be|that|you)\b|\bdo anything now\b|\bjailbreak|"
+    r"\b(?:reply|respond|answer|output|print|write|return|repeat|say)\b[^.]{0,20}\b(?:only|exactly|nothing|verbatim|the words?|"
+    r"the phrase|the text|yes|no|json|instead)\b|"
+    r"\b(?:reveal|leak|show|tell|print|send|give|repeat)\b[^.]{0,20}\b(?:prompt|password|secret|api key|credentials|token)\b|"
+    r"^(?:assistant|user|system|human)\s*:|<\|[a-z_]+\|>|\[/?inst\]",
+    re.IGNORECASE | re.MULTILINE,
+)
+# Words for whoever is described.
+PEOPLE = frozenset(
+    "person pedestrian individual figure subject adult child teenager man woman boy girl male female lady gentleman he she they "
+    "his her hers him their them it its hair skin build height age".split()
+)
 # Most words of an English description are among these or the words of the schema.
 FUNCTION_WORDS = frozenset(
     "a about above across against all along also an and another any are around as at back be been behind below beneath "
@@ -46,6 +67,11 @@ def find_refusal(text: str) -> str:
 def find_hedging(text: str) -> str:
     """First words by which a text hedges, "" for none."""
     return _first_match(_HEDGING, text)
+
+
+def find_instruction(text: str) -> str:
+    """First words by which a text instructs a model, "" for none."""
+    return _first_match(_INSTRUCTION, text)
 
 
 def _first_match(pattern: re.Pattern[str], text: str) -> str:

@@ -15,7 +15,7 @@ from itertools import groupby
 import numpy as np
 
 from training.describe.text.check_limits import Limits
-from training.describe.text.patterns import find_hedging, find_refusal
+from training.describe.text.patterns import PEOPLE, find_hedging, find_instruction, find_refusal
 from training.describe.text.phrase_index import normalise_text, tokenize
 from training.describe.text.schema import KINDS, Kind, Schema
 
@@ -69,8 +69,8 @@ def check_texts(identity: str, clothing: str, schema: Schema, limits: Limits) ->
 def check_text(kind: Kind, text: str, schema: Schema, limits: Limits) -> dict[str, str]:
     """Checks one text: maps the name of each check to "" where it passed, else to the reason.
 
-    Checks: `syntax`, `length`, `language`, `refusal`, `repetition`, `coverage` and `leak`; `left_out` where the schema leaves
-    attributes out, and `hedging` where the limits reject it.
+    Checks: `syntax`, `length`, `language`, `refusal`, `instruction`, `repetition`, `coverage` and `leak`; `left_out` where the
+    schema leaves attributes out, and `hedging` where the limits reject it.
     """
     words = tokenize(text)
     checks: dict[str, Callable[[], str]] = {
@@ -78,6 +78,7 @@ def check_text(kind: Kind, text: str, schema: Schema, limits: Limits) -> dict[st
         "length": lambda: _length(words, limits),
         "language": lambda: _language(text, words, schema, kind),
         "refusal": lambda: _reason("refuses", find_refusal(text)),
+        "instruction": lambda: _instruction(text, schema),
         "repetition": lambda: _repetition(text, words),
         "coverage": lambda: _coverage(words, schema, kind, limits),
         "leak": lambda: _leak(words, schema, kind),
@@ -152,6 +153,18 @@ def _language(text: str, words: Sequence[str], schema: Schema, kind: Kind) -> st
     if share >= MIN_KNOWN_SHARE:
         return ""
     return f"is not English: {share:.0%} of its words are known, expected {MIN_KNOWN_SHARE:.0%}"
+
+
+def _instruction(text: str, schema: Schema) -> str:
+    """Detects sentences for a model: their words, or that they describe nothing and speak of nobody."""
+    if found := find_instruction(text):
+        return f"instructs a model: {found}"
+    for sentence in re.split(r"(?<=[.!?])\s+|\n", text):
+        words = tokenize(sentence)
+        describes = any(schema.indexes(kind).covered.find(words) for kind in KINDS)
+        if len(words) > 2 and not describes and PEOPLE.isdisjoint(words):
+            return f"has a sentence that describes nothing: {' '.join(words)[:60]}"
+    return ""
 
 
 def _repetition(text: str, words: Sequence[str]) -> str:

@@ -38,10 +38,11 @@ from training.utils.io import read_record
 IMAGES = 512
 
 
-def diagnose(run_dir: Path) -> tuple[Diagnosis, bool]:
+def diagnose(run_dir: Path, data_root: Path | None = None, device: str = "auto") -> tuple[Diagnosis, bool]:
     """(contents of RUN/diagnosis.json, True if computed now). Raises as `run_evaluation.evaluate`."""
     run = Run(Path(run_dir))
-    return cached_result(run.folder / DIAGNOSIS, partial(read_record, kind=Diagnosis), partial(_diagnose, run))
+    read, compute = partial(read_record, kind=Diagnosis), partial(_diagnose, run)
+    return cached_result(run.folder / DIAGNOSIS, read, compute, data_root=data_root, device=device)
 
 
 def _diagnose(run: Run, trained: TrainedModel, dataset: Dataset) -> Diagnosis:
@@ -63,7 +64,8 @@ def measure_diagnosis(trained: TrainedModel, dataset: Dataset, weights: dict[str
     parts = batches(dataset, described, trained.tokenizer, trained.config)
     first = [replace(record, captions=record.captions[:1]) for record in sample]
     dual = embed_dual(trained.model, first, trained.tokenizer, trained.config)
-    texts = str(descriptions_path(trained.config.data))
+    data = trained.config.data
+    texts = None if data.captions_only else str(descriptions_path(data))
     return Diagnosis(
         sample=_sample("val", sample),
         described=_sample(split, described, texts),
@@ -82,7 +84,7 @@ def _sample(split: str, records: Sequence[Record], texts: str | None = None) -> 
 
 def _tasks(trained: TrainedModel, parts: Sequence[Any], weights: dict[str, float]) -> dict[str, TaskGradient]:
     config, tokenizer = trained.config, trained.tokenizer
-    fresh = new_model(config, tokenizer, build_model).to(next(trained.model.parameters()).device)
+    fresh = new_model(config, tokenizer, build_model).to(trained.device)
     start, end = (loss_gradients(model, parts, config) for model in (fresh, trained.model))
     return {
         name: TaskGradient(
@@ -138,6 +140,8 @@ def auc(right_N: Tensor, wrong_M: Tensor) -> float:
 
 
 def _search(trained: TrainedModel, described: Sequence[Record]) -> TextSearch | None:
+    if trained.config.data.captions_only:
+        return None
     asked = [replace(record, captions=(record.identity, record.clothing)) for record in described]
     dual = embed_dual(trained.model, asked, trained.tokenizer, trained.config)
     ids = dual.gallery_ids_G

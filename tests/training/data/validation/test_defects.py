@@ -46,6 +46,12 @@ def picture(path, mode, form="JPEG"):
     return write
 
 
+def link(root):
+    path = root / "imgs" / TRAIN
+    path.rename(root.parent / "elsewhere.jpg")
+    path.symlink_to(root.parent / "elsewhere.jpg")
+
+
 # What is done to a sound CUHK-PEDES, and the check that tells: its level and how its text goes on.
 DEFECTS = {
     "malformed": (values(3, id="x"), "record format", "error", "malformed records: record 3: 'id' must be of"),
@@ -160,6 +166,43 @@ DEFECTS = {
         "warning",
         "1 caption with program code",
     ),
+    "NUL": (
+        captions((0, "a man\0 in red")),
+        "record format",
+        "error",
+        r"malformed records: record 0: 'captions'\[0\] has a NUL character at character 5",
+    ),
+    "lone surrogate": (
+        captions((0, "a man \ud83d in red")),
+        "record format",
+        "error",
+        r"malformed records: record 0: 'captions'\[0\] has a lone surrogate at character 6",
+    ),
+    "zero width": (
+        captions((0, "a man in\u200b a red coat")),
+        "suspicious captions",
+        "warning",
+        r"1 caption with invisible characters, e.g. of .*jpg captions\[0\]",
+    ),
+    "soft hyphen": (
+        captions((0, "a man in a red sweat\u00adshirt")),
+        "suspicious captions",
+        "warning",
+        "1 caption with invisible characters",
+    ),
+    "hidden tags": (
+        captions((0, "a man in a red coat\U000e0041\U000e0042")),
+        "suspicious captions",
+        "warning",
+        "1 caption with invisible characters",
+    ),
+    "longer than the model reads": (
+        captions((0, "a man in a red coat and blue trousers, " * 7)),
+        "long captions",
+        "note",
+        r"1 caption is longer than 64 tokens, and cut there \(data.text_length\); e.g. of ",
+    ),
+    "a link": (link, "symbolic links", "warning", "1 image is outside of imgs/ by a symbolic link"),
     "one word": (captions((0, "man")), "suspicious captions", "warning", "1 caption with a single word"),
     "very long": (captions((0, "a man " * 61)), "suspicious captions", "warning", "1 caption with more than 120 words"),
     "format": (

@@ -76,9 +76,9 @@ def looked(folder, monkeypatch, progress=lambda done, total: None, names=None):
     """(results, names of the files that were opened) of a pass over the folder with the cache in it."""
     opened = []
 
-    def count(path):
+    def count(path, max_pixels):
         opened.append(path.name)
-        return decode_file(path)
+        return decode_file(path, max_pixels)
 
     monkeypatch.setattr(decode_cache, "decode_file", count)
     cache = DecodeCache(folder / "cache.jsonl")

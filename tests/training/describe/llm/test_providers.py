@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.support.tiny_vlm import save_tiny_vlm
+from tests.support.pretrained.tiny_vlm import save_tiny_vlm
 from training.describe.llm.answer_store import Answer
 from training.describe.llm.providers import OpenAIProvider, Request, TransformersProvider, load_image
 from training.describe.text.prompts import build_prompt

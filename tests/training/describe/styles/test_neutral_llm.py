@@ -15,7 +15,7 @@ from bench.pipeline.fake_openai import CAPTION
 from tests.support.fake_provider import KEY, BackgroundServer, ScriptedProvider
 from tests.support.generated_texts import lines
 from tests.support.pedes_dataset import write_people
-from tests.support.tiny_vlm import save_tiny_vlm
+from tests.support.pretrained.tiny_vlm import save_tiny_vlm
 from tests.training.describe.styles.test_command import run
 from training.describe.__main__ import main
 from training.describe.llm.answer_store import Answer, AnswerStore

@@ -1,6 +1,7 @@
 """Checks of generated texts: on true texts, on hand-written ones with traps, on damaged ones, on anything."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.pipeline import text_checks
-from bench.pipeline.corrupted_texts import DAMAGES, FOREIGN, REFUSALS, Good
+from bench.pipeline.corrupted_texts import DAMAGES, FOREIGN, INSTRUCTIONS, REFUSALS, Good
 from tests.support.generated_texts import INVALID_TEXTS, VALID_TEXTS
 from training.describe.text.phrase_index import PhraseIndex, plural, tokenize
 from training.describe.text.prompts import load_schema
@@ -18,7 +19,7 @@ from training.synthetic.dataset import generate
 from training.synthetic.rng import KeyedRng
 from training.synthetic.text.descriptions import write_descriptions
 
-NAMES = ("syntax", "length", "language", "refusal", "repetition", "coverage", "leak")
+NAMES = ("syntax", "length", "language", "refusal", "instruction", "repetition", "coverage", "leak")
 STRICT = Limits(hedging=True)
 # Share of damaged texts that the named check must find. A text cut off between two words is often a whole one.
 FOUND = dict.fromkeys(DAMAGES, 0.97) | {"cut off anywhere": 0.3}
@@ -70,6 +71,34 @@ def test_honest_texts_pass(schema, identity, clothing):
 @pytest.mark.parametrize(("kind", "text", "name", "why"), INVALID_TEXTS)
 def test_what_is_wrong_is_found_and_said(schema, kind, text, name, why):
     assert why in check_text(kind, text, schema, STRICT)[name]
+
+
+@pytest.mark.parametrize("text", INSTRUCTIONS)
+def test_injected_instructions(schema, text):
+    inside = f"A young woman with long dark hair. {text} She is of medium build."
+    for words in (text, text.lower(), text.upper(), inside):
+        assert re.match("instructs a model: |has a sentence that describes nothing: ", instruction(words, schema))
+
+
+def instruction(text, schema):
+    return check_text("identity", text, schema, Limits())["instruction"]
+
+
+def test_captions_of_people_are_no_instructions(schema, tmp_path):
+    """No false alarm among rendered captions and texts, nor where words of the patterns stand in a harmless sentence."""
+    generate(out=tmp_path / "set", ids=40, val_ids=4, test_ids=4)
+    rows = json.loads((tmp_path / "set" / "reid_raw.json").read_text())
+    texts = [caption for row in rows for caption in row["captions"]]
+    texts += [text for number in range(600) for text in (drawn(number)["identity"], drawn(number)["clothing"])]
+    assert len(texts) > 1500 and not [text for text in texts if instruction(text, schema)]
+    harmless = (
+        "The woman ignores the camera and follows a sign with directions to the station.",
+        "He has a new bag with a printed phrase and says nothing.",
+        "A man in a shirt with the text ANSWER on it, the system of straps above his waist.",
+        "She shows her phone to the man who will cross the road, the rules of the game printed on her top.",
+        "As you can see, a man in a blue coat gives a token to a girl. He is walking away.",
+    )
+    assert not [text for text in harmless if instruction(text, schema)]
 
 
 @pytest.mark.parametrize("text", REFUSALS)

@@ -1,0 +1,1 @@
+"""Files that tests read: pretrained encoders, and files that are damaged."""

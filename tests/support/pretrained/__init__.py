@@ -1,0 +1,1 @@
+"""Models with random weights in folders, as transformers writes them."""

@@ -1,0 +1,1 @@
+"""Galleries, a served page and a browser for the tests of retrieval."""

@@ -1,0 +1,184 @@
+"""Models that embed images and texts for a gallery: the model of a run in PyTorch, or its export in ONNX.
+
+Shapes: N images or texts, H, W pixels, E embedding width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from training.data.checks import BROKEN
+from training.retrieval.store import About
+
+if TYPE_CHECKING:
+    from training.engine.checkpoint import TrainedModel
+
+# A text is that of a person, not a book: longer ones are refused before they are tokenized.
+MOST_CHARACTERS = 2000
+
+
+class Embedder(ABC):
+    """A model with its tokenizer; its texts and images are of one space."""
+
+    # Model of the galleries that it makes.
+    about: About
+    # Height and width of the images that it reads.
+    image_size: tuple[int, int]
+    # Longest text in tokens.
+    text_length: int
+
+    @abstractmethod
+    def embed_images(self, pixels_N3HW: np.ndarray) -> np.ndarray:
+        """uint8 (N, 3, H, W), RGB -> float32 (N, E) or (N, 2 E): [v_id; v_clo], each of unit length."""
+
+    @abstractmethod
+    def read_image(self, content: bytes, name: str) -> np.ndarray:
+        """The bytes of an image file -> uint8 (3, H, W). Raises ValueError naming an image that cannot be read."""
+
+    @abstractmethod
+    def token_texts(self, text: str) -> list[str]:
+        """Tokens of a text, not cut, without those that mark its ends."""
+
+    @abstractmethod
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (N, E)."""
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (N, E) of unit length. Raises ValueError for an empty or overlong text and for values that are not finite."""
+        for text in texts:
+            if not text.strip():
+                raise ValueError("TEXT is empty, expected a description of a person")
+            if len(text) > MOST_CHARACTERS:
+                raise ValueError(f"TEXT has {len(text)} characters, at most {MOST_CHARACTERS} are read")
+            if BROKEN.search(text):
+                raise ValueError(
+                    "TEXT has a NUL character or bytes that are not UTF-8, expected a description of a person"
+                )
+        t_NE = self._embed(texts)
+        norms_N1 = np.linalg.norm(t_NE.astype(np.float64), axis=1, keepdims=True)
+        if not (np.isfinite(norms_N1).all() and (norms_N1 > 0).all()):
+            raise ValueError("the model gives a text embedding that is zero or not finite: its weights are damaged")
+        return (t_NE / norms_N1).astype(np.float32)
+
+    def notes(self, text: str) -> list[str]:
+        """Remarks on a text for its author: the part that the model does not read, and words that it has never seen."""
+        tokens = self.token_texts(text)
+        found = []
+        # [CLS] and [SEP].
+        if len(tokens) > self.text_length - 2:
+            found.append(
+                f"the model reads the first {self.text_length - 2} tokens of this text, which has {len(tokens)}"
+            )
+        words = list(dict.fromkeys(re.findall(r"[^\W_]+", text.lower())))
+        unknown = [word for word in words if self._is_unknown(word)]
+        if unknown:
+            some = f"words that the model has not learned: {', '.join(unknown[:8])}"
+            none = "no word of this text was in the texts that the model learned from"
+            found.append(none if len(unknown) == len(words) else some)
+        elif not words:
+            found.append("this text has no words")
+        return found
+
+    def _is_unknown(self, word: str) -> bool:
+        """True for a word of several letters that falls into single characters, or that has no token at all."""
+        pieces = [piece.removeprefix("##") for piece in self.token_texts(word)]
+        return "[UNK]" in pieces or (len(word) > 1 and all(len(piece) == 1 for piece in pieces))
+
+
+class TorchEmbedder(Embedder):
+    """The model of a run. Raises what `checkpoint.load_run` raises."""
+
+    def __init__(
+        self, run_dir: Path, run: TrainedModel | None = None, data_root: Path | None = None, device: str = "auto"
+    ) -> None:
+        from training.engine import checkpoint
+
+        self.run = run or checkpoint.load_run(run_dir, data_root, device)
+        config = self.run.config
+        self.image_size, self.text_length = config.data.image_size, config.data.text_length
+        branches = 1 if config.model.architecture == "dual-encoder" else 2
+        self.about = About(model_digest(run_dir), config.model.embedding, branches, self.run.beta, str(run_dir))
+
+    def embed_images(self, pixels_N3HW: np.ndarray) -> np.ndarray:
+        """See `Embedder`."""
+        import torch
+
+        from training.data.images.transforms import normalise
+
+        with torch.inference_mode():
+            found = self.run.model.embed_images(normalise(torch.from_numpy(pixels_N3HW).to(self.run.device)))
+        parts = [found.v_id_BE] + ([] if found.v_clo_BE is None else [found.v_clo_BE])
+        return torch.cat(parts, dim=1).float().cpu().numpy()
+
+    def read_image(self, content: bytes, name: str) -> np.ndarray:
+        """See `Embedder`."""
+        from training.data.images.transforms import decode
+
+        return decode(name, self.image_size, content).numpy()
+
+    def token_texts(self, text: str) -> list[str]:
+        """See `Embedder`."""
+        return self.run.tokenizer.tokenize(text)
+
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        import torch
+
+        from training.data.loader import tokenize
+
+        tokens = tokenize(self.run.tokenizer, texts, self.text_length).to(self.run.device)
+        with torch.inference_mode():
+            return self.run.model.embed_texts(tokens).float().cpu().numpy()
+
+
+class OnnxEmbedder(Embedder):
+    """The export of a run (training.export), without PyTorch. Raises what `OnnxTowers` raises."""
+
+    def __init__(self, folder: Path) -> None:
+        from training.export.onnx_towers import OnnxTowers
+
+        self.towers: Any = OnnxTowers(folder)
+        facts = self.towers.facts
+        self.image_size, self.text_length = (facts.image_size[0], facts.image_size[1]), facts.text_length
+        self.about = About(facts.model, facts.width, facts.branches, facts.beta, str(folder))
+
+    def embed_images(self, pixels_N3HW: np.ndarray) -> np.ndarray:
+        """See `Embedder`."""
+        return self.towers.embed_images(pixels_N3HW)
+
+    def read_image(self, content: bytes, name: str) -> np.ndarray:
+        """See `Embedder`."""
+        return self.towers.read_image(content, name)
+
+    def token_texts(self, text: str) -> list[str]:
+        """See `Embedder`."""
+        return self.towers.token_texts(text)
+
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        return self.towers.embed_texts(texts)
+
+
+def model_digest(run_dir: Path) -> str:
+    """SHA-256 (hex) of the checkpoint of a run."""
+    with open(Path(run_dir) / "best.pt", "rb") as file:
+        digest = hashlib.sha256()
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def open_embedder(run: Path | None, onnx: Path | None, device: str = "auto") -> Embedder:
+    """The embedder of a run folder, on a device (see `select_device`), or of an export folder. Raises ValueError for both or
+    none."""
+    if (run is None) == (onnx is None):
+        raise ValueError("expected one of --run RUN and --onnx FOLDER")
+    if onnx is not None:
+        return OnnxEmbedder(onnx)
+    assert run is not None
+    return TorchEmbedder(run, device=device)

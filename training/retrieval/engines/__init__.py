@@ -1,0 +1,1 @@
+"""Engines that find the candidates of a query among embeddings: exact, faiss, qdrant."""

@@ -1,0 +1,210 @@
+"""Searching a gallery with a model: queries of texts and images, an engine, exact scores.
+
+Shapes: E embedding width, W width of the table, M candidates, K results.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from training.retrieval.embedders import Embedder
+from training.retrieval.engines.engine import Engine, Filter, Metadata
+from training.retrieval.engines.exact import ExactEngine
+from training.retrieval.engines.faiss_engine import FaissEngine
+from training.retrieval.engines.qdrant_engine import QdrantEngine
+from training.retrieval.scoring import Query, best, combined, exact_scores
+from training.retrieval.store import Gallery, ImageRow, Snapshot
+
+EngineName = Literal["exact", "faiss", "qdrant"]
+# Results that can be asked for at once.
+MOST_RESULTS = 10_000
+# An index of fewer images is built faster than it is read.
+SAVED_FROM = 20_000
+# Weights of the mean confirmed and the mean rejected image beside the query itself (Rocchio's feedback).
+CONFIRMED_WEIGHT, REJECTED_WEIGHT = 1.0, 0.25
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Parts of a query; at least one text or image."""
+
+    # (text, weight) each.
+    texts: Sequence[tuple[str, float]] = ()
+    # Ids of images of the gallery that look like the person, and embeddings (W,) of other images.
+    images: Sequence[int] = ()
+    vectors: Sequence[np.ndarray] = ()
+    # Ids of images that are the person and that are not (relevance feedback).
+    confirmed: Sequence[int] = ()
+    rejected: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """One image that was found."""
+
+    image: ImageRow
+    # score = identity + beta * clothing.
+    score: float
+    identity: float
+    clothing: float
+
+
+@dataclass
+class _Loaded:
+    """A snapshot with the engine that holds it."""
+
+    snapshot: Snapshot
+    engine: Engine
+    version: int
+    ids: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ids = self.snapshot.ids_P[self.snapshot.ids_P >= 0]
+
+
+class Finder:
+    """A gallery, a model of its texts and an engine. Raises ValueError when gallery and model do not belong together."""
+
+    def __init__(self, gallery: Gallery, embedder: Embedder, engine: EngineName = "exact") -> None:
+        gallery.require_model(embedder.about.model, embedder.about.source)
+        self.gallery, self.embedder, self.engine_name = gallery, embedder, engine
+        self._refreshing = threading.Lock()
+        version = gallery.version()
+        snapshot = gallery.snapshot()
+        self._loaded = _Loaded(snapshot, self._build(snapshot), version)
+
+    @property
+    def beta(self) -> float:
+        """Clothing weight that validation chose."""
+        return self.gallery.about.beta
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The images that are searched."""
+        return self._loaded.snapshot
+
+    def refresh(self) -> bool:
+        """Takes over what has been added to the gallery or removed since; False when nothing has."""
+        version = self.gallery.version()
+        if version == self._loaded.version:
+            return False
+        with self._refreshing:
+            snapshot = self.gallery.snapshot()
+            before = self._loaded
+            engine = before.engine
+            if snapshot.generation != before.snapshot.generation or isinstance(engine, ExactEngine):
+                engine = self._build(snapshot)
+            else:
+                first = len(before.snapshot.ids_P)
+                gone = np.setdiff1d(before.ids, snapshot.ids_P)
+                engine.delete(gone)
+                rows = slice(first, len(snapshot.ids_P))
+                engine.add(snapshot.ids_P[rows], snapshot.table_PW[rows], _metadata(snapshot, rows))
+            self._loaded = _Loaded(snapshot, engine, version)
+        return True
+
+    def query(self, wanted: Wanted, beta: float) -> Query:
+        """The query of texts, images and feedback at a clothing weight.
+
+        Raises ValueError for a query without a part, for a text that `Embedder.embed_texts` refuses, and for an unknown image.
+        """
+        width, snapshot = self.gallery.about.width, self._loaded.snapshot
+        # Identity side, clothing side and weight of each part.
+        parts: list[tuple[np.ndarray, np.ndarray, float]] = []
+        if wanted.texts:
+            embedded = self.embedder.embed_texts([text for text, _ in wanted.texts])
+            parts += [(t_E, t_E, weight) for t_E, (_, weight) in zip(embedded, wanted.texts, strict=True)]
+        for row_W in [*self._rows(wanted.images, snapshot), *wanted.vectors]:
+            parts.append((row_W[:width], row_W[-width:], 1.0))
+        if not parts and not wanted.confirmed:
+            raise ValueError("a query needs a text or an image")
+        if parts:
+            parts = [(*_combined_sides(parts), 1.0)]
+        for ids, weight in ((wanted.confirmed, CONFIRMED_WEIGHT), (wanted.rejected, -REJECTED_WEIGHT)):
+            rows = self._rows(ids, snapshot)
+            if rows:
+                mean_W = np.mean(rows, axis=0)
+                parts.append((mean_W[:width], mean_W[-width:], weight))
+        return Query(*_combined_sides(parts), beta)
+
+    def embed_image(self, content: bytes, name: str) -> np.ndarray:
+        """Embedding (W,) of the bytes of an image file. Raises ValueError for one that cannot be read."""
+        row_W = self.embedder.embed_images(self.embedder.read_image(content, name)[None])[0]
+        if not np.isfinite(row_W).all():
+            raise ValueError(
+                "the model gives embeddings that are not finite (NaN or infinite): its weights are damaged"
+            )
+        return row_W
+
+    def _rows(self, ids: Sequence[int], snapshot: Snapshot) -> list[np.ndarray]:
+        if not ids:
+            return []
+        wanted = np.array(ids, np.int64)
+        unknown = np.setdiff1d(wanted, snapshot.ids_P)
+        if len(unknown) or (wanted < 0).any():
+            raise ValueError(f"the gallery has no image {(unknown if len(unknown) else wanted)[0]}")
+        return list(np.asarray(snapshot.table_PW[snapshot.positions(wanted)]))
+
+    def search(self, query: Query, k: int, where: Filter | None = None) -> list[Result]:
+        """The best k images that fulfil the filter, highest score first; of equal scores the earlier image.
+
+        Raises ValueError for k below 1 or above MOST_RESULTS.
+        """
+        if not 1 <= k <= MOST_RESULTS:
+            raise ValueError(f"k must be from 1 to {MOST_RESULTS}, got {k}")
+        loaded, where = self._loaded, where or Filter()
+        query_W = query.vector(self.gallery.about.branches)
+        found = np.sort(loaded.engine.search(query_W, k, where))
+        # An engine outside this process may hold images that this snapshot does not.
+        found = found[np.isin(found, loaded.ids)] if self.engine_name == "qdrant" else found
+        table_MW = loaded.snapshot.table_PW[loaded.snapshot.positions(found)]
+        scores = exact_scores(table_MW, query)
+        order = best(scores[0], k)
+        rows = {row.id: row for row in self.gallery.rows(found[order].tolist())}
+        values = zip(found[order].tolist(), *(part[order].tolist() for part in scores), strict=True)
+        # An image that was removed meanwhile has no row.
+        return [Result(rows[i], *numbers) for i, *numbers in values if i in rows]
+
+    def close(self) -> None:
+        """Frees the engine and closes the gallery."""
+        self._loaded.engine.close()
+        self.gallery.close()
+
+    def _build(self, snapshot: Snapshot) -> Engine:
+        width, count = self.gallery.table_width, len(snapshot.ids_P)
+        whole = slice(None)
+        parts = snapshot.ids_P, snapshot.table_PW, _metadata(snapshot, whole)
+        if self.engine_name == "exact":
+            exact = ExactEngine(width)
+            exact.add(*parts)
+            return exact
+        if self.engine_name == "qdrant":
+            location = os.environ.get("QDRANT_URL", ":memory:")
+            collection = f"bdam-{self.gallery.about.model[:12]}-{self.gallery.folder.absolute().name}"
+            remote = QdrantEngine(width, location, collection)
+            if remote.count() != len(snapshot):
+                remote.add(*parts)
+            return remote
+        embedded = FaissEngine(width, count)
+        path = self.gallery.folder / f"faiss-{snapshot.generation}.index"
+        read = path.is_file() and embedded.load(path, count)
+        embedded.add(*parts)
+        if not read and count >= SAVED_FROM and os.access(self.gallery.folder, os.W_OK):
+            embedded.save(path)
+        return embedded
+
+
+def _combined_sides(parts: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> tuple[np.ndarray, np.ndarray]:
+    weights = [weight for *_, weight in parts]
+    return combined([part[0] for part in parts], weights), combined([part[1] for part in parts], weights)
+
+
+def _metadata(snapshot: Snapshot, rows: slice) -> Metadata:
+    codes = {name: column[rows] for name, column in snapshot.codes.items()}
+    return Metadata(snapshot.times_P[rows], codes, snapshot.values)

@@ -1,0 +1,198 @@
+"""Adding a folder of images to a gallery, batch by batch; removing and checking images."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from training.retrieval.embedders import Embedder
+from training.retrieval.gallery_writer import GalleryWriter, open_writer
+from training.retrieval.image_names import ImageFacts, guess
+from training.retrieval.store import DATABASE, Gallery, ImageRow
+
+IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# A killed process loses at most these.
+BATCH = 128
+# Unit length up to the rounding of float32.
+LENGTH_TOLERANCE = 1e-3
+
+
+@dataclass
+class AddReport:
+    """Outcome of adding a folder."""
+
+    added: int = 0
+    # Changed files, whose old embeddings were replaced; files that were in the gallery already.
+    replaced: int = 0
+    present: int = 0
+    # Images in the gallery whose metadata was changed.
+    described: int = 0
+    # Path and reason of each file that could not be read.
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    # Paths of the metadata that the folder does not have.
+    unknown: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """Image files below a folder in the order of their paths, hidden ones aside.
+
+    Raises FileNotFoundError when there is no such folder, ValueError when it holds no image file.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"gallery {folder}: no such folder")
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+    if not paths:
+        raise ValueError(f"gallery {folder} holds no image file ({' '.join(IMAGE_SUFFIXES)})")
+    return paths
+
+
+def open_or_create(folder: Path, embedder: Embedder) -> Gallery:
+    """The gallery of a folder, new if it has none. Raises ValueError when it is of another model."""
+    if not (Path(folder) / DATABASE).exists():
+        return Gallery.create(folder, embedder.about)
+    gallery = Gallery(folder)
+    gallery.require_model(embedder.about.model, embedder.about.source)
+    return gallery
+
+
+def add_images(
+    gallery: Gallery,
+    paths: Sequence[Path],
+    embedder: Embedder,
+    *,
+    root: Path | None = None,
+    metadata: Mapping[str, ImageFacts] | None = None,
+    batch_size: int = BATCH,
+    progress: Callable[[int], None] = lambda done: None,
+) -> AddReport:
+    """Adds image files that the gallery does not hold or that have changed, in batches that are each added as a whole.
+
+    root: folder to which the paths of `metadata` are relative; progress: called with the number of files dealt with. Raises
+    ValueError for another model, what `open_writer` raises, and OSError of a full disk.
+    """
+    gallery.require_model(embedder.about.model, embedder.about.source)
+    report, start, facts = AddReport(), time.perf_counter(), metadata or {}
+    names = {str(path.absolute()): _relative(path, root) for path in paths}
+    report.unknown = sorted(facts.keys() - set(names.values()))
+    with open_writer(gallery) as writer:
+        pending: list[tuple[ImageRow, np.ndarray]] = []
+        for done, (path, name) in enumerate(names.items(), 1):
+            known = gallery.row_of(path) if _is_utf8(path) else None
+            read = _read(path, known, embedder, report)
+            if read is None:
+                if known is not None and name in facts:
+                    report.described += _describe(writer, known, facts[name])
+            else:
+                pending.append((_with_facts(read[0], facts.get(name) or guess(path)), read[1]))
+            if len(pending) == batch_size or (pending and done == len(names)):
+                writer.add([row for row, _ in pending], embedder.embed_images(np.stack([p for _, p in pending])))
+                pending = []
+                progress(done)
+        progress(len(names))
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _read(
+    path: str, known: ImageRow | None, embedder: Embedder, report: AddReport
+) -> tuple[ImageRow, np.ndarray] | None:
+    """Row and pixels of a new or changed file, which is counted; None for one that is present or cannot be read."""
+    try:
+        if not _is_utf8(path):
+            raise ValueError(f"{path!a}: the name is not UTF-8")
+        stat = Path(path).stat()
+        if known is not None and (known.size, known.mtime) == (stat.st_size, stat.st_mtime_ns):
+            report.present += 1
+            return None
+        content = Path(path).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if known is not None and known.sha256 == digest:
+            report.present += 1
+            return None
+        pixels = embedder.read_image(content, path)
+    except (OSError, ValueError) as error:
+        report.unreadable.append((path, str(error).replace(f"{path} ", "", 1)))
+        return None
+    if known is None:
+        report.added += 1
+    else:
+        report.replaced += 1
+    return ImageRow(path, stat.st_size, stat.st_mtime_ns, digest), pixels
+
+
+def _describe(writer: GalleryWriter, known: ImageRow, facts: ImageFacts) -> int:
+    row = _with_facts(known, facts)
+    if row == known:
+        return 0
+    writer.update_metadata(row)
+    return 1
+
+
+def _with_facts(row: ImageRow, facts: ImageFacts) -> ImageRow:
+    return replace(row, camera=facts.camera, time=facts.time, more=facts.more)
+
+
+def _relative(path: Path, root: Path | None) -> str:
+    return path.relative_to(root).as_posix() if root is not None else path.as_posix()
+
+
+def _is_utf8(path: str) -> bool:
+    # A name of other bytes is read with lone surrogates.
+    return not any("\ud800" <= character <= "\udfff" for character in path)
+
+
+def remove_images(gallery: Gallery, paths: Iterable[str], missing: bool) -> int:
+    """Removes the images of these paths or below these folders, and with `missing` those whose files do not exist; returns how
+    many. Raises ValueError for a path of which the gallery has no image."""
+    wanted = [str(Path(path).absolute()) for path in paths]
+    found: dict[str, list[int]] = {path: [] for path in wanted}
+    ids: set[int] = set()
+    for row in gallery.all_rows():
+        for path in wanted:
+            if row.path == path or row.path.startswith(path.rstrip("/") + "/"):
+                found[path].append(row.id)
+        if missing and not Path(row.path).is_file():
+            ids.add(row.id)
+    absent = [path for path, rows in found.items() if not rows]
+    if absent:
+        raise ValueError(f"gallery {gallery.folder} has no image {absent[0]}, nor one below it")
+    ids.update(i for rows in found.values() for i in rows)
+    with open_writer(gallery) as writer:
+        return writer.remove(ids)
+
+
+def check_images(gallery: Gallery, content: bool, progress: Callable[[int], None]) -> Iterator[tuple[str, str]]:
+    """Yields path and fault of each image: file gone or changed (with `content` by its digest, else by size and time), embedding
+    not of unit length."""
+    snapshot, width = gallery.snapshot(), gallery.about.width
+    for done, row in enumerate(gallery.all_rows(), 1):
+        progress(done)
+        if row.position < len(snapshot.table_PW):
+            parts = snapshot.table_PW[row.position].reshape(-1, width).astype(np.float64)
+            lengths = np.linalg.norm(parts, axis=1)
+            # NaN is not near 1 either.
+            if not bool((np.abs(lengths - 1) < LENGTH_TOLERANCE).all()):
+                yield row.path, "damaged embedding: remove the image and add it again"
+        path = Path(row.path)
+        if not path.is_file():
+            yield row.path, "the file does not exist"
+            continue
+        stat = path.stat()
+        if content:
+            changed = hashlib.sha256(path.read_bytes()).hexdigest() != row.sha256
+        else:
+            changed = (stat.st_size, stat.st_mtime_ns) != (row.size, row.mtime)
+        if changed:
+            yield row.path, "the file has changed since"

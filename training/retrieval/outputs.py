@@ -1,0 +1,120 @@
+"""Results in files: JSON, CSV that no spreadsheet executes, a self-contained page, copies of the images."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from training.data.images.reading import DAMAGED, open_image, to_rgb
+from training.retrieval.finder import Result
+from training.retrieval.image_names import format_time
+from training.utils.io import write_bytes
+
+# Twice the size on the page.
+BOX = (192, 384)
+# A cell that begins with one of these is a formula for a spreadsheet.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def as_dict(result: Result) -> dict[str, Any]:
+    """A result for JSON."""
+    image = result.image
+    return {
+        "id": image.id,
+        "path": image.path,
+        "score": result.score,
+        "identity": result.identity,
+        "clothing": result.clothing,
+        "camera": image.camera,
+        "time": image.time,
+        "sha256": image.sha256,
+        **({"metadata": image.more} if image.more else {}),
+    }
+
+
+def csv_cell(value: Any) -> Any:
+    """A cell that stays text: an apostrophe before what would be a formula; numbers as they are."""
+    return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def to_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows, the first of them names, as CSV."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerows([csv_cell(value) for value in row] for row in rows)
+    return out.getvalue()
+
+
+def results_csv(results: Sequence[Result]) -> str:
+    """CSV of results: rank, score and its parts, path, camera, time and the columns of the metadata."""
+    more = sorted({name for result in results for name in result.image.more})
+    rows: list[list[Any]] = [["rank", "score", "identity", "clothing", "path", "camera", "time", "sha256", *more]]
+    for rank, result in enumerate(results, 1):
+        image = result.image
+        numbers = [round(value, 6) for value in (result.score, result.identity, result.clothing)]
+        facts = [image.path, image.camera, format_time(image.time), image.sha256]
+        rows.append([rank, *numbers, *facts, *(image.more.get(name, "") for name in more)])
+    return to_csv(rows)
+
+
+def thumbnail_bytes(path: Path, box: tuple[int, int] = BOX) -> bytes | None:
+    """JPEG of an image, shrunk to fit `box` (width, height); None when it is missing or cannot be read."""
+    try:
+        with open_image(path.read_bytes()) as image:
+            # Lets the JPEG decoder skip what the thumbnail does not show.
+            image.draft("RGB", (box[0] * 2, box[1] * 2))
+            small = to_rgb(image)
+            small.thumbnail(box, Image.Resampling.BILINEAR)
+    except DAMAGED:
+        return None
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def contact_sheet(title: str, subtitle: str, groups: Sequence[tuple[str, Sequence[Result]]]) -> str:
+    """A page of images in groups, without any reference to the outside."""
+    cells = [
+        (heading, [(result, _data_uri(Path(result.image.path)), format_time(result.image.time)) for result in results])
+        for heading, results in groups
+    ]
+    folder = Path(__file__).parent / "web" / "templates"
+    environment = Environment(
+        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("contact_sheet.html.j2").render(title=title, subtitle=subtitle, groups=cells)
+
+
+def _data_uri(path: Path) -> str | None:
+    content = thumbnail_bytes(path)
+    return None if content is None else "data:image/jpeg;base64," + base64.b64encode(content).decode("ascii")
+
+
+def write_sheet(path: Path, title: str, subtitle: str, groups: Sequence[tuple[str, Sequence[Result]]]) -> None:
+    """Writes a contact sheet, atomically."""
+    write_bytes(path, contact_sheet(title, subtitle, groups).encode())
+
+
+def copy_images(results: Sequence[Result], folder: Path) -> int:
+    """Copies the images of results into a folder under names that sort by rank; returns how many there were.
+
+    Raises FileExistsError for a folder that is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"--copy-to {folder} is not empty; give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    copied = 0
+    for rank, result in enumerate(results, 1):
+        source = Path(result.image.path)
+        if source.is_file():
+            shutil.copy2(source, folder / f"{rank:05}_{source.name}")
+            copied += 1
+    return copied

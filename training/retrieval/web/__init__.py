@@ -1,0 +1,1 @@
+"""Page and JSON API of a gallery."""

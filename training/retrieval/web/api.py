@@ -1,0 +1,116 @@
+"""JSON API: search, images, health and metrics, with its description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from training.retrieval.outputs import as_dict
+from training.retrieval.web.parameters import Search, read_search
+from training.retrieval.web.search_service import Service
+
+
+def _parameter(name: str, kind: str, description: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "in": "query", "schema": {"type": kind, **more}, "description": description}
+
+
+PARAMETERS = [
+    _parameter("q", "string", "description of the person", maxLength=2000),
+    _parameter("k", "integer", "number of results on a page", minimum=1, maximum=1000, default=24),
+    _parameter("page", "integer", "page of results", minimum=1, maximum=200, default=1),
+    _parameter("beta", "number", "weight of clothes; 0 for identity only; chosen on validation by default", minimum=0),
+    {**_parameter("camera", "array", "cameras to search", items={"type": "string"}), "explode": True},
+    _parameter("from", "string", "earliest time, ISO 8601 or seconds"),
+    _parameter("to", "string", "latest time"),
+    _parameter("least", "number", "lowest score of a result"),
+    _parameter("order", "string", "order of the results", enum=["score", "time"], default="score"),
+    _parameter("like", "integer", "id of an image to search for, alone or with q"),
+    _parameter("case", "string", "case whose rejected images are left out"),
+    _parameter("refine", "string", "1: the marks of the case are part of the query", enum=["1"]),
+]
+RESULT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "integer"},
+        "path": {"type": "string"},
+        "score": {"type": "number", "description": "identity + beta * clothing"},
+        "identity": {"type": "number", "description": "cosine of the query and the identity embedding"},
+        "clothing": {"type": "number", "description": "cosine of the query and the clothing embedding"},
+        "camera": {"type": "string"},
+        "time": {"type": "number", "nullable": True, "description": "seconds"},
+        "sha256": {"type": "string", "description": "digest of the image file"},
+        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}
+ANSWER = {
+    "type": "object",
+    "properties": {
+        "results": {"type": "array", "items": RESULT},
+        "notes": {"type": "array", "items": {"type": "string"}},
+        "more": {"type": "boolean", "description": "true when there is another page"},
+    },
+}
+OPENAPI = {
+    "openapi": "3.0.3",
+    "info": {"title": "Search of people by text", "version": "1"},
+    "paths": {
+        "/api/search": {
+            "get": {
+                "summary": "Images that a query describes, best first",
+                "parameters": PARAMETERS,
+                "responses": {
+                    "200": {"description": "results", "content": {"application/json": {"schema": ANSWER}}},
+                    "400": {"description": "a parameter is wrong; `error` names it"},
+                },
+            }
+        },
+        "/image/{id}": {
+            "get": {
+                "summary": "JPEG of an image",
+                "parameters": [
+                    {"name": "id", "in": "path", "required": True, "schema": {"type": "integer"}},
+                    _parameter("large", "string", "1: up to 1200 pixels", enum=["1"]),
+                ],
+                "responses": {"200": {"description": "image/jpeg"}, "404": {"description": "no such image"}},
+            }
+        },
+        "/healthz": {"get": {"summary": "Health", "responses": {"200": {"description": "images in the gallery"}}}},
+        "/metrics": {"get": {"summary": "Prometheus metrics", "responses": {"200": {"description": "text"}}}},
+    },
+}
+
+
+def api_search(request: Request) -> Response:
+    """`GET /api/search`."""
+    service: Service = request.app.state.service
+    try:
+        asked: Search = read_search(request.query_params, service.finder.beta)
+        answer = service.search(asked, client(request))
+    except ValueError as error:
+        return JSONResponse({"error": str(error)}, 400)
+    found = [as_dict(result) for result in answer.results]
+    return JSONResponse({"results": found, "notes": answer.notes, "more": answer.more})
+
+
+def api_description(request: Request) -> Response:
+    """`GET /api`: the OpenAPI description."""
+    return JSONResponse(OPENAPI)
+
+
+def health(request: Request) -> Response:
+    """`GET /healthz`."""
+    service: Service = request.app.state.service
+    return JSONResponse({"images": len(service.finder.snapshot)})
+
+
+def metrics(request: Request) -> Response:
+    """`GET /metrics`."""
+    service: Service = request.app.state.service
+    return PlainTextResponse(service.counters.prometheus(len(service.finder.snapshot)))
+
+
+def client(request: Request) -> str:
+    """Address of the client, for the audit log."""
+    return request.client.host if request.client else ""

@@ -1,0 +1,168 @@
+"""Everything behind the page and the API: searches, uploaded query images, thumbnails, counters."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from training.retrieval.cases import Case, Cases
+from training.retrieval.finder import Finder, Result, Wanted
+from training.retrieval.outputs import thumbnail_bytes
+from training.retrieval.web.parameters import MOST_PAGES, Search
+from training.retrieval.web.uploads import Uploads, require_size
+
+# Seconds between two looks for additions of other processes.
+REFRESH_EVERY = 1.0
+KEPT_UPLOADS, KEPT_TEXTS, KEPT_THUMBNAILS = 64, 1024, 4096
+# Results that are sorted by time.
+SORTED = 240
+# Upper bounds of the histogram of latencies, seconds.
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+LARGE = (1200, 1200)
+
+
+@dataclass
+class Counters:
+    """Searches so far."""
+
+    count: int = 0
+    seconds: float = 0.0
+    buckets: list[int] = field(default_factory=lambda: [0] * len(BUCKETS))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, seconds: float) -> None:
+        """Counts one search."""
+        with self.lock:
+            self.count, self.seconds = self.count + 1, self.seconds + seconds
+            for i, bound in enumerate(BUCKETS):
+                self.buckets[i] += seconds <= bound
+
+    def prometheus(self, images: int) -> str:
+        """The counters in Prometheus' text format."""
+        lines = ["# TYPE gallery_images gauge", f"gallery_images {images}", "# TYPE search_seconds histogram"]
+        lines += [f'search_seconds_bucket{{le="{b}"}} {n}' for b, n in zip(BUCKETS, self.buckets, strict=True)]
+        lines += [f'search_seconds_bucket{{le="+Inf"}} {self.count}', f"search_seconds_sum {self.seconds:.6f}"]
+        return "\n".join([*lines, f"search_seconds_count {self.count}", ""])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Results of a search."""
+
+    results: list[Result]
+    # Remarks on the text.
+    notes: list[str]
+    # True when there is another page.
+    more: bool
+    # Marks of the open case by image.
+    marks: dict[int, str]
+
+
+class Service:
+    """State of a server: a finder, the cases and uploads of its gallery. audit: file to which searches are written."""
+
+    def __init__(self, finder: Finder, audit: Path | None = None) -> None:
+        self.finder, self.audit = finder, audit
+        self.cases = Cases(finder.gallery.folder)
+        self.uploads = Uploads(finder)
+        self.counters = Counters()
+        self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+        self._looked = time.monotonic()
+        # Texts are embedded one at a time: several at once would only take each other's cores.
+        self.embed_text = lru_cache(KEPT_TEXTS)(self._embed_text)
+        self.thumbnail = lru_cache(KEPT_THUMBNAILS)(self._thumbnail)
+
+    def search(self, asked: Search, who: str) -> Answer:
+        """The page of results that is asked for. Raises ValueError for a search that cannot be made."""
+        start = time.perf_counter()
+        self._refresh()
+        case = self.cases.load(asked.case) if asked.case else None
+        rejected = case.ids("rejected") if case else []
+        query = self.finder.query(self._wanted(asked, case), asked.beta)
+        where = asked.filter(rejected)
+        if asked.order == "time":
+            found = self._above(self.finder.search(query, SORTED, where), asked.least)
+            found.sort(key=lambda r: (r.image.time is None, r.image.time or 0.0))
+        else:
+            found = self._above(self.finder.search(query, asked.page * asked.k + 1, where), asked.least)
+        first = (asked.page - 1) * asked.k
+        page = found[first : first + asked.k]
+        marks = {int(i): mark.mark for i, mark in case.marks.items()} if case else {}
+        notes = self.finder.embedder.notes(asked.text) if asked.text.strip() else []
+        self.counters.add(time.perf_counter() - start)
+        self._write_audit(asked, who, len(page))
+        return Answer(page, notes, len(found) > first + asked.k and asked.page < MOST_PAGES, marks)
+
+    def _above(self, found: list[Result], least: float | None) -> list[Result]:
+        return found if least is None else [result for result in found if result.score >= least]
+
+    def _wanted(self, asked: Search, case: Case | None) -> Wanted:
+        vectors = [self._vector(asked.upload)] if asked.upload else []
+        if asked.text.strip():
+            t_E = self.embed_text(asked.text)
+            vectors.append(np.tile(t_E, self.finder.gallery.about.branches))
+        images = [] if asked.like is None else [asked.like]
+        marks: list[list[int]] = [[], []]
+        if asked.refine and case is not None:
+            # Images that have been removed since have no embedding.
+            marks = [[row.id for row in self.finder.gallery.rows(case.ids(mark))] for mark in ("confirmed", "rejected")]
+        return Wanted(images=images, vectors=vectors, confirmed=marks[0], rejected=marks[1])
+
+    def _embed_text(self, text: str) -> np.ndarray:
+        with self._lock:
+            return self.finder.embedder.embed_texts([text])[0]
+
+    def keep_image(self, content: bytes) -> str:
+        """Key of an uploaded image, of which the embedding is kept for a while, and nothing else. Raises ValueError."""
+        require_size(content)
+        with self._lock:
+            vector_W = self.finder.embed_image(content, "the image")
+        key = secrets.token_urlsafe(9)
+        self._vectors[key] = vector_W
+        while len(self._vectors) > KEPT_UPLOADS:
+            self._vectors.popitem(last=False)
+        return key
+
+    def _vector(self, key: str) -> np.ndarray:
+        if key not in self._vectors:
+            raise ValueError("the uploaded image is not kept any more; upload it again")
+        return self._vectors[key]
+
+    def _thumbnail(self, image: int, large: bool) -> bytes | None:
+        """JPEG of an image of the gallery; None when its file is missing or damaged, or the gallery has no such image."""
+        rows = self.finder.gallery.rows([image])
+        if not rows:
+            return None
+        path = Path(rows[0].path)
+        return thumbnail_bytes(path, LARGE) if large else thumbnail_bytes(path)
+
+    def cameras(self) -> list[str]:
+        """Names of all cameras."""
+        return [name for name in self.finder.snapshot.values.get("camera", []) if name]
+
+    def has_times(self) -> bool:
+        """True when the time of any image is known."""
+        return bool(np.isfinite(self.finder.snapshot.times_P).any())
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        if now - self._looked >= REFRESH_EVERY:
+            self._looked = now
+            self.finder.refresh()
+
+    def _write_audit(self, asked: Search, who: str, count: int) -> None:
+        if self.audit is None:
+            return
+        line = {"when": datetime.now(timezone.utc).isoformat(timespec="seconds"), "who": who, "what": asked.url()}
+        with self._lock, open(self.audit, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line | {"results": count}, ensure_ascii=True) + "\n")

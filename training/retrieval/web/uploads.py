@@ -1,0 +1,132 @@
+"""Images that come over the network: bounds on bytes, pixels, files and decompression; one zip is added at a time."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import threading
+import zipfile
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from training.retrieval.finder import Finder
+from training.retrieval.ingest import IMAGE_SUFFIXES, add_images
+
+MOST_BYTES, MOST_IMAGE_BYTES, MOST_PIXELS = 2**30, 2**25, 50_000_000
+MOST_FILES, MOST_UNPACKED_BYTES = 20_000, 2**32
+FOLDER = "uploads"
+
+
+def require_size(content: bytes) -> None:
+    """Raises ValueError for an image of too many bytes or pixels, before it is decoded, and for a file that is no image."""
+    if len(content) > MOST_IMAGE_BYTES:
+        raise ValueError(f"an image may have {MOST_IMAGE_BYTES >> 20} MiB, got {len(content) >> 20}")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError("this file is not an image that can be read") from error
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"an image may have {MOST_PIXELS // 10**6} million pixels, got {width} x {height}")
+
+
+@dataclass
+class Job:
+    """Progress of adding one zip."""
+
+    name: str
+    stage: str = "unpacking"
+    done: int = 0
+    total: int = 0
+    # Names and reasons of files that were left out.
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    added: int = 0
+    finished: bool = False
+    error: str = ""
+
+
+class Uploads:
+    """The one job that adds images to the gallery of a finder."""
+
+    def __init__(self, finder: Finder) -> None:
+        self.finder = finder
+        self.job: Job | None = None
+        self._lock = threading.Lock()
+
+    def start(self, archive: Path, name: str) -> Job:
+        """Begins to add the images of a zip, which is deleted at the end. Raises BlockingIOError while another job runs."""
+        with self._lock:
+            if self.job is not None and not self.job.finished:
+                raise BlockingIOError("another upload is being added; wait until it has ended")
+            self.job = Job(name[:100])
+            threading.Thread(target=self._run, args=(archive, self.job), daemon=True).start()
+            return self.job
+
+    def _run(self, archive: Path, job: Job) -> None:
+        folder = self.finder.gallery.folder / FOLDER / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        try:
+            paths = unpack(archive, folder, job)
+            job.stage, job.total = "embedding", len(paths)
+
+            def progress(done: int) -> None:
+                job.done = done
+
+            report = add_images(
+                self.finder.gallery, paths, self.finder.embedder, root=folder, batch_size=32, progress=progress
+            )
+            job.left_out += [(str(Path(path).relative_to(folder)), reason) for path, reason in report.unreadable]
+            job.added = report.added
+            self.finder.refresh()
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, NotImplementedError) as error:
+            job.error = str(error)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            archive.unlink(missing_ok=True)
+            job.finished = True
+
+
+def unpack(archive: Path, folder: Path, job: Job) -> list[Path]:
+    """Writes the images of a zip below `folder` and returns their paths; what is no image, too large or of a bad name is left
+    out. Raises ValueError for a file that is no zip, or one of too many files or bytes."""
+    if not zipfile.is_zipfile(archive):
+        raise ValueError("this file is not a zip archive")
+    paths: list[Path] = []
+    with zipfile.ZipFile(archive) as packed:
+        entries = [entry for entry in packed.infolist() if not entry.is_dir()]
+        if len(entries) > MOST_FILES:
+            raise ValueError(f"a zip may hold {MOST_FILES} files, got {len(entries)}")
+        # Declared sizes may lie: `_write` counts what comes out.
+        if sum(entry.file_size for entry in entries) > MOST_UNPACKED_BYTES:
+            raise ValueError(f"a zip may hold {MOST_UNPACKED_BYTES >> 30} GiB when unpacked")
+        job.total = len(entries)
+        for done, entry in enumerate(entries, 1):
+            job.done = done
+            target = _target(entry.filename, folder)
+            if target is None or target in paths:
+                job.left_out.append((entry.filename[:200], "not the name of an image file, or twice"))
+                continue
+            try:
+                with packed.open(entry) as source:
+                    content = source.read(MOST_IMAGE_BYTES + 1)
+                require_size(content)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+            except (ValueError, OSError, RuntimeError, zipfile.BadZipFile, NotImplementedError) as error:
+                job.left_out.append((entry.filename[:200], str(error)))
+                continue
+            paths.append(target)
+    if not paths:
+        raise ValueError("the zip holds no image that can be read")
+    return paths
+
+
+def _target(name: str, folder: Path) -> Path | None:
+    """Path of an entry below `folder`, of harmless characters; None for hidden files and what is no image."""
+    parts = [re.sub(r"[^\w .-]", "_", part) for part in PurePosixPath(name.replace("\\", "/")).parts]
+    if not parts or any(part.startswith(".") or len(part) > 150 for part in parts) or len(parts) > 10:
+        return None
+    return folder.joinpath(*parts) if Path(parts[-1]).suffix.lower() in IMAGE_SUFFIXES else None
