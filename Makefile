@@ -113,7 +113,7 @@ $(CUDA_PY):
 cuda-check: | $(CUDA_PY)
 	BDAM_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall .
 	$(CUDA_PY) -I -m bdam_fast
-	$(CUDA_PY) -I tests/support/cuda_check.py
+	TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PY) -I tests/support/cuda_check.py
 
 clean:
 	rm -rf build dist *.egg-info bdam_fast/*.so

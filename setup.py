@@ -107,7 +107,7 @@ def cuda_extensions(include: list[str]) -> list:
         return []
     toolkit = cuda_toolkit()
     try:
-        os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_architectures(toolkit)
+        architectures = os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_architectures(toolkit)
     except Unsupported as error:
         if os.environ.get("BDAM_FAST_CUDA") == "1" or "TORCH_CUDA_ARCH_LIST" in os.environ:
             sys.exit(f"bdam_fast: {error}; set BDAM_FAST_CUDA=0 to build without them")
@@ -121,7 +121,7 @@ def cuda_extensions(include: list[str]) -> list:
         depends=[*sources(".h"), *sources(".h", ".cuh", cuda=True)],
         py_limited_api=True,
         extra_compile_args={
-            "cxx": [*CXX, "-DUSE_CUDA"],
+            "cxx": [*CXX, "-DUSE_CUDA", f"-DBDAM_CUDA_ARCHITECTURES={architectures.replace(';', ',')}"],
             "nvcc": ["-O3", "-std=c++17", TORCH_TARGET, "-DUSE_CUDA", "-lineinfo"],
         },
     )

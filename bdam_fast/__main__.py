@@ -9,7 +9,6 @@ import bdam_fast
 from bdam_fast import _backend, _native
 
 OPERATORS = _native.OPERATORS
-DEVICES = ("cpu", "cuda")
 # Device, backend, and what is known of the kernels there. The README's table is this one.
 SUPPORT = (
     ("CPU, x86-64", "cpu", "tested on AVX-512, and with AVX2 and plain forced"),
@@ -27,7 +26,7 @@ def describe() -> str:
         f"{platform.system()} {platform.machine()}",
         *_extension_lines(),
     ]
-    for name in DEVICES:
+    for name in _devices():
         lines += ["", f"tensors on {name}", *_device_lines(torch.device(name))]
     lines += ["", "what has run where, up to this version"]
     lines += [f"  {device + ', ' + backend:<22}{state}" for device, backend, state in SUPPORT]
@@ -42,7 +41,21 @@ def _extension_lines() -> list[str]:
         f"extension: {module.__file__}",
         f"  instruction set: {module.isa()} of {', '.join(module.available_isas())} (BDAM_FAST_ISA chooses less)",
         f"  threads: {torch.get_num_threads()}",
+        *_cuda_lines(),
     ]
+
+
+def _cuda_lines() -> list[str]:
+    if not _native.cuda_available():
+        return []
+    built = _backend.architectures() or "unknown architectures"
+    return [f"CUDA kernels: {_native.cuda_extension().__file__}", f"  compute capabilities: {built}"]
+
+
+def _devices() -> list[str]:
+    """Names of the devices of the report: GPUs by number where there are several, which may differ."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return ["cpu", *([f"cuda:{i}" for i in range(count)] if count > 1 else ["cuda"])]
 
 
 def _device_lines(device: torch.device) -> list[str]:
@@ -60,7 +73,8 @@ def _device_lines(device: torch.device) -> list[str]:
 
 def _reason(operator: str, backend: str, device: torch.device) -> str:
     if _backend.automatic(operator, device) == backend:
-        return "auto takes it"
+        here = device.type == "cpu" or torch.cuda.is_available()
+        return "auto takes it" if here else "auto would take it, but there is no GPU here"
     refusal = _backend.refusal(operator, backend, device)
     if refusal:
         return "no, " + refusal.removeprefix(f"{operator}: ").removeprefix("bdam_fast: ")

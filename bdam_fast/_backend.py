@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from functools import lru_cache
 
 import torch
 
@@ -53,6 +54,11 @@ def _require_gpu_kernel(op: str, backend: str, device: torch.device, dtype: torc
         )
     if backend == "cuda":
         _native.cuda_extension()
+        if not holds_kernels_for(device):
+            raise RuntimeError(
+                f"{op}: the CUDA kernels are built for {architectures()}, and this GPU is {_capability(device)}; build them "
+                'on this machine, or use backend="triton"'
+            )
     elif not _native.triton_available():
         raise RuntimeError(f'{op}: backend="triton" needs the package triton; install it with `pip install triton`')
 
@@ -69,9 +75,57 @@ def automatic(op: str, device: torch.device, dtype: torch.dtype | None = None) -
         return "cpu" if _native.available() else "reference"
     if device.type != "cuda" or dtype == torch.float64:
         return "reference"
-    if op in _native.CUDA_OPERATORS and torch.version.hip is None and _native.cuda_available():
+    compiled = op in _native.CUDA_OPERATORS and torch.version.hip is None and _native.cuda_available()
+    if compiled and holds_kernels_for(device):
         return "cuda"
     return "triton" if _native.triton_available() else "reference"
+
+
+def architectures() -> str:
+    """Compute capabilities that the CUDA library is built for, such as `8.0,9.0+PTX`; empty if it does not say."""
+    return getattr(_native._attempt_cuda()[0], "architectures", str)()
+
+
+def holds_kernels_for(device: torch.device) -> bool:
+    """True if the CUDA library holds code that the GPU `device` runs, and where there is no GPU to ask."""
+    return _holds(architectures(), _capability(device))
+
+
+def _capability(device: torch.device) -> str:
+    """Compute capability of a GPU, such as `9.0`; empty where there is none."""
+    if device.index is not None:
+        return _capability_of(device.index)
+    return _capability_of(torch.cuda.current_device()) if torch.cuda.is_available() else ""
+
+
+@lru_cache(maxsize=16)
+def _capability_of(index: int) -> str:
+    # Asked for each GPU once: a call of an operator has no time for it.
+    if not torch.cuda.is_available():
+        return ""
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"{major}.{minor}"
+
+
+@lru_cache(maxsize=16)
+def _holds(built: str, capability: str) -> bool:
+    """True if a GPU of this compute capability runs code for one of the architectures `built`.
+
+    Machine code runs on GPUs of the same major version and of no smaller minor one, of an architecture with the suffix `a`
+    on that one only; PTX runs on every newer GPU. Without an answer to either, it is taken to run.
+    """
+    if not built or not capability:
+        return True
+    major, minor = map(int, capability.split("."))
+    for name in built.split(","):
+        number, _, ptx = name.partition("+")
+        own = number.rstrip("af").split(".")
+        built_major, built_minor = int(own[0]), int(own[1])
+        exact = (major, minor) == (built_major, built_minor)
+        same = exact or (major == built_major and minor >= built_minor and not number.endswith("a"))
+        if same or (ptx and number[-1].isdigit() and (major, minor) >= (built_major, built_minor)):
+            return True
+    return False
 
 
 def refusal(op: str, backend: str, device: torch.device) -> str:

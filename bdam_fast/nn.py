@@ -247,7 +247,7 @@ class Mamba(nn.Module):
         reverse: bool,
         seq_idx: Tensor | None,
         backend: str,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Any]:
         """The activated convolution, and the window after the last processed step if it is wanted."""
         if is_plain(self.conv1d, nn.Conv1d):
             options: dict[str, Any] = {"reverse": reverse, "seq_idx": seq_idx, "backend": backend}

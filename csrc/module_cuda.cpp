@@ -2,8 +2,20 @@
 // bdam_fast._C defines, which therefore has to be loaded first.
 #include "common/module.h"
 
+// As setup.py hands them to nvcc, separated by commas; empty if it does not say.
+#ifndef BDAM_CUDA_ARCHITECTURES
+#define BDAM_CUDA_ARCHITECTURES
+#endif
+#define BDAM_TEXT_OF(...) #__VA_ARGS__
+#define BDAM_TEXT(...) BDAM_TEXT_OF(__VA_ARGS__)
+
 namespace {
-PyMethodDef methods[] = {BDAM_MODULE_METHODS, {nullptr, nullptr, 0, nullptr}};
+PyObject* architectures(PyObject*, PyObject*) { return PyUnicode_FromString(BDAM_TEXT(BDAM_CUDA_ARCHITECTURES)); }
+
+PyMethodDef methods[] = {
+    BDAM_MODULE_METHODS,
+    {"architectures", architectures, METH_NOARGS, "What the kernels are compiled for, such as 8.0,9.0+PTX."},
+    {nullptr, nullptr, 0, nullptr}};
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C_cuda() {

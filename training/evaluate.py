@@ -14,13 +14,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from training.evaluation.protocols.protocol_names import DEFAULT_K, RESULTS, WITH_TEXTS, NotMeasurable, Protocol
 from training.utils import cli
-from training.utils.cli import DataRoot
+from training.utils.cli import DataRoot, Device
 
 if TYPE_CHECKING:
     from training.data.datasets import TextFile
@@ -39,6 +39,7 @@ class Arguments:
     # Texts of gallery-text and identity, such as OUT/gallery-test.jsonl of training.describe; default: the run's, the data's.
     texts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     data_root: DataRoot = None
+    device: Device = "auto"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -54,14 +55,16 @@ def main(argv: Sequence[str]) -> None:
         # Texts that no protocol reads are an error of the first one.
         mine = texts if protocol in WITH_TEXTS or not {*asked} & {*WITH_TEXTS} else None
         try:
-            _evaluate(arguments.run, protocol, arguments.k, mine, arguments.data_root)
+            _evaluate(
+                arguments.run, protocol, arguments.k, mine, data_root=arguments.data_root, device=arguments.device
+            )
         except NotMeasurable as reason:
             if len(asked) == 1:
                 raise
             print(f"{protocol} is left out: {reason}")
 
 
-def _evaluate(run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None, data_root: Path | None) -> None:
+def _evaluate(run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None, **options: Any) -> None:
     """Prints the results of a protocol and the path of its file."""
     from training.evaluation.bounds.oracle_metrics import oracle_bounds
     from training.evaluation.diagnosis.diagnose import diagnose
@@ -71,20 +74,20 @@ def _evaluate(run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None,
 
     console, name = make_console(), result_name(protocol, k, texts)
     if protocol == "dual":
-        evaluation, new = evaluate(run_dir, data_root)
+        evaluation, new = evaluate(run_dir, **options)
         try:
-            print_table(evaluation, console, oracle_bounds(run_dir, evaluation, data_root))
+            print_table(evaluation, console, oracle_bounds(run_dir, evaluation, options["data_root"]))
         except (OSError, ValueError) as error:
             # A ceiling that cannot be computed is no fault of the run.
             print_table(evaluation, console)
             console.print(f"no rows of an oracle: {error}", highlight=False, markup=False)
         try:
-            print_diagnosis(diagnose(run_dir, data_root)[0], console)
+            print_diagnosis(diagnose(run_dir, **options)[0], console)
         except RuntimeError as error:
             # It compares with the pretrained weights, which the run does not hold.
             console.print(f"no diagnosis: {error}", highlight=False, markup=False)
     else:
-        result, new = evaluate_protocol(run_dir, protocol, k, texts, data_root)
+        result, new = evaluate_protocol(run_dir, protocol, k, texts, **options)
         print_protocol(result, console)
     print(f"{run_dir / name}{'' if new else ' (evaluated before; the test split is evaluated once)'}")
 

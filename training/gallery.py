@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from training.utils import cli
+from training.utils.cli import Device
 
 Folder = Annotated[Path, tyro.conf.Positional]
 # Seconds between two lines of progress where there is no terminal.
@@ -38,6 +39,7 @@ class Add:
     metadata: Path | None = None
     # Images embedded at once; a killed process loses at most so many.
     batch_size: int = 128
+    device: Device = "auto"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def add(arguments: Add) -> None:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
     paths = image_paths(arguments.folder)
     metadata = read_metadata(arguments.metadata) if arguments.metadata else None
-    embedder = open_embedder(arguments.run, arguments.onnx)
+    embedder = open_embedder(arguments.run, arguments.onnx, arguments.device)
     gallery = open_or_create(arguments.gallery, embedder)
     with _progress("images", len(paths)) as progress:
         report = add_images(

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from training.utils import cli
-from training.utils.cli import DataRoot
+from training.utils.cli import DataRoot, Device
 
 if TYPE_CHECKING:
     from training.retrieval.engines.engine import Filter
@@ -64,6 +64,7 @@ class Arguments:
     # New or empty folder to copy the images to.
     copy_to: Path | None = None
     data_root: DataRoot = None
+    device: Device = "auto"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -74,7 +75,9 @@ def main(argv: Sequence[str]) -> None:
     # Not at the top: --help need not wait for torch.
     from training.retrieval.gallery_search import open_finder
 
-    finder = open_finder(arguments.run, arguments.gallery, arguments.engine, _warn, arguments.data_root)
+    finder = open_finder(
+        arguments.run, arguments.gallery, arguments.engine, _warn, arguments.data_root, arguments.device
+    )
     where = _filter(arguments)
     for texts in _queries(arguments.text):
         _answer(arguments, finder, where, texts)

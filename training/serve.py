@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from training.utils import cli
+from training.utils.cli import Device
 
 TOKEN = "GALLERY_TOKEN"
 
@@ -43,6 +44,7 @@ class Arguments:
     audit: Path | None = None
     # Only search: no marks, no uploads.
     read_only: bool = False
+    device: Device = "auto"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -64,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     # Before the model is loaded: a port in use is said at once.
     listener = _listen(arguments.host, arguments.port)
     gallery = Gallery(arguments.gallery)
-    finder = Finder(gallery, open_embedder(arguments.run, arguments.onnx), arguments.engine)
+    finder = Finder(gallery, open_embedder(arguments.run, arguments.onnx, arguments.device), arguments.engine)
     app = build_app(
         finder,
         hosts=(*LOCAL_NAMES, arguments.host, *arguments.name),

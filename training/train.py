@@ -17,6 +17,7 @@ import tyro
 from training.config import Config, command_line
 from training.config.command_line import RECIPE_HELP, ConfigFile
 from training.utils import cli
+from training.utils.cli import Device
 
 if TYPE_CHECKING:
     from training.engine.trainer import RunProgress
@@ -42,6 +43,7 @@ class Arguments:
     fit: bool = False
     # Seconds between two lines about the progress where the output is no terminal; 0 for none.
     log_seconds: float = 30.0
+    device: Device = "auto"
 
 
 def base_config(arguments: Arguments) -> Config:

@@ -140,7 +140,7 @@ def bimamba_inner_fn(
 
 
 class _Inputs(NamedTuple):
-    """What the scan of a block reads."""
+    """The tensors that the scan of a block reads."""
 
     x: Tensor  # (B, D, L)
     delta: Tensor  # (B, D, L), before its bias

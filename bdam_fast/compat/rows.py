@@ -4,6 +4,7 @@ B batch, L length, D channels.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def check_rows(op: str, name: str, indices: Tensor, count: int, check: bool) -> 
             raise ValueError(f"{op}: {name} must name each row once, got {rows[times > 1][0].item()} more than once")
 
 
-def without_padding(padding: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
+def without_padding(padding: Tensor, *tensors: Tensor | None) -> list[Any]:
     """The tensors (B, …), zero in items of padding where a gradient may be asked for: what stands there reaches no sum."""
     if not _autograd.needs_grad(tensors):
         return list(tensors)

@@ -123,7 +123,7 @@ def selective_state_update(
     if state_batch_indices is not None:
         check_index(op, "state_batch_indices", state_batch_indices, x.shape[0])
         check_rows(op, "state_batch_indices", state_batch_indices, state.shape[0], check_indices)
-        x, dt, B, C, z = without_padding(state_batch_indices < 0, x, dt, B, C, z)  # type: ignore[assignment]
+        x, dt, B, C, z = without_padding(state_batch_indices < 0, x, dt, B, C, z)
 
         def step(states: Tensor) -> Tensor:
             return selective_state_update(states, x, dt, A, B, C, D, z, dt_bias, dt_softplus, backend=backend)

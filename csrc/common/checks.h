@@ -75,13 +75,26 @@ inline Device device_of(const Tensor& t) {
   return d;
 }
 
-// While poison() is on, memory starts as NaN.
+// The emulation of CUDA, whose tensors lie on the CPU, takes the way of a GPU's tensors everywhere.
+inline bool is_cpu(const Tensor& t) {
+#ifdef BDAM_CUDA_HOST
+  (void)t;
+  return false;
+#else
+  return t.is_cpu();
+#endif
+}
+
+// While poison() is on, memory starts as NaN; integers, which have none, as -1.
 inline Tensor poisoned(Tensor t) {
   if (!poison() || t.numel() == 0) return t;
-  if (t.is_cpu())
+  if (is_cpu(t)) {
     std::memset(t.data_ptr(), 0xff, t.numel() * t.element_size());
-  else
-    torch::stable::fill_(t, std::numeric_limits<double>::quiet_NaN());
+    return t;
+  }
+  const ScalarType dtype = t.scalar_type();
+  const bool integer = dtype == ScalarType::Char || dtype == ScalarType::Int || dtype == ScalarType::Long;
+  torch::stable::fill_(t, integer ? -1.0 : std::numeric_limits<double>::quiet_NaN());
   return t;
 }
 

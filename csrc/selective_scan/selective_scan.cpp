@@ -59,7 +59,11 @@ std::vector<int8_t> steps_of(const OptionalTensor& seq_idx, const ScanParams& p,
 
 Tensor empty_checkpoint(const ScanParams& p, const Tensor& u, bool save) {
   if (!save) return allocate({0}, accumulate_type(u));
-  return allocate({p.batch, p.saved_size()}, accumulate_type(u));
+  Tensor checkpoint = allocate({p.batch, p.saved_size()}, accumulate_type(u));
+  const int64_t item = p.saved_size() * checkpoint.element_size(), zeros = kScanUnit * checkpoint.element_size();
+  char* data = static_cast<char*>(checkpoint.data_ptr());
+  for (int64_t b = 1; b <= p.batch; ++b) std::memset(data + b * item - zeros, 0, zeros);
+  return checkpoint;
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,

@@ -3,6 +3,7 @@
 //   silu(z).
 // B batch, L length, D channels, N states, G groups of channels that share B and C.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 #include "common/dtype.h"
@@ -29,7 +30,7 @@ struct ScanParams {
   bool softplus = false, is_double = false;
   const int8_t* steps = nullptr;  // [B][L] ScanStep in processed order; null without seq_idx
 
-  void* checkpoint = nullptr;  // [B][saved_tiles][units][N][16]: h before the tiles from the second on
+  void* checkpoint = nullptr;  // [B][saved_size]: [tiles - 1][units][N][16], h before the tiles from the second on
   // Partial sums, added up in index order: [B][units][rows][16] over batches, [B][G][ranges][L][N] over channels.
   void *sum_A = nullptr, *sum_skip = nullptr, *sum_bias = nullptr, *sum_B = nullptr, *sum_C = nullptr;
 
@@ -44,10 +45,9 @@ struct ScanParams {
   }  // tasks of one batch and group
   int64_t tasks() const { return batch * groups * ranges(); }
   int64_t tiles() const { return (length + kScanTile - 1) / kScanTile; }
-  // tiles() - 1 or one more, which nobody writes: from two steps on never zero, which a traced graph would have to tell
-  // from the other sizes, once for each length.
-  int64_t saved_tiles() const { return (length + kScanTile - 2) / kScanTile; }
-  int64_t saved_size() const { return saved_tiles() * units() * states * kScanUnit; }  // of one batch item
+  // Elements of a batch item's saved states, and a unit of zeros behind them: a size that is 0 for some lengths would
+  // have a traced graph tell these from the others.
+  int64_t saved_size() const { return std::max<int64_t>(tiles() - 1, 0) * units() * states * kScanUnit + kScanUnit; }
   // One step from a zero state has a closed form, y = dt u <B, C>, without any exponential.
   bool single() const { return length == 1 && !h0; }
 };

@@ -1,4 +1,4 @@
-"""What no kernel has a formula for: second derivatives, forward mode and torch.func, which run on the reference and say so."""
+"""Derivatives without a formula of the kernels: second ones, forward mode and torch.func, by the reference, which says so."""
 
 import warnings
 

@@ -193,6 +193,24 @@ def test_autocast_leaves_dtypes_alone(update):
     assert all(same_bits(a, b) for a, b in zip(cast, update.run(problem, backend="cpu"), strict=True))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("x", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("state", [torch.float16, torch.float32], ids=str)
+@updates
+def test_gradients_under_autocast(update, state, x, backend):
+    """Whatever the dtypes are, also those that autocast would not cast: the same values as without it."""
+    problem = update.problem(2, 5, dtype=x)
+    problem[update.state] = problem[update.state].to(state)
+    results = []
+    for enabled in (True, False):
+        own = leaves(problem)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out, after = update.follow(backend, 2, **own)
+        (out.float().square().sum() + after.float().square().sum()).backward()
+        results.append([out, after, *(v.grad for v in own.values())])
+    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+
+
 @parametrize(
     (SELECTIVE_STATE_UPDATE, (slice(1, 3), slice(1, None, 2), slice(3, 7))),
     (CAUSAL_CONV1D_UPDATE, (slice(1, 3), slice(1, None, 2), slice(3, 7))),

@@ -17,6 +17,7 @@ from bdam_fast.ops.hsic import op as hsic
 from bdam_fast.ops.selective_scan import op
 from bdam_fast.ops.selective_state_update import op as update
 from tests.support import ROOT
+from tests.support.labelled import pretend_card
 from tests.support.operators import leaves
 from tests.support.operators.selective_scan import run_scan, scan_problem
 
@@ -190,6 +191,7 @@ def test_report(monkeypatch):
     assert len(lines["cuda"]) == 2 and lines["cuda"][1].startswith("hsic: no, there is no CUDA C++ kernel")
     lines = report_lines(text, "cuda")
     assert lines["cpu"] == ['all operators: no, backend="cpu" needs tensors on the CPU, got cuda']
+    assert torch.cuda.is_available() or "auto takes it" not in str(lines), "there is no GPU"
 
 
 def test_report_on_a_machine_with_gpu_kernels(monkeypatch):
@@ -197,8 +199,13 @@ def test_report_on_a_machine_with_gpu_kernels(monkeypatch):
     monkeypatch.setattr(_native, "_attempt_cuda", lambda: (_native.extension(), ""))
     monkeypatch.setattr(_native, "triton_available", lambda: True)
     monkeypatch.setattr(torch.version, "hip", None)
-    lines = report_lines(report.describe(), "cuda")
     others = ", ".join(_native.CUDA_OPERATORS)
+    if not torch.cuda.is_available():
+        lines = report_lines(report.describe(), "cuda")
+        assert lines["cuda"][0] == f"{others}: auto would take it, but there is no GPU here"
+    pretend_card(monkeypatch)
+    monkeypatch.setattr(_backend, "_capability", lambda device: "9.0")
+    lines = report_lines(report.describe(), "cuda")
     assert lines["cuda"][0] == f"{others}: auto takes it"
     assert lines["triton"] == [f"{others}: runs here; only on request", "hsic: auto takes it"]
 

@@ -96,7 +96,7 @@ class LowRank(nn.Module):
 
 
 def everything(block, hidden):
-    """What a block computes in each of its ways."""
+    """The results of a block called in each of its ways."""
     states = block(hidden, return_states=True)
     backwards = block(hidden, reverse=True, return_states=True)
     continued = block(hidden, initial_states=states[1])
@@ -118,7 +118,7 @@ def test_low_rank_adapters(name, backend):
     adapted[0].square().sum().backward()
     assert adapter.up.grad.abs().sum() > 0 < adapter.down.grad.abs().sum()
     setattr(block, name, adapter.merged())
-    for got, merged, before in zip(adapted, everything(block, hidden), plain, strict=True):
+    for got, merged in zip(adapted, everything(block, hidden), strict=True):
         torch.testing.assert_close(got, merged, rtol=1e-4, atol=1e-5)
     assert (adapted[0] - plain[0]).abs().max() > 100 * (adapted[0] - everything(block, hidden)[0]).abs().max()
 
@@ -189,7 +189,7 @@ def test_an_adapted_convolution_refuses_packed_sequences():
 
 
 def test_an_index_of_int64():
-    """What `torch.tensor([0, 1])` makes."""
+    """`torch.tensor([0, 1])` makes one."""
     block, hidden = Mamba(16), torch.randn(2, 9, 16)
     index = torch.tensor([[0, 0, 0, 1, 1, -1, 2, 2, 2]] * 2)
     assert torch.equal(block(hidden, seq_idx=index), block(hidden, seq_idx=index.int()))

@@ -6,6 +6,7 @@ Needs nothing but torch; exits with 1 and one line for each fault.
 """
 
 import importlib
+import os
 import pkgutil
 import re
 import sys
@@ -31,6 +32,11 @@ def faults() -> list[str]:
     for module in pkgutil.walk_packages(bdam_fast.__path__, "bdam_fast."):
         if not re.search(r"\._C|integrations|triton", module.name):
             importlib.import_module(module.name)
+    held = cuda.architectures()
+    print(f"built for {held}")
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", held).replace(";", ",").replace(" ", ",")
+    if held != asked:
+        found.append(f"the library says that it is built for {held!r}, expected {asked!r}")
     for op in _native.CUDA_OPERATORS:
         names = [op] if op.endswith("_update") else [f"{op}_forward", f"{op}_backward"]
         for name in names:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,11 @@ class TextBatch:
 
     def to(self, device: torch.device | str) -> TextBatch:
         """A copy on a device."""
-        return TextBatch(self.input_ids_BT.to(device), self.attention_mask_BT.to(device))
+        return self.each(lambda x: x.to(device, non_blocking=True))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> TextBatch:
+        """The results of `change` in place of the tensors."""
+        return TextBatch(change(self.input_ids_BT), change(self.attention_mask_BT))
 
     def part(self, rows: slice) -> TextBatch:
         """The texts of these rows, with unchanged padding."""
@@ -64,10 +68,20 @@ class Batch:
     paths: tuple[str, ...]
 
     def to(self, device: torch.device | str) -> Batch:
-        """A copy on a device."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        moved = {name: value.to(device) for name, value in values.items() if name != "paths"}
-        return dataclasses.replace(self, **moved)
+        """A copy on a device; the copy from page-locked memory is asynchronous."""
+        return self.each(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory."""
+        return self.each(torch.Tensor.pin_memory)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The results of `change` in place of the tensors."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "paths"}
+        changed: dict[str, Any] = {
+            k: v.each(change) if isinstance(v, TextBatch) else change(v) for k, v in values.items()
+        }
+        return dataclasses.replace(self, **changed)
 
     def part(self, rows: slice) -> Batch:
         """The batch of these rows."""

@@ -67,8 +67,8 @@ class Arguments(Stage):
     again: bool = False
     # Batch size of transformers.
     batch: Annotated[int, Within(1, 1024)] = 1
-    # Torch device of transformers.
-    device: str = "cpu"
+    # Device of transformers: auto (the first CUDA device where there is one, else the CPU), cpu, cuda or cuda:N.
+    device: str = "auto"
     # Requirements on the texts.
     texts: Texts = field(default_factory=Texts)
     # Sampling parameters and number of attempts.

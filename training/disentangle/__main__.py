@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from training.utils import cli
-from training.utils.cli import DataRoot
+from training.utils.cli import DataRoot, Device
 from training.utils.io import write_bytes
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Arguments:
     # Page that gets the comparison, between its markers.
     markdown: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     data_root: DataRoot = None
+    device: Device = "auto"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -56,7 +57,8 @@ def main(argv: Sequence[str]) -> None:
 
     results = {}
     for run_dir in [run for runs in labels.values() for run in runs] if labels else arguments.runs:
-        results[run_dir], new = _disentangle(run_dir, arguments.dependence_only, arguments.data_root)
+        options = {"data_root": arguments.data_root, "device": arguments.device}
+        results[run_dir], new = _disentangle(run_dir, arguments.dependence_only, **options)
         print(f"{run_dir / RESULT}{'' if new else ' (measured before)'}")
     console = make_console()
     evaluations = {folder: run.evaluation if (run := Run(folder)).is_finished else None for folder in results}
@@ -87,7 +89,7 @@ def _rows(experiment: Path, table: str) -> dict[str, list[Path]]:
     return {label: [Path(folder) for folder in run.folders] for label, run in runs.items()}
 
 
-def _disentangle(run_dir: Path, dependence_only: bool, root: Path | None) -> tuple[Disentanglement, bool]:
+def _disentangle(run_dir: Path, dependence_only: bool, **options: Any) -> tuple[Disentanglement, bool]:
     from training.disentangle.run import disentangle
     from training.utils.terminal import make_console, make_progress
 
@@ -97,7 +99,7 @@ def _disentangle(run_dir: Path, dependence_only: bool, root: Path | None) -> tup
         def show(step: str, done: int, total: int) -> None:
             bar.update(task, step=f"{run_dir}: {step}", completed=done, total=total)
 
-        return disentangle(run_dir, dependence_only=dependence_only, progress=show, data_root=root)
+        return disentangle(run_dir, dependence_only=dependence_only, progress=show, **options)
 
 
 if __name__ == "__main__":

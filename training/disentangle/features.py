@@ -41,7 +41,7 @@ def collect(
     """Each feature of FEATURES, float32 (N, C) or (N, E), colours (N, 96); without a fusion there is no f_final, with a single
     person no f_final_other."""
     model, config, size = trained.decoupling_model, trained.config, trained.config.eval.batch_size
-    device = next(model.parameters()).device
+    device = trained.device
     captions = [record.captions[0] for record in records]
     others = _somebody_else([record.id for record in records])
     texts = {"f_final": captions}
@@ -79,7 +79,8 @@ def _untrained(trained: TrainedModel) -> VisualEncoder | None:
     """The visual encoder of the run before its first step, in evaluation mode; torch's random state stays. None where its
     pretrained weights are out of reach: the run does not hold them."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(trained.config.seed)
+        # Not torch.manual_seed, which seeds the cards too.
+        torch.default_generator.manual_seed(trained.config.seed)
         try:
             model = build_model(trained.config, trained.tokenizer)
         except RuntimeError:

@@ -53,12 +53,13 @@ def disentangle(
     dependence_only: bool = False,
     progress: Progress = lambda step, done, total: None,
     data_root: Path | None = None,
+    device: str = "auto",
 ) -> tuple[Disentanglement, bool]:
     """(contents of RUN/disentangle.json, True if measured now), on the test split of the run's data; data_root: where these
     are now, if they were moved.
 
     With `dependence_only`, or from an earlier call with it, probes, summary, retrieval and tsne are None; a call without
-    it then measures everything.
+    it then measures everything. device: as in `select_device`.
 
     Raises what `cached_result` and the measures raise: FileNotFoundError for data without factors.jsonl.
     """
@@ -70,7 +71,7 @@ def disentangle(
     def suffices(stored: Disentanglement) -> bool:
         return dependence_only or stored.probes is not None
 
-    return cached_result(path, partial(read_record, kind=Disentanglement), compute, suffices, data_root)
+    return cached_result(path, partial(read_record, kind=Disentanglement), compute, suffices, data_root, device)
 
 
 def _measure(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.config import AdversarialMode
+from training.engine.device import full_precision
 
 # Penalty of the reader of the mode "ridge", relative to the mean square of a standardised feature.
 RIDGE = 1.0
@@ -19,7 +20,7 @@ MIN_VARIANCE = 1e-12
 
 def scaled_products(left_BE: Tensor, right_NE: Tensor, temperature: Tensor | float) -> Tensor:
     """Scaled dot products (B, N) in fp32 or fp64, even under autocast: 16 bits cannot represent 1 - P."""
-    with torch.autocast(left_BE.device.type, enabled=False):
+    with full_precision(left_BE.device):
         wide = torch.promote_types(left_BE.dtype, torch.float32)
         return left_BE.to(wide) @ right_NE.to(wide).T / temperature
 
@@ -89,7 +90,7 @@ def readable_variance(f_BC: Tensor, text_BE: Tensor, ids_B: Tensor, ridge: float
     first_B = torch.isin(ids_B, people[: len(people) // 2])
     if len(people) < 2:
         return f_BC.sum() * 0
-    with torch.autocast(f_BC.device.type, enabled=False):
+    with full_precision(f_BC.device):
         x_BC = F.batch_norm(f_BC.to(torch.promote_types(f_BC.dtype, torch.float32)), None, None, training=True)
         text_BE = text_BE.to(x_BC.dtype)
         shares = [_explained(x_BC, text_BE, fitted_B, ridge) for fitted_B in (first_B, ~first_B)]

@@ -18,6 +18,7 @@ import torch
 from training.config import Config, from_dict
 from training.data.datasets import at_root
 from training.data.tokenizer import TOKENIZER, load_tokenizer, require_tokenizer
+from training.engine.device import select_device
 from training.models.baseline import DualEncoder
 from training.models.model import Model
 from training.models.retrieval_model import RetrievalModel
@@ -126,6 +127,11 @@ class TrainedModel:
         return self.stored or self.config
 
     @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.model.parameters()).device
+
+    @property
     def decoupling_model(self) -> Model:
         """The model, with its branches. Raises ValueError for a plain dual encoder."""
         if not isinstance(self.model, Model):
@@ -145,13 +151,13 @@ def build_model(config: Config, tokenizer: Any, towers: dict[str, str] | None = 
     return Model(config.model, config.loss, size, len(tokenizer), tokenizer.pad_token_id, length, towers)
 
 
-def load_run(run_dir: Path, data_root: Path | None = None) -> TrainedModel:
-    """Loads the best checkpoint of `run_dir`, with the tokenizer that it was trained with.
+def load_run(run_dir: Path, data_root: Path | None = None, device: str = "auto") -> TrainedModel:
+    """Loads the best checkpoint of `run_dir`, trained on any device, with the tokenizer that it was trained with.
 
-    data_root: where its data are now, if they were moved. Raises FileNotFoundError when there is none, ValueError for a damaged
-    file and weights that are not finite.
+    data_root: where its data are now, if they were moved; device: as in `select_device`. Raises FileNotFoundError when there is
+    none, ValueError for a damaged file, for weights that are not finite and for a device that does not exist.
     """
-    path = Path(run_dir) / "best.pt"
+    place, path = select_device(device), Path(run_dir) / "best.pt"
     if not path.is_file():
         raise FileNotFoundError(
             f"{run_dir} holds no trained model: there is no {path}; `python -m training.train` creates it"
@@ -173,7 +179,8 @@ def load_run(run_dir: Path, data_root: Path | None = None) -> TrainedModel:
     model = build_model(config, tokenizer, state.get("towers"))
     model.load_state_dict(weights)
     moved = replace(config, data=at_root(config.data, data_root))
-    return TrainedModel(moved, tokenizer, model.eval(), **numbers, images=state.get("images", ""), stored=config)
+    model.to(place).eval()
+    return TrainedModel(moved, tokenizer, model, **numbers, images=state.get("images", ""), stored=config)
 
 
 def _require_plain(name: str, value: Any) -> None:

@@ -24,7 +24,7 @@ def load_initial_weights(model: RetrievalModel, tokenizer: Any, run_dir: Path) -
     The rows of the word embeddings follow the words: those that both tokenizers know are copied. Raises ValueError, before
     anything is changed, when no weight matrix fits, and what `load_run` raises.
     """
-    source = load_run(run_dir)
+    source = load_run(run_dir, device=str(next(model.parameters()).device))
     theirs, ours = source.model.state_dict(), model.state_dict()
     vocabularies: tuple[dict[str, int], dict[str, int]] = (source.tokenizer.get_vocab(), tokenizer.get_vocab())
     by_word = vocabularies[0] != vocabularies[1]

@@ -49,9 +49,9 @@ class MetricsLog:
 
     def step(self, line: dict[str, Any]) -> None:
         """Logs a training step: `step`, `epoch`, `loss`, `lr`, `seconds`, `images`, and numbers by task in `losses`, `weights`
-        and `norms`. Every value is finite."""
+        and `norms`; `memory_mb` of a card. Every value is finite."""
         self._append({"kind": "step"} | line)
-        scalars = {name: line[name] for name in ("loss", "lr", "scale")}
+        scalars: dict[str, float] = {name: line[name] for name in ("loss", "lr", "scale", "memory_mb") if name in line}
         scalars["images_per_second"] = line["images"] / line["seconds"]
         for group in ("losses", "weights", "norms"):
             scalars |= {f"{group}/{name}": value for name, value in line[group].items()}

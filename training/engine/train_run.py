@@ -20,6 +20,7 @@ from training.data.images.readable import require_readable
 from training.data.loader import TrainLoader
 from training.data.tokenizer import TOKENIZER, build_tokenizer, save_tokenizer, tokenizer_digests
 from training.engine import checkpoint
+from training.engine.device import CPU, describe_device, machine_facts, select_device
 from training.engine.initial_weights import load_initial_weights
 from training.engine.memory import Resources, peak_memory_mb
 from training.engine.memory_fit import fitting_config
@@ -28,7 +29,7 @@ from training.engine.trainer import RunProgress, Trainer
 from training.models.pretrained import with_image_size
 from training.utils.io import read_json, read_record, write_json, write_record
 from training.utils.locks import folder_lock
-from training.utils.machine import cpu_name, machine_name
+from training.utils.machine import machine_name
 from training.utils.preemption import Preemption, preemption
 from training.utils.terminal import make_console, make_progress
 
@@ -51,6 +52,8 @@ class RunOptions:
     fit: bool = False
     # Seconds between two lines about the progress where the output is no terminal; 0: none.
     log_seconds: float = 30.0
+    # As in `select_device`: a run goes on on any device.
+    device: str = "auto"
 
 
 def train_run(config: Config, run_dir: Path, validate: ValidateSplit, options: RunOptions | None = None) -> RunProgress:
@@ -58,16 +61,18 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, options: R
     memory, machine).
 
     Raises RuntimeError for a run folder that another process uses, FileExistsError for one that is not empty, ValueError for
-    one to resume of another configuration, all before the data is read; then what the stages raise. Nothing is written before
+    one to resume of another configuration and for a device that does not exist, all before the data is read; then what the
+    stages raise. Nothing is written before
     every check has passed: data read, model built, last.pt and the images compared.
     """
     options = options or RunOptions()
+    device = select_device(options.device)
     if run_dir.exists() and not run_dir.is_dir():
         raise FileExistsError(f"--out {run_dir} is a file, expected a new or empty folder")
     started, console = time.perf_counter(), make_console()
     config = with_image_size(config)
     with preemption() as signals, folder_lock(run_dir):
-        trainer, dataset = _prepare(config, run_dir, validate, options, console, signals)
+        trainer, dataset = _prepare(config, run_dir, validate, options, console, signals, device)
         if cut := trainer.loader.table.cut:
             limit = config.data.text_length
             console.print(f"{cut:,} training texts are longer than data.text_length ({limit} tokens) and are cut")
@@ -79,8 +84,9 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, options: R
             f"{len(trainer.loader)} steps an epoch, {torch.get_num_threads()} threads; "
             f"{time.perf_counter() - started:.1f} s to start"
         )
+        console.print(describe_device(options.device, device, trainer.stepper.precision))
         progress = trainer.fit()
-        _write_resources(run_dir / "resources.json", next(trainer.model.parameters()).device)
+        _write_resources(run_dir / "resources.json", device)
     console.print(
         f"{run_dir}: {progress.epoch} epochs, {time.perf_counter() - started:.1f} s; best validation "
         f"{config.eval.select_by} {progress.best:.2f} in epoch {progress.best_epoch}, beta {progress.beta:g}"
@@ -89,7 +95,13 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, options: R
 
 
 def _prepare(
-    config: Config, run_dir: Path, validate: ValidateSplit, options: RunOptions, console: Console, signals: Preemption
+    config: Config,
+    run_dir: Path,
+    validate: ValidateSplit,
+    options: RunOptions,
+    console: Console,
+    signals: Preemption,
+    device: torch.device,
 ) -> tuple[Trainer, Dataset]:
     """(trainer at its first step, data) after all checks; then writes the files that do not change during training."""
     if options.resume and options.fit:
@@ -100,12 +112,12 @@ def _prepare(
     known = read_digests(run_dir)
     images = _digest(dataset, known)
     reporting = {"console": console, "log_seconds": options.log_seconds, "preemption": signals}
-    trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, images.digest, **reporting)
+    trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, images.digest, device, **reporting)
     if options.check_memory or options.fit:
         fitting = fitting_config(trainer.model, config, trainer.loader, console.print, fit=options.fit)
         if fitting != config:
             config = fitting
-            trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, images.digest, **reporting)
+            trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, images.digest, device, **reporting)
     begun = (run_dir / "last.pt").exists()
     if options.init is not None and not begun:
         console.print(load_initial_weights(trainer.model, tokenizer, options.init))
@@ -125,14 +137,21 @@ def _prepare(
 
 
 def build_trainer(
-    config: Config, dataset: Dataset, run_dir: Path, validate: ValidateSplit, images: str = "", **reporting: Any
+    config: Config,
+    dataset: Dataset,
+    run_dir: Path,
+    validate: ValidateSplit,
+    images: str = "",
+    device: torch.device = CPU,
+    **reporting: Any,
 ) -> tuple[Trainer, Any]:
-    """(trainer of a new model, tokenizer) for a configuration and its data, seeded by the configuration. images: digest of the
-    images; reporting: `console`, `log_seconds` and `preemption` of the Trainer."""
+    """(trainer of a new model on a device, tokenizer) for a configuration and its data, seeded by the configuration: its weights
+    are drawn on the CPU, the same for every device. images: digest of the images; reporting: `console`, `log_seconds` and
+    `preemption` of the Trainer."""
     torch.manual_seed(config.seed)
     config = with_image_size(config)
     tokenizer = build_tokenizer(config.model.text, dataset.train_texts())
-    model = checkpoint.build_model(config, tokenizer)
+    model = checkpoint.build_model(config, tokenizer).to(device)
     loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
     validation = partial(validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
     inputs = checkpoint.Inputs(dataset.fingerprint, images)
@@ -194,7 +213,7 @@ def _extension(trainer: Trainer, before: int) -> str:
 
 def _write_resources(path: Path, device: torch.device) -> None:
     before = read_record(path, Resources) if path.exists() else Resources(memory_mb=0.0)
-    here = machine_name({"cpu": cpu_name(), "threads": str(torch.get_num_threads())})
+    here = machine_name(machine_facts(device))
     machines = list(dict.fromkeys([*(before.machines or []), here]))
     write_record(path, Resources(memory_mb=max(before.memory_mb, peak_memory_mb(device)), machines=machines))
 

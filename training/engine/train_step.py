@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bdam_fast.profiling import span
 from training.config import Config, OptimConfig
 from training.data.loader import Batch
+from training.engine.device import select_precision, tf32
 from training.engine.gradnorm import GradNorm, backward_tasks
 from training.engine.losses import fixed_losses, task_losses, task_names
 from training.models.model import Model
@@ -95,10 +96,11 @@ class Stepper:
     def __init__(self, config: Config, model: RetrievalModel) -> None:
         self.config, self.model = config, model
         self.device = next(model.parameters()).device
-        self.dtype = DTYPES.get(config.optim.precision)
+        self.precision = select_precision(config.optim.precision, self.device)
+        self.dtype = DTYPES.get(self.precision)
         self.optimizer = build_optimizer(model, config.optim)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.gradnorm = GradNorm(task_names(config.loss, config.model.fusion.enabled), config.gradnorm)
         self.head_parameters = model.head_parameters()
         self.parameters = [*model.encoder_parameters(), *self.head_parameters]
@@ -131,7 +133,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         batch = batch.to(self.device)
         parts = self._micro_batches(batch)
-        with span("encoders"):
+        with span("encoders"), tf32(self.device):
             encoded, states = self._encode(parts)
         leaves = encoded.leaves()
         with span("heads"), self._autocast():
@@ -149,7 +151,7 @@ class Stepper:
         )
         if scale <= 1.0:
             _require_finite({f"gradient norm of {name}": norm for name, norm in norms.items()})
-        with span("backward encoders"):
+        with span("backward encoders"), tf32(self.device):
             self._backward(encoded, parts, states, leaves)
         with span("optimiser"):
             skipped = self._update(scale)

@@ -23,6 +23,7 @@ from bdam_fast.profiling import span
 from training.config import Config, complete, to_dict
 from training.data.loader import Batch, TrainLoader
 from training.engine import checkpoint, metrics_log
+from training.engine.device import card_memory, prefetch_batches
 from training.engine.memory import peak_memory_mb
 from training.engine.metrics_log import MetricsLog
 from training.engine.progress_lines import ProgressLines
@@ -179,7 +180,7 @@ class Trainer:
         self.loader.set_epoch(number - 1, progress.batch)
         self.model.train()
         step_started = started
-        for batch in _profiled_batches(self.loader):
+        for batch in _profiled_batches(prefetch_batches(self.loader, self.stepper.device)):
             rate = self._rate_factor() * optim.lr
             with span("training step"):
                 step = self.train_step(batch)
@@ -187,7 +188,7 @@ class Trainer:
             progress.loss_sum += step.loss
             seconds, step_started = time.perf_counter() - step_started, time.perf_counter()
             line = {"step": progress.step, "epoch": number, **step._asdict(), "lr": rate, "images": len(batch.paths)}
-            log.step(line | {"seconds": seconds})
+            log.step(line | {"seconds": seconds} | card_memory(self.stepper.device))
             show(f"epoch {number}/{optim.epochs}  loss {step.loss:.3f}", len(batch.paths))
             # After the last batch the checkpoint of the epoch follows; one here would lack the validation at the same step.
             due = optim.save_every_steps and progress.step % optim.save_every_steps == 0

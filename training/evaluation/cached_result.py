@@ -26,19 +26,20 @@ def cached_result(
     compute: Callable[[TrainedModel, Dataset], R],
     suffices: Callable[[R], bool] = lambda stored: True,
     data_root: Path | None = None,
+    device: str = "auto",
 ) -> tuple[R, bool]:
     """(the result in `path`, a file of a run folder; True if computed now). `compute` is called with the best checkpoint
     and its data unless the file exists and `suffices` accepts it; the result is stored with its `checkpoint` set. data_root:
-    where the data are now, if they were moved.
+    where the data are now, if they were moved; device: as in `select_device`.
 
     Raises FileNotFoundError for an untrained run, RuntimeError for one that another process uses, ValueError when the file was
-    computed from a different checkpoint or the data is not the training data of the run, and what `read_dataset` and `compute`
-    raise.
+    computed from a different checkpoint, the data is not the training data of the run or the device does not exist, and what
+    `read_dataset` and `compute` raise.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} holds no trained model: there is no such folder")
     with folder_lock(path.parent):
-        return _cached_result(path, read, compute, suffices, data_root)
+        return _cached_result(path, read, compute, suffices, data_root, device)
 
 
 def _cached_result(
@@ -47,8 +48,9 @@ def _cached_result(
     compute: Callable[[TrainedModel, Dataset], R],
     suffices: Callable[[R], bool],
     data_root: Path | None,
+    device: str,
 ) -> tuple[R, bool]:
-    trained = load_run(path.parent, data_root)
+    trained = load_run(path.parent, data_root, device)
     digest = file_digest(path.parent / "best.pt")
     if path.exists():
         stored = read(path)

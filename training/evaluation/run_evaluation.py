@@ -20,6 +20,7 @@ from training.config import to_dict
 from training.data.datasets import Dataset, Record, TextFile
 from training.data.loader import iterate_images, tokenize
 from training.engine.checkpoint import TrainedModel
+from training.engine.device import machine_facts
 from training.engine.memory import peak_memory_mb
 from training.evaluation import efficiency
 from training.evaluation.cached_result import cached_result
@@ -41,7 +42,6 @@ from training.evaluation.result import (
 )
 from training.evaluation.run_folder import EVALUATION, QUERIES, Run
 from training.utils.io import atomic, read_record
-from training.utils.machine import cpu_name
 from training.utils.terminal import make_console, make_progress
 
 # Queries shown with their best images, images of each, bins of a histogram.
@@ -53,14 +53,16 @@ SPEED_BATCH = 32
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 
 
-def evaluate(run_dir: Path, data_root: Path | None = None) -> tuple[Evaluation, bool]:
-    """(contents of eval.json, True if computed now); data_root: where the data are now, if they were moved.
+def evaluate(run_dir: Path, data_root: Path | None = None, device: str = "auto") -> tuple[Evaluation, bool]:
+    """(contents of eval.json, True if computed now); data_root: where the data are now, if they were moved; device: as in
+    `select_device`.
 
     Raises FileNotFoundError for an untrained run, ValueError when eval.json was computed from a different checkpoint or the
     data is not the training data of the run, and what `read_dataset` raises.
     """
     run = Run(Path(run_dir))
-    return cached_result(run.folder / EVALUATION, read_evaluation, partial(_evaluate, run), data_root=data_root)
+    compute = partial(_evaluate, run)
+    return cached_result(run.folder / EVALUATION, read_evaluation, compute, data_root=data_root, device=device)
 
 
 def result_name(protocol: Protocol, k: int, texts: TextFile | None = None) -> str:
@@ -77,7 +79,12 @@ def result_name(protocol: Protocol, k: int, texts: TextFile | None = None) -> st
 
 
 def evaluate_protocol(
-    run_dir: Path, protocol: Protocol, k: int, texts: TextFile | None = None, data_root: Path | None = None
+    run_dir: Path,
+    protocol: Protocol,
+    k: int,
+    texts: TextFile | None = None,
+    data_root: Path | None = None,
+    device: str = "auto",
 ) -> tuple[ProtocolEvaluation, bool]:
     """(contents of RUN/`result_name`, True if computed now). Raises what `evaluate`, `result_name`, `measure` raise.
 
@@ -94,13 +101,14 @@ def evaluate_protocol(
         return replace(
             measured.result,
             data=_data(dataset),
-            versions=_versions(),
+            versions=_versions(trained.device),
             config=to_dict(trained.stored_config),
             seconds={"evaluation": time.perf_counter() - started},
         )
 
     path = Path(run_dir) / result_name(protocol, k, texts)
-    return cached_result(path, partial(read_record, kind=ProtocolEvaluation), compute, data_root=data_root)
+    read = partial(read_record, kind=ProtocolEvaluation)
+    return cached_result(path, read, compute, data_root=data_root, device=device)
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
@@ -116,7 +124,7 @@ def _evaluate(run: Run, trained: TrainedModel, dataset: Dataset) -> Evaluation:
     )
     histograms = _histograms(trained, dual, records)
     _write_queries(run.folder / QUERIES, metrics[trained.beta], dual.query_ids_Q)
-    memory_mb = peak_memory_mb(dual.t_QE.device)
+    memory_mb = peak_memory_mb(trained.device)
     calls = Counter(run.calls) + (Counter(bdam_fast.call_counts()) - before)
     seconds = time.perf_counter() - started
     return Evaluation(
@@ -130,7 +138,7 @@ def _evaluate(run: Run, trained: TrainedModel, dataset: Dataset) -> Evaluation:
         histograms=histograms,
         calls=dict(sorted(calls.items())),
         data=_data(dataset),
-        versions=_versions(),
+        versions=_versions(trained.device),
         config=to_dict(trained.stored_config),
         memory_mb=memory_mb,
         training_memory_mb=run.training_memory_mb,
@@ -156,7 +164,7 @@ def _efficiency(trained: TrainedModel, records: Sequence[Record]) -> Efficiency:
     some = records[: min(SPEED_BATCH, trained.config.eval.batch_size)]
     images, _ = next(iter(iterate_images(some, trained.config.data, len(some))))
     texts = tokenize(trained.tokenizer, [record.captions[0] for record in some], trained.config.data.text_length)
-    return efficiency.measure(trained.model, images, texts)
+    return efficiency.measure(trained.model, images.to(trained.device), texts.to(trained.device))
 
 
 def _examples(beta: float, dual: DualEmbeddings, records: Sequence[Record]) -> list[Example]:
@@ -190,8 +198,8 @@ def _histograms(trained: TrainedModel, dual: DualEmbeddings, records: Sequence[R
         weights = []
         for images, part in iterate_images(records, config.data, config.eval.batch_size):
             captions = [record.captions[0] for record in records[part]]
-            texts = tokenize(trained.tokenizer, captions, config.data.text_length)
-            weights.append(trained.model.fuse(images, texts).weights_B2)
+            texts = tokenize(trained.tokenizer, captions, config.data.text_length).to(trained.device)
+            weights.append(trained.model.fuse(images.to(trained.device), texts).weights_B2.cpu())
         image, text = torch.cat(weights).unbind(1)
         result |= {"fusion_image": _histogram(image), "fusion_text": _histogram(text)}
     return result
@@ -223,7 +231,7 @@ def _data(dataset: Dataset) -> DataSummary:
     )
 
 
-def _versions() -> dict[str, str]:
+def _versions(device: torch.device) -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    host = {"python": platform.python_version(), "platform": platform.platform(), "cpu": cpu_name()}
-    return {"bdam_fast": bdam_fast.__version__} | versions | host | {"threads": str(torch.get_num_threads())}
+    host = {"python": platform.python_version(), "platform": platform.platform()}
+    return {"bdam_fast": bdam_fast.__version__} | versions | host | machine_facts(device)

@@ -25,6 +25,7 @@ from training.config.command_line import ConfigFile
 from training.config.recipes import RECIPES
 from training.experiment.plan import ALL, plan
 from training.utils import cli
+from training.utils.cli import Device
 from training.utils.locks import folder_lock
 from training.utils.preemption import preemption
 
@@ -63,6 +64,7 @@ class Arguments:
     threads: int | None = None
     # Folder that keeps finished runs, a few kB each; they are read from there instead of being trained again.
     results: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    device: Device = "auto"
     # Only print what would run and how long it would take.
     estimate: bool = False
 
@@ -80,8 +82,10 @@ def main(argv: Sequence[str]) -> None:
     if arguments.threads is not None and arguments.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
     # Not at the top: --help and errors of the command line need not wait for torch.
+    from training.engine.device import select_device
     from training.utils.terminal import make_console
 
+    select_device(arguments.device)
     console = make_console()
     if not console.is_terminal:
         # A file or a pipe has room for whole rows.
@@ -122,7 +126,7 @@ def _run(
     threads = known or max(1, torch.get_num_threads() // jobs)
     console.print(f"{threads} threads a run, {jobs} at a time", highlight=False)
     launch = partial(run_command, threads=threads)
-    missing = missing_jobs(rows, arguments.seeds, out, console, launch, jobs)
+    missing = missing_jobs(rows, arguments.seeds, out, console, launch, jobs, arguments.device)
     if arguments.estimate:
         return
     run = partial(run_experiment, launch=launch, parallel=jobs, command=command, results=arguments.results)

@@ -31,6 +31,8 @@ class Job(NamedTuple):
     seconds: float = 0.0
     # Protocols to measure beside dual.
     protocols: tuple[str, ...] = ()
+    # See `engine.device.select_device`.
+    device: str = "auto"
 
     @property
     def label(self) -> str:
@@ -41,14 +43,21 @@ class Job(NamedTuple):
     def command(self) -> list[str]:
         """Words of `python -m` that train the run, or continue it."""
         own = self.folder / "config.json"
-        words = ["training.train", "--out", str(self.folder), "--seed", str(self.seed), "--config"]
+        words = ["training.train", "--out", str(self.folder), "--seed", str(self.seed), *device_words(self.device)]
         # A run that another table has begun keeps the name of that table's row.
-        return [*words, str(own), "--resume"] if own.exists() else [*words, str(config_file(self.folder.parent))]
+        file = [str(own), "--resume"] if own.exists() else [str(config_file(self.folder.parent))]
+        return [*words, "--config", *file]
 
     @property
     def evaluation(self) -> list[str]:
         """Words of `python -m` that evaluate the run: dual at last, so that a finished run has the others."""
-        return ["training.evaluate", str(self.folder), *(f"--protocol={name}" for name in (*self.protocols, "dual"))]
+        protocols = (f"--protocol={name}" for name in (*self.protocols, "dual"))
+        return ["training.evaluate", str(self.folder), *protocols, *device_words(self.device)]
+
+
+def device_words(device: str) -> list[str]:
+    """Words of a command for a device that is not chosen by itself."""
+    return [] if device == "auto" else ["--device", device]
 
 
 def config_file(folder: Path) -> Path:
@@ -57,7 +66,13 @@ def config_file(folder: Path) -> Path:
 
 
 def missing_jobs(
-    rows: Sequence[Row], seeds: Sequence[int], out: Path, console: Console, launch: Launch, jobs: int = 1
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    out: Path,
+    console: Console,
+    launch: Launch,
+    jobs: int = 1,
+    device: str = "auto",
 ) -> list[Job]:
     """The runs that are not finished, once for each configuration and seed, with the seconds that each will take; prints
     their number and how long all take, `jobs` at a time. Writes OUT/KEY.json, the configuration of the runs OUT/KEY/seed*.
@@ -75,7 +90,7 @@ def missing_jobs(
     for row in rows:
         protocols.setdefault(row.key, {}).update(dict.fromkeys(PROTOCOLS.get(row.table, ())))
     everything = [
-        Job(row, seed, run_folder(out, key, seed), protocols=(*protocols[key],))
+        Job(row, seed, run_folder(out, key, seed), protocols=(*protocols[key],), device=device)
         for key, row in configurations.items()
         for seed in seeds
     ]
@@ -88,7 +103,7 @@ def missing_jobs(
     for data in {job.row.config.data for job in missing}:
         # Data that cannot be read is found out before anything is written.
         read_dataset(data)
-    seconds = _estimate({job.row.key: job.row for job in missing}, seeds, out, launch)
+    seconds = _estimate({job.row.key: job.row for job in missing}, seeds, out, launch, device)
     missing = [job._replace(seconds=seconds[job.row.key]) for job in missing]
     total = sum(job.seconds for job in missing)
     longest = max(missing, key=lambda job: job.seconds)
@@ -107,7 +122,7 @@ def threads_of(rows: Sequence[Row], seeds: Sequence[int], out: Path) -> int | No
     return min(counts, key=lambda threads: (-counts[threads], threads), default=None)
 
 
-def _estimate(rows: dict[str, Row], seeds: Sequence[int], out: Path, launch: Launch) -> dict[str, float]:
+def _estimate(rows: dict[str, Row], seeds: Sequence[int], out: Path, launch: Launch, device: str) -> dict[str, float]:
     """Seconds of a run of each row, by key; `rows` are those that have runs to do."""
     parts: dict[str, dict[str, float]] = {
         key: run.evaluation.seconds
@@ -122,7 +137,8 @@ def _estimate(rows: dict[str, Row], seeds: Sequence[int], out: Path, launch: Lau
     unknown = {key: str(file) for key, file in files.items() if key not in parts}
     if unknown:
         timing = out / "timing.json"
-        launch(["training.experiment.timing", *unknown.values(), "--out", str(timing)], log=out / "timing.log")
+        words = ["training.experiment.timing", *unknown.values(), "--out", str(timing), *device_words(device)]
+        launch(words, log=out / "timing.log")
         measured = read_json(timing)
         parts |= {key: measured[file] for key, file in unknown.items()}
     return {key: IMPORTS + sum(parts[key].values()) for key in rows}

@@ -64,7 +64,7 @@ def _write_weights(run_dir: Path, out: Path) -> None:
     from training.export.person_search import PersonSearch
 
     run = Run(run_dir)
-    trained = load_run(run_dir)
+    trained = load_run(run_dir, device="cpu")
     evaluation = run.evaluation if run.is_finished else None
     with folder_lock(out):
         PersonSearch.of_run(trained).save_pretrained(out)

@@ -76,7 +76,7 @@ def export_run(run_dir: Path, out: Path) -> Parity:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is not empty; give a new folder")
-    run = checkpoint.load_run(run_dir)
+    run = checkpoint.load_run(run_dir, device="cpu")
     records = read_dataset(run.config.data).splits["val"]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:

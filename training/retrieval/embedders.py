@@ -95,10 +95,12 @@ class Embedder(ABC):
 class TorchEmbedder(Embedder):
     """The model of a run. Raises what `checkpoint.load_run` raises."""
 
-    def __init__(self, run_dir: Path, run: TrainedModel | None = None, data_root: Path | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, run: TrainedModel | None = None, data_root: Path | None = None, device: str = "auto"
+    ) -> None:
         from training.engine import checkpoint
 
-        self.run = run or checkpoint.load_run(run_dir, data_root)
+        self.run = run or checkpoint.load_run(run_dir, data_root, device)
         config = self.run.config
         self.image_size, self.text_length = config.data.image_size, config.data.text_length
         branches = 1 if config.model.architecture == "dual-encoder" else 2
@@ -111,7 +113,7 @@ class TorchEmbedder(Embedder):
         from training.data.images.transforms import normalise
 
         with torch.inference_mode():
-            found = self.run.model.embed_images(normalise(torch.from_numpy(pixels_N3HW)))
+            found = self.run.model.embed_images(normalise(torch.from_numpy(pixels_N3HW).to(self.run.device)))
         parts = [found.v_id_BE] + ([] if found.v_clo_BE is None else [found.v_clo_BE])
         return torch.cat(parts, dim=1).float().cpu().numpy()
 
@@ -130,10 +132,9 @@ class TorchEmbedder(Embedder):
 
         from training.data.loader import tokenize
 
+        tokens = tokenize(self.run.tokenizer, texts, self.text_length).to(self.run.device)
         with torch.inference_mode():
-            return (
-                self.run.model.embed_texts(tokenize(self.run.tokenizer, texts, self.text_length)).float().cpu().numpy()
-            )
+            return self.run.model.embed_texts(tokens).float().cpu().numpy()
 
 
 class OnnxEmbedder(Embedder):
@@ -172,11 +173,12 @@ def model_digest(run_dir: Path) -> str:
     return digest.hexdigest()
 
 
-def open_embedder(run: Path | None, onnx: Path | None) -> Embedder:
-    """The embedder of a run folder or of an export folder. Raises ValueError for both or none."""
+def open_embedder(run: Path | None, onnx: Path | None, device: str = "auto") -> Embedder:
+    """The embedder of a run folder, on a device (see `select_device`), or of an export folder. Raises ValueError for both or
+    none."""
     if (run is None) == (onnx is None):
         raise ValueError("expected one of --run RUN and --onnx FOLDER")
     if onnx is not None:
         return OnnxEmbedder(onnx)
     assert run is not None
-    return TorchEmbedder(run)
+    return TorchEmbedder(run, device=device)

@@ -19,10 +19,13 @@ SPLITS = ("train", "val", "test")
 GALLERIES = "galleries"
 
 
-def open_model(folder: Path, data_root: Path | None = None) -> Embedder:
-    """The embedder of a run folder, whose data may have moved to `data_root`, or of an export folder without PyTorch."""
+def open_model(folder: Path, data_root: Path | None = None, device: str = "auto") -> Embedder:
+    """The embedder of a run folder, whose data may have moved to `data_root`, on a device (see `select_device`), or of an export
+    folder without PyTorch."""
     # Named here and not in `export`, which this must not import for a run folder.
-    return OnnxEmbedder(folder) if (folder / "image.onnx").is_file() else TorchEmbedder(folder, data_root=data_root)
+    if (folder / "image.onnx").is_file():
+        return OnnxEmbedder(folder)
+    return TorchEmbedder(folder, data_root=data_root, device=device)
 
 
 def open_finder(
@@ -31,16 +34,17 @@ def open_finder(
     engine: EngineName = "exact",
     warn: Callable[[str], None] = lambda text: None,
     data_root: Path | None = None,
+    device: str = "auto",
 ) -> Finder:
     """A finder for a gallery folder, or for a split or folder whose embeddings are kept in a gallery of the run and brought up to
     date first. warn: called with a line for each image that cannot be read. data_root: where the data of the run are
-    now, if they were moved.
+    now, if they were moved; device: as in `select_device`.
 
     Raises what reading the run, the data set and the gallery raises, and ValueError where no image can be read.
     """
     if gallery not in SPLITS and (Path(gallery) / DATABASE).is_file():
-        return Finder(Gallery(Path(gallery)), open_model(run_dir), engine)
-    embedder = open_model(run_dir, data_root)
+        return Finder(Gallery(Path(gallery)), open_model(run_dir, device=device), engine)
+    embedder = open_model(run_dir, data_root, device)
     if gallery in SPLITS:
         paths, name = _split_paths(embedder, gallery), gallery
     else:

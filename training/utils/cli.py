@@ -22,6 +22,9 @@ END_WITH_INPUT = "TRAINING_END_WITH_INPUT"
 # Option of commands that read a run: the root of its data set, if that was moved since.
 ROOT_HELP = "root of the data set, if it was moved since the run was trained"
 DataRoot = Annotated[Path | None, tyro.conf.arg(name="data.root", metavar="FOLDER", help=ROOT_HELP)]
+# Option of commands that run a model.
+DEVICE_HELP = "auto (the first CUDA device where there is one, else the CPU), cpu, cuda or cuda:N"
+Device = Annotated[str, tyro.conf.arg(metavar="DEVICE", help=DEVICE_HELP)]
 
 T = TypeVar("T")
 

@@ -20,9 +20,11 @@ def cpu_name() -> str:
 
 
 def machine_name(versions: Mapping[str, str]) -> str:
-    """Processor and threads in words, from the `cpu` and `threads` of a result's versions; early results have no `cpu`."""
+    """Card if there is one, processor and threads in words, from the `gpu`, `cpu` and `threads` of a result's versions; early
+    results have no `cpu`."""
     threads = versions.get("threads", "?")
-    return f"{versions.get('cpu', 'unknown CPU')}, {threads} thread{'' if threads == '1' else 's'}"
+    words = f"{versions.get('cpu', 'unknown CPU')}, {threads} thread{'' if threads == '1' else 's'}"
+    return f"{versions['gpu']}, {words}" if "gpu" in versions else words
 
 
 def available_memory_mb(root: Path = Path("/")) -> tuple[float, str] | None:

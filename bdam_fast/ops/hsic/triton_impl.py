@@ -55,15 +55,30 @@ def _constants(samples: int, unbiased: bool) -> tuple[float, float, float]:
 
 @contextmanager
 def _full_precision(t: Tensor) -> Iterator[None]:
-    """Matrix products in float32, whatever autocast and the user's setting of TF32 say."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
+    """Matrix products in float32, whatever autocast and the user's settings of TF32 say, which are there again afterwards.
+
+    PyTorch has an older setting and newer ones, and cuBLAS raises where they contradict each other; the older function sets
+    both.
+    """
+    newer = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in newer]
+    older = _older_precision(before[0])
     with _autograd.full_precision(t.device):
         try:
-            matmul.fp32_precision = "ieee"
+            torch.set_float32_matmul_precision("highest")
             yield
         finally:
-            matmul.fp32_precision = before
+            torch.set_float32_matmul_precision(older)
+            for setting, value in zip(newer, before, strict=True):
+                setting.fp32_precision = value
+
+
+def _older_precision(newer: str) -> str:
+    """torch.get_float32_matmul_precision, also where it refuses to answer because `newer` says the opposite."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "highest" if newer == "tf32" else "high"
 
 
 def _centred(x: Tensor) -> Tensor:

@@ -54,8 +54,8 @@ def forward(namespace: str) -> Callable[..., Any]:
 def saved_shape(namespace: str, u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Any, ...]:
     """The shape (B, size) of the states that a backend's forward saves; its own rule stands in its sources.
 
-    From two steps on the size is neither 0 nor 1 whatever the length, so that a graph needs no guard on the length; one
-    axis, since the number of tiles alone is 1 for short sequences.
+    The size is neither 0 nor 1 for any length, so that a graph needs no guard on it; one axis, since the number of tiles
+    alone is either for short sequences.
     """
     batch, channels, length = u.shape
     states = A.shape[1]
@@ -69,7 +69,8 @@ def saved_shape(namespace: str, u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> t
         padded = max(8, 1 << (states - 1).bit_length())
         return (batch, (length + CUDA_TILE - 1) // CUDA_TILE * padded * channels)
     units = groups * ((channels // groups + UNIT - 1) // UNIT)
-    return (batch, (length + TILE - 2) // TILE * (units * states * UNIT))
+    tiles = torch.sym_max((length + TILE - 1) // TILE - 1, 0)
+    return (batch, tiles * (units * states * UNIT) + UNIT)
 
 
 def backward(

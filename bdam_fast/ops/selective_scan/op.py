@@ -237,8 +237,8 @@ class _SelectiveScan(torch.autograd.Function):
 
 def _reference(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The out and the last state of the raw operator's arguments."""
-    *tensors, seq_idx, softplus, reverse, _, _ = arguments
-    return selective_scan_reference(*tensors[:8], softplus, tensors[8], reverse, seq_idx)
+    u, delta, A, B, C, D, z, bias, initial_state, seq_idx, softplus, reverse, *_ = arguments
+    return selective_scan_reference(u, delta, A, B, C, D, z, bias, softplus, initial_state, reverse, seq_idx)
 
 
 OPERATOR = _operators.Operator(

@@ -33,6 +33,7 @@ from bdam_fast.ops.selective_scan.triton_kernels import scan_forward
 from bdam_fast.ops.selective_scan.triton_kernels_backward import scan_backward
 
 TILE = 8
+ZEROS = 16  # at the end of each row of the saved states' shape; in memory all of them come last
 
 
 class Blocks(NamedTuple):
@@ -44,8 +45,12 @@ class Blocks(NamedTuple):
 
 
 def saved_shape(batch: int, channels: int, length: int, states: int) -> tuple[int, ...]:
-    """Shape of what the forward saves: (B, tiles - 1, N, D), the states before every tile but the first, and room for more."""
-    return (batch, (length + TILE - 2) // TILE * (states * channels))
+    """Shape of what the forward saves: the states before every tile but the first, (B, tiles - 1, N, D), then zeros.
+
+    A size that is 0 for some lengths would have a traced graph tell these from the others.
+    """
+    tiles = torch.sym_max((length + TILE - 1) // TILE - 1, 0)
+    return (batch, tiles * (states * channels) + ZEROS)
 
 
 def blocks_of(channels: int, states: int) -> Blocks:
@@ -132,6 +137,8 @@ def forward(
     last = torch.empty(last_shape, dtype=torch.float32, device=u.device)
     shape = saved_shape(batch, channels, length, states) if save_states else (0,)
     saved = torch.empty(shape, dtype=torch.float32, device=u.device)
+    if save_states:
+        saved.view(-1)[batch * (shape[1] - ZEROS) :].zero_()
     if batch > 0:
         with on_device(u):
             scan_forward[(batch * groups * blocks,)](

@@ -72,7 +72,7 @@ struct ScanBackward : ScanTask<V, PerLane> {
       if (p.h0) read_tile<V>(p.h0.at(b, 0, this->channel(block)), N, this->width(block), start);
       return;
     }
-    const E* saved = this->unit_rows(p.checkpoint, b * p.saved_tiles() + tile - 1, N, block);
+    const E* saved = this->unit_rows(static_cast<E*>(p.checkpoint) + b * p.saved_size(), tile - 1, N, block);
     for (int k = 0; k < N; ++k) {
       __builtin_prefetch(saved + (N + k) * kScanUnit);  // the next unit's
       store<V>(start + k * W, load<V>(saved + k * kScanUnit));

@@ -358,7 +358,7 @@ struct ScanForward : ScanTask<V, PerLane> {
     if (p.last) this->store_states(p.last, h);
   }
   void save(int64_t tile, int block) const {
-    E* dst = this->unit_rows(p.checkpoint, b * p.saved_tiles() + tile - 1, N, block);
+    E* dst = this->unit_rows(static_cast<E*>(p.checkpoint) + b * p.saved_size(), tile - 1, N, block);
     for (int k = 0; k < N; ++k) store<V>(dst + k * kScanUnit, load<V>(h + block * this->state_size() + k * W));
     if (block + 1 < blocks) return;
     // A unit that the channels do not fill: the saved states are a result, of which no lane is left as memory was.

@@ -172,3 +172,47 @@ def test_decay_reaches_zero_and_infinity(isa):
     torch.testing.assert_close(got[2:7], exact[2:7], rtol=1e-5, atol=0.0)
     assert (got[7:] - exact[7:]).abs().max() < 1e-37
     assert got[4] == 1
+
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("A", [-LARGEST, -3e38, LARGEST], ids=str)
+@pytest.mark.parametrize("delta", [0.0, 1e-30, 1.0])
+def test_A_at_the_end_of_float32(isa, A, delta, backend):
+    """A step of dt = 0 leaves the state alone, forward, backward and in a decoding step: no 0 times infinity."""
+    if A > 0 and delta > 0:
+        delta = 0.0  # the state would rightly overflow
+    problem = {name: value.requires_grad_() for name, value in scan_problem(2, 6, 40, 4).items()}
+    problem["A"] = torch.full((6, 4), A).requires_grad_()
+    problem["delta"] = torch.full((2, 6, 40), delta).requires_grad_()
+    del problem["delta_bias"]
+    results = []
+    for who, exact in ((backend, False), ("reference", True)):
+        own = {n: v.detach().double().requires_grad_() if exact else v for n, v in problem.items()}
+        out = bdam_fast.selective_scan(**own, return_last_state=True, backend=who)
+        grads = torch.autograd.grad(out[0].sum() + out[1].sum(), [v for n, v in own.items() if n not in ("A", "delta")])
+        results.append([*out, *grads])
+    for got, exact in zip(*results, strict=True):
+        torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)
+    state, step = problem["initial_state"].detach().clone(), {n: problem[n].detach() for n in ("A", "D")}
+    columns = {n: problem[n].detach()[..., 0] for n in ("u", "delta", "B", "C", "z")}
+    bdam_fast.selective_state_update(
+        *(state, columns["u"], columns["delta"], step["A"], columns["B"], columns["C"], step["D"], columns["z"]),
+        backend=backend,
+    )
+    assert state.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("operator", ["selective_scan", "causal_conv1d"])
+def test_an_index_of_int64_is_that_of_int32(operator, backend):
+    index = packed_index(2, 20)
+    scan, conv = scan_problem(2, 6, 20, 4), {"x": torch.randn(2, 6, 20), "weight": torch.randn(6, 4)}
+    problem, call = (scan if operator == "selective_scan" else conv), getattr(bdam_fast, operator)
+    assert torch.equal(
+        call(**problem, seq_idx=index.long(), backend=backend), call(**problem, seq_idx=index, backend=backend)
+    )
+    with pytest.raises(TypeError, match=f"{operator}: seq_idx must be int32 or int64, got torch.int16"):
+        call(**problem, seq_idx=index.short(), backend=backend)

@@ -66,7 +66,7 @@ def test_unknown_and_missing_fields_are_errors():
     [
         (None, "seed", "3", "config: Config.seed must be of type int, got '3'"),
         ("optim", "epochs", "3", "config.optim: OptimConfig.epochs must be of type int, got '3'"),
-        ("optim", "precision", 16, "config.optim: OptimConfig.precision must be one of 'fp32', "),
+        ("optim", "precision", 16, "config.optim: OptimConfig.precision must be one of 'auto', 'fp32', "),
         ("data", "image_size", 64, "config.data.image_size must be a list of 2 ints, got 64"),
         ("data", "image_size", [64], r"config.data.image_size must be a list of 2 ints, got \[64\]"),
         ("data", "image_size", [64, "32"], "config.data.image_size must be a list of 2 ints, got"),

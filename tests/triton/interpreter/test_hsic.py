@@ -125,16 +125,64 @@ def test_splits_of_a_row_of_tiles(monkeypatch, programs):
     check(*pair(73, 5, 17), kernel="rbf", **given)
 
 
-def test_matrix_products_are_in_full_precision():
+def high() -> None:
+    torch.set_float32_matmul_precision("high")
+
+
+def allow() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def newer() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+def all_backends() -> None:
+    torch.backends.fp32_precision = "tf32"
+
+
+def contradicting() -> None:
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def state() -> list[object]:
+    """Answer of each way of asking, or that it raises."""
+    found: list[object] = []
+    for ask in (
+        lambda: torch.backends.cuda.matmul.fp32_precision,
+        lambda: torch.backends.mkldnn.matmul.fp32_precision,
+        torch.get_float32_matmul_precision,
+        # What cuBLAS asks before every product.
+        torch._C._get_cublas_allow_tf32,
+    ):
+        try:
+            found.append(ask())
+        except RuntimeError as error:
+            found.append(type(error))
+    return found
+
+
+@pytest.fixture
+def settings():
+    matmul, mkldnn = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision, mkldnn.fp32_precision, torch.backends.fp32_precision
+    yield
+    torch.set_float32_matmul_precision("highest")
+    matmul.fp32_precision, mkldnn.fp32_precision, torch.backends.fp32_precision = before
+
+
+@pytest.mark.parametrize("setting", [high, allow, newer, all_backends, contradicting])
+def test_matrix_products_are_in_full_precision(setting, settings, monkeypatch):
     """A user's TF32 or autocast changes nothing, and is there again afterwards."""
     x, y = pair(70, 200, 300)
-    before = torch.backends.cuda.matmul.fp32_precision
-    plain = run(x, y, estimator="unbiased")
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            again = run(x, y, estimator="unbiased")
-        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+    plain, seen = run(x, y, estimator="unbiased"), []
+    product = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *args, **named: seen.append(state()) or product(*args, **named))
+    setting()
+    before = state()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again = run(x, y, estimator="unbiased")
+    assert state() == before
+    assert seen and all(found[0] == "ieee" and found[2:] == ["highest", False] for found in seen)
     assert all(same_bits(again[name], value) for name, value in plain.items())

@@ -50,7 +50,7 @@ def test_compiled(op):
 
 U, A = torch.ones(2, 6, 20), -torch.ones(6, 3)
 SCAN = {"dout": U, "dlast_state": torch.ones(2, 6, 3), "u": U, "delta": U, "A": A, "B": A, "C": A}
-SCAN |= dict.fromkeys(("D", "z", "delta_bias", "initial_state", "seq_idx")) | {"checkpoint": torch.ones(2, 54)}
+SCAN |= dict.fromkeys(("D", "z", "delta_bias", "initial_state", "seq_idx")) | {"checkpoint": torch.ones(2, 52)}
 CONV = {"dout": U, "dfinal_states": torch.ones(2, 6, 3), "x": U, "weight": torch.ones(6, 4)}
 CONV |= dict.fromkeys(("bias", "initial_states", "seq_idx"))
 HSIC = {"dvalue": torch.ones(2), "x": torch.ones(2, 6, 3), "y": torch.ones(2, 6, 4), "saved": torch.ones(2, 16)}
@@ -64,7 +64,7 @@ WRONG = [
     ("selective_scan", {"dout": U.int()}, TypeError, "dout must be float32, bfloat16, float16 or float64, got"),
     ("selective_scan", {"dlast_state": U}, ValueError, "dlast_state must have shape (2, 6, 3), got"),
     ("selective_scan", {"A": A[:5]}, ValueError, "A must have shape (6, 3), got (5, 3)"),
-    ("selective_scan", {"checkpoint": U}, ValueError, "checkpoint must have shape (2, 54), got (2, 6, 20)"),
+    ("selective_scan", {"checkpoint": U}, ValueError, "checkpoint must have shape (2, 52), got (2, 6, 20)"),
     (
         "selective_scan",
         {"checkpoint": U.half()},
@@ -73,7 +73,7 @@ WRONG = [
     ),
     (
         "selective_scan",
-        {"checkpoint": torch.ones(54, 2).mT},
+        {"checkpoint": torch.ones(52, 2).mT},
         ValueError,
         "checkpoint must be contiguous, as the forward saved it, got strides (1, 2)",
     ),

@@ -151,17 +151,21 @@ class TransformersProvider:
     """Local vision-language model, run in one thread on batches of up to `batch` requests.
 
     Equal requests get equal answers only where `batch` is 1 or the temperature 0: in a larger batch the sampled words depend
-    on the other requests. Raises RuntimeError when the model cannot be loaded.
+    on the other requests. device: as in `select_device`. Raises ValueError for a device that does not exist, RuntimeError
+    when the model cannot be loaded.
     """
 
     def __init__(self, name: str, batch: int, device: str) -> None:
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        from training.engine.device import select_device
+
+        place = select_device(device)
         try:
             self._processor = AutoProcessor.from_pretrained(name)
             model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
-            self._model = model.to(device).eval()
+            self._model = model.to(place).eval()
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise RuntimeError(
                 f"model: the vision-language model {name!r} cannot be loaded; give a local folder that holds one with its "

@@ -64,12 +64,15 @@ def read_captions(name: str, root: Path) -> Captions:
     return Captions(keys, texts, source, read_caption_styles(root, records))
 
 
-def encode_captions(neutral: NeutralCaptions, encoder: str, folder: Path, console: Console) -> EncodedCaptions:
-    """Adds style features to neutral captions; those of a text model are cached in `folder`. Raises what `encode` raises."""
+def encode_captions(
+    neutral: NeutralCaptions, encoder: str, folder: Path, console: Console, device: str = "auto"
+) -> EncodedCaptions:
+    """Adds style features to neutral captions; those of a text model, on `device`, are cached in `folder`. Raises what `encode`
+    raises."""
     with make_progress(console) as bar:
         task = bar.add_task("features", total=None)
         features_ND = encode(
-            neutral.texts, encoder, folder, lambda done, total: bar.update(task, completed=done, total=total)
+            neutral.texts, encoder, folder, lambda done, total: bar.update(task, completed=done, total=total), device
         )
     return EncodedCaptions(neutral, features_ND, encoder)
 

@@ -74,7 +74,8 @@ def _make(arguments: Arguments, captions: Captions, console: Console) -> None:
     neutral = neutral_captions(
         captions.texts, arguments.neutral, arguments.out / "neutral", os.environ, console, confirm
     )
-    encoded = encode_captions(neutral, arguments.encoder, arguments.out / "features", console)
+    device = arguments.neutral.device
+    encoded = encode_captions(neutral, arguments.encoder, arguments.out / "features", console, device)
     all_methods = arguments.method == "all"
     found: dict[str, dict[str, Any]] = {}
     caption_map = project_captions(encoded.features_ND, arguments.style.seed)

@@ -20,6 +20,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 from training.describe.styles.style_options import STYLOMETRIC
+from training.engine.device import select_device
 from training.utils.io import atomic
 
 # Called with (captions done, captions in total).
@@ -78,21 +79,23 @@ class TextModelEncoder:
     last layer's tokens of any other.
     """
 
-    def __init__(self, name: str, batch_size: int = 64) -> None:
-        """name: model name on the Hugging Face hub or a local folder. Raises RuntimeError when it cannot be loaded."""
+    def __init__(self, name: str, batch_size: int = 64, device: str = "auto") -> None:
+        """name: model name on the Hugging Face hub or a local folder; device: as in `select_device`. Raises ValueError for a
+        device that does not exist, RuntimeError when the model cannot be loaded."""
         # Importing transformers takes seconds, which the other encoder does not need.
         from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
 
+        self.device = select_device(device)
         try:
             self.is_clip = AutoConfig.from_pretrained(name).model_type in ("clip", "clip_text_model")
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
-            self.model: Any = (CLIPTextModelWithProjection if self.is_clip else AutoModel).from_pretrained(name)
+            model: Any = (CLIPTextModelWithProjection if self.is_clip else AutoModel).from_pretrained(name)
         except (OSError, ValueError, ImportError, KeyError) as error:
             raise RuntimeError(
                 f"--encoder {name}: the text model cannot be loaded; give {STYLOMETRIC}, a local folder that holds one, "
                 f"or a Hugging Face name while online ({type(error).__name__})"
             ) from error
-        self.model.eval()
+        self.model = model.to(self.device).eval()
         self.batch_size = batch_size
         # CLIP has 77 positions, BERT 512; a longer caption is truncated. RoBERTa has two positions that no token occupies.
         config = getattr(self.model.config, "text_config", self.model.config)
@@ -108,17 +111,23 @@ class TextModelEncoder:
 
     def _encode_batch(self, texts: list[str]) -> np.ndarray:
         inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        inputs = inputs.to(self.device)
         output = self.model(**inputs)
         if self.is_clip:
-            return output.text_embeds.float().numpy()
+            return output.text_embeds.float().cpu().numpy()
         mask_BT1 = inputs["attention_mask"][..., None]
-        return ((output.last_hidden_state * mask_BT1).sum(1) / mask_BT1.sum(1)).float().numpy()
+        return ((output.last_hidden_state * mask_BT1).sum(1) / mask_BT1.sum(1)).float().cpu().numpy()
 
 
 def encode(
-    captions: Sequence[str], encoder: str, folder: Path, progress: ProgressCallback = lambda done, total: None
+    captions: Sequence[str],
+    encoder: str,
+    folder: Path,
+    progress: ProgressCallback = lambda done, total: None,
+    device: str = "auto",
 ) -> np.ndarray:
-    """Style features (N, D), D at most DIMENSIONS, of neutral captions; encoder: STYLOMETRIC, or a text model by name or folder.
+    """Style features (N, D), D at most DIMENSIONS, of neutral captions; encoder: STYLOMETRIC, or a text model by name or folder,
+    on `device`.
 
     Features of a text model are projected on their principal components too: unprojected, all point in much the same
     direction, and most of what distinguishes them is not style (docs/descriptions.md has numbers). They are cached in
@@ -127,7 +136,7 @@ def encode(
     """
     if encoder == STYLOMETRIC:
         return StylometricEncoder().fit_transform(captions)
-    model = TextModelEncoder(encoder)
+    model = TextModelEncoder(encoder, device=device)
     # Sorted by length, so that the captions of a batch need little padding.
     distinct = sorted(set(captions), key=lambda text: (len(text), text))
     # The features of one caption distinguish different weights under the same name.

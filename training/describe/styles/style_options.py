@@ -47,8 +47,8 @@ class NeutraliserOptions(Stage):
     yes: bool = False
     # Batch size of transformers.
     batch: Annotated[int, Within(1, 1024)] = 1
-    # Torch device of transformers.
-    device: str = "cpu"
+    # Device of transformers: auto (the first CUDA device where there is one, else the CPU), cpu, cuda or cuda:N.
+    device: str = "auto"
     # Server, rate limits, timeouts and retries.
     service: Service = field(default_factory=Service)
     # Prices and spending limits.

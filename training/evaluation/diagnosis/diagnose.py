@@ -38,11 +38,11 @@ from training.utils.io import read_record
 IMAGES = 512
 
 
-def diagnose(run_dir: Path, data_root: Path | None = None) -> tuple[Diagnosis, bool]:
+def diagnose(run_dir: Path, data_root: Path | None = None, device: str = "auto") -> tuple[Diagnosis, bool]:
     """(contents of RUN/diagnosis.json, True if computed now). Raises as `run_evaluation.evaluate`."""
     run = Run(Path(run_dir))
     read, compute = partial(read_record, kind=Diagnosis), partial(_diagnose, run)
-    return cached_result(run.folder / DIAGNOSIS, read, compute, data_root=data_root)
+    return cached_result(run.folder / DIAGNOSIS, read, compute, data_root=data_root, device=device)
 
 
 def _diagnose(run: Run, trained: TrainedModel, dataset: Dataset) -> Diagnosis:
@@ -84,7 +84,7 @@ def _sample(split: str, records: Sequence[Record], texts: str | None = None) -> 
 
 def _tasks(trained: TrainedModel, parts: Sequence[Any], weights: dict[str, float]) -> dict[str, TaskGradient]:
     config, tokenizer = trained.config, trained.tokenizer
-    fresh = new_model(config, tokenizer, build_model).to(next(trained.model.parameters()).device)
+    fresh = new_model(config, tokenizer, build_model).to(trained.device)
     start, end = (loss_gradients(model, parts, config) for model in (fresh, trained.model))
     return {
         name: TaskGradient(

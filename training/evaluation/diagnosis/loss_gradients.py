@@ -69,6 +69,7 @@ def loss_gradients(model: RetrievalModel, sample: Sequence[Any], config: Config)
 def new_model(config: Config, tokenizer: Any, build: Any) -> RetrievalModel:
     """The model as training began with it; torch's generators are left as they are."""
     with torch.random.fork_rng([]):
-        torch.manual_seed(config.seed)
+        # Not torch.manual_seed, which seeds the cards too.
+        torch.default_generator.manual_seed(config.seed)
         model: RetrievalModel = build(config, tokenizer)
     return model

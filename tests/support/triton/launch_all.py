@@ -1,0 +1,72 @@
+"""Launches every Triton kernel through Triton's binder, compiler and launcher, on the driver of stub_driver.c: nothing runs.
+
+`python -m tests.support.triton.launch_all` with TRITON_LIBCUDA_PATH and STUB_LAUNCHES set: in a process of its own, which
+takes the stub for a GPU. Tensors lie on the CPU.
+"""
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime import driver
+
+from bdam_fast.ops.causal_conv1d import triton_impl as conv
+from bdam_fast.ops.causal_conv1d_update import triton_impl as conv_update
+from bdam_fast.ops.hsic import triton_impl as hsic
+from bdam_fast.ops.selective_scan import triton_impl as scan
+from bdam_fast.ops.selective_state_update import triton_impl as state_update
+from tests.support.operators.selective_scan import scan_problem
+from tests.support.triton.selective_scan import SCAN
+
+
+def take_the_stub_for_a_gpu() -> None:
+    """Makes Triton's driver the active one, with the answers that it has from PyTorch on a GPU."""
+    available, torch.cuda.is_available = torch.cuda.is_available, lambda: True
+    torch.cuda.get_device_capability = lambda device=None: (9, 0)
+    torch.cuda.current_device = lambda: 0
+    active = driver.active
+    active.get_current_device = lambda: 0
+    active.get_current_stream = lambda device=0: 0
+    active.get_device_capability = lambda device=0: (9, 0)
+    print("triton", triton.__version__, active.get_current_target())
+    torch.cuda.is_available = available
+
+
+def launch_scan() -> None:
+    """A forward with saved states and a backward, of packed sequences."""
+    problem = scan_problem(2, 32, 40, 16)
+    tensors = [problem.get(name) for name in SCAN] + [torch.zeros(2, 40, dtype=torch.int32)]
+    out, state, saved = scan.forward(*tensors, True, False, True, True)
+    scan.backward(torch.empty_like(out), torch.empty_like(state), *tensors, saved.zero_(), True, False)
+
+
+def launch_convolution(x: Tensor, width: int) -> None:
+    """A forward and a backward."""
+    batch, channels, _ = x.shape
+    weight, bias, start = torch.randn(channels, width), torch.randn(channels), torch.randn(batch, channels, width - 1)
+    _, last = conv.forward(x, weight, bias, start, None, True, False, True)
+    conv.backward(torch.empty_like(x), last, x, weight, bias, start, None, True, False)
+
+
+def launch_hsic(samples: int, gaussian: bool) -> None:
+    """A forward, with the median heuristic, and a backward."""
+    x, y = torch.randn(2, samples, 20), torch.randn(2, samples, 23)
+    value, saved = hsic.forward(x, y, None, None, gaussian, True)
+    hsic.backward(value, x, y, saved.zero_(), gaussian, True)
+
+
+def launch_updates() -> None:
+    """One step of each."""
+    conv_update.update(torch.randn(2, 64, 3), torch.randn(2, 64, 3), torch.randn(64, 4), None, True)
+    streams = torch.randn(2, 128, 16), torch.randn(2, 128), torch.randn(2, 128), torch.randn(128, 16)
+    state_update.update(*streams, torch.randn(2, 16), torch.randn(2, 16), None, None, None, True)
+
+
+if __name__ == "__main__":
+    take_the_stub_for_a_gpu()
+    launch_scan()
+    launch_convolution(torch.randn(2, 77, 64, dtype=torch.bfloat16).transpose(1, 2), 4)
+    launch_convolution(torch.randn(2, 36, 33), 7)
+    for samples in (16, 200):
+        for gaussian in (False, True):
+            launch_hsic(samples, gaussian)
+    launch_updates()
