@@ -5,7 +5,6 @@ They compute on the CPU, so that the results must be those of the CPU. Operators
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,7 +18,7 @@ import torch
 
 from tests.support.labelled import elsewhere
 from tests.support.tiny_run import tiny_config
-from training import evaluate, search
+from training import evaluate
 from training.config import Config
 from training.data.datasets import read_dataset
 from training.disentangle.features import collect
@@ -136,7 +135,7 @@ def test_protocols_and_features_elsewhere(loads_there: torch.device, run_dir: Pa
         assert np.allclose(got[name], value, rtol=1e-3, atol=1e-4), name
 
 
-def test_commands_evaluate_and_search_elsewhere(
+def test_the_command_evaluate_elsewhere(
     loads_there: torch.device, run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The gradients have a test of their own.
@@ -144,14 +143,6 @@ def test_commands_evaluate_and_search_elsewhere(
     assert cli.run(evaluate.main, [str(run_dir)]) == 0, capsys.readouterr().err
     result = read_json(run_dir / "eval.json")
     assert result["efficiency"]["speed"]["pairs"]["median"] > 0 and result["histograms"]["fusion_image"]["counts"]
-    capsys.readouterr()
-    found = []
-    for device in ("auto", "cpu"):
-        shutil.rmtree(run_dir / "galleries", ignore_errors=True)
-        words = [str(run_dir), "a person in a red shirt", "--k", "3", "--device", device]
-        assert cli.run(search.main, words) == 0, capsys.readouterr().err
-        found.append(capsys.readouterr().out)
-    assert found[0] == found[1] and found[0].count(".jpg") == 3
 
 
 def test_gradients_of_the_diagnosis_on_another_device(meta: torch.device, trained: Path) -> None:
