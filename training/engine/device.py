@@ -62,7 +62,7 @@ def describe_device(name: str, device: torch.device, precision: str) -> str:
 
 
 def machine_facts(device: torch.device) -> dict[str, str]:
-    """What the last digits of a result depend on: `cpu`, `threads` and, on a card, `gpu`; see `machine_name`."""
+    """Facts that the last digits of a result depend on: `cpu`, `threads` and, on a card, `gpu`; see `machine_name`."""
     facts = {"cpu": cpu_name(), "threads": str(torch.get_num_threads())}
     return facts | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
 
