@@ -189,7 +189,7 @@ def test_an_adapted_convolution_refuses_packed_sequences():
 
 
 def test_an_index_of_int64():
-    """What `torch.tensor([0, 1])` makes."""
+    """`torch.tensor([0, 1])` makes one."""
     block, hidden = Mamba(16), torch.randn(2, 9, 16)
     index = torch.tensor([[0, 0, 0, 1, 1, -1, 2, 2, 2]] * 2)
     assert torch.equal(block(hidden, seq_idx=index), block(hidden, seq_idx=index.int()))

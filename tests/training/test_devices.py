@@ -115,7 +115,7 @@ def test_a_tensor_of_the_step_without_a_device_is_found(
 
 
 def results(run_dir: Path, device: str) -> dict[str, Any]:
-    """What the commands compute from the best checkpoint, as numbers."""
+    """Results that the commands compute from the best checkpoint, as numbers."""
     run = checkpoint.load_run(run_dir, device=device)
     records = read_dataset(run.config.data).splits["test"]
     found: dict[str, Any] = {"device": run.device.type}

@@ -7,8 +7,6 @@ Shapes: B images or texts, H, W pixels, T tokens, E embedding width.
 
 from __future__ import annotations
 
-import io
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
+from training.data.images.reading import DAMAGED, NoPluginError, TooManyPixelsError, read_rgb
 from training.utils.io import read_record
 
 IMAGE, TEXT, TOKENIZER, PREPROCESS, PARITY = (
@@ -83,9 +82,10 @@ class OnnxTowers:
         """The bytes of an image file -> uint8 (3, H, W). Raises ValueError naming an image that cannot be read."""
         height, width = self.facts.image_size
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+            small = read_rgb(content).resize((width, height), Image.Resampling.BILINEAR)
+        except (NoPluginError, TooManyPixelsError) as error:
+            raise ValueError(f"{name} cannot be read: {error}") from error
+        except DAMAGED as error:
             raise ValueError(f"{name} is truncated or not a readable image: {error}") from error
         return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
 

@@ -9,6 +9,7 @@ Shapes: N images or texts, E joint embedding.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +88,8 @@ class PersonSearch:
             files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "README.md" and p.name[0] != ".")
             digests = {path.name: file_digest(path) for path in files}
             values = {"model_type": KIND, "beta": self.beta, "config": to_dict(self.config), "files": digests}
-            write_json(folder / CONFIG, values | {"towers": self.model.towers()}, seal=True)
+            towers = {name: _without_origin(text) for name, text in self.model.towers().items()}
+            write_json(folder / CONFIG, values | {"towers": towers}, seal=True)
 
     @torch.inference_mode()
     def embed_images(self, paths: Sequence[Path | str], batch_size: int = 64) -> Tensor:
@@ -128,3 +130,10 @@ def _without_folder(encoder: EncoderConfig) -> EncoderConfig:
     path = Path(encoder.pretrained)
     local = bool(encoder.pretrained) and (path.is_absolute() or path.is_dir())
     return replace(encoder, pretrained=path.name) if local else encoder
+
+
+def _without_origin(tower: str) -> str:
+    """The description of a pretrained encoder without the folder that it was loaded from."""
+    values = json.loads(tower)
+    values["config"]["_name_or_path"] = ""
+    return json.dumps(values)

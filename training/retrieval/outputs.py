@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from training.data.images.reading import DAMAGED, open_image, to_rgb
 from training.retrieval.finder import Result
 from training.retrieval.image_names import format_time
 from training.utils.io import write_bytes
@@ -67,12 +68,12 @@ def results_csv(results: Sequence[Result]) -> str:
 def thumbnail_bytes(path: Path, box: tuple[int, int] = BOX) -> bytes | None:
     """JPEG of an image, shrunk to fit `box` (width, height); None when it is missing or cannot be read."""
     try:
-        with Image.open(path) as image:
+        with open_image(path.read_bytes()) as image:
             # Lets the JPEG decoder skip what the thumbnail does not show.
             image.draft("RGB", (box[0] * 2, box[1] * 2))
-            small = image.convert("RGB")
+            small = to_rgb(image)
             small.thumbnail(box, Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+    except DAMAGED:
         return None
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)

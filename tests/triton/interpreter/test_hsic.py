@@ -147,7 +147,7 @@ def contradicting() -> None:
 
 
 def state() -> list[object]:
-    """What each way of asking says, or that it raises."""
+    """Answer of each way of asking, or that it raises."""
     found: list[object] = []
     for ask in (
         lambda: torch.backends.cuda.matmul.fp32_precision,
