@@ -58,8 +58,8 @@ def synthetic() -> Config:
             images_per_id=2,
         ),
         model=ModelConfig(
-            visual=EncoderConfig(width=128, layers=1, heads=4, patch_size=16, stem="convolutional", feed_forward=2),
-            text=EncoderConfig(width=64, layers=1, heads=4, stem="convolutional", feed_forward=2),
+            visual=EncoderConfig(width=128, layers=1, heads=4, patch_size=16, stem="deep", feed_forward=2),
+            text=EncoderConfig(width=64, layers=1, heads=4, stem="deep", feed_forward=2),
             bdam=BdamConfig(self_layers=1, cross_layers=1, heads=4, dropout=0.0),
             fusion=FusionConfig(width=48, layers=1, state=8, dropout=0.0),
         ),

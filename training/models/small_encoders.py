@@ -51,19 +51,19 @@ class _PatchwiseLinear(nn.Module):
 
 class _ConvolutionalStem(nn.Module):
     """Patch embedding by convolutions (Xiao et al., Early Convolutions Help Transformers See Better, NeurIPS 2021): each halves
-    the image and doubles the channels from 32, up to `width`, down to 2 x 2 cells a patch, and one more keeps both; then one
-    linear map of the cells for each patch position, so that the mean of the tokens still tells a red shirt from red trousers.
+    the image and doubles the channels from 32, up to `width`, down to 2 x 2 cells a patch, and `deep`, one more keeps both; then
+    one linear map of the cells for each patch position, so that the mean of the tokens still tells a red shirt from red trousers.
 
     patch: a power of two above 2; grid: patches in height and width. Batch statistics are those of a micro-batch if there are
     several.
     """
 
-    def __init__(self, width: int, patch: int, grid: tuple[int, int]) -> None:
+    def __init__(self, width: int, patch: int, grid: tuple[int, int], deep: bool) -> None:
         super().__init__()
         halvings = patch.bit_length() - 2
         channels = [3, *(min(32 * 2**i, width) for i in range(halvings))]
-        halving = (_convolution(a, b, 2) for a, b in zip(channels, channels[1:], strict=False))
-        self.convolutions = nn.Sequential(*halving, _convolution(channels[-1], channels[-1], 1))
+        layers = [_convolution(a, b, 2) for a, b in zip(channels, channels[1:], strict=False)]
+        self.convolutions = nn.Sequential(*layers, *([_convolution(channels[-1], channels[-1], 1)] if deep else []))
         self.projection = _PatchwiseLinear(grid[0] * grid[1], 4 * channels[-1], width)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -72,24 +72,27 @@ class _ConvolutionalStem(nn.Module):
 
 
 class _WindowEmbeddings(nn.Module):
-    """Embeddings of BERT, plus a non-linear map of the three words around each, plus a vector of each word and the one before it
-    (`word_pairs`): which colour belongs to which garment is said by neighbouring words, and attention takes long to find them.
+    """Embeddings of BERT, plus a non-linear map of the three words around each, plus, `deep`, a vector of each word and the one
+    before it (`word_pairs`): neighbouring words say which colour belongs to which garment, and attention takes long to find them.
     """
 
-    def __init__(self, embeddings: nn.Module, width: int, vocab_size: int, pad_id: int) -> None:
+    def __init__(self, embeddings: nn.Module, width: int, vocab_size: int, pad_id: int, deep: bool) -> None:
         super().__init__()
         self.embeddings, self.vocab_size, self.pad_id = embeddings, vocab_size, pad_id
         self.window = nn.Linear(3 * width, width)
-        self.pairs = nn.Embedding(PAIRS, width)
-        nn.init.normal_(self.pairs.weight, std=WORD_STD)
+        self.pairs = nn.Embedding(PAIRS, width) if deep else None
+        if self.pairs is not None:
+            nn.init.normal_(self.pairs.weight, std=WORD_STD)
 
     def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
         """Token ids (B, T) -> (B, T, C); padding has no influence on other tokens."""
         x_BTC = self.embeddings(input_ids=input_ids, **kwargs)
         x_BTC = x_BTC * (input_ids != self.pad_id).to(x_BTC.dtype)[..., None]
         before_BTC, after_BTC = F.pad(x_BTC[:, :-1], (0, 0, 1, 0)), F.pad(x_BTC[:, 1:], (0, 0, 0, 1))
-        pairs_BTC = F.pad(self.pairs(pair_numbers(input_ids, self.vocab_size)), (0, 0, 1, 0))
-        return x_BTC + F.gelu(self.window(torch.cat([before_BTC, x_BTC, after_BTC], dim=2))) + pairs_BTC
+        out_BTC = x_BTC + F.gelu(self.window(torch.cat([before_BTC, x_BTC, after_BTC], dim=2)))
+        if self.pairs is None:
+            return out_BTC
+        return out_BTC + F.pad(self.pairs(pair_numbers(input_ids, self.vocab_size)), (0, 0, 1, 0))
 
 
 def _start_near_identity(vit: nn.Module) -> None:
@@ -130,9 +133,10 @@ def small_vit(config: EncoderConfig, image_size: tuple[int, int]) -> nn.Module:
     )
     embeddings: Any = backbone.embeddings
     positions = embeddings.position_embeddings
-    if config.stem == "convolutional":
+    if config.stem != "plain":
         grid = image_size[0] // config.patch_size, image_size[1] // config.patch_size
-        embeddings.patch_embeddings = _ConvolutionalStem(config.width, config.patch_size, grid)
+        deep = config.stem == "deep"
+        embeddings.patch_embeddings = _ConvolutionalStem(config.width, config.patch_size, grid, deep)
         # The stem knows the positions already.
         nn.init.zeros_(positions)
         _start_near_identity(backbone)
@@ -158,8 +162,9 @@ def small_bert(config: EncoderConfig, vocab_size: int, pad_id: int, max_length: 
         add_pooling_layer=False,
     )
     bert: Any = backbone
-    if config.stem == "convolutional":
+    if config.stem != "plain":
         # Words first: at equal size, place and kind are two thirds of what a token says.
         nn.init.normal_(bert.embeddings.word_embeddings.weight, std=WORD_STD)
-        bert.embeddings = _WindowEmbeddings(bert.embeddings, config.width, vocab_size, pad_id)
+        deep = config.stem == "deep"
+        bert.embeddings = _WindowEmbeddings(bert.embeddings, config.width, vocab_size, pad_id, deep)
     return backbone

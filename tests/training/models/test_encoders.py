@@ -55,15 +55,17 @@ def test_small_vit_starts_from_a_grid_of_rows_and_columns():
 
 
 CONVOLUTIONAL = replace(TINY, stem="convolutional", feed_forward=2)
+DEEP = replace(CONVOLUTIONAL, stem="deep")
 
 
-def test_convolutional_stem_gives_one_token_per_patch_by_weights_of_its_position():
-    encoder = VisualEncoder(replace(CONVOLUTIONAL, patch_size=8), (64, 32)).eval()
+@pytest.mark.parametrize(("config", "convolutions"), [(CONVOLUTIONAL, 2), (DEEP, 3)])
+def test_convolutional_stem_gives_one_token_per_patch_by_weights_of_its_position(config, convolutions):
+    encoder = VisualEncoder(replace(config, patch_size=8), (64, 32)).eval()
     images = torch.randn(2, 3, 64, 32)
     assert encoder(images).shape == (2, 32, 16)
     stem = encoder.backbone.embeddings.patch_embeddings
-    # Two halvings for 2 x 2 cells a patch of 8, and one more: token 5 of 8 rows and 4 columns is row 1, column 1.
-    assert len(stem.convolutions) == 3
+    # Two halvings for 2 x 2 cells a patch of 8: token 5 of 8 rows and 4 columns is row 1, column 1.
+    assert len(stem.convolutions) == convolutions
     cells = stem.convolutions(images)[:, :, 2:4, 2:4].flatten(1)
     assert_close(stem(images)[:, 5], cells @ stem.projection.weight[5])
     with pytest.raises(
@@ -79,7 +81,7 @@ def test_layers_behind_a_convolutional_stem_nearly_pass_its_tokens_on(monkeypatc
         monkeypatch.setattr(small_encoders, "RESIDUAL_SCALE", scale)
         torch.manual_seed(0)
         # In training mode, in which batch normalisation gives the stem's tokens their size.
-        encoder = VisualEncoder(CONVOLUTIONAL, (64, 32))
+        encoder = VisualEncoder(DEEP, (64, 32))
         embedded = encoder.backbone.layernorm(encoder.backbone.embeddings(images)[:, 1:])
         away.append(((encoder(images) - embedded).norm() / embedded.norm()).item())
     assert away[0] < 0.25 < 3 * away[0] < away[1]
@@ -99,8 +101,9 @@ def test_feed_forward_width_of_small_encoders():
     assert visual.backbone.config.intermediate_size == text.backbone.config.intermediate_size == 32
 
 
-def test_window_embeddings_add_a_map_of_three_words_and_a_vector_of_each_pair():
-    encoder, texts = TextEncoder(CONVOLUTIONAL, VOCABULARY, 0, TEXT_LENGTH).eval(), batch().captions
+@pytest.mark.parametrize("config", [CONVOLUTIONAL, DEEP])
+def test_window_embeddings_add_a_map_of_three_words_and_a_vector_of_each_pair(config):
+    encoder, texts = TextEncoder(config, VOCABULARY, 0, TEXT_LENGTH).eval(), batch().captions
     window = encoder.backbone.embeddings
     plain = window.embeddings(input_ids=texts.input_ids_BT) * texts.attention_mask_BT[..., None]
     out = window(texts.input_ids_BT)
@@ -111,7 +114,7 @@ def test_window_embeddings_add_a_map_of_three_words_and_a_vector_of_each_pair():
         mapped = torch.nn.functional.gelu(window.window(torch.cat([before, plain[i, t], after])))
         pair = [int(texts.input_ids_BT[i, k]) for k in (t - 1, t)]
         row = (pair[0] * VOCABULARY + pair[1]) * 2654435761 % 2**32 * PAIRS // 2**32
-        assert_close(out[i, t], plain[i, t] + mapped + (window.pairs.weight[row] if t > 0 else zero))
+        assert_close(out[i, t], plain[i, t] + mapped + (window.pairs.weight[row] if config is DEEP and t > 0 else zero))
     # More padding changes no token.
     more = [torch.nn.functional.pad(x[:, :-2], (0, 2)) for x in (texts.input_ids_BT, texts.attention_mask_BT)]
     short = [x[:, :-2] for x in (texts.input_ids_BT, texts.attention_mask_BT)]
