@@ -35,7 +35,7 @@ PORT ?= 8000
 help:
 	@echo "make demo      data, training, evaluation and report on the synthetic pedestrians, into RUN=$(RUN)"
 	@echo "make serve     the page on which the demo's images are searched by text (PORT=$(PORT))"
-	@echo "make tables    every row of the paper's tables on the synthetic pedestrians, three seeds (estimates the time first); then the page"
+	@echo "make tables    every row of the paper's tables on the synthetic pedestrians, five seeds (estimates the time first); then the page"
 	@echo "make test      the test suite (make test-all: the slow tests too)"
 	@echo "make check     ruff, mypy, clang-format (make format: applies what it can)"
 	@echo "make bench     the operators against their peers (OP=selective_scan: one of them), then the tables and the plots"
