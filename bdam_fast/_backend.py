@@ -1,6 +1,7 @@
 """Chooses who computes an operator: the same rule and the same words for all of them."""
 
 import os
+import sys
 import warnings
 from functools import lru_cache
 
@@ -10,6 +11,8 @@ from bdam_fast import _native
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
 _warned: set[str] = set()
+# Folder of this package, as frames name its files.
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 @_native.constant_in_graphs
@@ -143,10 +146,15 @@ def warn_reference(op: str, why: str) -> None:
 
 
 def warn_once(key: str, text: str) -> None:
-    """A warning, once in a process for each key."""
-    if key not in _warned:
-        _warned.add(key)
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
+    """A warning at the caller's line, once in a process for each key."""
+    if key in _warned:
+        return
+    _warned.add(key)
+    # `skip_file_prefixes` of Python 3.12.
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
 def _warn_once(op: str, device: torch.device, dtype: torch.dtype | None) -> None:

@@ -244,6 +244,8 @@ def test_no_lane_of_the_saved_states_is_left_as_memory_was(isa, kernels, dtype):
     problem = scan_problem(1, 5, 70, 3)
     args = [problem[n].to(dtype) for n in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")]
     saved = torch.ops.bdam_fast.selective_scan_forward(*args, None, True, False, False, True)[2]
-    assert saved.shape == (1, 2, 1, 3, 16)
+    # Zeros stand behind the states of two tiles, so that no length gives a size of 0 or 1.
+    assert saved.shape == (1, 2 * 3 * 16 + 16) and not saved[:, 96:].any()
+    saved = saved[:, :96].view(1, 2, 1, 3, 16)
     assert saved[..., :5].isfinite().all() and saved[..., :5].abs().sum() > 0
     assert torch.equal(saved[..., 8:], torch.zeros_like(saved[..., 8:])) and saved.isfinite().all()
