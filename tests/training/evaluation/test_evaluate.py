@@ -105,7 +105,7 @@ def test_processor_and_threads_are_stored(run_dir: Path, root: Path, monkeypatch
     assert (evaluation.versions["cpu"], evaluation.versions["threads"]) == (cpu_name(), str(torch.get_num_threads()))
     assert Run(run_dir).machine == here
     # A run that two machines have trained names both; an early one has the machine of its evaluation only.
-    monkeypatch.setattr("training.engine.train_run.cpu_name", lambda: "Other CPU")
+    monkeypatch.setattr("training.engine.device.cpu_name", lambda: "Other CPU")
     train(tiny_config(root), run_dir, resume=True)
     assert Run(run_dir).machine == f"{here} then Other CPU, {threads_here()}"
     write_json(run_dir / "resources.json", {"memory_mb": 1.0})
