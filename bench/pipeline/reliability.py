@@ -42,7 +42,6 @@ FILES = {
     "last.pt": "train",
     "config.json": "train",
     "metrics.jsonl": "train",
-    "index.pt": "search",
     "eval.json": "report",
     "diagnosis.json": "report",
     "DATA/reid_raw.json": "evaluate",

@@ -182,11 +182,15 @@ def read_run(folder: Path) -> Run:
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as arrays:
-            return {name: arrays[name] for name in arrays}
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError, NotImplementedError) as error:
+            found = {name: arrays[name] for name in arrays}
+        # The number of arrays in the last record of an archive: a flipped length in its directory hides those that follow.
+        if len(found) != int.from_bytes(path.read_bytes()[-12:-10], "little"):
+            raise zipfile.BadZipFile("its directory does not list every array")
+        return found
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError, RuntimeError) as error:
+        detail = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{path} is damaged ({str(error).splitlines()[0]}); restore it from a copy, or delete it and the result beside it to "
-            "measure again"
+            f"{path} is damaged ({detail}); restore it from a copy, or delete it and the result beside it to measure again"
         ) from error
 
 

@@ -191,10 +191,10 @@ def generate(
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder with an empty imgs/CAMERA for each camera, which replaces `out` when the block succeeds and is removed when it
     fails. Raises FileExistsError when `out` exists and is not an empty folder."""
-    out = Path(os.path.abspath(out))
+    given, out = out, Path(os.path.abspath(out))
     with folder_lock(out, out.with_name(f".{out.name}.lock")):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise FileExistsError(f"{out} already exists and is not an empty folder; nothing was written")
+            raise FileExistsError(f"{given} already exists and is not an empty folder; nothing was written")
         unfinished = out.with_name(f".{out.name}.unfinished")
         # Left by a killed process: no other one writes while the lock is held.
         shutil.rmtree(unfinished, ignore_errors=True)

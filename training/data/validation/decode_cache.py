@@ -60,7 +60,7 @@ def decode_file(path: Path, max_pixels: int = MAX_PIXELS) -> DecodeResult:
         with open_image(content, max_pixels) as image:
             form, mode = image.format or "", image.mode
             # A JPEG is decoded at an eighth of its size: that still reads every byte, but saves most of the arithmetic.
-            image.draft(None, (image.width // 8, image.height // 8))
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except UnidentifiedImageError:
         return DecodeResult(digest, damage="no image")
