@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import lzma
 import re
-import shutil
+import sys
 import threading
+import traceback
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -15,10 +18,13 @@ from PIL import Image
 
 from training.retrieval.finder import Finder
 from training.retrieval.ingest import IMAGE_SUFFIXES, add_images
+from training.utils.io import write_bytes
 
 MOST_BYTES, MOST_IMAGE_BYTES, MOST_PIXELS = 2**30, 2**25, 50_000_000
 MOST_FILES, MOST_UNPACKED_BYTES = 20_000, 2**32
 FOLDER = "uploads"
+# A damaged, cut or encrypted entry of a zip raises one of these, by its method; and an image that is not fit, ValueError.
+DAMAGED = (ValueError, RuntimeError, OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 def require_size(content: bytes) -> None:
@@ -69,29 +75,46 @@ class Uploads:
     def _run(self, archive: Path, job: Job) -> None:
         folder = self.finder.gallery.folder / FOLDER / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         try:
-            paths = unpack(archive, folder, job)
-            job.stage, job.total = "embedding", len(paths)
-
-            def progress(done: int) -> None:
-                job.done = done
-
-            report = add_images(
-                self.finder.gallery, paths, self.finder.embedder, root=folder, batch_size=32, progress=progress
-            )
-            job.left_out += [(str(Path(path).relative_to(folder)), reason) for path, reason in report.unreadable]
-            job.added = report.added
-            self.finder.refresh()
-        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, NotImplementedError) as error:
-            job.error = str(error)
-            shutil.rmtree(folder, ignore_errors=True)
+            self._add(archive, folder, job)
+        except Exception as error:
+            # Whatever ends the thread, the page says so; a defect leaves its traceback in the log of the server too.
+            job.error = reason_of(error)
+            if not isinstance(error, (ValueError, OSError, RuntimeError)):
+                traceback.print_exc(file=sys.stderr)
+            job.added = self._keep_added(folder)
         finally:
             archive.unlink(missing_ok=True)
             job.finished = True
 
+    def _add(self, archive: Path, folder: Path, job: Job) -> None:
+        paths = unpack(archive, folder, job)
+        job.stage, job.total = "embedding", len(paths)
+
+        def progress(done: int) -> None:
+            job.done = done
+
+        try:
+            report = add_images(
+                self.finder.gallery, paths, self.finder.embedder, root=folder, batch_size=32, progress=progress
+            )
+        finally:
+            # After an error too: batches that were added before it are in the gallery.
+            self.finder.refresh()
+        job.left_out += [(str(Path(path).relative_to(folder)), reason) for path, reason in report.unreadable]
+        job.added = report.added
+
+    def _keep_added(self, folder: Path) -> int:
+        """Deletes the unpacked images that are not in the gallery and returns the number of those that are."""
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        strays = [path for path in files if self.finder.gallery.row_of(str(path.absolute())) is None]
+        for path in strays:
+            path.unlink()
+        return len(files) - len(strays)
+
 
 def unpack(archive: Path, folder: Path, job: Job) -> list[Path]:
-    """Writes the images of a zip below `folder` and returns their paths; what is no image, too large or of a bad name is left
-    out. Raises ValueError for a file that is no zip, or one of too many files or bytes."""
+    """Writes the images of a zip below `folder` and returns their paths; what is no image, damaged, too large or of a bad name is
+    left out. Raises ValueError for a file that is no zip, or one of too many files or bytes, and OSError of a full disk."""
     if not zipfile.is_zipfile(archive):
         raise ValueError("this file is not a zip archive")
     paths: list[Path] = []
@@ -99,7 +122,7 @@ def unpack(archive: Path, folder: Path, job: Job) -> list[Path]:
         entries = [entry for entry in packed.infolist() if not entry.is_dir()]
         if len(entries) > MOST_FILES:
             raise ValueError(f"a zip may hold {MOST_FILES} files, got {len(entries)}")
-        # Declared sizes may lie: `_write` counts what comes out.
+        # Declared sizes may lie: no more than an image may have is read of each.
         if sum(entry.file_size for entry in entries) > MOST_UNPACKED_BYTES:
             raise ValueError(f"a zip may hold {MOST_UNPACKED_BYTES >> 30} GiB when unpacked")
         job.total = len(entries)
@@ -113,15 +136,20 @@ def unpack(archive: Path, folder: Path, job: Job) -> list[Path]:
                 with packed.open(entry) as source:
                     content = source.read(MOST_IMAGE_BYTES + 1)
                 require_size(content)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content)
-            except (ValueError, OSError, RuntimeError, zipfile.BadZipFile, NotImplementedError) as error:
-                job.left_out.append((entry.filename[:200], str(error)))
+            except DAMAGED as error:
+                job.left_out.append((entry.filename[:200], reason_of(error)))
                 continue
-            paths.append(target)
+            # Outside of it: a disk that is full is not the fault of the entry, and ends the job.
+            target.parent.mkdir(parents=True, exist_ok=True)
+            paths.append(write_bytes(target, content))
     if not paths:
         raise ValueError("the zip holds no image that can be read")
     return paths
+
+
+def reason_of(error: Exception) -> str:
+    """Text of an error; its type where it has none, as EOFError."""
+    return str(error) or type(error).__name__
 
 
 def _target(name: str, folder: Path) -> Path | None:

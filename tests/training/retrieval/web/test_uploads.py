@@ -166,6 +166,68 @@ def test_zips_that_are_none_or_too_large(client, monkeypatch, tmp_path):
     assert not list((tmp_path / "g").glob(".upload-*")) and client.get("/healthz").json() == {"images": 60}
 
 
+def damaged(kind: str) -> bytes:
+    """A zip of a whole image and one whose entry cannot be read."""
+    buffer = io.BytesIO()
+    method = {"bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}.get(kind, zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        file.writestr("bad.png", png())
+        file.writestr("good.png", png(9))
+    raw = bytearray(buffer.getvalue())
+    start, end = raw.index(b"bad.png") + len(b"bad.png"), raw.index(b"PK\x03\x04", 4)
+    if kind == "cut":
+        # A size of zero: the stream ends before its first byte.
+        directory = raw.index(b"PK\x01\x02")
+        raw[directory + 20 : directory + 24] = bytes(4)
+    elif kind == "encrypted":
+        directory = raw.index(b"PK\x01\x02")
+        raw[6] |= 1
+        raw[directory + 8] |= 1
+    elif kind == "checksum":
+        raw[14] ^= 1
+        raw[raw.index(b"PK\x01\x02") + 16] ^= 1
+    else:
+        raw[start:end] = bytes([255]) * (end - start)
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("kind", ["deflate", "bzip2", "lzma", "cut", "encrypted", "checksum"])
+def test_a_damaged_entry_is_left_out_with_its_reason(kind, client):
+    assert client.post("/add", content=damaged(kind)).status_code == 202
+    job = wait_for_job(client)
+    assert job["error"] == "" and job["added"] == 1
+    assert [(name, bool(reason)) for name, reason in job["left_out"]] == [("bad.png", True)]
+
+
+def test_a_full_disk_ends_the_job_and_is_not_the_fault_of_an_image(client, monkeypatch, tmp_path):
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(full))
+    assert client.post("/add", content=zipped({"a.png": png(), "b.png": png(9)})).status_code == 202
+    job = wait_for_job(client)
+    assert "cannot be written: No space left on device; the disk of" in job["error"] and job["left_out"] == []
+    assert job["added"] == 0 and not [path for path in (tmp_path / "g/uploads").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("error", [KeyError("camera"), EOFError(), RuntimeError("the model gives nothing")])
+def test_whatever_ends_the_job_is_said_and_what_was_added_stays(error, client, finder, monkeypatch, capfd, tmp_path):
+    embed, calls = finder.embedder.embed_images, []
+
+    def fails_later(pixels_N3HW):
+        calls.append(len(pixels_N3HW))
+        if len(calls) > 1:
+            raise error
+        return embed(pixels_N3HW)
+
+    monkeypatch.setattr(finder.embedder, "embed_images", fails_later)
+    files = {f"{i:02}.png": png(colour=(i, 0, 0)) for i in range(40)}
+    assert client.post("/add", content=zipped(files)).status_code == 202
+    job = wait_for_job(client)
+    assert job["error"] == uploads.reason_of(error) != "" and calls == [32, 8] and job["added"] == 32
+    kept = sorted(path.name for path in (tmp_path / "g/uploads").rglob("*.png"))
+    assert kept == sorted(files)[:32] and client.get("/healthz").json() == {"images": 92}
+    assert ("Traceback" in capfd.readouterr().err) == (not isinstance(error, RuntimeError))
+
+
 def test_one_upload_at_a_time(client, monkeypatch):
     job = uploads.Job("first.zip")
     client.app.state.service.uploads.job = job
