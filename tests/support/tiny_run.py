@@ -1,7 +1,7 @@
 """The smallest run that goes through every stage: encoders of width 16, three epochs in a second."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,11 +104,15 @@ def same_state(left: Any, right: Any) -> bool:
     return torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
 
 
-class Interrupting:
-    """A loader that raises KeyboardInterrupt after a total number of batches."""
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
-    def __init__(self, loader: TrainLoader, batches: int) -> None:
-        self.loader, self.left = loader, batches
+
+class Interrupting:
+    """A loader that interrupts the process after a total number of batches, or does what else `act` does."""
+
+    def __init__(self, loader: TrainLoader, batches: int, act: Callable[[], None] = interrupt) -> None:
+        self.loader, self.left, self.act = loader, batches, act
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)
@@ -119,6 +123,6 @@ class Interrupting:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
             if not self.left:
-                raise KeyboardInterrupt
+                self.act()
             self.left -= 1
             yield batch

@@ -1,7 +1,7 @@
 """Digest of the images of a data set, so that no later stage of a run reads other images than its training.
 
-Reading every image takes a second per gigabyte or so. RUN/images.json keeps size, modification time and SHA-256 of each, and a
-file whose size and time are unchanged is not read again.
+Training has them from its check of the images (images/readable.py). RUN/images.json keeps size, modification time and SHA-256 of
+each, and the stages that follow do not read a file again whose size and time are unchanged.
 """
 
 from __future__ import annotations

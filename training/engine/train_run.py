@@ -15,7 +15,7 @@ from rich.console import Console
 
 from training.config import Config, complete, to_dict
 from training.data.datasets import Dataset, read_dataset
-from training.data.image_digests import ImageDigests, digest_images, read_digests, require_unchanged, write_digests
+from training.data.image_digests import ImageDigests, read_digests, require_unchanged, write_digests
 from training.data.images.readable import require_readable
 from training.data.loader import TrainLoader
 from training.data.tokenizer import TOKENIZER, build_tokenizer, save_tokenizer, tokenizer_digests
@@ -108,9 +108,7 @@ def _prepare(
         config = _fitted_before(config, run_dir)
     continued = _check_folder(config, run_dir, options)
     dataset = read_dataset(config.data)
-    require_readable(dataset.root, dataset.splits, config.data.max_pixels)
-    known = read_digests(run_dir)
-    images = _digest(dataset, known)
+    known, images = read_digests(run_dir), _check_images(dataset, config.data.max_pixels)
     reporting = {"console": console, "log_seconds": options.log_seconds, "preemption": signals}
     trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, images.digest, device, **reporting)
     if options.check_memory or options.fit:
@@ -189,12 +187,15 @@ def _fitted_before(config: Config, run_dir: Path) -> Config:
     return replace(config, optim=replace(config.optim, **kept))
 
 
-def _digest(dataset: Dataset, known: ImageDigests) -> ImageDigests:
-    """Digests of the images of the data set, with a bar on a terminal while files are read."""
+def _check_images(dataset: Dataset, max_pixels: int) -> ImageDigests:
+    """Digests of the images of the data set, all of which can be read; with a bar on a terminal while files are."""
     with make_progress(make_console(stderr=True)) as bar:
         task = bar.add_task("reading images", total=None)
-        return digest_images(
-            dataset.splits.values(), known, lambda done, total: bar.update(task, completed=done, total=total)
+        return require_readable(
+            dataset.root,
+            dataset.splits,
+            max_pixels,
+            lambda done, total: bar.update(task, completed=done, total=total),
         )
 
 

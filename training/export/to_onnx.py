@@ -5,7 +5,6 @@ Shapes: B images or texts, H, W pixels, T tokens, E embedding width.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 import time
@@ -26,7 +25,7 @@ from training.engine import checkpoint
 from training.engine.checkpoint import TrainedModel
 from training.export.onnx_towers import IMAGE, PARITY, PREPROCESS, TEXT, TOKENIZER, OnnxTowers, Preprocess
 from training.models.retrieval_model import RetrievalModel
-from training.utils.io import write_record
+from training.utils.io import file_digest, write_record
 
 # Largest difference of an embedding's value from PyTorch's.
 TOLERANCE = 1e-4
@@ -150,7 +149,7 @@ def _write_tokenizer(tokenizer: Any, path: Path) -> None:
 def _preprocess(run: TrainedModel, run_dir: Path) -> Preprocess:
     data, model = run.config.data, run.config.model
     return Preprocess(
-        model=hashlib.sha256((Path(run_dir) / "best.pt").read_bytes()).hexdigest(),
+        model=file_digest(Path(run_dir) / "best.pt"),
         image_size=list(data.image_size),
         mean=MEAN,
         std=STD,

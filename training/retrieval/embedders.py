@@ -5,7 +5,6 @@ Shapes: N images or texts, H, W pixels, E embedding width.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from training.data.checks import BROKEN
 from training.retrieval.store import About
+from training.utils.io import file_digest
 
 if TYPE_CHECKING:
     from training.engine.checkpoint import TrainedModel
@@ -104,7 +104,9 @@ class TorchEmbedder(Embedder):
         config = self.run.config
         self.image_size, self.text_length = config.data.image_size, config.data.text_length
         branches = 1 if config.model.architecture == "dual-encoder" else 2
-        self.about = About(model_digest(run_dir), config.model.embedding, branches, self.run.beta, str(run_dir))
+        self.about = About(
+            file_digest(Path(run_dir) / "best.pt"), config.model.embedding, branches, self.run.beta, str(run_dir)
+        )
 
     def embed_images(self, pixels_N3HW: np.ndarray) -> np.ndarray:
         """See `Embedder`."""
@@ -162,15 +164,6 @@ class OnnxEmbedder(Embedder):
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         return self.towers.embed_texts(texts)
-
-
-def model_digest(run_dir: Path) -> str:
-    """SHA-256 (hex) of the checkpoint of a run."""
-    with open(Path(run_dir) / "best.pt", "rb") as file:
-        digest = hashlib.sha256()
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def open_embedder(run: Path | None, onnx: Path | None, device: str = "auto") -> Embedder:

@@ -14,6 +14,7 @@ from training.retrieval.embedders import Embedder
 from training.retrieval.gallery_writer import GalleryWriter, open_writer
 from training.retrieval.image_names import ImageFacts, guess
 from training.retrieval.store import DATABASE, Gallery, ImageRow
+from training.utils.io import file_digest
 
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # A killed process loses at most these.
@@ -191,7 +192,7 @@ def check_images(gallery: Gallery, content: bool, progress: Callable[[int], None
             continue
         stat = path.stat()
         if content:
-            changed = hashlib.sha256(path.read_bytes()).hexdigest() != row.sha256
+            changed = file_digest(path) != row.sha256
         else:
             changed = (stat.st_size, stat.st_mtime_ns) != (row.size, row.mtime)
         if changed:

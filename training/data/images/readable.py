@@ -8,6 +8,7 @@ from pathlib import Path
 
 from training.data.checks import examples
 from training.data.datasets import Record
+from training.data.image_digests import ImageDigests
 from training.data.validation.decode_cache import CACHE, DecodeCache, decode_files, default_workers
 
 Progress = Callable[[int, int], None]
@@ -18,8 +19,9 @@ def require_readable(
     splits: Mapping[str, Sequence[Record]],
     max_pixels: int,
     progress: Progress = lambda done, total: None,
-) -> None:
-    """Decodes the images of all splits as `validate` does, whose cache in `root` it shares: only changed files are opened.
+) -> ImageDigests:
+    """Digests of the images of all splits, which it decodes as `validate` does, whose cache in `root` it shares: only changed
+    files are opened, and none is read a second time for its digest.
 
     Raises ValueError with five of the images that cannot be read and their number in each split.
     """
@@ -31,6 +33,8 @@ def require_readable(
         cache = DecodeCache(None)
     with closing(cache):
         results = decode_files(root / "imgs", list(split_of), cache, default_workers(), progress, max_pixels)
+        folder = (root / "imgs").resolve()
+        known = {name: cache.known[f"{folder}/{name}"] for name, result in results.items() if not result.damage}
     bad = {name: result for name, result in results.items() if result.damage}
     if bad:
         numbers = ", ".join(f"{split} {sum(split_of[name] == split for name in bad)}" for split in splits)
@@ -40,3 +44,5 @@ def require_readable(
         raise ValueError(
             f"images of {root} cannot be read ({numbers}): {examples(shown)}; `python -m training.prepare validate` shows them"
         )
+    stamps = {name: stamp for name, (stamp, _) in known.items()}
+    return ImageDigests(stamps, {name: result.sha256 for name, (_, result) in known.items()})

@@ -16,6 +16,7 @@ from tests.support.pedes_dataset import TEST, TRAIN, VAL, make_pedes
 from tests.support.tiny_run import tiny_config
 from training.config import DataConfig
 from training.data.datasets import read_dataset
+from training.data.image_digests import ImageDigests, digest_images
 from training.data.images import reading
 from training.data.images.readable import require_readable
 from training.data.images.reading import read_rgb
@@ -193,11 +194,12 @@ def test_every_split_is_checked_before_training(tmp_path: Path, name: str) -> No
 def test_the_check_opens_only_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_pedes(tmp_path)
     splits = read_dataset(DataConfig(root=str(root))).splits
-    require_readable(root, splits, 10**8)
+    digests = require_readable(root, splits, 10**8)
+    assert digests == digest_images(splits.values(), ImageDigests())
     lines = (root / CACHE).read_text().count("\n")
     assert lines == 30
     seen: list[tuple[int, int]] = []
-    require_readable(root, splits, 10**8, lambda done, total: seen.append((done, total)))
+    assert require_readable(root, splits, 10**8, lambda done, total: seen.append((done, total))) == digests
     assert seen == [(30, 30)]
     os.utime(root / "imgs" / VAL, (1, 1))
     require_readable(root, splits, 10**8)

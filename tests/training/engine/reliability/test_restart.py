@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from tests.support import ROOT, contents
-from tests.support.tiny_run import read_events, read_lines, same_state, tiny_config, tiny_options
+from tests.support.tiny_run import Interrupting, read_events, read_lines, same_state, tiny_config, tiny_options
 from training import evaluate
 from training.config import Config
-from training.data.loader import Batch, TrainLoader
+from training.data.loader import TrainLoader
 from training.engine import checkpoint
 from training.train import main, train
 from training.utils import cli
@@ -113,24 +113,8 @@ def test_two_trainings_at_once(root: Path, tmp_path: Path) -> None:
     assert [line["step"] for line in read_lines(tmp_path / "run") if line["kind"] == "step"] == list(range(1, 13))
 
 
-class Signalling:
-    """A loader during whose n-th batch this process gets a SIGTERM."""
-
-    def __init__(self, loader: TrainLoader, batches: int) -> None:
-        self.loader, self.left = loader, batches
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self.loader:
-            self.left -= 1
-            if not self.left:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def check_same_run(ours: Path, theirs: Path) -> None:
@@ -148,7 +132,9 @@ def test_sigterm_saves_and_ends_with_a_status_of_its_own(
 
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr("training.engine.train_run.TrainLoader", lambda *a: Signalling(TrainLoader(*a), batches))
+        patch.setattr(
+            "training.engine.train_run.TrainLoader", lambda *a: Interrupting(TrainLoader(*a), batches - 1, terminate)
+        )
         assert cli.run(begin, []) == 75
     assert f"stopped by SIGTERM after step {batches}: " in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == handler
