@@ -13,6 +13,8 @@ from training.models.retrieval_model import RetrievalModel
 
 # Table with a row for each word of the tokenizer, by the end of its name.
 WORDS = "word_embeddings.weight"
+# Tables whose rows belong to the numbers of words: with another vocabulary, those of other words.
+NUMBERS = ("embeddings.pairs.weight", "text.vectors.weight")
 # Names shown of layers that do not fit.
 SHOWN = 6
 
@@ -21,17 +23,18 @@ def load_initial_weights(model: RetrievalModel, tokenizer: Any, run_dir: Path) -
     """Copies the weights of the best checkpoint of `run_dir` into `model` where name and shape fit, and returns a sentence
     about what was copied and what was not.
 
-    The rows of the word embeddings follow the words: those that both tokenizers know are copied. Raises ValueError, before
-    anything is changed, when no weight matrix fits, and what `load_run` raises.
+    The rows of the word embeddings follow the words: those that both tokenizers know are copied, and none of NUMBERS. Raises
+    ValueError, before anything is changed, when no weight matrix fits, and what `load_run` raises.
     """
     source = load_run(run_dir, device=str(next(model.parameters()).device))
     theirs, ours = source.model.state_dict(), model.state_dict()
     vocabularies: tuple[dict[str, int], dict[str, int]] = (source.tokenizer.get_vocab(), tokenizer.get_vocab())
     by_word = vocabularies[0] != vocabularies[1]
+    of_words = (WORDS, *NUMBERS) if by_word else ()
     fitting = {
         name: value
         for name, value in theirs.items()
-        if name in ours and ours[name].shape == value.shape and not (by_word and name.endswith(WORDS))
+        if name in ours and ours[name].shape == value.shape and not name.endswith(of_words)
     }
     if not any(value.ndim > 1 for value in fitting.values()):
         raise ValueError(
