@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
+from training.evaluation.calibration import KEPT, Calibration
 from training.retrieval.embedders import Embedder
 from training.retrieval.engines.engine import Engine, Filter, Metadata
 from training.retrieval.engines.exact import ExactEngine
@@ -26,6 +27,8 @@ EngineName = Literal["exact", "faiss", "qdrant"]
 MOST_RESULTS = 10_000
 # An index of fewer images is built faster than it is read.
 SAVED_FROM = 20_000
+# Galleries of so many images are compared with their checksums when they are opened, in 60 ms; of larger ones the results are.
+CHECKED_AT_OPEN = 10_000
 # Weights of the mean confirmed and the mean rejected image beside the query itself (Rocchio's feedback).
 CONFIRMED_WEIGHT, REJECTED_WEIGHT = 1.0, 0.25
 
@@ -34,8 +37,9 @@ CONFIRMED_WEIGHT, REJECTED_WEIGHT = 1.0, 0.25
 class Wanted:
     """Parts of a query; at least one text or image."""
 
-    # (text, weight) each.
+    # (text, weight) each, and embeddings (E,) of other texts.
     texts: Sequence[tuple[str, float]] = ()
+    embedded_texts: Sequence[np.ndarray] = ()
     # Ids of images of the gallery that look like the person, and embeddings (W,) of other images.
     images: Sequence[int] = ()
     vectors: Sequence[np.ndarray] = ()
@@ -53,6 +57,8 @@ class Result:
     score: float
     identity: float
     clothing: float
+    # Share of right images at this score on the validation split; None without calibration, and for other queries than one text.
+    share: float | None = None
 
 
 @dataclass
@@ -69,7 +75,8 @@ class _Loaded:
 
 
 class Finder:
-    """A gallery, a model of its texts and an engine. Raises ValueError when gallery and model do not belong together."""
+    """A gallery, a model of its texts and an engine. Raises ValueError when gallery and model do not belong together or the
+    gallery is damaged."""
 
     def __init__(self, gallery: Gallery, embedder: Embedder, engine: EngineName = "exact") -> None:
         gallery.require_model(embedder.about.model, embedder.about.source)
@@ -77,12 +84,24 @@ class Finder:
         self._refreshing = threading.Lock()
         version = gallery.version()
         snapshot = gallery.snapshot()
+        if len(snapshot) <= CHECKED_AT_OPEN:
+            for row in gallery.all_rows():
+                self._require_intact(row, snapshot)
         self._loaded = _Loaded(snapshot, self._build(snapshot), version)
 
     @property
     def beta(self) -> float:
         """Clothing weight that validation chose."""
         return self.gallery.about.beta
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Calibration of the model's scores."""
+        return self.embedder.calibration
+
+    def least(self, query: Query) -> float | None:
+        """Score that the best image reaches for nearly every query of validation; None where `Result.share` is."""
+        return self.calibration.least(query.beta) if self.calibration is not None and query.is_text else None
 
     @property
     def snapshot(self) -> Snapshot:
@@ -120,8 +139,11 @@ class Finder:
         if wanted.texts:
             embedded = self.embedder.embed_texts([text for text, _ in wanted.texts])
             parts += [(t_E, t_E, weight) for t_E, (_, weight) in zip(embedded, wanted.texts, strict=True)]
+        parts += [(t_E, t_E, 1.0) for t_E in wanted.embedded_texts]
+        is_text = len(parts) == 1 and parts[0][2] > 0
         for row_W in [*self._rows(wanted.images, snapshot), *wanted.vectors]:
             parts.append((row_W[:width], row_W[-width:], 1.0))
+        is_text = is_text and len(parts) == 1 and not wanted.confirmed and not wanted.rejected
         if not parts and not wanted.confirmed:
             raise ValueError("a query needs a text or an image")
         if parts:
@@ -131,7 +153,7 @@ class Finder:
             if rows:
                 mean_W = np.mean(rows, axis=0)
                 parts.append((mean_W[:width], mean_W[-width:], weight))
-        return Query(*_combined_sides(parts), beta)
+        return Query(*_combined_sides(parts), beta, is_text)
 
     def embed_image(self, content: bytes, name: str) -> np.ndarray:
         """Embedding (W,) of the bytes of an image file. Raises ValueError for one that cannot be read."""
@@ -154,22 +176,39 @@ class Finder:
     def search(self, query: Query, k: int, where: Filter | None = None) -> list[Result]:
         """The best k images that fulfil the filter, highest score first; of equal scores the earlier image.
 
-        Raises ValueError for k below 1 or above MOST_RESULTS.
+        Raises ValueError for k below 1 or above MOST_RESULTS, and for a damaged image among them.
         """
         if not 1 <= k <= MOST_RESULTS:
             raise ValueError(f"k must be from 1 to {MOST_RESULTS}, got {k}")
         loaded, where = self._loaded, where or Filter()
         query_W = query.vector(self.gallery.about.branches)
-        found = np.sort(loaded.engine.search(query_W, k, where))
+        ids_M = np.sort(loaded.engine.search(query_W, k, where))
         # An engine outside this process may hold images that this snapshot does not.
-        found = found[np.isin(found, loaded.ids)] if self.engine_name == "qdrant" else found
-        table_MW = loaded.snapshot.table_PW[loaded.snapshot.positions(found)]
+        ids_M = ids_M[np.isin(ids_M, loaded.ids)] if self.engine_name == "qdrant" else ids_M
+        table_MW = loaded.snapshot.table_PW[loaded.snapshot.positions(ids_M)]
         scores = exact_scores(table_MW, query)
         order = best(scores[0], k)
-        rows = {row.id: row for row in self.gallery.rows(found[order].tolist())}
-        values = zip(found[order].tolist(), *(part[order].tolist() for part in scores), strict=True)
+        rows = {row.id: row for row in self.gallery.rows(ids_M[order].tolist())}
+        values = zip(ids_M[order].tolist(), *(part[order].tolist() for part in scores), strict=True)
+        for row in rows.values():
+            self._require_intact(row, loaded.snapshot)
         # An image that was removed meanwhile has no row.
-        return [Result(rows[i], *numbers) for i, *numbers in values if i in rows]
+        found = [Result(rows[i], *numbers) for i, *numbers in values if i in rows]
+        if self.calibration is None or not query.is_text:
+            return found
+        share, count = self.calibration.share, len(loaded.ids)
+        return [replace(result, share=share(result.score, query.beta, count)) for result in found]
+
+    def _require_intact(self, row: ImageRow, snapshot: Snapshot) -> None:
+        at = row.position
+        # Added or moved since the snapshot: not of this table.
+        known = at < len(snapshot.ids_P) and snapshot.ids_P[at] == row.id
+        if known and not row.is_intact(snapshot.table_PW[at]):
+            folder = self.gallery.folder
+            raise ValueError(
+                f"{folder} is damaged: embedding or facts of {row.path} are not those that were added; "
+                f"`python -m training.gallery check {folder}` names all such images, which have to be removed and added again"
+            )
 
     def close(self) -> None:
         """Frees the engine and closes the gallery."""
@@ -198,6 +237,14 @@ class Finder:
         if not read and count >= SAVED_FROM and os.access(self.gallery.folder, os.W_OK):
             embedded.save(path)
         return embedded
+
+
+def nothing_good(best: float, least: float) -> str:
+    """Sentence for a query whose best image does not reach `Finder.least`."""
+    return (
+        f"nothing good found: the best image scores {best:.2f}; for {100 * KEPT:.0f} of 100 queries of the validation split the "
+        f"best one scores {least:.2f} or more"
+    )
 
 
 def _combined_sides(parts: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,8 @@ class Query:
     identity_E: np.ndarray
     clothing_E: np.ndarray
     beta: float
+    # True for one text and nothing else: the kind of query whose scores validation has calibrated.
+    is_text: bool = False
 
     def __post_init__(self) -> None:
         require_beta(self.beta)

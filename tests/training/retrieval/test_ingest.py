@@ -221,7 +221,7 @@ def test_a_check_names_every_fault(photos, tmp_path):
     assert faults == {
         "1.png": "the file does not exist",
         "2.png": "the file has changed since",
-        "e.png": "damaged embedding: remove the image and add it again",
+        "e.png": "damaged embedding or facts: remove the image and add it again",
     }
     # Equal size and time, other content.
     assert "3.png" in {Path(path).name for path, _ in check_images(gallery, True, int)}
