@@ -49,8 +49,9 @@ class Arguments:
     camera: tuple[str, ...] = ()
     # Values of other columns of the metadata, COLUMN=VALUE each.
     where: tuple[str, ...] = ()
-    # Times between which to search, ISO 8601 or seconds.
+    # Earliest time to search, ISO 8601 or seconds.
     start: str = ""
+    # Latest time to search, likewise.
     end: str = ""
     # Lowest score of a result.
     least: float | None = None

@@ -59,6 +59,7 @@ class Arguments:
 
     # Kills of each stage, flips in each file, full disks.
     count: int = 20
+    # Seed of the moments and bits.
     seed: int = 0
     # Parts to do.
     parts: tuple[str, ...] = ("kills", "flips", "disk")
