@@ -19,7 +19,7 @@ from training.retrieval.engines.engine import Engine, Filter, Metadata
 from training.retrieval.engines.exact import ExactEngine
 from training.retrieval.engines.faiss_engine import FaissEngine
 from training.retrieval.engines.qdrant_engine import QdrantEngine
-from training.retrieval.scoring import Query, best, combined, exact_scores
+from training.retrieval.scoring import Marks, Query, best, combined, exact_scores
 from training.retrieval.store import Gallery, ImageRow, Snapshot
 
 EngineName = Literal["exact", "faiss", "qdrant"]
@@ -29,8 +29,8 @@ MOST_RESULTS = 10_000
 SAVED_FROM = 20_000
 # Galleries of so many images are compared with their checksums when they are opened, in 60 ms; of larger ones the results are.
 CHECKED_AT_OPEN = 10_000
-# Weights of the mean confirmed and the mean rejected image beside the query itself (Rocchio's feedback).
-CONFIRMED_WEIGHT, REJECTED_WEIGHT = 1.0, 0.25
+# Candidates beyond k of a query with marks, which move many, and confirmed images that are searched for themselves.
+MARKED_CANDIDATES, MARKED_SEARCHES = 300, 8
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,12 @@ class Result:
     """One image that was found."""
 
     image: ImageRow
-    # score = identity + beta * clothing.
+    # score = identity + beta * clothing + marks.
     score: float
     identity: float
     clothing: float
+    # Part of the confirmed and rejected images.
+    marks: float = 0.0
     # Share of right images at this score on the validation split; None without calibration, and for other queries than one text.
     share: float | None = None
 
@@ -143,17 +145,15 @@ class Finder:
         is_text = len(parts) == 1 and parts[0][2] > 0
         for row_W in [*self._rows(wanted.images, snapshot), *wanted.vectors]:
             parts.append((row_W[:width], row_W[-width:], 1.0))
-        is_text = is_text and len(parts) == 1 and not wanted.confirmed and not wanted.rejected
-        if not parts and not wanted.confirmed:
+        confirmed, rejected = (self._rows(ids, snapshot) for ids in (wanted.confirmed, wanted.rejected))
+        if not parts and not confirmed:
             raise ValueError("a query needs a text or an image")
-        if parts:
-            parts = [(*_combined_sides(parts), 1.0)]
-        for ids, weight in ((wanted.confirmed, CONFIRMED_WEIGHT), (wanted.rejected, -REJECTED_WEIGHT)):
-            rows = self._rows(ids, snapshot)
-            if rows:
-                mean_W = np.mean(rows, axis=0)
-                parts.append((mean_W[:width], mean_W[-width:], weight))
-        return Query(*_combined_sides(parts), beta, is_text)
+        is_text = is_text and len(parts) == 1 and not confirmed and not rejected
+        # Without a query of its own, the confirmed images are it.
+        sides = _combined_sides(parts or [(row_W[:width], row_W[-width:], 1.0) for row_W in confirmed])
+        table_width = self.gallery.table_width
+        marks = Marks(*(np.array(rows, np.float32).reshape(-1, table_width) for rows in (confirmed, rejected)))
+        return Query(*sides, beta, is_text, marks if confirmed or rejected else None)
 
     def embed_image(self, content: bytes, name: str) -> np.ndarray:
         """Embedding (W,) of the bytes of an image file. Raises ValueError for one that cannot be read."""
@@ -181,15 +181,14 @@ class Finder:
         if not 1 <= k <= MOST_RESULTS:
             raise ValueError(f"k must be from 1 to {MOST_RESULTS}, got {k}")
         loaded, where = self._loaded, where or Filter()
-        query_W = query.vector(self.gallery.about.branches)
-        ids_M = np.sort(loaded.engine.search(query_W, k, where))
+        ids_M = self._candidates(loaded.engine, query, k, where)
         # An engine outside this process may hold images that this snapshot does not.
         ids_M = ids_M[np.isin(ids_M, loaded.ids)] if self.engine_name == "qdrant" else ids_M
         table_MW = loaded.snapshot.table_PW[loaded.snapshot.positions(ids_M)]
         scores = exact_scores(table_MW, query)
-        order = best(scores[0], k)
+        order = best(scores.score_M, k)
         rows = {row.id: row for row in self.gallery.rows(ids_M[order].tolist())}
-        values = zip(ids_M[order].tolist(), *(part[order].tolist() for part in scores), strict=True)
+        values = zip(ids_M[order].tolist(), *(part[order].tolist() for part in vars(scores).values()), strict=True)
         for row in rows.values():
             self._require_intact(row, loaded.snapshot)
         # An image that was removed meanwhile has no row.
@@ -198,6 +197,17 @@ class Finder:
             return found
         share, count = self.calibration.share, len(loaded.ids)
         return [replace(result, share=share(result.score, query.beta, count)) for result in found]
+
+    def _candidates(self, engine: Engine, query: Query, k: int, where: Filter) -> np.ndarray:
+        """Ids, in rising order, among which the best k are; with marks also those close to the confirmed images."""
+        branches, width = self.gallery.about.branches, self.gallery.about.width
+        if query.marks is None:
+            return np.sort(engine.search(query.vector(branches), k, where))
+        latest = query.marks.confirmed_CW[-MARKED_SEARCHES:]
+        queries = [query, *(Query(row_W[:width], row_W[-width:], query.beta) for row_W in latest)]
+        return np.unique(
+            np.concatenate([engine.search(q.vector(branches), k + MARKED_CANDIDATES, where) for q in queries])
+        )
 
     def _require_intact(self, row: ImageRow, snapshot: Snapshot) -> None:
         at = row.position

@@ -33,6 +33,7 @@ def as_dict(result: Result) -> dict[str, Any]:
         "score": result.score,
         "identity": result.identity,
         "clothing": result.clothing,
+        "marks": result.marks,
         "share": result.share,
         "camera": image.camera,
         "time": image.time,

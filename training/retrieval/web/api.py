@@ -36,9 +36,10 @@ RESULT = {
     "properties": {
         "id": {"type": "integer"},
         "path": {"type": "string"},
-        "score": {"type": "number", "description": "identity + beta * clothing"},
+        "score": {"type": "number", "description": "identity + beta * clothing + marks"},
         "identity": {"type": "number", "description": "cosine of the query and the identity embedding"},
         "clothing": {"type": "number", "description": "cosine of the query and the clothing embedding"},
+        "marks": {"type": "number", "description": "part of the confirmed and rejected images; 0 without refine"},
         "share": {
             "type": "number",
             "nullable": True,
