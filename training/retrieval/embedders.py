@@ -76,6 +76,11 @@ class Embedder(ABC):
             raise ValueError("the model gives a text embedding that is zero or not finite: its weights are damaged")
         return (t_NE / norms_N1).astype(np.float32)
 
+    def is_familiar(self, text: str) -> bool:
+        """True for a text of words that the tokenizer knows, as those of the validation split are."""
+        words = WORD.findall(text)
+        return bool(words) and not self.unknown_words(words)
+
     def notes(self, text: str) -> list[str]:
         """Remarks on a text for its author: the part that the model does not read, and words that it has never seen."""
         tokens = self.token_texts(text)

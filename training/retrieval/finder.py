@@ -37,9 +37,10 @@ MARKED_CANDIDATES, MARKED_SEARCHES = 300, 8
 class Wanted:
     """Parts of a query; at least one text or image."""
 
-    # (text, weight) each, and embeddings (E,) of other texts.
+    # (text, weight) each; embeddings (E,) of other texts, and whether `Embedder.is_familiar` of them.
     texts: Sequence[tuple[str, float]] = ()
     embedded_texts: Sequence[np.ndarray] = ()
+    familiar: bool = True
     # Ids of images of the gallery that look like the person, and embeddings (W,) of other images.
     images: Sequence[int] = ()
     vectors: Sequence[np.ndarray] = ()
@@ -59,7 +60,8 @@ class Result:
     clothing: float
     # Part of the confirmed and rejected images.
     marks: float = 0.0
-    # Share of right images at this score on the validation split; None without calibration, and for other queries than one text.
+    # Share of right images at this score on the validation split; None without calibration, and for other queries than one
+    # text of words that the model knows.
     share: float | None = None
 
 
@@ -142,7 +144,8 @@ class Finder:
             embedded = self.embedder.embed_texts([text for text, _ in wanted.texts])
             parts += [(t_E, t_E, weight) for t_E, (_, weight) in zip(embedded, wanted.texts, strict=True)]
         parts += [(t_E, t_E, 1.0) for t_E in wanted.embedded_texts]
-        is_text = len(parts) == 1 and parts[0][2] > 0
+        familiar = wanted.familiar and all(self.embedder.is_familiar(text) for text, _ in wanted.texts)
+        is_text = len(parts) == 1 and parts[0][2] > 0 and familiar
         for row_W in [*self._rows(wanted.images, snapshot), *wanted.vectors]:
             parts.append((row_W[:width], row_W[-width:], 1.0))
         confirmed, rejected = (self._rows(ids, snapshot) for ids in (wanted.confirmed, wanted.rejected))

@@ -37,7 +37,7 @@ class Query:
     identity_E: np.ndarray
     clothing_E: np.ndarray
     beta: float
-    # True for one text and nothing else: the kind of query whose scores validation has calibrated.
+    # True for one text of known words and nothing else: the kind of query whose scores validation has calibrated.
     is_text: bool = False
     marks: Marks | None = None
 

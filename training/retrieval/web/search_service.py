@@ -121,7 +121,8 @@ class Service:
         if asked.refine and case is not None:
             # Images that have been removed since have no embedding.
             marks = [[row.id for row in self.finder.gallery.rows(case.ids(mark))] for mark in ("confirmed", "rejected")]
-        return Wanted(embedded_texts=texts, images=images, vectors=vectors, confirmed=marks[0], rejected=marks[1])
+        familiar = not texts or self.finder.embedder.is_familiar(asked.text)
+        return Wanted((), texts, familiar, images, vectors, *marks)
 
     def _embed_text(self, text: str) -> np.ndarray:
         with self._lock:

@@ -92,7 +92,9 @@ def test_nothing_good_is_said_and_shares_are_shown(finder, make_client):
         shown = client.get("/api/search?q=red&weak=1").json()["results"][0]["share"]
         assert shown == pytest.approx((score / 1.5 + 1) / 4)
         assert f"{100 * shown:.0f} %" in client.get("/?q=red&weak=1").text
-        assert client.get("/api/search?like=3").json()["results"][0]["share"] is None
+        # Of images, and of words that the model does not know.
+        for other in ("like=3", "q=red+qux"):
+            assert client.get(f"/api/search?{other}").json()["results"][0]["share"] is None
         assert client.get("/api/search?q=red&least=-9").json()["nothing_good"] is False
 
 
