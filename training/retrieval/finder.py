@@ -20,7 +20,7 @@ from training.retrieval.engines.exact import ExactEngine
 from training.retrieval.engines.faiss_engine import FaissEngine
 from training.retrieval.engines.qdrant_engine import QdrantEngine
 from training.retrieval.scoring import Marks, Query, best, combined, exact_scores
-from training.retrieval.store import Gallery, ImageRow, Snapshot
+from training.retrieval.store import DATABASE, Gallery, ImageRow, Snapshot
 
 EngineName = Literal["exact", "faiss", "qdrant"]
 # Results that can be asked for at once.
@@ -219,7 +219,8 @@ class Finder:
         if known and not row.is_intact(snapshot.table_PW[at]):
             folder = self.gallery.folder
             raise ValueError(
-                f"{folder} is damaged: embedding or facts of {row.path} are not those that were added; "
+                f"{self.gallery.table(snapshot.generation)} or {DATABASE} is damaged: embedding or facts of {row.path} are not "
+                "those that were added; "
                 f"`python -m training.gallery check {folder}` names all such images, which have to be removed and added again"
             )
 

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -52,6 +52,10 @@ class GalleryWriter:
 
     def close(self) -> None:
         """Ends writing."""
+        with suppress(sqlite3.Error):
+            # Out of the log, of which SQLite passes over what is damaged and all that follows, and says nothing.
+            self.connection.execute("PRAGMA busy_timeout = 1000")
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self.connection.close()
 
     def add(self, rows: Sequence[ImageRow], table_NW: np.ndarray) -> None:

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from training.retrieval.database import DAMAGED, naming_database, open_reader
+from training.utils.locks import folder_lock
 
 DATABASE = "gallery.db"
 FORMAT = 1
@@ -154,26 +155,23 @@ class Gallery:
     def create(cls, folder: Path | str, about: About) -> Gallery:
         """A new, empty gallery in a folder that holds none. Raises FileExistsError when it does."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / DATABASE
-        if path.exists():
-            raise FileExistsError(f"{folder} holds a gallery already")
-        # Made aside: a killed process leaves no half gallery.
-        temporary = folder / f".{DATABASE}.{os.getpid()}.tmp"
-        temporary.unlink(missing_ok=True)
-        state = {**asdict(about), "crc": about.crc(), "generation": 0, "end": 0, "changes": 0, "images": 0}
-        try:
-            with naming_database(path), closing(sqlite3.connect(temporary)) as connection:
+        with folder_lock(folder), naming_database(path):
+            if path.exists():
+                raise FileExistsError(f"{folder} holds a gallery already")
+            # Made aside, so that a killed process leaves no half gallery, but the files of its own.
+            temporary = f".{DATABASE}.tmp"
+            for left in folder.glob(f"{temporary}*"):
+                left.unlink()
+            with closing(sqlite3.connect(folder / temporary)) as connection:
                 with connection:
                     connection.executescript(_SCHEMA)
+                    state = {**asdict(about), "crc": about.crc(), "generation": 0, "end": 0, "changes": 0, "images": 0}
                     pairs = [(key, json.dumps(value)) for key, value in state.items()]
                     connection.executemany("INSERT INTO about VALUES (?, ?)", pairs)
                 # Readers see the state before a write in progress, without waiting.
                 connection.execute("PRAGMA journal_mode=WAL")
-            os.replace(temporary, path)
-        finally:
-            for left in folder.glob(f"{temporary.name}*"):
-                left.unlink()
+            os.replace(folder / temporary, path)
         return cls(folder)
 
     @property
