@@ -5,6 +5,7 @@
 #   OP         which operator `make bench` measures
 #   GPU_PYTHON the interpreter of `make gpu`, whose torch is a CUDA build; no environment is made for it
 #   JOBS       runs at a time of `make tables`, each with an equal part of the cores
+#   KEPT       folder of the finished runs of `make tables`, a few kB each; they are read from there instead of trained again
 #   GALLERY, PORT    gallery and port of `make serve`
 #   RUN, DATA, IDS   the demo's run folder, data folder and number of identities (a tenth of them is for the test)
 PYTHON ?= python3
@@ -28,6 +29,7 @@ DATA ?= data/synthetic
 IDS ?= 2000
 GALLERY ?= $(RUN)/gallery
 PORT ?= 8000
+KEPT ?= bench/results/synthetic-tables
 
 .PHONY: demo serve tables test test-all check format bench gpu cuda-check report build clean help
 .DELETE_ON_ERROR:
@@ -72,7 +74,7 @@ serve: $(READY)
 	$(PY) -m training.serve --gallery $(GALLERY) --run $(RUN) --port $(PORT)
 
 tables: $(READY) | $(DATA)/reid_raw.json
-	$(PY) -m training.experiment all --data $(DATA) --jobs $(JOBS)
+	$(PY) -m training.experiment all --data $(DATA) --jobs $(JOBS) --results $(KEPT)
 	$(PY) -m training.report --experiment runs/synthetic-tables --markdown docs/results-synthetic.md
 	$(PY) -m training.disentangle --experiment runs/synthetic-tables --markdown docs/disentanglement.md
 

@@ -5,7 +5,6 @@ Shapes: N images or texts, H, W pixels, E embedding width.
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from training.data.checks import BROKEN
+from training.data.known_words import WORD, unknown_words
+from training.evaluation.calibration import CALIBRATION, Calibration
 from training.retrieval.store import About
-from training.utils.io import file_digest
+from training.utils.io import file_digest, read_record
 
 if TYPE_CHECKING:
     from training.engine.checkpoint import TrainedModel
@@ -33,6 +34,10 @@ class Embedder(ABC):
     image_size: tuple[int, int]
     # Longest text in tokens.
     text_length: int
+    # Images of more pixels are not read.
+    max_pixels: int
+    # None for a run that was not evaluated, or only by an earlier version.
+    calibration: Calibration | None = None
 
     @abstractmethod
     def embed_images(self, pixels_N3HW: np.ndarray) -> np.ndarray:
@@ -45,6 +50,10 @@ class Embedder(ABC):
     @abstractmethod
     def token_texts(self, text: str) -> list[str]:
         """Tokens of a text, not cut, without those that mark its ends."""
+
+    @abstractmethod
+    def unknown_words(self, words: Sequence[str]) -> list[str]:
+        """Those of `words` that the tokenizer does not know (data/known_words.py)."""
 
     @abstractmethod
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -67,6 +76,11 @@ class Embedder(ABC):
             raise ValueError("the model gives a text embedding that is zero or not finite: its weights are damaged")
         return (t_NE / norms_N1).astype(np.float32)
 
+    def is_familiar(self, text: str) -> bool:
+        """True for a text of words that the tokenizer knows, as those of the validation split are."""
+        words = WORD.findall(text)
+        return bool(words) and not self.unknown_words(words)
+
     def notes(self, text: str) -> list[str]:
         """Remarks on a text for its author: the part that the model does not read, and words that it has never seen."""
         tokens = self.token_texts(text)
@@ -76,8 +90,8 @@ class Embedder(ABC):
             found.append(
                 f"the model reads the first {self.text_length - 2} tokens of this text, which has {len(tokens)}"
             )
-        words = list(dict.fromkeys(re.findall(r"[^\W_]+", text.lower())))
-        unknown = [word for word in words if self._is_unknown(word)]
+        words = list(dict.fromkeys(WORD.findall(text)))
+        unknown = self.unknown_words(words)
         if unknown:
             some = f"words that the model has not learned: {', '.join(unknown[:8])}"
             none = "no word of this text was in the texts that the model learned from"
@@ -85,11 +99,6 @@ class Embedder(ABC):
         elif not words:
             found.append("this text has no words")
         return found
-
-    def _is_unknown(self, word: str) -> bool:
-        """True for a word of several letters that falls into single characters, or that has no token at all."""
-        pieces = [piece.removeprefix("##") for piece in self.token_texts(word)]
-        return "[UNK]" in pieces or (len(word) > 1 and all(len(piece) == 1 for piece in pieces))
 
 
 class TorchEmbedder(Embedder):
@@ -103,10 +112,12 @@ class TorchEmbedder(Embedder):
         self.run = run or checkpoint.load_run(run_dir, data_root, device)
         config = self.run.config
         self.image_size, self.text_length = config.data.image_size, config.data.text_length
+        self.max_pixels = config.data.max_pixels
         branches = 1 if config.model.architecture == "dual-encoder" else 2
         self.about = About(
             file_digest(Path(run_dir) / "best.pt"), config.model.embedding, branches, self.run.beta, str(run_dir)
         )
+        self.calibration = _read_calibration(Path(run_dir), self.about.model)
 
     def embed_images(self, pixels_N3HW: np.ndarray) -> np.ndarray:
         """See `Embedder`."""
@@ -123,11 +134,15 @@ class TorchEmbedder(Embedder):
         """See `Embedder`."""
         from training.data.images.transforms import decode
 
-        return decode(name, self.image_size, content).numpy()
+        return decode(name, self.image_size, content, self.max_pixels).numpy()
 
     def token_texts(self, text: str) -> list[str]:
         """See `Embedder`."""
         return self.run.tokenizer.tokenize(text)
+
+    def unknown_words(self, words: Sequence[str]) -> list[str]:
+        """See `Embedder`."""
+        return unknown_words(self.run.tokenizer, words)
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         import torch
@@ -149,6 +164,8 @@ class OnnxEmbedder(Embedder):
         facts = self.towers.facts
         self.image_size, self.text_length = (facts.image_size[0], facts.image_size[1]), facts.text_length
         self.about = About(facts.model, facts.width, facts.branches, facts.beta, str(folder))
+        self.max_pixels = facts.max_pixels
+        self.calibration = _read_calibration(Path(folder), facts.model)
 
     def embed_images(self, pixels_N3HW: np.ndarray) -> np.ndarray:
         """See `Embedder`."""
@@ -162,8 +179,19 @@ class OnnxEmbedder(Embedder):
         """See `Embedder`."""
         return self.towers.token_texts(text)
 
+    def unknown_words(self, words: Sequence[str]) -> list[str]:
+        """See `Embedder`."""
+        return unknown_words(self.towers, words)
+
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         return self.towers.embed_texts(texts)
+
+
+def _read_calibration(folder: Path, checkpoint: str) -> Calibration | None:
+    """The calibration in a folder; None without one, or for one of another checkpoint."""
+    path = folder / CALIBRATION
+    found = read_record(path, Calibration) if path.is_file() else None
+    return found if found is not None and found.checkpoint == checkpoint else None
 
 
 def open_embedder(run: Path | None, onnx: Path | None, device: str = "auto") -> Embedder:

@@ -29,6 +29,8 @@ class Search:
     end: str = ""
     # Lowest score that is shown.
     least: float | None = None
+    # Show images also where none scores as the best ones of the validation split do.
+    weak: bool = False
     order: Literal["score", "time"] = "score"
     # Id of an image of the gallery to search for, and key of an uploaded one.
     like: int | None = None
@@ -60,6 +62,7 @@ class Search:
         pairs += [
             ("like", "" if changed.like is None else str(changed.like)),
             ("refine", "1" if changed.refine else ""),
+            ("weak", "1" if changed.weak else ""),
         ]
         pairs += [("page", "" if changed.page == 1 else str(changed.page))]
         return urlencode([(name, value) for name, value in pairs if value])
@@ -80,6 +83,7 @@ def read_search(query: QueryParams, beta: float) -> Search:
         start=query.get("from", ""),
         end=query.get("to", ""),
         least=None if math.isnan(least) else least,
+        weak=query.get("weak") == "1",
         order="time" if order == "time" else "score",
         like=_whole(query, "like", 0, 2**62, None),
         upload=query.get("upload", ""),
