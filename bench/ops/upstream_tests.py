@@ -1,8 +1,9 @@
 """Runs the tests of causal-conv1d and mamba_ssm on bdam_fast.compat, on a CPU: `python -m bench.ops.upstream_tests CHECKOUT…`.
 
 Nothing of a checkout is kept: its test files are copied into a temporary folder with the device "cuda" replaced by "cpu", and
-import the modules of `compat.install()`, with the package's own references (functions NAME_ref) in place of ours. Prints, for each test function, how many passed of how many that ran, and how many
-there are: functions with more than `--at-most` are sampled evenly. Exit code 1: a test failed. The tests need einops.
+import the modules of `compat.install()`, with the package's own references (functions NAME_ref) in place of ours. Prints, for
+each test function, how many passed of how many that ran, and how many there are: functions with more than `--at-most` are
+sampled evenly. Exit code 1: a test failed. The tests need einops.
 """
 
 from __future__ import annotations
