@@ -127,7 +127,7 @@ wheel: | $(PY)
 	$(PY) -m abi3audit --strict dist/*.whl
 	$(PY) -m auditwheel show dist/*.whl
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-index --target dist/check dist/*.whl
-	PYTHONPATH=dist/check $(PY) tests/support/wheel_check.py
+	PYTHONPATH=dist/check $(PY) tests/support/house/wheel_check.py
 	rm -rf dist/check
 	sha256sum dist/*.whl
 

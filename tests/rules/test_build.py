@@ -89,8 +89,8 @@ def test_the_library_does_not_name_the_folders_of_the_build():
 
 
 def test_the_check_of_a_wheel():
-    """What `make wheel` and the workflow run on what they have built."""
-    command = [sys.executable, ROOT / "tests/support/wheel_check.py"]
+    """It is run by `make wheel` and the workflow on what they have built."""
+    command = [sys.executable, ROOT / "tests/support/house/wheel_check.py"]
     found = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert found.returncode == 0 and "error " in found.stdout, found.stderr
 
