@@ -54,7 +54,8 @@ def take_references(name):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     tree.body = [node for node in tree.body if kept(node)]
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    found = dict(vars(module))
+    # mamba_ssm's references call causal_conv1d, which is another package.
+    found = vars(sys.modules["causal_conv1d"]) | vars(module)
     exec(compile(tree, path, "exec"), found)
     vars(module).update({name: found[name] for name in names})
 
