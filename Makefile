@@ -31,7 +31,7 @@ GALLERY ?= $(RUN)/gallery
 PORT ?= 8000
 KEPT ?= bench/results/synthetic-tables
 
-.PHONY: demo serve tables test test-all check format bench gpu cuda-check report build clean help
+.PHONY: demo serve tables test test-all check format bench gpu cuda-check wheel report build clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -43,6 +43,7 @@ help:
 	@echo "make bench     the operators against their peers (OP=selective_scan: one of them), then the tables and the plots"
 	@echo "make gpu       on a machine with an NVIDIA GPU: build, GPU tests, compute-sanitizer, benchmark, in ten minutes"
 	@echo "make cuda-check on a machine with nvcc: the CUDA library, built and loaded as a user would (no GPU needed)"
+	@echo "make wheel     the wheel of the CPU library, audited, in dist/"
 	@echo "make report    renders the report of RUN=$(RUN) again"
 	@echo "make build     the environment and the extension only (make clean: removes the extension)"
 	@echo "Variables (PIP_TORCH, RUN, DATA, OP, …) are described at the head of the Makefile"
@@ -116,6 +117,19 @@ cuda-check: | $(CUDA_PY)
 	BDAM_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall .
 	$(CUDA_PY) -I -m bdam_fast
 	TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PY) -I tests/support/cuda_check.py
+
+# The wheel of this machine as .github/workflows/wheels.yml builds it, into dist/: checked for symbols beyond Python's stable ABI and
+# for the oldest Linux that runs it, imported from an empty folder. Two builds of one commit have the same bytes.
+wheel: | $(PY)
+	$(PY) -m pip install -q --disable-pip-version-check auditwheel abi3audit
+	rm -rf build/lib* build/bdist* dist
+	BDAM_FAST_CUDA=0 SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(PY) -m pip wheel -q --no-build-isolation --no-deps -w dist .
+	$(PY) -m abi3audit --strict dist/*.whl
+	$(PY) -m auditwheel show dist/*.whl
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-index --target dist/check dist/*.whl
+	PYTHONPATH=dist/check $(PY) tests/support/house/wheel_check.py
+	rm -rf dist/check
+	sha256sum dist/*.whl
 
 clean:
 	rm -rf build dist *.egg-info bdam_fast/*.so

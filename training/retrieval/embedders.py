@@ -126,7 +126,7 @@ class TorchEmbedder(Embedder):
         from training.data.images.transforms import normalise
 
         with torch.inference_mode():
-            found = self.run.model.embed_images(normalise(torch.from_numpy(pixels_N3HW).to(self.run.device)))
+            found = self.run.model.embed_images(normalise(torch.from_numpy(pixels_N3HW)).to(self.run.device))
         parts = [found.v_id_BE] + ([] if found.v_clo_BE is None else [found.v_clo_BE])
         return torch.cat(parts, dim=1).float().cpu().numpy()
 
