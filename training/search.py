@@ -57,6 +57,8 @@ class Arguments:
     least: float | None = None
     # List images also where none scores as the best ones of the validation split do.
     weak: bool = False
+    # Number of images of one text that the fusion of the text with each of them orders again; reads their files.
+    rerank: int = 0
     # Engine of the search; `faiss` and `qdrant` need the extra `search`.
     engine: Literal["exact", "faiss", "qdrant"] = "exact"
     # Print JSON, one object per query, instead of a table.
@@ -96,6 +98,8 @@ def _check(arguments: Arguments) -> None:
         raise ValueError("TEXT is empty, expected a description of a person")
     if arguments.k < 1:
         raise ValueError(f"--k must be at least 1, got {arguments.k}")
+    if arguments.rerank and len(texts) != 1:
+        raise ValueError(f"--rerank needs one TEXT, got {len(texts)}")
     if arguments.weights and len(arguments.weights) != len(texts):
         raise ValueError(f"--weights needs one number for each of {len(texts)} texts, got {len(arguments.weights)}")
     if arguments.json and arguments.csv:
@@ -131,18 +135,22 @@ def _answer(arguments: Arguments, finder: Finder, where: Filter, texts: tuple[st
     """Searches for one query and writes its results in every form that was asked for."""
     from training.retrieval import outputs
     from training.retrieval.finder import Wanted, nothing_good
+    from training.retrieval.reranking import rerank
 
     weights = arguments.weights or (1.0,) * len(texts)
     vectors = [finder.embed_image(path.read_bytes(), str(path)) for path in arguments.image]
     wanted = Wanted(tuple(zip(texts, weights, strict=True)), vectors=vectors)
     query = finder.query(wanted, finder.beta if arguments.beta is None else arguments.beta)
-    results = finder.search(query, arguments.k, where)
+    results = finder.search(query, max(arguments.k, arguments.rerank), where)
     notes = [note for text in texts for note in finder.embedder.notes(text)]
     least = finder.least(query) if arguments.least is None else None
     if least is not None and results and results[0].score < least:
         notes.append(nothing_good(results[0].score, least))
         results = results if arguments.weak else []
     results = [r for r in results if arguments.least is None or r.score >= arguments.least]
+    if arguments.rerank:
+        results = rerank(finder.embedder, texts[0], results, arguments.rerank)
+    results = results[: arguments.k]
     title = " + ".join([*texts, *(path.name for path in arguments.image)])
     if arguments.json:
         answer = {"query": list(texts), "notes": notes, "results": [outputs.as_dict(r) for r in results]}

@@ -55,6 +55,11 @@ class Embedder(ABC):
     def unknown_words(self, words: Sequence[str]) -> list[str]:
         """Those of `words` that the tokenizer does not know (data/known_words.py)."""
 
+    def match(self, text: str, pixels_N3HW: np.ndarray) -> np.ndarray:
+        """Log-odds that the fusion of the text with each image adds to its score, in units of the score; float32 (N,). Raises
+        ValueError for a model that has no fusion with a matching head."""
+        raise ValueError("re-ranking needs the fusion of a run folder (--run), which an exported model does not hold")
+
     @abstractmethod
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         """float32 (N, E)."""
@@ -135,6 +140,30 @@ class TorchEmbedder(Embedder):
         from training.data.images.transforms import decode
 
         return decode(name, self.image_size, content, self.max_pixels).numpy()
+
+    def match(self, text: str, pixels_N3HW: np.ndarray) -> np.ndarray:
+        """See `Embedder`."""
+        import torch
+
+        from training.data.images.transforms import normalise
+        from training.data.loader import tokenize
+
+        model = self.run.decoupling_model
+        if model.matching_head is None:
+            raise ValueError(
+                "re-ranking needs a model with a fusion and a matching head, which this run was trained without"
+            )
+        tokens = tokenize(self.run.tokenizer, [text], self.text_length).to(self.run.device)
+        with torch.inference_mode():
+            text_1TC = model.text(tokens.input_ids_BT, tokens.attention_mask_BT)
+            t_1E = model.embed_tokens(text_1TC, tokens.attention_mask_BT)
+            images = normalise(torch.from_numpy(pixels_N3HW).to(self.run.device))
+            image_NPC, count = model.fused_tokens(model.bdam(model.visual(images))), len(images)
+            text_NTC = text_1TC.expand(count, -1, -1)
+            fused = model.fuse_parts(image_NPC, text_NTC, tokens.attention_mask_BT.expand(count, -1))
+            logits_N = model.matching_head(fused.f_final_BE, t_1E.expand(count, -1))
+            # Protocol `rerank` adds the logit to score / temperature.
+            return (logits_N * model.temperature()).float().cpu().numpy()
 
     def token_texts(self, text: str) -> list[str]:
         """See `Embedder`."""

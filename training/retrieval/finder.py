@@ -63,6 +63,8 @@ class Result:
     # Share of right images at this score on the validation split; None without calibration, and for other queries than one
     # text of words that the model knows.
     share: float | None = None
+    # Gain by the fusion of the text with this image (reranking.py).
+    match: float | None = None
 
 
 @dataclass

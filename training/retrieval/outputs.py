@@ -35,6 +35,7 @@ def as_dict(result: Result) -> dict[str, Any]:
         "clothing": result.clothing,
         "marks": result.marks,
         "share": result.share,
+        "match": result.match,
         "camera": image.camera,
         "time": image.time,
         "sha256": image.sha256,

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from training.retrieval.outputs import as_dict
+from training.retrieval.reranking import MOST_RERANKED
 from training.retrieval.web.parameters import Search, read_search
 from training.retrieval.web.search_service import Service
 
@@ -26,6 +27,7 @@ PARAMETERS = [
     _parameter("to", "string", "latest time"),
     _parameter("least", "number", "lowest score of a result"),
     _parameter("weak", "string", "1: results also where nothing good is found", enum=["1"]),
+    _parameter("rerank", "integer", "number of results that the fusion orders again", minimum=0, maximum=MOST_RERANKED),
     _parameter("order", "string", "order of the results", enum=["score", "time"], default="score"),
     _parameter("like", "integer", "id of an image to search for, alone or with q"),
     _parameter("case", "string", "case whose rejected images are left out"),
@@ -45,6 +47,11 @@ RESULT = {
             "nullable": True,
             "description": "share of right images at this score on the validation split, for a gallery of this size; null "
             "without calibration and for other queries than one text",
+        },
+        "match": {
+            "type": "number",
+            "nullable": True,
+            "description": "what the fusion of the text with this image adds to its score; null without rerank",
         },
         "camera": {"type": "string"},
         "time": {"type": "number", "nullable": True, "description": "seconds"},

@@ -12,6 +12,7 @@ from starlette.datastructures import QueryParams
 
 from training.retrieval.engines.engine import Filter
 from training.retrieval.image_names import parse_time
+from training.retrieval.reranking import MOST_RERANKED
 from training.retrieval.scoring import require_beta
 
 PAGE_SIZE, MOST_PAGES = 24, 200
@@ -31,6 +32,8 @@ class Search:
     least: float | None = None
     # Show images also where none scores as the best ones of the validation split do.
     weak: bool = False
+    # Results of one text that the fusion orders again.
+    rerank: int = 0
     order: Literal["score", "time"] = "score"
     # Id of an image of the gallery to search for, and key of an uploaded one.
     like: int | None = None
@@ -63,6 +66,7 @@ class Search:
             ("like", "" if changed.like is None else str(changed.like)),
             ("refine", "1" if changed.refine else ""),
             ("weak", "1" if changed.weak else ""),
+            ("rerank", str(changed.rerank or "")),
         ]
         pairs += [("page", "" if changed.page == 1 else str(changed.page))]
         return urlencode([(name, value) for name, value in pairs if value])
@@ -84,6 +88,7 @@ def read_search(query: QueryParams, beta: float) -> Search:
         end=query.get("to", ""),
         least=None if math.isnan(least) else least,
         weak=query.get("weak") == "1",
+        rerank=_whole(query, "rerank", 0, MOST_RERANKED, 0) or 0,
         order="time" if order == "time" else "score",
         like=_whole(query, "like", 0, 2**62, None),
         upload=query.get("upload", ""),

@@ -17,6 +17,7 @@ import numpy as np
 from training.retrieval.cases import Case, Cases
 from training.retrieval.finder import Finder, Result, Wanted, nothing_good
 from training.retrieval.outputs import BOX, thumbnail_bytes
+from training.retrieval.reranking import rerank
 from training.retrieval.web.parameters import MOST_PAGES, Search
 from training.retrieval.web.uploads import Uploads, require_size
 
@@ -93,13 +94,17 @@ class Service:
         query = self.finder.query(self._wanted(asked, case), asked.beta)
         where = asked.filter(rejected)
         by_time = asked.order == "time"
-        found = self.finder.search(query, SORTED if by_time else asked.page * asked.k + 1, where)
+        wanted = SORTED if by_time else max(asked.page * asked.k + 1, asked.rerank)
+        found = self.finder.search(query, wanted, where)
         notes = self.finder.embedder.notes(asked.text) if asked.text.strip() else []
         least = self.finder.least(query) if asked.least is None else None
         weak = least is not None and bool(found) and found[0].score < least
         if weak:
             notes.append(nothing_good(found[0].score, least or 0.0))
         found = [] if weak and not asked.weak else self._above(found, asked.least)
+        if asked.rerank and asked.text.strip():
+            with self._lock:
+                found = rerank(self.finder.embedder, asked.text, found, asked.rerank)
         if by_time:
             found.sort(key=lambda r: (r.image.time is None, r.image.time or 0.0))
         first = (asked.page - 1) * asked.k

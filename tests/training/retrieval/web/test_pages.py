@@ -45,7 +45,7 @@ def test_api_describes_what_it_takes_and_gives(client):
     found = client.get("/api/search?q=red").json()["results"][0]
     assert set(found) == set(result["properties"])
     values = {"q": "red", "k": "3", "page": "2", "beta": "1", "camera": "c1", "from": "0", "to": "9999999"}
-    values |= {"least": "-9", "order": "time", "like": "3", "case": "x", "refine": "1", "weak": "1"}
+    values |= {"least": "-9", "order": "time", "like": "3", "case": "x", "refine": "1", "weak": "1", "rerank": "0"}
     assert {parameter["name"] for parameter in described["parameters"]} == set(values)
     assert client.get("/api/search", params=values).status_code == 200
 
@@ -125,6 +125,8 @@ BAD = {
     "like=../1": "like must be a whole number",
     "order=up": "order must be one of score, time",
     "least=inf": "least must be a finite number",
+    "rerank=201": "rerank must be a whole number from 0 to 200",
+    "rerank=2": "re-ranking needs the fusion of a run folder",
     "from=soon": "from: time must be seconds or ISO 8601",
     "upload=x": "the uploaded image is not kept any more",
     "case=../x": "a case has a name of letters",
