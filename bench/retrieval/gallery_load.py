@@ -1,4 +1,4 @@
-"""Many clients of one gallery: `python -m bench.pipeline.gallery_load --run RUN` (or --onnx FOLDER).
+"""Many clients of one gallery: `python -m bench.retrieval.gallery_load --run RUN` (or --onnx FOLDER).
 
 A gallery of clustered embeddings is served by `python -m training.serve`. Each client sends a search of the API with a text of
 its own, reads the answer, pauses, and sends the next; meanwhile connections that send nothing stay open. Printed: latencies as

@@ -1,4 +1,4 @@
-"""Calibration and relevance feedback on a run, against the truth: `python -m bench.pipeline.search_quality RUN`.
+"""Calibration and relevance feedback on a run, against the truth: `python -m bench.retrieval.search_quality RUN`.
 
 Both are chosen on the validation split; --split test measures them. Calibration: shares that it gives to the ten best images of
 every caption and the true ones, and how often "nothing good found" hides the results of a person who is in the gallery and of one
