@@ -25,8 +25,11 @@ WIDTH, K, CAMERAS = 256, 10, 8
 class Arguments:
     """Arguments of the command."""
 
+    # Images of the gallery.
     images: int = 100_000
+    # Queries, each answered by every engine.
     turns: int = 21
+    # Engines beside numpy.
     engines: tuple[str, ...] = ("exact", "faiss")
 
 

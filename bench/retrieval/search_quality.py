@@ -35,6 +35,7 @@ class Arguments:
     run: Annotated[Path, tyro.conf.Positional]
     # Root of the data set, if it was moved.
     data_root: Path | None = None
+    # Split whose captions are the queries.
     split: Literal["val", "test"] = "test"
     # Every so many-th caption is a query of the feedback.
     every: int = 4
