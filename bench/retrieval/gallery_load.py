@@ -1,4 +1,4 @@
-"""Many clients of one gallery: `python -m bench.pipeline.gallery_load --run RUN` (or --onnx FOLDER).
+"""Many clients of one gallery: `python -m bench.retrieval.gallery_load --run RUN` (or --onnx FOLDER).
 
 A gallery of clustered embeddings is served by `python -m training.serve`. Each client sends a search of the API with a text of
 its own, reads the answer, pauses, and sends the next; meanwhile connections that send nothing stay open. Printed: latencies as
@@ -43,16 +43,21 @@ WORDS = (
 class Arguments:
     """Arguments of the command."""
 
-    # Run folder, or folder of an export, whose model reads the texts.
+    # Run folder whose model reads the texts.
     run: Path | None = None
+    # Folder of an export whose model reads them instead.
     onnx: Path | None = None
+    # Images of the gallery.
     images: int = 100_000
+    # Clients that search.
     clients: int = 32
+    # Length of the measurement.
     seconds: float = 60.0
     # Seconds between the answer to a client and its next search; 0 for as fast as it can.
     pause: float = 1.0
     # Connections that send nothing.
     idle: int = 1000
+    # Engine of the server.
     engine: str = "exact"
     # Folder for the gallery, kept when it is given.
     gallery: Path | None = None

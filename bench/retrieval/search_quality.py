@@ -1,4 +1,4 @@
-"""Calibration and relevance feedback on a run, against the truth: `python -m bench.pipeline.search_quality RUN`.
+"""Calibration and relevance feedback on a run, against the truth: `python -m bench.retrieval.search_quality RUN`.
 
 Both are chosen on the validation split; --split test measures them. Calibration: shares that it gives to the ten best images of
 every caption and the true ones, and how often "nothing good found" hides the results of a person who is in the gallery and of one
@@ -35,6 +35,7 @@ class Arguments:
     run: Annotated[Path, tyro.conf.Positional]
     # Root of the data set, if it was moved.
     data_root: Path | None = None
+    # Split whose captions are the queries.
     split: Literal["val", "test"] = "test"
     # Every so many-th caption is a query of the feedback.
     every: int = 4

@@ -1,4 +1,4 @@
-"""Engines against numpy: `python -m bench.pipeline.engines --images 1000000`.
+"""Engines against numpy: `python -m bench.retrieval.engines --images 1000000`.
 
 One query, k 10, one thread, clustered embeddings of 2 x 256. Times are CPU time, measured in turns; the ratio of a turn is to
 numpy's float32 product and top 10 of the same turn, and the median of all turns is printed. Recall is that of the ten best.
@@ -25,8 +25,11 @@ WIDTH, K, CAMERAS = 256, 10, 8
 class Arguments:
     """Arguments of the command."""
 
+    # Images of the gallery.
     images: int = 100_000
+    # Queries, each answered by every engine.
     turns: int = 21
+    # Engines beside numpy.
     engines: tuple[str, ...] = ("exact", "faiss")
 
 

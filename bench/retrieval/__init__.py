@@ -1,0 +1,1 @@
+"""Engines, many clients and the quality of searches of galleries."""
