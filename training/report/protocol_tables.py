@@ -77,7 +77,7 @@ def of_table(
 
 def _gain_of_rerank(run: RowResult) -> dict[str, Comparison] | None:
     rerank = (run.protocols or {}).get("rerank")
-    return rerank and rerank.against_dual
+    return rerank.against_dual if rerank else None
 
 
 def _rerank_part(gains: dict[str, dict[str, Comparison]]) -> dict[str, Any]:
