@@ -134,8 +134,9 @@ def commands(folder: Path) -> list[list[str]]:
     root, cache, run = str(folder / "CUHK-PEDES"), str(folder / "cache"), str(folder / "run")
     encoders = ["--model.visual.pretrained", str(folder / "vit"), "--model.text.pretrained", str(folder / "bert")]
     size = ["64", "32"]
-    # The 12 heads of the recipe do not divide the width of the small encoders.
-    small = ["--model.bdam.heads", "4"]
+    # The heads of the recipe are made for encoders of width 768 on GPUs.
+    small = "--model.bdam.heads 4 --model.bdam.self-layers 1 --model.bdam.cross-layers 1 --model.fusion.width 48".split()
+    small += "--model.fusion.layers 1 --model.fusion.state 8".split()
     return [
         ["prepare", "validate", "cuhk-pedes", root, "--html", str(folder / "validate.html")],
         ["prepare", "pack", "cuhk-pedes", root, cache, "--image-size", *size, "--workers", "2"],
