@@ -20,7 +20,7 @@ from training.utils import cli
 from training.utils.cli import Device
 
 if TYPE_CHECKING:
-    from training.engine.trainer import RunProgress
+    from training.engine.checkpoint import RunProgress
 
 
 @dataclass(frozen=True)
