@@ -5,6 +5,7 @@
 #   OP         which operator `make bench` measures
 #   GPU_PYTHON the interpreter of `make gpu`, whose torch is a CUDA build; no environment is made for it
 #   JOBS       runs at a time of `make tables`, each with an equal part of the cores
+#   KEPT       folder of the finished runs of `make tables`, a few kB each; they are read from there instead of trained again
 #   GALLERY, PORT    gallery and port of `make serve`
 #   RUN, DATA, IDS   the demo's run folder, data folder and number of identities (a tenth of them is for the test)
 PYTHON ?= python3
@@ -28,8 +29,9 @@ DATA ?= data/synthetic
 IDS ?= 2000
 GALLERY ?= $(RUN)/gallery
 PORT ?= 8000
+KEPT ?= bench/results/synthetic-tables
 
-.PHONY: demo serve tables test test-all check format bench gpu cuda-check report build clean help
+.PHONY: demo serve tables test test-all check format bench gpu cuda-check wheel report build clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -41,6 +43,7 @@ help:
 	@echo "make bench     the operators against their peers (OP=selective_scan: one of them), then the tables and the plots"
 	@echo "make gpu       on a machine with an NVIDIA GPU: build, GPU tests, compute-sanitizer, benchmark, in ten minutes"
 	@echo "make cuda-check on a machine with nvcc: the CUDA library, built and loaded as a user would (no GPU needed)"
+	@echo "make wheel     the wheel of the CPU library, audited, in dist/"
 	@echo "make report    renders the report of RUN=$(RUN) again"
 	@echo "make build     the environment and the extension only (make clean: removes the extension)"
 	@echo "Variables (PIP_TORCH, RUN, DATA, OP, …) are described at the head of the Makefile"
@@ -72,7 +75,7 @@ serve: $(READY)
 	$(PY) -m training.serve --gallery $(GALLERY) --run $(RUN) --port $(PORT)
 
 tables: $(READY) | $(DATA)/reid_raw.json
-	$(PY) -m training.experiment all --data $(DATA) --jobs $(JOBS)
+	$(PY) -m training.experiment all --data $(DATA) --jobs $(JOBS) --results $(KEPT)
 	$(PY) -m training.report --experiment runs/synthetic-tables --markdown docs/results-synthetic.md
 	$(PY) -m training.disentangle --experiment runs/synthetic-tables --markdown docs/disentanglement.md
 
@@ -114,6 +117,19 @@ cuda-check: | $(CUDA_PY)
 	BDAM_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall .
 	$(CUDA_PY) -I -m bdam_fast
 	TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PY) -I tests/support/cuda_check.py
+
+# The wheel of this machine as .github/workflows/wheels.yml builds it, into dist/: checked for symbols beyond Python's stable ABI and
+# for the oldest Linux that runs it, imported from an empty folder. Two builds of one commit have the same bytes.
+wheel: | $(PY)
+	$(PY) -m pip install -q --disable-pip-version-check auditwheel abi3audit
+	rm -rf build/lib* build/bdist* dist
+	BDAM_FAST_CUDA=0 SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(PY) -m pip wheel -q --no-build-isolation --no-deps -w dist .
+	$(PY) -m abi3audit --strict dist/*.whl
+	$(PY) -m auditwheel show dist/*.whl
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-index --target dist/check dist/*.whl
+	PYTHONPATH=dist/check $(PY) tests/support/house/wheel_check.py
+	rm -rf dist/check
+	sha256sum dist/*.whl
 
 clean:
 	rm -rf build dist *.egg-info bdam_fast/*.so

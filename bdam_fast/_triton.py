@@ -53,6 +53,17 @@ def parameter(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.to(torch.float32).contiguous()
 
 
+def unit_of(*tensors: Tensor) -> int:
+    """16 if all strides of the tensors are multiples of it, those of 1 after the first dimension aside; else 1.
+
+    Kernels take lengths and the strides that change with the length or the batch as multiples of a unit. Triton specialises
+    none of them, so that it compiles once for each unit and not for each length, and the unit tells the compiler what it
+    must know for wide accesses.
+    """
+    aligned = (s % 16 == 0 or (s == 1 and i > 0) for t in tensors for i, s in enumerate(t.stride()))
+    return 16 if all(aligned) else 1
+
+
 def on_device(t: Tensor) -> AbstractContextManager:
     """A context in which kernels are launched on the device of `t`."""
     return torch.cuda.device(t.device) if t.is_cuda else nullcontext()

@@ -36,6 +36,7 @@ KEPT = {"MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_MMAP_THRESHOLD_": "100
 class Arguments:
     """Choice of operators, and what to do with the rows."""
 
+    # Operator to measure.
     op: Literal[Op, "all"] = "all"
     # Few rounds, main shapes only, nothing compiled: minutes. Rows carry the mode; the report prefers full ones.
     quick: bool = False

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from training.utils import cli
 from training.utils.cli import DataRoot, Device
+from training.utils.io import write_bytes
 
 if TYPE_CHECKING:
     from training.retrieval.engines.engine import Filter
@@ -48,11 +49,16 @@ class Arguments:
     camera: tuple[str, ...] = ()
     # Values of other columns of the metadata, COLUMN=VALUE each.
     where: tuple[str, ...] = ()
-    # Times between which to search, ISO 8601 or seconds.
+    # Earliest time to search, ISO 8601 or seconds.
     start: str = ""
+    # Latest time to search, likewise.
     end: str = ""
     # Lowest score of a result.
     least: float | None = None
+    # List images also where none scores as the best ones of the validation split do.
+    weak: bool = False
+    # Number of images of one text that the fusion of the text with each of them orders again; reads their files.
+    rerank: int = 0
     # Engine of the search; `faiss` and `qdrant` need the extra `search`.
     engine: Literal["exact", "faiss", "qdrant"] = "exact"
     # Print JSON, one object per query, instead of a table.
@@ -92,6 +98,8 @@ def _check(arguments: Arguments) -> None:
         raise ValueError("TEXT is empty, expected a description of a person")
     if arguments.k < 1:
         raise ValueError(f"--k must be at least 1, got {arguments.k}")
+    if arguments.rerank and len(texts) != 1:
+        raise ValueError(f"--rerank needs one TEXT, got {len(texts)}")
     if arguments.weights and len(arguments.weights) != len(texts):
         raise ValueError(f"--weights needs one number for each of {len(texts)} texts, got {len(arguments.weights)}")
     if arguments.json and arguments.csv:
@@ -126,16 +134,23 @@ def _filter(arguments: Arguments) -> Filter:
 def _answer(arguments: Arguments, finder: Finder, where: Filter, texts: tuple[str, ...]) -> None:
     """Searches for one query and writes its results in every form that was asked for."""
     from training.retrieval import outputs
-    from training.retrieval.finder import Wanted
+    from training.retrieval.finder import Wanted, nothing_good
+    from training.retrieval.reranking import rerank
 
     weights = arguments.weights or (1.0,) * len(texts)
     vectors = [finder.embed_image(path.read_bytes(), str(path)) for path in arguments.image]
     wanted = Wanted(tuple(zip(texts, weights, strict=True)), vectors=vectors)
-    results = finder.search(
-        finder.query(wanted, finder.beta if arguments.beta is None else arguments.beta), arguments.k, where
-    )
-    results = [r for r in results if arguments.least is None or r.score >= arguments.least]
+    query = finder.query(wanted, finder.beta if arguments.beta is None else arguments.beta)
+    results = finder.search(query, max(arguments.k, arguments.rerank), where)
     notes = [note for text in texts for note in finder.embedder.notes(text)]
+    least = finder.least(query) if arguments.least is None else None
+    if least is not None and results and results[0].score < least:
+        notes.append(nothing_good(results[0].score, least))
+        results = results if arguments.weak else []
+    results = [r for r in results if arguments.least is None or r.score >= arguments.least]
+    if arguments.rerank:
+        results = rerank(finder.embedder, texts[0], results, arguments.rerank)
+    results = results[: arguments.k]
     title = " + ".join([*texts, *(path.name for path in arguments.image)])
     if arguments.json:
         answer = {"query": list(texts), "notes": notes, "results": [outputs.as_dict(r) for r in results]}
@@ -147,9 +162,10 @@ def _answer(arguments: Arguments, finder: Finder, where: Filter, texts: tuple[st
             _warn(f"note: {note}")
         if arguments.text == ("-",):
             print(title)
-        print_results([(r.score, r.image.path) for r in results], sys.stdout)
+        print_results([(r.score, r.share, r.image.path) for r in results], sys.stdout)
     if arguments.html:
-        outputs.write_sheet(arguments.html, title, f"{len(results)} images, best first", [("", results)])
+        subtitle, most = f"{len(results)} images, best first", finder.embedder.max_pixels
+        write_bytes(arguments.html, outputs.contact_sheet(title, subtitle, [("", results)], most).encode())
     if arguments.copy_to:
         outputs.copy_images(results, arguments.copy_to)
 
@@ -158,16 +174,18 @@ def _warn(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def print_results(results: Sequence[tuple[float, str]], file: TextIO) -> None:
-    """Table of rank, score and path, so wide that no path is broken into lines; a line where there is none."""
+def print_results(results: Sequence[tuple[float, float | None, str]], file: TextIO) -> None:
+    """Table of rank, score, share of right images (where it is known) and path, so wide that no path is broken into lines; a line
+    where there is none."""
     if not results:
         print("no image fits", file=file)
         return
-    table = Table("rank", "score", "path")
-    for rank, (score, path) in enumerate(results, 1):
-        table.add_row(str(rank), f"{score:.4f}", Text(path))
-    # 40 columns are more than the rest of the table needs.
-    Console(file=file, width=40 + max(len(path) for _, path in results), soft_wrap=True).print(table)
+    calibrated = results[0][1] is not None
+    table = Table("rank", "score", *(["right"] if calibrated else []), "path")
+    for rank, (score, share, path) in enumerate(results, 1):
+        table.add_row(str(rank), f"{score:.4f}", *([f"{share:.0%}"] if calibrated else []), Text(path))
+    # 50 columns are more than the rest of the table needs.
+    Console(file=file, width=50 + max(len(path) for *_, path in results), soft_wrap=True).print(table)
 
 
 if __name__ == "__main__":

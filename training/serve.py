@@ -31,6 +31,7 @@ class Arguments:
     onnx: Path | None = None
     # Address to listen on; another one than of this machine needs a token.
     host: str = "127.0.0.1"
+    # Port to listen on; 0 for any free one.
     port: int = 8000
     # Token of every request, at least 16 characters; by default GALLERY_TOKEN of the environment, else a new one where needed.
     token: str = ""

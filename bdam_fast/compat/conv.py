@@ -81,8 +81,7 @@ def causal_conv1d_update(
     Args:
         x: (B, D) or (B, D, L).
         conv_state: (B, D, S), S at least W - 1; updated in place.
-        cache_seqlens: (B,) int32, the steps seen so far: entry t modulo S of the state holds step t, nothing is moved, and
-            L is at most S.
+        cache_seqlens: (B,) int32, the steps seen so far: entry t modulo S of the state holds step t, and nothing is moved.
         conv_state_indices: (B,) int32, the row of `conv_state` that belongs to each item of x, no row twice. An item
             with a negative index is padding: its output is zero and no state is read or written.
         check_indices: raise where a row stands twice (which waits for a GPU); without it one of the items wins.
@@ -91,7 +90,7 @@ def causal_conv1d_update(
         out, x's shape and dtype.
 
     Raises:
-        ValueError: a wrong shape, more steps than a circular state holds, or an index behind the last row.
+        ValueError: a wrong shape, or an index behind the last row.
     """
     op = "causal_conv1d_update"
     if conv_state_indices is not None:
@@ -108,8 +107,7 @@ def causal_conv1d_update(
     conv_update.check(x, conv_state, weight, bias)
     check_index(op, "cache_seqlens", cache_seqlens, x.shape[0])
     entries, steps = conv_state.shape[2], x.unsqueeze(-1) if x.dim() == 2 else x
-    if steps.shape[2] > entries:
-        raise ValueError(f"{op}: x must have at most S = {entries} steps with cache_seqlens, got {steps.shape[2]}")
+    length = steps.shape[2]
 
     def places(first: int, end: int) -> Tensor:
         steps_seen = cache_seqlens.long()[:, None] + torch.arange(first, end, device=x.device)
@@ -118,7 +116,9 @@ def causal_conv1d_update(
     with _autograd.full_precision(x.device):
         window = conv_state.gather(2, places(1 - weight.shape[1], 0))
         out = bdam_fast.causal_conv1d(steps, weight, bias, activation, initial_states=window, backend=backend)
-        conv_state.scatter_(2, places(0, steps.shape[2]), steps.to(conv_state.dtype))
+        # Of more steps than it has entries the state holds the last.
+        first = max(0, length - entries)
+        conv_state.scatter_(2, places(first, length), steps[:, :, first:].to(conv_state.dtype))
     return out.squeeze(-1) if x.dim() == 2 else out
 
 

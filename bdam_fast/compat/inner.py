@@ -59,8 +59,7 @@ def mamba_inner_fn(
         ValueError: another checkpoint_lvl, a norm of a constant B or C, or a wrong shape.
     """
     op = "mamba_inner_fn"
-    if checkpoint_lvl not in (0, 1):
-        raise ValueError(f"{op}: checkpoint_lvl must be 0 or 1, got {checkpoint_lvl!r}")
+    _check_level(op, checkpoint_lvl)
     weights = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight)
     norms = (b_rms_weight, c_rms_weight, dt_rms_weight)
     _check_output(op, out_proj_weight, out_proj_bias, A)
@@ -93,8 +92,7 @@ def mamba_inner_fn_no_out_proj(
         ValueError: another checkpoint_lvl, or a wrong shape.
     """
     op = "mamba_inner_fn_no_out_proj"
-    if checkpoint_lvl not in (0, 1):
-        raise ValueError(f"{op}: checkpoint_lvl must be 0 or 1, got {checkpoint_lvl!r}")
+    _check_level(op, checkpoint_lvl)
     weights = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight)
     inputs = _inputs(op, xz, weights, A, (B, C), (B_proj_bias, C_proj_bias), backend=backend)
     return inputs.scan(A, D, delta_bias, delta_softplus, backend=backend)
@@ -210,6 +208,11 @@ def _check_inputs(
             f"{op}: x_proj_weight must have shape {expected}, R + 2 N rows for R = {rank} and N = {states}, "
             f"got {_checks.shape_text(x_proj_weight.shape)}"
         )
+
+
+def _check_level(op: str, checkpoint_lvl: int) -> None:
+    if checkpoint_lvl not in (0, 1):
+        raise ValueError(f"{op}: checkpoint_lvl must be 0 or 1, got {checkpoint_lvl!r}")
 
 
 def _check_output(op: str, weight: Tensor, bias: Tensor | None, A: Tensor) -> None:

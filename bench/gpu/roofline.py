@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.gpu.cases import BF16, STREAMS
 from bench.gpu.timer import gpu_machine
 from bench.harness.gpu_table import markdown
 from bench.harness.machine import limit_seconds
@@ -24,8 +25,9 @@ from bench.ops.selective_scan import work
 
 COUNTS = Path(__file__).with_name("counts.json")
 Shape = tuple[int, int, int, int]
-SHAPES: list[Shape] = [(64, 1536, length, 16) for length in (77, 192, 193, 197, 256, 512)]
-SHAPES += [(64, 512, 260, 16), (2, 1536, 2048, 16), (2, 1536, 8192, 16)]
+# Those of the benchmark in bfloat16, each once, and two lengths of vision models; one step alone has a kernel of its own.
+SHAPES: list[Shape] = [(*shape, 16) for _, shape, _, dtype in STREAMS if dtype == BF16 and shape[2] > 1]
+SHAPES = sorted({*SHAPES, *((64, 1536, length, 16) for length in (256, 512))}, key=lambda s: (s[2], s))
 DIRECTIONS = ("forward", "forward+backward")
 WARP = 32
 ITEM_BYTES = 2
@@ -99,10 +101,14 @@ def floor(kernel: Mapping[str, Any], shape: Shape, saving: bool, gpu: Gpu) -> Fl
 def steps_and_issue(kernel: Mapping[str, Any], length: int) -> tuple[int, float] | None:
     """Returns (steps computed at a length, padding included; instructions for each), None where not counted."""
     if "chunks" not in kernel:
-        return round_up(length, kernel["tile"]), kernel["issue"]
-    row = next(c for c in kernel["chunks"] if c["up_to"] is None or length <= c["up_to"])
-    steps = round_up(length, row["chunk"])
-    issue = row["even" if steps == length else "ragged"]
+        steps, issue = round_up(length, kernel["tile"]), kernel["issue"]
+    else:
+        row = next(c for c in kernel["chunks"] if c["up_to"] is None or length <= c["up_to"])
+        steps = round_up(length, row["chunk"])
+        issue = row["even" if steps == length else "ragged"]
+    whole = kernel.get("whole", {}).get(str(length))
+    if whole is not None:
+        issue = whole * length / steps
     return None if issue is None else (steps, issue)
 
 

@@ -42,6 +42,7 @@ SPEED_CASES = {
 class Arguments:
     """Folder of the rows, and the files to write."""
 
+    # Folder of the rows.
     folder: Path = results.RESULTS
     # Page with the markers.
     page: Path = results.ROOT / "docs" / "benchmarks.md"

@@ -252,6 +252,7 @@ class Arguments:
     seconds: float = 0.001
     # Share of faulty responses.
     faults: float = 0.0
+    # Seed of the faults.
     seed: int = 0
     # File that gets a line per request.
     log: Path | None = None

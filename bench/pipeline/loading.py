@@ -53,10 +53,10 @@ class Arguments:
     image_sizes: tuple[tuple[int, int], ...] = ((384, 128), (224, 224))
     # Decoding processes of the loader and of Pillow; 0: the measuring process itself.
     workers: int = 2
-    # Images of a sample, drawn from the train split with repetition, and samples of each variant. Starting and ending two
-    # processes takes 0.1 s: a sixth of the time of 3,200 small images, but 3 % at most of that of a real train split
-    # (18,505 to 34,674 images).
+    # Images of a sample, drawn from the train split with repetition. Starting and ending two processes takes 0.1 s: a sixth of
+    # the time of 3,200 small images, but 3 % at most of that of a real train split (18,505 to 34,674 images).
     images: int = 6400
+    # Samples of each variant.
     rounds: int = 5
     # Print only: do not append rows to bench/results/.
     dry: bool = False

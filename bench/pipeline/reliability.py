@@ -31,7 +31,8 @@ from training.utils.io import write_bytes
 PAGE = Path("docs/reliability.md")
 MARKERS = ("<!-- tables -->", "<!-- end of tables -->")
 BY_NAME = {stage.name: stage for stage in STAGES}
-# Files of a run, and the stage whose result depends on them; "DATA/" stands before a file of the data set.
+# Files of a run, and the stage whose result depends on them; "DATA/" and "GALLERY/" stand before a file of the data set and of
+# a gallery.
 FILES = {
     "best.pt": "evaluate",
     "tokenizer/tokenizer.json": "evaluate",
@@ -44,6 +45,9 @@ FILES = {
     "metrics.jsonl": "train",
     "eval.json": "report",
     "diagnosis.json": "report",
+    "calibration.json": "search",
+    "GALLERY/gallery.db": "gallery search",
+    "GALLERY/table-0.f32": "gallery search",
     "DATA/reid_raw.json": "evaluate",
     "DATA/descriptions.jsonl": "evaluate",
     "DATA/an image": "evaluate",
@@ -59,7 +63,10 @@ class Arguments:
 
     # Kills of each stage, flips in each file, full disks.
     count: int = 20
+    # Seed of the moments and bits.
     seed: int = 0
+    # Stages that are killed; all by default.
+    stages: tuple[str, ...] = ()
     # Parts to do.
     parts: tuple[str, ...] = ("kills", "flips", "disk")
     # Files whose bits are flipped; all by default.
@@ -74,7 +81,7 @@ def main() -> None:
     torch.set_num_threads(1)
     moment, tables, wrong = random.Random(arguments.seed), list[str](), 0
     parts: dict[str, Callable[[Path, int, random.Random], tuple[str, int]]] = {
-        "kills": kill_stages,
+        "kills": partial(kill_stages, names=arguments.stages or tuple(BY_NAME)),
         "flips": partial(flip_files, files=arguments.files or tuple(FILES)),
         "disk": fill_disk,
     }
@@ -95,10 +102,10 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def kill_stages(base: Path, count: int, moment: random.Random) -> tuple[str, int]:
-    """(table, number of wrong results) of `count` kills of each stage."""
+def kill_stages(base: Path, count: int, moment: random.Random, names: Sequence[str]) -> tuple[str, int]:
+    """(table, number of wrong results) of `count` kills of each of these stages."""
     rows, wrong = list[str](), 0
-    for stage in STAGES:
+    for stage in (BY_NAME[name] for name in names):
         work = base / "work"
         stage.prepare(base, work)
         whole = stage.run(base, work)
@@ -185,12 +192,15 @@ def fill_disk(base: Path, count: int, moment: random.Random) -> tuple[str, int]:
 def _start_flip(stage: Stage, base: Path, work: Path) -> None:
     """A run to evaluate, to report, to search in, or to continue."""
     shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(base / ("trained" if stage.name in ("evaluate", "train") else "evaluated"), work)
+    start = {"evaluate": "trained", "train": "trained", "gallery search": "filled"}
+    shutil.copytree(base / start.get(stage.name, "evaluated"), work)
 
 
 def _file(name: str, base: Path, work: Path) -> Path:
     if name == "DATA/an image":
         return next((base / "data/imgs").rglob("*.jpg"))
+    if name.startswith("GALLERY/"):
+        return work / name.replace("GALLERY", "gallery")
     return base / "data" / name[5:] if name.startswith("DATA/") else work / "run" / name
 
 

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from training.engine import checkpoint
+from training.retrieval.ingest import check_images
+from training.retrieval.store import Gallery
 from training.utils import cli
 from training.utils.io import read_json
 
@@ -34,6 +36,7 @@ PRELOADED = (
     "training.evaluation.dual",
     "training.evaluation.metric_tables",
     "training.evaluation.run_evaluation",
+    "training.gallery",
     "training.report.run_page",
     "training.retrieval.gallery_search",
     "training.synthetic.dataset",
@@ -168,6 +171,17 @@ def _found(work: Path, output: str) -> Any:
     return [line for line in output.splitlines() if ".jpg" in line]
 
 
+def _gallery(work: Path, output: str) -> Any:
+    """Embeddings and facts of every image by its name, as sealed; the same twice is a fault too."""
+    gallery = Gallery(work / "gallery")
+    faults = list(check_images(gallery, True, lambda done: None))
+    snapshot = gallery.snapshot()
+    rows = [(Path(row.path).name, row.sha256, row.camera, row.position) for row in gallery.all_rows()]
+    gallery.close()
+    # Other images in its batch change the last bits of an embedding.
+    return faults, sorted((*row, np.round(snapshot.table_PW[at], 4).tolist()) for *row, at in rows)
+
+
 def _generated(work: Path, output: str) -> Any:
     rows = [json.loads(line) for line in (work / "texts/descriptions.jsonl").read_text().splitlines()]
     return sorted((row["file_path"], row["status"], row.get("identity", ""), row.get("clothing", "")) for row in rows)
@@ -188,6 +202,27 @@ STAGES = (
     ),
     Stage("evaluate", "training.evaluate", [RUN], evaluated, start="trained"),
     Stage("search", "training.search", [RUN, "a man in a red jacket"], _found, start="trained"),
+    Stage(
+        "gallery add",
+        "training.gallery",
+        ["add", "WORK/gallery", "DATA/imgs", "--run", RUN, "--batch-size", "4"],
+        _gallery,
+        start="trained",
+    ),
+    Stage(
+        "gallery check",
+        "training.gallery",
+        ["check", "WORK/gallery", "--content"],
+        _gallery,
+        start="filled",
+    ),
+    Stage(
+        "gallery search",
+        "training.search",
+        [RUN, "a man in a red jacket", "--gallery", "WORK/gallery"],
+        _found,
+        start="filled",
+    ),
     Stage(
         "generate",
         "training.describe.generate",
@@ -212,7 +247,7 @@ def build(base: Path) -> None:
     commands = [("training.prepare", ["synthetic", str(base / "data"), *SET])]
     for module, words in commands:
         _require(forked(module, words))
-    for name, folder in (("train", "trained"), ("evaluate", "evaluated")):
+    for name, folder in (("train", "trained"), ("evaluate", "evaluated"), ("gallery add", "filled")):
         by_name[name].prepare(base, base / folder)
         _require(by_name[name].run(base, base / folder))
     _require(by_name["search"].run(base, base / "evaluated"))

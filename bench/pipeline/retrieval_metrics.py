@@ -31,16 +31,21 @@ OURS, WHOLE, SORT, PRODUCTS = "embedding_metrics", "whole matrices", "similarity
 class Arguments:
     """The split and how often it is measured."""
 
-    # Images, each with a caption; people; width of the embeddings.
+    # Images, each with a caption.
     images: int = 19848
+    # People whom they show.
     people: int = 1000
+    # Width of the embeddings.
     width: int = 256
+    # Weights of the clothing embedding, all in one pass.
     betas: tuple[float, ...] = (0.0, 0.5)
     # Queries that are measured, the first ones; 0 is all of them.
     queries: int = 0
     # Of the embeddings, in lengths of what a person's have in common: 1.8 gives R-1 67, 30 that of chance.
     noise: float = 1.8
+    # Measurements of each way, in turn.
     rounds: int = 3
+    # Threads of every way.
     threads: int = 2
     # Append rows to bench/results/.
     keep: bool = False

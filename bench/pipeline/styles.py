@@ -20,7 +20,9 @@ from training.describe.styles.clustering import StyleOptions, cluster
 class Arguments:
     """Size of the problem."""
 
+    # Number of captions: by default those of the training split of CUHK-PEDES.
     captions: int = 68126
+    # Width of their features.
     dimensions: int = 512
     # Radius; 0: the automatic rule; 2: every pair of captions is in reach, the worst case for neighbour lists.
     eps: float = 0.0

@@ -38,6 +38,7 @@ class Arguments:
     data: str = "data/synthetic"
     # Records that each kind of damage is applied to.
     sample: int = 2000
+    # Seed of the sample and of the damage.
     seed: int = 0
 
 

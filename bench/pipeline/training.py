@@ -36,8 +36,11 @@ class Arguments:
 
     # Data folder in the CUHK-PEDES layout.
     data: str = "data/synthetic"
+    # Recipe that is trained.
     recipe: str = "synthetic"
+    # Epochs of each backend.
     epochs: int = 2
+    # Seed of both runs.
     seed: int = 0
     # Train in float64: in float32 the training amplifies a rounding error a hundredfold every 20 steps, so that after 45
     # steps two thread counts of the same backend differ by 1e-3 as well.
@@ -50,10 +53,13 @@ class Arguments:
     steps: int = 40
     # ViT-B/16 and BERT-base with random weights: one training step, one evaluation batch, peak memory; prints only.
     full_size: bool = False
-    # For --full-size: images of the batch, micro-batches, and recomputation of activations.
+    # For --full-size: images of the batch.
     images: int = 64
+    # For --full-size: micro-batches.
     accumulate: int = 16
+    # For --full-size: recompute activations.
     checkpointing: bool = True
+    # For --full-size: precision of the autocast.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench.gpu import roofline
+from bench.gpu import cases, roofline
 
 
 def test_prediction_by_hand():
@@ -13,10 +13,10 @@ def test_prediction_by_hand():
     shape = (64, 1536, 192, 16)
     line = roofline.line(counts, shape, "forward", roofline.GPUS["H200"])
     warps = 64 * 1536 * 192 * 16 / 32
-    ours, peer = 10.0 * warps / (132 * 4 * 1.7e9), 36.0 * warps * 256 / 192 / (132 * 4 * 1.7e9)
+    ours, peer = 10.0 * warps / (132 * 4 * 1.7e9), 57.0 * warps / (132 * 4 * 1.7e9)
     limit = 8.0 * warps / (132 * 4 * 1.7e9)  # 84 us; the bytes, 151 MB, would take 35
-    assert round(ours * 1e6) == 105 and round(peer * 1e6) == 505 and round(limit * 1e6) == 84
-    assert line == ["B 64 D 1536 L 192 N 16", "forward", "exp unit", "105", "80%", "505", "17%", "4.8"]
+    assert round(ours * 1e6) == 105 and round(peer * 1e6) == 599 and round(limit * 1e6) == 84
+    assert line == ["B 64 D 1536 L 192 N 16", "forward", "exp unit", "105", "80%", "599", "14%", "5.7"]
 
 
 def test_prediction_says_what_limits_and_what_is_unknown():
@@ -27,9 +27,18 @@ def test_prediction_says_what_limits_and_what_is_unknown():
     assert without.limiter == "bytes" and without.seconds == pytest.approx(8e9 / 4.3e12, rel=1e-3)
     assert saving.seconds == pytest.approx(2 * without.seconds, rel=1e-3)
     assert roofline.steps_and_issue(kernel, 77) == (80, 1.0)
+    # A whole kernel of two instructions for each of 77 steps, of which 80 are computed.
+    assert roofline.steps_and_issue({**kernel, "whole": {"77": 2.0}}, 77) == (80, pytest.approx(2 * 77 / 80))
     assert roofline.line(counts, (64, 512, 260, 16), "forward", h200)[5:] == ["not counted", "", ""]
     few = roofline.line(counts, (2, 1536, 2048, 16), "forward+backward", h200)
     assert few[0].endswith(" *") and few[2] == "exp unit + issue"
     text = roofline.table(counts, "H100")
     assert text.startswith("PREDICTED, not measured") and counts["note"] in text
     assert json.loads(roofline.COUNTS.read_text()) == counts
+
+
+def test_every_shape_of_the_benchmark_is_predicted():
+    text = roofline.table(roofline.read_counts(), "H100")
+    for _, (batch, channels, length), _, dtype in cases.STREAMS:
+        if dtype == cases.BF16 and length > 1:
+            assert text.count(f"| B {batch} D {channels} L {length} N 16") == len(roofline.DIRECTIONS)

@@ -1,10 +1,12 @@
 """Promises of setup.py: errors of one sentence, an sdist that builds, a wheel with the package and nothing else."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -59,6 +61,38 @@ def test_source_distribution_holds_what_a_build_needs_and_no_pipeline(checkout):
     needed |= {str(p.relative_to(ROOT)) for p in (ROOT / "bdam_fast").rglob("*.py")}
     assert needed <= names and {"setup.py", "pyproject.toml", "LICENSE"} <= names
     assert [name for name in names if name.split("/")[0] in ("training", "tests", "bench")] == []
+
+
+def test_wheels_are_built_with_the_oldest_torch_that_is_supported():
+    """A library built with a newer one might ask for what the oldest has not; setup.py names it as the target of the ABI."""
+    text = (ROOT / "pyproject.toml").read_text()
+    (oldest,) = re.findall(r'^dependencies = \["torch>=([\d.]+)"\]$', text, re.M)
+    assert re.findall(r"torch==([\d.]+)", text.split("[tool.cibuildwheel]")[1].split("[tool.uv]")[0]) == [oldest + ".0"] * 2
+    major, minor = map(int, oldest.split("."))
+    assert f"TORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000" in (ROOT / "setup.py").read_text()
+
+
+def test_the_library_does_not_name_the_folders_of_the_build():
+    """Two folders, one compilation each, with the flags of setup.py: equal bytes, though checks carry their file's name."""
+    code = "import runpy; print(*runpy.run_path('setup.py')['CXX'])"
+    source = "#include <cstdio>\nint main() { std::puts(__FILE__); }\n"
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        built = []
+        for folder in map(Path, (one, two)):
+            shutil.copy(ROOT / "setup.py", folder)
+            (folder / "check.cpp").write_text(source)
+            flags = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+            words = [w for w in flags.stdout.split() if not w.startswith("-DTORCH")]
+            subprocess.run(["c++", *words, "-c", folder / "check.cpp", "-o", folder / "check.o"], cwd=folder, check=True)
+            built.append((folder / "check.o").read_bytes())
+    assert built[0] == built[1] and b"./check.cpp" in built[0]
+
+
+def test_the_check_of_a_wheel():
+    """It is run by `make wheel` and the workflow on what they have built."""
+    command = [sys.executable, ROOT / "tests/support/house/wheel_check.py"]
+    found = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert found.returncode == 0 and "error " in found.stdout, found.stderr
 
 
 @pytest.mark.slow

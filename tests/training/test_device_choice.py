@@ -180,6 +180,22 @@ def test_every_command_refuses_it_before_anything_is_written(
     assert sorted(run_dir.iterdir()) == before and not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_kernels_of_a_card_are_those_of_auto_without_one(
+    backend: str, run_dir: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that names its kernels is evaluated and searched anywhere, as one line says."""
+    plain = dual.embed_dual(*embedding_arguments(run_dir, root)).v_id_GE
+    capsys.readouterr()
+    state = checkpoint.load(run_dir / "best.pt")
+    state["config"]["model"]["backend"] = backend
+    torch.save(state, run_dir / "best.pt")
+    assert torch.equal(dual.embed_dual(*embedding_arguments(run_dir, root)).v_id_GE, plain)
+    note = f"note: the run has model.backend={backend}, which does not run on cpu; auto chooses here\n"
+    assert capsys.readouterr().err == note
+    assert checkpoint.load_run(run_dir).stored_config.model.backend == backend
+
+
 def from_a_card(state: Any, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """The file of a checkpoint whose tensors are on a card: PyTorch notes the device of every storage in it."""
     buffer = io.BytesIO()

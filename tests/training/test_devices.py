@@ -5,6 +5,7 @@ They compute on the CPU, so that the results must be those of the CPU. Operators
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,7 +19,7 @@ import torch
 
 from tests.support.labelled import elsewhere
 from tests.support.tiny_run import tiny_config
-from training import evaluate
+from training import evaluate, search
 from training.config import Config
 from training.data.datasets import read_dataset
 from training.disentangle.features import collect
@@ -29,6 +30,7 @@ from training.evaluation import dual
 from training.evaluation.diagnosis.loss_gradients import batches, loss_gradients
 from training.evaluation.protocols.measure import measure
 from training.evaluation.protocols.protocol_names import PROTOCOLS, NotMeasurable
+from training.retrieval.embedders import TorchEmbedder
 from training.utils import cli
 from training.utils.io import read_json
 
@@ -133,6 +135,23 @@ def test_protocols_and_features_elsewhere(loads_there: torch.device, run_dir: Pa
     assert {"rerank", "paired-audit", "f_final_other"} <= got.keys() == expected.keys()
     for name, value in expected.items():
         assert np.allclose(got[name], value, rtol=1e-3, atol=1e-4), name
+
+
+def test_embedders_and_search_elsewhere(
+    loads_there: torch.device, run_dir: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 3, *tiny_config(root).data.image_size), np.uint8)
+    there, here = (TorchEmbedder(run_dir, device=name) for name in ("auto", "cpu"))
+    assert there.run.device.type == "meta"
+    for ask in (lambda e: e.embed_images(pixels), lambda e: e.embed_texts(["a man in a red jacket", "blue trousers"])):
+        assert np.allclose(ask(there), ask(here), rtol=1e-3, atol=1e-4)
+    found = []
+    for name in ("auto", "cpu"):
+        words = [str(run_dir), "a red shirt", "--json", "--k", "3", "--device", name]
+        assert cli.run(search.main, words) == 0, capsys.readouterr().err
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0].keys() == found[1].keys() and "results" in found[0]
+    assert [r["path"] for r in found[0]["results"]] == [r["path"] for r in found[1]["results"]]
 
 
 def test_the_command_evaluate_elsewhere(

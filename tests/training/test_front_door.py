@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -16,6 +17,8 @@ from training import evaluate, gallery, prepare
 from training.describe import __main__ as describe
 from training.utils import cli
 
+# Types of options that bring their words.
+SELF_EXPLAINED = ("Device", "DataRoot", "ConfigFile")
 HEAVY = ("torch", "transformers", "sklearn", "scipy", "matplotlib")
 # Prints what --help of each line's command printed, and what it has imported.
 HELPS = """
@@ -58,6 +61,30 @@ def test_every_help_answers_without_heavy_imports() -> None:
     for command, (_, text, _) in answers.items():
         assert text.startswith("usage: python -m training." + command.split()[0]), command
     assert "--optim.epochs INT" in answers["train synthetic"][1] and "--optim.epochs" in answers["train"][1]
+
+
+def test_every_option_has_words_of_its_own() -> None:
+    """Without a comment of its own an option shows the one above it. Options whose type brings the words need none."""
+    silent = []
+    for path in sorted([*ROOT.glob("bench/**/*.py"), *ROOT.glob("training/**/*.py")]):
+        source = path.read_text(encoding="utf-8")
+        lines = source.splitlines()
+        for part in ast.walk(ast.parse(source)):
+            if isinstance(part, ast.ClassDef) and any("dataclass" in ast.unparse(x) for x in part.decorator_list):
+                fields = [x for x in part.body if isinstance(x, ast.AnnAssign) and "ClassVar" not in ast.unparse(x)]
+                options = [x for x in fields if ast.unparse(x.annotation) not in SELF_EXPLAINED]
+                # Results and other records of the same module are no options.
+                if (
+                    part.name == "Arguments"
+                    or path.parent.name == "training"
+                    and path.name in ("gallery.py", "prepare.py")
+                ):
+                    silent += [
+                        f"{path.name} {part.name}.{ast.unparse(x.target)}"
+                        for x in options
+                        if not lines[x.lineno - 2].lstrip().startswith("#") and "help=" not in ast.unparse(x)
+                    ]
+    assert silent == []
 
 
 def test_commands_are_listed_with_what_they_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,5 +38,14 @@ def test_every_kernel_is_bound_compiled_and_launched(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.support.triton.launch_all"]
     run = subprocess.run(command, cwd=ROOT, env=os.environ | stub | paths, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
-    names = {line.split()[0] for line in launches.read_text().splitlines()}
-    assert len(names) > 10 and names == kernels(), run.stdout
+    names = [line.split()[0] for line in launches.read_text().splitlines()]
+    assert len(set(names)) > 10 and set(names) == kernels(), run.stdout
+    compiled = {name: int(times) for name, times in re.findall(r"^compiled (\w+) (\d+)$", run.stdout, re.MULTILINE)}
+    assert set(compiled) == kernels()
+    # Five lengths and batches: one variant of the scan, two of the convolution, whose steps are adjacent here.
+    found = [names.count(name) for name in ("scan_forward", "forward_kernel", "scan_backward", "backward_kernel")]
+    assert found == [5] * 4
+    found = [compiled[name] for name in ("scan_forward", "forward_kernel", "scan_backward", "backward_kernel")]
+    assert found == [1, 2, 1, 2]
+    # 17 and 32 samples are one variant, linear or Gaussian, and so are 130 and 200.
+    assert compiled["small_forward_kernel"] == 2 and compiled["sums_kernel"] == compiled["gradient_kernel"] == 1

@@ -78,9 +78,22 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
 }
 # The row that the other rows of a table are compared with, where it is not FULL.
 REFERENCES = {"table4": "style-dbscan"}
-# The method as printed: a further row of these tables, of the recipe that has the paper's readings, for the bases that have one.
-PRINTED_TABLES, PRINTED, PRINTED_LABEL = ("table1", "table2", "table3"), "as-printed", "The method as printed"
-PRINTED_RECIPES = {"synthetic-tables": "synthetic-paper"}
+# Tables whose runs are also measured for disentanglement, where the factors of the images are known.
+DISENTANGLED = ("table1", "table3", "readings")
+# Further rows of tables, by name: label, tables, and the recipe that the row is of by that of the base; other bases lack it.
+PRINTED, PLAIN = "as-printed", "plain"
+FURTHER: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
+    PRINTED: (
+        "The method as printed",
+        ("table1", "table2", "table3"),
+        {"synthetic-tables": "synthetic-paper"},
+    ),
+    PLAIN: (
+        "Floor: plain dual encoder",
+        ("table1", "table2", "table3", "readings"),
+        {"synthetic-tables": "synthetic-baseline"},
+    ),
+}
 # The paper's data sets, and the usual name of each one's folder.
 DataSet = Literal["cuhk-pedes", "icfg-pedes", "rstpreid"]
 FOLDERS: dict[DataSet, str] = {"cuhk-pedes": "CUHK-PEDES", "icfg-pedes": "ICFG-PEDES", "rstpreid": "RSTPReid"}
@@ -88,7 +101,7 @@ FOLDERS: dict[DataSet, str] = {"cuhk-pedes": "CUHK-PEDES", "icfg-pedes": "ICFG-P
 
 @dataclass(frozen=True)
 class Row:
-    """One row of one table; `name` is one of recipes.ROWS, FULL, PRINTED, or a data set."""
+    """One row of one table; `name` is one of recipes.ROWS, FULL, FURTHER, or a data set."""
 
     table: str
     name: str
@@ -137,14 +150,15 @@ def table_rows(
                     texts = str(texts_of(out, name.removeprefix("style-")))
                     config = replace(config, data=replace(config.data, descriptions=texts))
                 rows.append(Row(table, name, label, config))
-            if table in PRINTED_TABLES and base.recipe in PRINTED_RECIPES:
-                rows.append(Row(table, PRINTED, PRINTED_LABEL, as_printed(base)))
+            for name, (label, tables_of_row, recipes) in FURTHER.items():
+                if table in tables_of_row and base.recipe in recipes:
+                    rows.append(Row(table, name, label, alongside(base, recipes[base.recipe])))
     return rows
 
 
-def as_printed(base: Config) -> Config:
-    """The recipe with the paper's readings that belongs to the recipe `base`, on the data and for the epochs of `base`."""
-    printed = get_recipe(PRINTED_RECIPES[base.recipe])
+def alongside(base: Config, recipe: str) -> Config:
+    """The recipe named `recipe` on the data and for the epochs of `base`."""
+    config = get_recipe(recipe)
     files = {name: getattr(base.data, name) for name in ("dataset", "root", "descriptions", "cache")}
-    data = replace(printed.data, **files)
-    return replace(printed, data=data, optim=replace(printed.optim, epochs=base.optim.epochs))
+    data = replace(config.data, **files)
+    return replace(config, data=data, optim=replace(config.optim, epochs=base.optim.epochs))

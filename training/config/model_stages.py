@@ -26,7 +26,8 @@ class EncoderConfig(Stage):
     patch_size: Annotated[int, Within(2)] = 16
     # How a small encoder makes tokens of its input: "plain", as ViT and BERT do (one linear map a patch, one vector a word),
     # "convolutional", which learns from nothing in minutes (3 x 3 convolutions down to the patch; windows of 3 words), or "deep",
-    # which has one more convolution, and a vector for each pair of words.
+    # which has one more convolution, and a vector for each pair of words: in the tokens, and with one for each word beside those
+    # of the layers.
     stem: Literal["plain", "convolutional", "deep"] = "plain"
     # Mean and standard deviation of red, green and blue that pretrained weights expect (visual encoder only); empty: those of
     # their folder.

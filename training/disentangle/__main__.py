@@ -90,8 +90,13 @@ def _rows(experiment: Path, table: str) -> dict[str, list[Path]]:
 
 
 def _disentangle(run_dir: Path, dependence_only: bool, **options: Any) -> tuple[Disentanglement, bool]:
+    """(result of a run, True if measured now); a run that another machine has done and kept has its result and no checkpoint."""
     from training.disentangle.run import disentangle
+    from training.evaluation.run_folder import Run
     from training.utils.terminal import make_console, make_progress
+
+    if (kept := Run(run_dir)).is_finished and not (run_dir / "best.pt").exists() and kept.disentanglement:
+        return kept.disentanglement, False
 
     with make_progress(make_console(stderr=True), "{task.fields[step]}") as bar:
         task = bar.add_task("", total=None, step=str(run_dir))

@@ -8,6 +8,7 @@ import pickle
 import re
 import shutil
 import struct
+import sys
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -16,7 +17,9 @@ from typing import Any
 
 import torch
 
+from bdam_fast._backend import runs_on
 from training.config import Config, from_dict
+from training.config.model_stages import ModelConfig
 from training.data.datasets import at_root
 from training.data.tokenizer import TOKENIZER, load_tokenizer, require_tokenizer
 from training.engine.device import select_device
@@ -174,7 +177,8 @@ def load_run(run_dir: Path, data_root: Path | None = None, device: str = "auto")
     """Loads the best checkpoint of `run_dir`, trained on any device, with the tokenizer that it was trained with.
 
     data_root: where its data are now, if they were moved; device: as in `select_device`. Raises FileNotFoundError when there is
-    none, ValueError for a damaged file, for weights that are not finite and for a device that does not exist.
+    none, ValueError for a damaged file, for weights that are not finite and for a device that does not exist. Kernels that do
+    not run on the device (`model.backend`) are those of `auto` there, with one line on stderr.
     """
     place, path = select_device(device), Path(run_dir) / "best.pt"
     if not path.is_file():
@@ -195,11 +199,20 @@ def load_run(run_dir: Path, data_root: Path | None = None, device: str = "auto")
     require_tokenizer(path.parent / TOKENIZER, state.get("tokenizer"))
     tokenizer = load_tokenizer(path.parent / TOKENIZER)
     # The run has the weights: neither the folder nor the hub that they came from is needed.
-    model = build_model(config, tokenizer, state.get("towers"))
+    moved = replace(config, data=at_root(config.data, data_root), model=_runnable(config.model, place))
+    model = build_model(moved, tokenizer, state.get("towers"))
     model.load_state_dict(weights)
-    moved = replace(config, data=at_root(config.data, data_root))
     model.to(place).eval()
     return TrainedModel(moved, tokenizer, model, **numbers, images=state.get("images", ""), stored=config)
+
+
+def _runnable(config: ModelConfig, device: torch.device) -> ModelConfig:
+    """The configuration with a backend that runs on `device`: a run belongs to no device, only its speed does."""
+    backend = config.backend
+    if backend in ("auto", "reference") or (device.type == "cpu" if backend == "cpu" else runs_on(backend, device)):
+        return config
+    sys.stderr.write(f"note: the run has model.backend={backend}, which does not run on {device}; auto chooses here\n")
+    return replace(config, backend="auto")
 
 
 def _require_plain(name: str, value: Any) -> None:

@@ -14,7 +14,7 @@ from training.models.retrieval_model import RetrievalModel
 # Table with a row for each word of the tokenizer, by the end of its name.
 WORDS = "word_embeddings.weight"
 # Tables whose rows belong to the numbers of words: with another vocabulary, those of other words.
-NUMBERS = ("embeddings.pairs.weight", "text.vectors.weight")
+NUMBERS = ("embeddings.pairs.weight", "words.pairs.weight", "text.vectors.weight")
 # Names shown of layers that do not fit.
 SHOWN = 6
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,10 +50,12 @@ class SpeedBySeed:
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolValues:
-    """Metrics of a protocol beside dual by seed, and its chance, percent."""
+    """Metrics of a protocol beside dual by seed, and its chance, percent; of rerank also its difference to dual in the same
+    runs, by COMPARED, which files of early versions lack."""
 
     metrics: MetricValues
     chance: Metrics
+    against_dual: Annotated[dict[str, Comparison], Keys(COMPARED)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +151,8 @@ class Summary:
     missing: list[list[Any]]
     tables: dict[str, TableRows]
     runs: dict[str, RowResult]
+    # Ceiling on a rendered test split, metrics by the label of an oracle's row; not in files of early versions.
+    oracle: dict[str, Metrics] = field(default_factory=dict)
 
 
 def read_summary(folder: Path) -> Summary:

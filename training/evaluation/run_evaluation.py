@@ -24,7 +24,8 @@ from training.engine.device import machine_facts
 from training.engine.memory import peak_memory_mb
 from training.evaluation import efficiency
 from training.evaluation.cached_result import cached_result
-from training.evaluation.dual import DualEmbeddings, evaluate_dual
+from training.evaluation.calibration import CALIBRATION, calibrate
+from training.evaluation.dual import DualEmbeddings, embed_dual, evaluate_dual
 from training.evaluation.metrics import QueryMetrics, chance_metrics
 from training.evaluation.protocols.measure import measure
 from training.evaluation.protocols.protocol_names import DEFAULT_K, WITH_TEXTS, Protocol
@@ -41,7 +42,7 @@ from training.evaluation.result import (
     read_evaluation,
 )
 from training.evaluation.run_folder import EVALUATION, QUERIES, Run
-from training.utils.io import atomic, read_record
+from training.utils.io import atomic, file_digest, read_record, write_record
 from training.utils.terminal import make_console, make_progress
 
 # Queries shown with their best images, images of each, bins of a histogram.
@@ -123,6 +124,9 @@ def _evaluate(run: Run, trained: TrainedModel, dataset: Dataset) -> Evaluation:
         trained.model, records, trained.tokenizer, trained.config, sorted({0.0, trained.beta})
     )
     histograms = _histograms(trained, dual, records)
+    validation = embed_dual(trained.model, dataset.splits["val"], trained.tokenizer, trained.config)
+    checkpoint = file_digest(run.folder / "best.pt")
+    write_record(run.folder / CALIBRATION, calibrate(validation, trained.beta, checkpoint))
     _write_queries(run.folder / QUERIES, metrics[trained.beta], dual.query_ids_Q)
     memory_mb = peak_memory_mb(trained.device)
     calls = Counter(run.calls) + (Counter(bdam_fast.call_counts()) - before)

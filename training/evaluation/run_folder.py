@@ -34,6 +34,11 @@ EVALUATION, QUERIES, ORACLE = "eval.json", "eval-queries.npz", "oracle.json"
 METRICS_LOG, CALLS, RESOURCES = "metrics.jsonl", "calls.json", "resources.json"
 
 
+def protocol_queries(protocol: Protocol) -> str:
+    """Name of the file with the metrics of each query of a protocol beside `dual`, with its default parameters."""
+    return f"eval-{protocol}-queries.npz"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingStep:
     """A training step in metrics.jsonl; losses, weights and gradient norms by task."""
@@ -85,6 +90,12 @@ class Run:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; delete or move {EVALUATION} beside it to re-evaluate")
         return _read_arrays(path)
+
+    @cached_property
+    def reranked(self) -> dict[str, np.ndarray] | None:
+        """Arrays as `queries` has them, by the protocol rerank; None where it was not measured."""
+        path = self.folder / protocol_queries("rerank")
+        return _read_arrays(path) if path.is_file() and "rerank" in self.protocols else None
 
     @cached_property
     def protocols(self) -> dict[Protocol, ProtocolEvaluation]:

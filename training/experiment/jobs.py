@@ -10,8 +10,9 @@ from typing import NamedTuple
 from rich.console import Console
 
 from training.config import to_dict
-from training.config.ablations import PROTOCOLS, Row
+from training.config.ablations import DISENTANGLED, PROTOCOLS, Row
 from training.data.datasets import read_dataset
+from training.data.ground_truth import FACTORS
 from training.evaluation.run_folder import Run
 from training.experiment.summary import run_folder
 from training.utils.io import read_json, write_json
@@ -31,6 +32,8 @@ class Job(NamedTuple):
     seconds: float = 0.0
     # Protocols to measure beside dual.
     protocols: tuple[str, ...] = ()
+    # Measure the disentanglement too.
+    disentangled: bool = False
     # See `engine.device.select_device`.
     device: str = "auto"
 
@@ -49,10 +52,12 @@ class Job(NamedTuple):
         return [*words, "--config", *file]
 
     @property
-    def evaluation(self) -> list[str]:
-        """Words of `python -m` that evaluate the run: dual at last, so that a finished run has the others."""
+    def measurements(self) -> list[list[str]]:
+        """Words of `python -m` that measure the trained run: dual at last, so that a finished run has everything else."""
         protocols = (f"--protocol={name}" for name in (*self.protocols, "dual"))
-        return ["training.evaluate", str(self.folder), *protocols, *device_words(self.device)]
+        evaluation = ["training.evaluate", str(self.folder), *protocols, *device_words(self.device)]
+        probes = ["training.disentangle", str(self.folder), *device_words(self.device)]
+        return [probes, evaluation] if self.disentangled else [evaluation]
 
 
 def device_words(device: str) -> list[str]:
@@ -74,8 +79,9 @@ def missing_jobs(
     jobs: int = 1,
     device: str = "auto",
 ) -> list[Job]:
-    """The runs that are not finished, once for each configuration and seed, with the seconds that each will take; prints
-    their number and how long all take, `jobs` at a time. Writes OUT/KEY.json, the configuration of the runs OUT/KEY/seed*.
+    """The runs that are not finished, once for each configuration and seed, all of a seed before the next, so that a part is
+    whole tables over fewer seeds; with the seconds that each will take. Prints their number and how long all take, `jobs` at a
+    time. Writes OUT/KEY.json, the configuration of the runs OUT/KEY/seed*.
 
     A configuration that another seed has finished will take as long as that; others are timed for a few steps. Raises
     ValueError for a seed given twice or none, and what reading the data and a training step raise.
@@ -89,10 +95,11 @@ def missing_jobs(
     protocols: dict[str, dict[str, None]] = {}
     for row in rows:
         protocols.setdefault(row.key, {}).update(dict.fromkeys(PROTOCOLS.get(row.table, ())))
+    disentangled = {row.key for row in rows if _can_be_disentangled(row)}
     everything = [
-        Job(row, seed, run_folder(out, key, seed), protocols=(*protocols[key],), device=device)
-        for key, row in configurations.items()
+        Job(row, seed, run_folder(out, key, seed), 0.0, (*protocols[key],), key in disentangled, device)
         for seed in seeds
+        for key, row in configurations.items()
     ]
     missing = [job for job in everything if not Run(job.folder).is_finished]
     text = f"{len(rows)} rows are {len(configurations)} configurations x {len(seeds)} seeds = {len(everything)} runs"
@@ -111,6 +118,12 @@ def missing_jobs(
     text = f"about {minutes(total / jobs)} in all: {each}{f', {jobs} at a time' if jobs > 1 else ''}"
     console.print(f"{text}; {out} can be continued at any time", highlight=False)
     return missing
+
+
+def _can_be_disentangled(row: Row) -> bool:
+    """True for a row of DISENTANGLED that has two branches and whose data has the factors of its images."""
+    two_branches = row.config.model.architecture == "decoupling"
+    return row.table in DISENTANGLED and two_branches and (Path(row.config.data.root) / FACTORS).is_file()
 
 
 def threads_of(rows: Sequence[Row], seeds: Sequence[int], out: Path) -> int | None:

@@ -21,13 +21,25 @@ from training.config import Config
 from training.config.ablations import Row, stored_key
 from training.data.datasets import read_dataset
 from training.engine.metrics_log import parse_line
+from training.evaluation.diagnosis.diagnosis_result import DIAGNOSIS
+from training.evaluation.disentangle_result import RESULT
 from training.evaluation.result import Evaluation, Metrics
-from training.evaluation.run_folder import CALLS, EVALUATION, METRICS_LOG, RESOURCES, Run
+from training.evaluation.run_folder import (
+    CALLS,
+    EVALUATION,
+    METRICS_LOG,
+    ORACLE,
+    QUERIES,
+    RESOURCES,
+    Run,
+    protocol_queries,
+)
 from training.experiment.summary import run_folder
 from training.utils.io import decode, parse_json, read_json, write_bytes
 
 # Files of a run folder that are kept; metrics.jsonl without its steps, eval.json without examples and histograms.
-NAMES = re.compile(r"config\.json|diagnosis\.json|eval[\w-]*\.(json|npz)|" + "|".join((CALLS, RESOURCES, METRICS_LOG)))
+FILES = ("config.json", CALLS, RESOURCES, METRICS_LOG, ORACLE, DIAGNOSIS, RESULT, QUERIES, protocol_queries("rerank"))
+NAMES = re.compile("|".join(map(re.escape, FILES)) + r"|eval[\w-]*\.json")
 # Date of every member, so that the same run always gives the same bytes; the earliest that a zip file can hold.
 DATE = (1980, 1, 1, 0, 0, 0)
 

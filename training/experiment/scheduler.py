@@ -81,13 +81,14 @@ def run_jobs(
 
 
 def _run_job(job: Job, launch: Launch, tick: Callable[[], None]) -> Evaluation:
-    """Trains and evaluates in two processes; returns eval.json."""
+    """Trains and evaluates in processes of their own; returns eval.json."""
     folder = job.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(f"{folder.name}.log")
     try:
         launch(job.command, log=log, tick=tick)
-        launch(job.evaluation, log=log, tick=tick)
+        for command in job.measurements:
+            launch(command, log=log, tick=tick)
         return Run(folder).evaluation
     except (ValueError, OSError, RuntimeError) as error:
         remedy = "finished runs are kept, the same command continues"

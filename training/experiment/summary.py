@@ -14,6 +14,7 @@ from training.config import Config, to_dict
 from training.config.ablations import FULL, REFERENCES, Row
 from training.evaluation import significance
 from training.evaluation.experiment_result import (
+    Comparison,
     Curve,
     NoiseFloor,
     PhaseMemory,
@@ -83,6 +84,7 @@ def summarise(
         missing=[list(entry) for entry in missing],
         tables=tables,
         runs=results,
+        oracle=_oracle([runs[key][0] for key in results]),
     )
 
 
@@ -174,6 +176,13 @@ def _row_result(row: Row, runs: list[Run], base: Config) -> RowResult:
     )
 
 
+def _oracle(runs: Sequence[Run]) -> dict[str, Metrics]:
+    """Rows of the oracle on the test split that all runs share; none where the splits differ."""
+    if len({_required(run, "data", run.evaluation.data).fingerprint for run in runs}) != 1:
+        return {}
+    return next((run.oracle.rows for run in runs if run.oracle), {})
+
+
 def _protocols(runs: list[Run]) -> dict[str, ProtocolValues]:
     """Results of the protocols beside dual that every seed has."""
     common = [name for name in runs[0].protocols if all(name in run.protocols for run in runs)]
@@ -182,8 +191,21 @@ def _protocols(runs: list[Run]) -> dict[str, ProtocolValues]:
         name: ProtocolValues(
             metrics={metric: [result.metrics[metric] for result in of if result.metrics] for metric in METRICS},
             chance=of[0].chance,
+            against_dual=_reranked_against_dual(runs) if name == "rerank" else None,
         )
         for name, of in results.items()
+    }
+
+
+def _reranked_against_dual(runs: list[Run]) -> dict[str, Comparison] | None:
+    """Difference of rerank to dual in percentage points, query by query; None for runs that lack the values of each query."""
+    values = [run.reranked for run in runs]
+    if any(value is None for value in values):
+        return None
+    reranked, dual = (_stacked(arrays) for arrays in (list(filter(None, values)), [run.queries for run in runs]))
+    return {
+        metric: significance.compare(100.0 * reranked[array], 100.0 * dual[array], dual["ids"])
+        for metric, array in COMPARED.items()
     }
 
 
@@ -243,5 +265,9 @@ def _same_queries(
 
 def _queries(runs: list[Run]) -> dict[str, np.ndarray]:
     """Arrays r1 and ap (S, Q) and ids (Q,) of a configuration. Raises FileNotFoundError where they are not stored."""
-    stacked = {array: np.stack([run.queries[array] for run in runs]) for array in COMPARED.values()}
-    return stacked | {"ids": runs[0].queries["ids"]}
+    return _stacked([run.queries for run in runs])
+
+
+def _stacked(values: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """r1 and ap (S, Q) of several seeds, and ids (Q,) of their queries."""
+    return {name: np.stack([v[name] for v in values]) for name in COMPARED.values()} | {"ids": values[0]["ids"]}

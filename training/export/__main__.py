@@ -30,6 +30,8 @@ class Arguments:
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     # ONNX, or weights for PyTorch.
     form: Literal["onnx", "weights"] = "onnx"
+    # ONNX with weights of 8 bits, a model with galleries of its own; prints the R-1 that is lost on the validation split.
+    int8: bool = False
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,22 +41,26 @@ def main(argv: Sequence[str]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"FOLDER {out} already exists and is not an empty folder")
     if arguments.form == "onnx":
-        _write_onnx(arguments.run, out)
+        _write_onnx(arguments.run, out, arguments.int8)
+    elif arguments.int8:
+        raise ValueError("--int8 is for --form onnx, got --form weights")
     else:
         _write_weights(arguments.run, out)
 
 
-def _write_onnx(run_dir: Path, out: Path) -> None:
+def _write_onnx(run_dir: Path, out: Path, int8: bool) -> None:
     # Not at the top: --help need not wait for torch.
     from training.export.to_onnx import export_run
 
-    parity = export_run(run_dir, out)
+    parity = export_run(run_dir, out, int8)
     print(
         f"{out}: largest difference from PyTorch {parity.image_difference:.1e} of {parity.images} images, "
         f"{parity.text_difference:.1e} of {parity.texts} texts; one thread: "
         f"image {1e3 * parity.image_seconds:.1f} ms (PyTorch {1e3 * parity.image_seconds_torch:.1f}), "
         f"text {1e3 * parity.text_seconds:.1f} ms (PyTorch {1e3 * parity.text_seconds_torch:.1f})"
     )
+    if parity.r1_int8 is not None:
+        print(f"int8: R-1 on the validation split {parity.r1_int8:.2f}, before {parity.r1:.2f}")
 
 
 def _write_weights(run_dir: Path, out: Path) -> None:

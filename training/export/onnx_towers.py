@@ -7,6 +7,7 @@ Shapes: B images or texts, H, W pixels, T tokens, E embedding width.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
+from training.config import MAX_PIXELS
 from training.data.images.reading import DAMAGED, NoPluginError, TooManyPixelsError, read_rgb
 from training.utils.io import read_record
 
@@ -45,6 +47,8 @@ class Preprocess:
     width: int
     branches: int
     beta: float
+    # Images of more pixels are not read.
+    max_pixels: int = MAX_PIXELS
 
 
 class OnnxTowers:
@@ -82,7 +86,7 @@ class OnnxTowers:
         """The bytes of an image file -> uint8 (3, H, W). Raises ValueError naming an image that cannot be read."""
         height, width = self.facts.image_size
         try:
-            small = read_rgb(content).resize((width, height), Image.Resampling.BILINEAR)
+            small = read_rgb(content, self.facts.max_pixels).resize((width, height), Image.Resampling.BILINEAR)
         except (NoPluginError, TooManyPixelsError) as error:
             raise ValueError(f"{name} cannot be read: {error}") from error
         except DAMAGED as error:
@@ -94,6 +98,19 @@ class OnnxTowers:
         x = np.subtract(pixels_B3HW, np.float32(255 * self.facts.mean), dtype=np.float32)
         x /= np.float32(255 * self.facts.std)
         return self.image.run(None, {"images": x})[0]
+
+    def __call__(self, texts: Sequence[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        """Token ids of texts, not cut, as a tokenizer of transformers gives them."""
+        self.tokenizer.no_truncation()
+        found = self.tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        return {"input_ids": [encoding.ids for encoding in found]}
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """Id of the token for what the tokenizer does not know; None where it has none."""
+        model = json.loads(self.tokenizer.to_str())["model"]
+        unknown = model.get("unk_token")
+        return model.get("unk_id") if unknown is None else self.tokenizer.token_to_id(unknown)
 
     def token_texts(self, text: str) -> list[str]:
         """Tokens of a text, not cut, without those that mark its ends."""

@@ -99,7 +99,7 @@ class PersonSearch:
         for start in range(0, len(paths), batch_size):
             chosen = [Path(path) for path in paths[start : start + batch_size]]
             pixels = torch.empty(len(chosen), 3, *self.config.data.image_size, dtype=torch.uint8)
-            transforms.decode_into(pixels, range(len(chosen)), chosen)
+            transforms.decode_into(pixels, range(len(chosen)), chosen, self.config.data.max_pixels)
             image = self.model.embed_images(transforms.normalise(pixels))
             parts.append(image.v_id_BE if image.v_clo_BE is None else image.v_id_BE + self.beta * image.v_clo_BE)
         return torch.cat(parts)

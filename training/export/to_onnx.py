@@ -10,7 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from training.data.images.transforms import MEAN, STD, decode, normalise
 from training.data.loader import TextBatch, tokenize
 from training.engine import checkpoint
 from training.engine.checkpoint import TrainedModel
+from training.evaluation.calibration import CALIBRATION, calibrate
+from training.evaluation.dual import embed_dual
+from training.export.int8 import quantise
 from training.export.onnx_towers import IMAGE, PARITY, PREPROCESS, TEXT, TOKENIZER, OnnxTowers, Preprocess
 from training.models.retrieval_model import RetrievalModel
 from training.utils.io import file_digest, write_record
@@ -45,6 +48,9 @@ class Parity:
     image_seconds_torch: float
     text_seconds: float
     text_seconds_torch: float
+    # R-1 on the whole validation split, percent, where the towers were then made int8; before and after.
+    r1: float | None = None
+    r1_int8: float | None = None
 
 
 class _ImageTower(nn.Module):
@@ -66,8 +72,8 @@ class _TextTower(nn.Module):
         return self.model.embed_texts(TextBatch(input_ids, attention_mask))
 
 
-def export_run(run_dir: Path, out: Path) -> Parity:
-    """Writes the export of a run to a new folder; nothing is left of one that differs.
+def export_run(run_dir: Path, out: Path, int8: bool = False) -> Parity:
+    """Writes the export of a run to a new folder; nothing is left of one that differs. int8: quantised after the comparison.
 
     Raises FileExistsError for a folder that is not empty, ValueError for an export that differs by more than TOLERANCE,
     RuntimeError without the libraries or for a tokenizer that is no `tokenizers` one, and what reading the run and its data
@@ -84,7 +90,10 @@ def export_run(run_dir: Path, out: Path) -> Parity:
         with torch.inference_mode(False), torch.no_grad():
             _write_towers(run, made)
         _write_tokenizer(run.tokenizer, made / TOKENIZER)
-        write_record(made / PREPROCESS, _preprocess(run, run_dir))
+        facts = _preprocess(run, run_dir)
+        write_record(made / PREPROCESS, facts)
+        validation = embed_dual(run.model, records, run.tokenizer, run.config)
+        write_record(made / CALIBRATION, calibrate(validation, run.beta, facts.model))
         parity = compare(run, made, records)
         write_record(made / PARITY, parity)
         worst = max(parity.image_difference, parity.text_difference)
@@ -92,6 +101,10 @@ def export_run(run_dir: Path, out: Path) -> Parity:
             raise ValueError(
                 f"the export differs from PyTorch by {worst:.2g}, at most {TOLERANCE:g} is accepted; nothing was kept"
             )
+        if int8:
+            r1, r1_int8 = quantise(made, records)
+            parity = replace(parity, r1=r1, r1_int8=r1_int8)
+            write_record(made / PARITY, parity)
         out.mkdir(exist_ok=True)
         for file in sorted(made.iterdir()):
             shutil.move(str(file), out / file.name)
@@ -158,13 +171,14 @@ def _preprocess(run: TrainedModel, run_dir: Path) -> Preprocess:
         width=model.embedding,
         branches=1 if model.architecture == "dual-encoder" else 2,
         beta=run.beta,
+        max_pixels=data.max_pixels,
     )
 
 
 def compare(run: TrainedModel, folder: Path, records: list[Record]) -> Parity:
     """Differences of an export from the run's model on images and captions, from file and text to embedding, and the time of one
     image and one text."""
-    towers, size = OnnxTowers(folder, threads=1), run.config.data.image_size
+    towers, size, most = OnnxTowers(folder, threads=1), run.config.data.image_size, run.config.data.max_pixels
     image_tower, text_tower = _ImageTower(run.model), _TextTower(run.model)
     paths = [record.path for record in records[:COMPARED]]
     texts = [text for record in records for text in record.captions][:COMPARED]
@@ -172,7 +186,7 @@ def compare(run: TrainedModel, folder: Path, records: list[Record]) -> Parity:
     with torch.inference_mode():
         for start in range(0, len(paths), BATCH):
             part = paths[start : start + BATCH]
-            expected = image_tower(normalise(torch.stack([decode(path, size) for path in part])))
+            expected = image_tower(normalise(torch.stack([decode(path, size, max_pixels=most) for path in part])))
             found = towers.embed_images(np.stack([towers.read_image(path.read_bytes(), str(path)) for path in part]))
             image_worst = max(image_worst, float(np.abs(expected.numpy() - found).max()))
         for start in range(0, len(texts), BATCH):
@@ -180,7 +194,7 @@ def compare(run: TrainedModel, folder: Path, records: list[Record]) -> Parity:
             batch = tokenize(run.tokenizer, words, run.config.data.text_length)
             expected = text_tower(batch.input_ids_BT, batch.attention_mask_BT)
             text_worst = max(text_worst, float(np.abs(expected.numpy() - towers.embed_texts(words)).max()))
-        pixels = decode(paths[0], size)[None]
+        pixels = decode(paths[0], size, max_pixels=most)[None]
         one = tokenize(run.tokenizer, texts[:1], run.config.data.text_length)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from training.config import EncoderConfig
 from training.models.pretrained import HALF, Backbone, Kind, load_backbone, rebuild, text_positions
 from training.models.small_encoders import small_bert, small_vit
+from training.models.word_pairs import WORD_WIDTH, WordVectors
 
 
 class _Backbone(nn.Module):
@@ -139,7 +140,9 @@ class TextEncoder(_Backbone):
                 f"TextEncoder: positions of RoBERTa count from its padding token: the tokenizer pads with {pad_id}, the "
                 f"weights of {config.pretrained!r} with {own.pad_token_id}"
             )
-        self.width: int = own.hidden_size
+        # Beside the tokens of a "deep" BERT, whose small width would be the rank of all text embeddings.
+        self.words = WordVectors(vocab_size, pad_id) if config.stem == "deep" and tower is None else None
+        self.width: int = own.hidden_size + (WORD_WIDTH if self.words else 0)
         heads = own.num_attention_heads
         layers = [
             nn.TransformerEncoderLayer(
@@ -158,6 +161,8 @@ class TextEncoder(_Backbone):
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """Token ids and mask (1 token, 0 padding), int64 (B, T) -> tokens (B, T, C); those of padding are undefined."""
         tokens_BTC = self._run(input_ids_BT, attention_mask=attention_mask_BT)
+        if self.words is not None:
+            tokens_BTC = torch.cat([tokens_BTC, self.words(input_ids_BT)], dim=2)
         for layer in self.adapter:
             tokens_BTC = layer(tokens_BTC, src_key_padding_mask=attention_mask_BT == 0)
         return tokens_BTC

@@ -15,10 +15,8 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 from training.config import EncoderConfig
 from training.models.bdam import RESIDUAL_SCALE
 from training.models.pretrained import ATTENTION
-from training.models.word_pairs import PAIRS, pair_numbers
+from training.models.word_pairs import PAIRS, WORD_STD, pair_numbers
 
-# Standard deviation that the words, and pairs of words, of a new BERT with a convolutional stem start from.
-WORD_STD = 0.1
 # Last linear map of an attention or a feed-forward part, by the end of its name (transformers before 5: output.dense).
 _LAST = ("o_proj", "fc2", "output.dense")
 

@@ -22,6 +22,7 @@ class Arguments:
 
     # Folder of a run that was evaluated.
     run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
+    # Where the data are now, if they were moved.
     data_root: Annotated[DataRoot, tyro.conf.arg(aliases=["--data"])] = None
     # The --out of `python -m training.experiment`, in place of RUN.
     experiment: Annotated[Path | None, tyro.conf.arg(metavar="OUT")] = None

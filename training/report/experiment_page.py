@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from training.config.ablations import FULL, REFERENCES
 from training.evaluation.experiment_result import COMPARED, Summary, TableRows, read_summary
-from training.evaluation.result import HEADINGS, METRICS, DataSummary, Throughput
+from training.evaluation.result import HEADINGS, METRICS, DataSummary, Metrics, Throughput
 from training.evaluation.significance import LEVEL, POWER
 from training.report import config_rows, learning_curves, plots, plots_paper, protocol_tables
 from training.report import radar as fusions
@@ -150,7 +150,7 @@ def _view(name: str, table: TableRows, summary: Summary) -> dict[str, Any]:
     return {
         "name": name,
         "title": table.title,
-        "parts": _parts(name, table, rows, compared, seeds),
+        "parts": _parts(name, table, rows, compared, summary),
         "missing": [row.label for row in table.rows if row.run is None],
         "machines": sentence,
         "mixed": mixed,
@@ -166,10 +166,11 @@ def _view(name: str, table: TableRows, summary: Summary) -> dict[str, Any]:
     }
 
 
-def _parts(name: str, table: TableRows, rows: Rows, compared: Compared, seeds: Sequence[int]) -> list[dict[str, Any]]:
+def _parts(name: str, table: TableRows, rows: Rows, compared: Compared, summary: Summary) -> list[dict[str, Any]]:
     if not rows:
         return []
-    parts = [_results(rows), *protocol_tables.of_table(name, rows), _every_value(rows, seeds)]
+    seeds, oracle = summary.seeds, summary.oracle
+    parts = [_results(rows, oracle), *protocol_tables.of_table(name, rows, oracle), _every_value(rows, seeds)]
     if compared:
         parts.append(differences(compared, len(seeds)))
     if table.noise:
@@ -190,7 +191,7 @@ def _part(title: str, head: list[str], rows: list[list[str]]) -> dict[str, Any]:
     return {"title": title, "head": head, "rows": rows}
 
 
-def _results(results: Rows) -> dict[str, Any]:
+def _results(results: Rows, oracle: dict[str, Metrics]) -> dict[str, Any]:
     rows = []
     for row, run in results:
         spread = [f" ± {std:.2f}" if (std := run.std[m]) is not None else "" for m in METRICS]
@@ -200,6 +201,8 @@ def _results(results: Rows) -> dict[str, Any]:
     for label, chance in reversed(chances.values()):
         name = "chance" if len(chances) == 1 else f"chance, {label}"
         rows.append([name, *(f"{chance[m]:.2f}" for m in METRICS)])
+    if ceiling := oracle.get(protocol_tables.CEILINGS["dual"]):
+        rows.append(["oracle, all words", *(f"{ceiling[m]:.2f}" for m in METRICS)])
     title = "Test split, percent: mean ± standard deviation over the seeds"
     return _part(title, ["", *HEADINGS.values()], rows)
 

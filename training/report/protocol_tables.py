@@ -7,10 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from training.config.ablations import PROTOCOLS
-from training.evaluation.experiment_result import COMPARED, MetricValues, RowResult, TableRow
+from training.evaluation.experiment_result import COMPARED, Comparison, MetricValues, RowResult, TableRow
 from training.evaluation.protocols.protocol_names import BESIDE_DUAL
 from training.evaluation.result import HEADINGS, METRICS, Metrics
 from training.evaluation.run_folder import Run
+from training.evaluation.significance import holm
+
+# Ceiling of each protocol: the label of an oracle's row. The words of other clothes would mislead one in `other-outfit`.
+CEILINGS = {
+    "dual": "oracle, all words",
+    "rerank": "oracle, all words",
+    "identity": "oracle, identity texts",
+    "other-outfit": "oracle, identity words, other outfits",
+}
 
 
 def of_run(run: Run) -> dict[str, Any]:
@@ -40,8 +49,11 @@ def _row(name: str, note: str, metrics: Metrics, chance: Metrics, queries: int) 
     return {"name": name, "note": note, "cells": cells}
 
 
-def of_table(table: str, rows: Sequence[tuple[TableRow, RowResult]]) -> list[dict[str, Any]]:
-    """Part of a page: R-1 and mAP of each row by the protocols of the table, and chance; nothing where only dual was measured."""
+def of_table(
+    table: str, rows: Sequence[tuple[TableRow, RowResult]], oracle: dict[str, Metrics]
+) -> list[dict[str, Any]]:
+    """Parts of a page: R-1 and mAP of each row by the protocols of the table, chance and ceiling, and the gain of rerank;
+    nothing where only dual was measured. oracle: metrics by the label of an oracle's row."""
     wanted = PROTOCOLS.get(table, ())
     results = [run.protocols or {} for _, run in rows]
     names = [name for name in BESIDE_DUAL if name in wanted and any(name in values for values in results)]
@@ -54,8 +66,31 @@ def of_table(table: str, rows: Sequence[tuple[TableRow, RowResult]]) -> list[dic
         cells.append([row.label, *(_spread(each, metric) for each in measured for metric in COMPARED)])
     chances = [rows[0][1].chance, *(next(values[n].chance for values in results if n in values) for n in names)]
     cells.append(["chance", *(f"{chance[metric]:.2f}" for chance in chances for metric in COMPARED)])
+    if oracle:
+        ceilings = [oracle.get(CEILINGS[name]) for name in ("dual", *names)]
+        cells.append(["oracle", *(f"{each[m]:.2f}" if each else "–" for each in ceilings for m in COMPARED)])
     title = "By protocol, percent, mean ± standard deviation: those in which the rows can differ"
-    return [{"title": title, "head": ["", *head], "rows": cells}]
+    parts = [{"title": title, "head": ["", *head], "rows": cells}]
+    gains = {row.label: c for row, run in rows if (c := _gain_of_rerank(run)) is not None}
+    return [*parts, _rerank_part(gains)] if gains else parts
+
+
+def _gain_of_rerank(run: RowResult) -> dict[str, Comparison] | None:
+    rerank = (run.protocols or {}).get("rerank")
+    return rerank and rerank.against_dual
+
+
+def _rerank_part(gains: dict[str, dict[str, Comparison]]) -> dict[str, Any]:
+    """Part of a page: difference of rerank to dual in the same runs; p is Holm's over the rows."""
+    cells = {label: [label] for label in gains}
+    for metric in COMPARED:
+        corrected = holm([gain[metric].p for gain in gains.values()])
+        for (label, gain), p in zip(gains.items(), corrected, strict=True):
+            ours = gain[metric]
+            interval = "–" if ours.low is None else f"{ours.low:+.2f} … {ours.high:+.2f}"
+            cells[label] += [f"{ours.delta:+.2f}", interval, "–" if p is None else f"{p:.4f}"]
+    head = [text for m in COMPARED for text in (f"Δ {HEADINGS[m]}", "95 % interval", "p, Holm")]
+    return {"title": "rerank minus dual, percentage points", "head": ["", *head], "rows": [*cells.values()]}
 
 
 def _spread(values: MetricValues | None, metric: str) -> str:

@@ -114,7 +114,7 @@ def case_sheet(case: Case, finder: Finder) -> str:
     rejected = [Result(row, 0.0, 0.0, 0.0) for row in finder.gallery.rows(case.ids("rejected"))]
     count = len(case.ids("confirmed"))
     subtitle = f"{count} confirmed, {len(rejected)} rejected. A likeness in images is no proof of identity."
-    return contact_sheet(case.name, subtitle, [*groups, ("Rejected", rejected)])
+    return contact_sheet(case.name, subtitle, [*groups, ("Rejected", rejected)], finder.embedder.max_pixels)
 
 
 def _now() -> str:

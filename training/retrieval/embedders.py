@@ -5,7 +5,6 @@ Shapes: N images or texts, H, W pixels, E embedding width.
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from training.data.checks import BROKEN
+from training.data.known_words import WORD, unknown_words
+from training.evaluation.calibration import CALIBRATION, Calibration
 from training.retrieval.store import About
-from training.utils.io import file_digest
+from training.utils.io import file_digest, read_record
 
 if TYPE_CHECKING:
     from training.engine.checkpoint import TrainedModel
@@ -33,6 +34,10 @@ class Embedder(ABC):
     image_size: tuple[int, int]
     # Longest text in tokens.
     text_length: int
+    # Images of more pixels are not read.
+    max_pixels: int
+    # None for a run that was not evaluated, or only by an earlier version.
+    calibration: Calibration | None = None
 
     @abstractmethod
     def embed_images(self, pixels_N3HW: np.ndarray) -> np.ndarray:
@@ -45,6 +50,15 @@ class Embedder(ABC):
     @abstractmethod
     def token_texts(self, text: str) -> list[str]:
         """Tokens of a text, not cut, without those that mark its ends."""
+
+    @abstractmethod
+    def unknown_words(self, words: Sequence[str]) -> list[str]:
+        """Those of `words` that the tokenizer does not know (data/known_words.py)."""
+
+    def match(self, text: str, pixels_N3HW: np.ndarray) -> np.ndarray:
+        """Log-odds that the fusion of the text with each image adds to its score, in units of the score; float32 (N,). Raises
+        ValueError for a model that has no fusion with a matching head."""
+        raise ValueError("re-ranking needs the fusion of a run folder (--run), which an exported model does not hold")
 
     @abstractmethod
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -67,6 +81,11 @@ class Embedder(ABC):
             raise ValueError("the model gives a text embedding that is zero or not finite: its weights are damaged")
         return (t_NE / norms_N1).astype(np.float32)
 
+    def is_familiar(self, text: str) -> bool:
+        """True for a text of words that the tokenizer knows, as those of the validation split are."""
+        words = WORD.findall(text)
+        return bool(words) and not self.unknown_words(words)
+
     def notes(self, text: str) -> list[str]:
         """Remarks on a text for its author: the part that the model does not read, and words that it has never seen."""
         tokens = self.token_texts(text)
@@ -76,8 +95,8 @@ class Embedder(ABC):
             found.append(
                 f"the model reads the first {self.text_length - 2} tokens of this text, which has {len(tokens)}"
             )
-        words = list(dict.fromkeys(re.findall(r"[^\W_]+", text.lower())))
-        unknown = [word for word in words if self._is_unknown(word)]
+        words = list(dict.fromkeys(WORD.findall(text)))
+        unknown = self.unknown_words(words)
         if unknown:
             some = f"words that the model has not learned: {', '.join(unknown[:8])}"
             none = "no word of this text was in the texts that the model learned from"
@@ -85,11 +104,6 @@ class Embedder(ABC):
         elif not words:
             found.append("this text has no words")
         return found
-
-    def _is_unknown(self, word: str) -> bool:
-        """True for a word of several letters that falls into single characters, or that has no token at all."""
-        pieces = [piece.removeprefix("##") for piece in self.token_texts(word)]
-        return "[UNK]" in pieces or (len(word) > 1 and all(len(piece) == 1 for piece in pieces))
 
 
 class TorchEmbedder(Embedder):
@@ -103,10 +117,12 @@ class TorchEmbedder(Embedder):
         self.run = run or checkpoint.load_run(run_dir, data_root, device)
         config = self.run.config
         self.image_size, self.text_length = config.data.image_size, config.data.text_length
+        self.max_pixels = config.data.max_pixels
         branches = 1 if config.model.architecture == "dual-encoder" else 2
         self.about = About(
             file_digest(Path(run_dir) / "best.pt"), config.model.embedding, branches, self.run.beta, str(run_dir)
         )
+        self.calibration = _read_calibration(Path(run_dir), self.about.model)
 
     def embed_images(self, pixels_N3HW: np.ndarray) -> np.ndarray:
         """See `Embedder`."""
@@ -115,7 +131,7 @@ class TorchEmbedder(Embedder):
         from training.data.images.transforms import normalise
 
         with torch.inference_mode():
-            found = self.run.model.embed_images(normalise(torch.from_numpy(pixels_N3HW).to(self.run.device)))
+            found = self.run.model.embed_images(normalise(torch.from_numpy(pixels_N3HW)).to(self.run.device))
         parts = [found.v_id_BE] + ([] if found.v_clo_BE is None else [found.v_clo_BE])
         return torch.cat(parts, dim=1).float().cpu().numpy()
 
@@ -123,11 +139,39 @@ class TorchEmbedder(Embedder):
         """See `Embedder`."""
         from training.data.images.transforms import decode
 
-        return decode(name, self.image_size, content).numpy()
+        return decode(name, self.image_size, content, self.max_pixels).numpy()
+
+    def match(self, text: str, pixels_N3HW: np.ndarray) -> np.ndarray:
+        """See `Embedder`."""
+        import torch
+
+        from training.data.images.transforms import normalise
+        from training.data.loader import tokenize
+
+        model = self.run.decoupling_model
+        if model.matching_head is None:
+            raise ValueError(
+                "re-ranking needs a model with a fusion and a matching head, which this run was trained without"
+            )
+        tokens = tokenize(self.run.tokenizer, [text], self.text_length).to(self.run.device)
+        with torch.inference_mode():
+            text_1TC = model.text(tokens.input_ids_BT, tokens.attention_mask_BT)
+            t_1E = model.embed_tokens(text_1TC, tokens.attention_mask_BT)
+            images = normalise(torch.from_numpy(pixels_N3HW).to(self.run.device))
+            image_NPC, count = model.fused_tokens(model.bdam(model.visual(images))), len(images)
+            text_NTC = text_1TC.expand(count, -1, -1)
+            fused = model.fuse_parts(image_NPC, text_NTC, tokens.attention_mask_BT.expand(count, -1))
+            logits_N = model.matching_head(fused.f_final_BE, t_1E.expand(count, -1))
+            # Protocol `rerank` adds the logit to score / temperature.
+            return (logits_N * model.temperature()).float().cpu().numpy()
 
     def token_texts(self, text: str) -> list[str]:
         """See `Embedder`."""
         return self.run.tokenizer.tokenize(text)
+
+    def unknown_words(self, words: Sequence[str]) -> list[str]:
+        """See `Embedder`."""
+        return unknown_words(self.run.tokenizer, words)
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         import torch
@@ -149,6 +193,8 @@ class OnnxEmbedder(Embedder):
         facts = self.towers.facts
         self.image_size, self.text_length = (facts.image_size[0], facts.image_size[1]), facts.text_length
         self.about = About(facts.model, facts.width, facts.branches, facts.beta, str(folder))
+        self.max_pixels = facts.max_pixels
+        self.calibration = _read_calibration(Path(folder), facts.model)
 
     def embed_images(self, pixels_N3HW: np.ndarray) -> np.ndarray:
         """See `Embedder`."""
@@ -162,8 +208,19 @@ class OnnxEmbedder(Embedder):
         """See `Embedder`."""
         return self.towers.token_texts(text)
 
+    def unknown_words(self, words: Sequence[str]) -> list[str]:
+        """See `Embedder`."""
+        return unknown_words(self.towers, words)
+
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         return self.towers.embed_texts(texts)
+
+
+def _read_calibration(folder: Path, checkpoint: str) -> Calibration | None:
+    """The calibration in a folder; None without one, or for one of another checkpoint."""
+    path = folder / CALIBRATION
+    found = read_record(path, Calibration) if path.is_file() else None
+    return found if found is not None and found.checkpoint == checkpoint else None
 
 
 def open_embedder(run: Path | None, onnx: Path | None, device: str = "auto") -> Embedder:

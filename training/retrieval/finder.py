@@ -8,34 +8,39 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
+from training.evaluation.calibration import KEPT, Calibration
 from training.retrieval.embedders import Embedder
 from training.retrieval.engines.engine import Engine, Filter, Metadata
 from training.retrieval.engines.exact import ExactEngine
 from training.retrieval.engines.faiss_engine import FaissEngine
 from training.retrieval.engines.qdrant_engine import QdrantEngine
-from training.retrieval.scoring import Query, best, combined, exact_scores
-from training.retrieval.store import Gallery, ImageRow, Snapshot
+from training.retrieval.scoring import Marks, Query, best, combined, exact_scores
+from training.retrieval.store import DATABASE, Gallery, ImageRow, Snapshot
 
 EngineName = Literal["exact", "faiss", "qdrant"]
 # Results that can be asked for at once.
 MOST_RESULTS = 10_000
 # An index of fewer images is built faster than it is read.
 SAVED_FROM = 20_000
-# Weights of the mean confirmed and the mean rejected image beside the query itself (Rocchio's feedback).
-CONFIRMED_WEIGHT, REJECTED_WEIGHT = 1.0, 0.25
+# Galleries of so many images are compared with their checksums when they are opened, in 60 ms; of larger ones the results are.
+CHECKED_AT_OPEN = 10_000
+# Candidates beyond k of a query with marks, which move many, and confirmed images that are searched for themselves.
+MARKED_CANDIDATES, MARKED_SEARCHES = 300, 8
 
 
 @dataclass(frozen=True)
 class Wanted:
     """Parts of a query; at least one text or image."""
 
-    # (text, weight) each.
+    # (text, weight) each; embeddings (E,) of other texts, and whether `Embedder.is_familiar` of them.
     texts: Sequence[tuple[str, float]] = ()
+    embedded_texts: Sequence[np.ndarray] = ()
+    familiar: bool = True
     # Ids of images of the gallery that look like the person, and embeddings (W,) of other images.
     images: Sequence[int] = ()
     vectors: Sequence[np.ndarray] = ()
@@ -49,10 +54,17 @@ class Result:
     """One image that was found."""
 
     image: ImageRow
-    # score = identity + beta * clothing.
+    # score = identity + beta * clothing + marks.
     score: float
     identity: float
     clothing: float
+    # Part of the confirmed and rejected images.
+    marks: float = 0.0
+    # Share of right images at this score on the validation split; None without calibration, and for other queries than one
+    # text of words that the model knows.
+    share: float | None = None
+    # Gain by the fusion of the text with this image (reranking.py).
+    match: float | None = None
 
 
 @dataclass
@@ -69,7 +81,8 @@ class _Loaded:
 
 
 class Finder:
-    """A gallery, a model of its texts and an engine. Raises ValueError when gallery and model do not belong together."""
+    """A gallery, a model of its texts and an engine. Raises ValueError when gallery and model do not belong together or the
+    gallery is damaged."""
 
     def __init__(self, gallery: Gallery, embedder: Embedder, engine: EngineName = "exact") -> None:
         gallery.require_model(embedder.about.model, embedder.about.source)
@@ -77,12 +90,24 @@ class Finder:
         self._refreshing = threading.Lock()
         version = gallery.version()
         snapshot = gallery.snapshot()
+        if len(snapshot) <= CHECKED_AT_OPEN:
+            for row in gallery.all_rows():
+                self._require_intact(row, snapshot)
         self._loaded = _Loaded(snapshot, self._build(snapshot), version)
 
     @property
     def beta(self) -> float:
         """Clothing weight that validation chose."""
         return self.gallery.about.beta
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Calibration of the model's scores."""
+        return self.embedder.calibration
+
+    def least(self, query: Query) -> float | None:
+        """Score that the best image reaches for nearly every query of validation; None where `Result.share` is."""
+        return self.calibration.least(query.beta) if self.calibration is not None and query.is_text else None
 
     @property
     def snapshot(self) -> Snapshot:
@@ -120,18 +145,20 @@ class Finder:
         if wanted.texts:
             embedded = self.embedder.embed_texts([text for text, _ in wanted.texts])
             parts += [(t_E, t_E, weight) for t_E, (_, weight) in zip(embedded, wanted.texts, strict=True)]
+        parts += [(t_E, t_E, 1.0) for t_E in wanted.embedded_texts]
+        familiar = wanted.familiar and all(self.embedder.is_familiar(text) for text, _ in wanted.texts)
+        is_text = len(parts) == 1 and parts[0][2] > 0 and familiar
         for row_W in [*self._rows(wanted.images, snapshot), *wanted.vectors]:
             parts.append((row_W[:width], row_W[-width:], 1.0))
-        if not parts and not wanted.confirmed:
+        confirmed, rejected = (self._rows(ids, snapshot) for ids in (wanted.confirmed, wanted.rejected))
+        if not parts and not confirmed:
             raise ValueError("a query needs a text or an image")
-        if parts:
-            parts = [(*_combined_sides(parts), 1.0)]
-        for ids, weight in ((wanted.confirmed, CONFIRMED_WEIGHT), (wanted.rejected, -REJECTED_WEIGHT)):
-            rows = self._rows(ids, snapshot)
-            if rows:
-                mean_W = np.mean(rows, axis=0)
-                parts.append((mean_W[:width], mean_W[-width:], weight))
-        return Query(*_combined_sides(parts), beta)
+        is_text = is_text and len(parts) == 1 and not confirmed and not rejected
+        # Without a query of its own, the confirmed images are it.
+        sides = _combined_sides(parts or [(row_W[:width], row_W[-width:], 1.0) for row_W in confirmed])
+        table_width = self.gallery.table_width
+        marks = Marks(*(np.array(rows, np.float32).reshape(-1, table_width) for rows in (confirmed, rejected)))
+        return Query(*sides, beta, is_text, marks if confirmed or rejected else None)
 
     def embed_image(self, content: bytes, name: str) -> np.ndarray:
         """Embedding (W,) of the bytes of an image file. Raises ValueError for one that cannot be read."""
@@ -154,22 +181,50 @@ class Finder:
     def search(self, query: Query, k: int, where: Filter | None = None) -> list[Result]:
         """The best k images that fulfil the filter, highest score first; of equal scores the earlier image.
 
-        Raises ValueError for k below 1 or above MOST_RESULTS.
+        Raises ValueError for k below 1 or above MOST_RESULTS, and for a damaged image among them.
         """
         if not 1 <= k <= MOST_RESULTS:
             raise ValueError(f"k must be from 1 to {MOST_RESULTS}, got {k}")
         loaded, where = self._loaded, where or Filter()
-        query_W = query.vector(self.gallery.about.branches)
-        found = np.sort(loaded.engine.search(query_W, k, where))
+        ids_M = self._candidates(loaded.engine, query, k, where)
         # An engine outside this process may hold images that this snapshot does not.
-        found = found[np.isin(found, loaded.ids)] if self.engine_name == "qdrant" else found
-        table_MW = loaded.snapshot.table_PW[loaded.snapshot.positions(found)]
+        ids_M = ids_M[np.isin(ids_M, loaded.ids)] if self.engine_name == "qdrant" else ids_M
+        table_MW = loaded.snapshot.table_PW[loaded.snapshot.positions(ids_M)]
         scores = exact_scores(table_MW, query)
-        order = best(scores[0], k)
-        rows = {row.id: row for row in self.gallery.rows(found[order].tolist())}
-        values = zip(found[order].tolist(), *(part[order].tolist() for part in scores), strict=True)
+        order = best(scores.score_M, k)
+        rows = {row.id: row for row in self.gallery.rows(ids_M[order].tolist())}
+        values = zip(ids_M[order].tolist(), *(part[order].tolist() for part in vars(scores).values()), strict=True)
+        for row in rows.values():
+            self._require_intact(row, loaded.snapshot)
         # An image that was removed meanwhile has no row.
-        return [Result(rows[i], *numbers) for i, *numbers in values if i in rows]
+        found = [Result(rows[i], *numbers) for i, *numbers in values if i in rows]
+        if self.calibration is None or not query.is_text:
+            return found
+        share, count = self.calibration.share, len(loaded.ids)
+        return [replace(result, share=share(result.score, query.beta, count)) for result in found]
+
+    def _candidates(self, engine: Engine, query: Query, k: int, where: Filter) -> np.ndarray:
+        """Ids, in rising order, among which the best k are; with marks also those close to the confirmed images."""
+        branches, width = self.gallery.about.branches, self.gallery.about.width
+        if query.marks is None:
+            return np.sort(engine.search(query.vector(branches), k, where))
+        latest = query.marks.confirmed_CW[-MARKED_SEARCHES:]
+        queries = [query, *(Query(row_W[:width], row_W[-width:], query.beta) for row_W in latest)]
+        return np.unique(
+            np.concatenate([engine.search(q.vector(branches), k + MARKED_CANDIDATES, where) for q in queries])
+        )
+
+    def _require_intact(self, row: ImageRow, snapshot: Snapshot) -> None:
+        at = row.position
+        # Added or moved since the snapshot: not of this table.
+        known = at < len(snapshot.ids_P) and snapshot.ids_P[at] == row.id
+        if known and not row.is_intact(snapshot.table_PW[at]):
+            folder = self.gallery.folder
+            raise ValueError(
+                f"{self.gallery.table(snapshot.generation)} or {DATABASE} is damaged: embedding or facts of {row.path} are not "
+                "those that were added; "
+                f"`python -m training.gallery check {folder}` names all such images, which have to be removed and added again"
+            )
 
     def close(self) -> None:
         """Frees the engine and closes the gallery."""
@@ -198,6 +253,14 @@ class Finder:
         if not read and count >= SAVED_FROM and os.access(self.gallery.folder, os.W_OK):
             embedded.save(path)
         return embedded
+
+
+def nothing_good(best: float, least: float) -> str:
+    """Sentence for a query whose best image does not reach `Finder.least`."""
+    return (
+        f"nothing good found: the best image scores {best:.2f}; for {100 * KEPT:.0f} of 100 queries of the validation split the "
+        f"best one scores {least:.2f} or more"
+    )
 
 
 def _combined_sides(parts: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> tuple[np.ndarray, np.ndarray]:

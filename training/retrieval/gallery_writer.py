@@ -5,16 +5,19 @@ Shapes: N images, W width of the table.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from training.retrieval.store import COLUMNS, DATABASE, LOCK, Gallery, ImageRow
+from training.retrieval.database import DAMAGED, PATIENCE, naming_database
+from training.retrieval.store import COLUMNS, DATABASE, Gallery, ImageRow
+from training.utils.io import naming_full_disk
+from training.utils.locks import folder_lock
 
 # Positions of removed images are reclaimed when they are more than this share of the table.
 MOST_GAPS = 0.25
@@ -23,14 +26,8 @@ COMPACTED_AT_ONCE = 4096
 
 @contextmanager
 def open_writer(gallery: Gallery) -> Iterator[GalleryWriter]:
-    """The writer of a gallery. Raises BlockingIOError when another process writes, OSError when the folder cannot be written."""
-    with open(gallery.folder / LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(
-                f"gallery {gallery.folder}: another process is changing it; wait until it has ended"
-            ) from None
+    """The writer of a gallery. Raises RuntimeError when another process writes, OSError when the folder cannot be written."""
+    with folder_lock(gallery.folder):
         writer = GalleryWriter(gallery)
         try:
             yield writer
@@ -42,10 +39,12 @@ class GalleryWriter:
     """Changes of a gallery, each in the gallery as a whole or not at all; made by `open_writer`."""
 
     def __init__(self, gallery: Gallery) -> None:
-        self.gallery = gallery
-        self.connection = sqlite3.connect(gallery.folder / DATABASE, timeout=60)
-        self.connection.execute("PRAGMA synchronous=FULL")
-        self.generation = self._one("SELECT value FROM about WHERE key = 'generation'")
+        self.gallery, self.path = gallery, gallery.folder / DATABASE
+        with naming_database(self.path):
+            self.connection = sqlite3.connect(self.path, timeout=PATIENCE)
+            self.connection.execute("PRAGMA synchronous=FULL")
+            self._upgrade()
+        self.generation = self._stored("generation")
         for path in gallery.folder.glob("table-*.f32"):
             # Left by a process that was killed while it compacted.
             if path != gallery.table(self.generation):
@@ -53,6 +52,10 @@ class GalleryWriter:
 
     def close(self) -> None:
         """Ends writing."""
+        with suppress(sqlite3.Error):
+            # Out of the log, of which SQLite passes over what is damaged and all that follows, and says nothing.
+            self.connection.execute("PRAGMA busy_timeout = 1000")
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self.connection.close()
 
     def add(self, rows: Sequence[ImageRow], table_NW: np.ndarray) -> None:
@@ -68,30 +71,47 @@ class GalleryWriter:
                 "the model gives embeddings that are not finite (NaN or infinite): its weights are damaged"
             )
         # Not the last position in use: readers may still have the images that were removed behind it.
-        start = self._one("SELECT value FROM about WHERE key = 'end'")
+        start = max(self._stored("end"), self._one("SELECT coalesce(max(position), -1) + 1 FROM images"))
         path = self.gallery.table(self.generation)
-        with open(path, "r+b" if path.exists() else "w+b") as file:
+        table_NW = np.ascontiguousarray(table_NW)
+        with naming_full_disk(path), open(path, "r+b" if path.exists() else "w+b") as file:
             # Over what a killed process may have left behind the last committed position.
             file.seek(start * self.gallery.table_width * 4)
-            file.write(np.ascontiguousarray(table_NW).tobytes())
+            file.write(table_NW.tobytes())
             file.flush()
             os.fsync(file.fileno())
         with self._change():
             self.connection.executemany("DELETE FROM images WHERE path = ?", [(row.path,) for row in rows])
             self.connection.executemany(
-                f"INSERT INTO images ({COLUMNS}) VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT INTO images ({COLUMNS}) VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (start + i, r.path, r.size, r.mtime, r.sha256, r.camera, r.time, json.dumps(r.more, sort_keys=True))
-                    for i, r in enumerate(rows)
+                    (
+                        start + i,
+                        r.path,
+                        r.size,
+                        r.mtime,
+                        r.sha256,
+                        r.camera,
+                        r.time,
+                        _text(r),
+                        r.facts_crc() ^ zlib.crc32(row_W),
+                    )
+                    for i, (r, row_W) in enumerate(zip(rows, table_NW, strict=True))
                 ],
             )
             self._set("end", start + len(rows))
+            self._set("images", self._one("SELECT count(*) FROM images"))
 
     def update_metadata(self, row: ImageRow) -> None:
         """Writes camera, time and other columns of an image that is in the gallery."""
-        values = (row.camera, row.time, json.dumps(row.more, sort_keys=True), row.id)
+        found = self.gallery.rows([row.id])
+        # Not made anew: a damaged embedding stays one.
+        change = found[0].facts_crc() ^ row.facts_crc() if found else 0
+        values = (row.camera, row.time, _text(row), change, change, row.id)
+        # SQLite has no XOR.
+        sql = "UPDATE images SET camera = ?, time = ?, more = ?, crc = (crc | ?) - (crc & ?) WHERE id = ?"
         with self._change():
-            self.connection.execute("UPDATE images SET camera = ?, time = ?, more = ? WHERE id = ?", values)
+            self.connection.execute(sql, values)
 
     def remove(self, ids: Iterable[int]) -> int:
         """Removes images and returns how many there were; reclaims their positions when gaps are many."""
@@ -99,7 +119,8 @@ class GalleryWriter:
             before = self._one("SELECT count(*) FROM images")
             self.connection.executemany("DELETE FROM images WHERE id = ?", [(int(i),) for i in ids])
             left = self._one("SELECT count(*) FROM images")
-        end = self._one("SELECT value FROM about WHERE key = 'end'")
+            self._set("images", left)
+        end = self._stored("end")
         if end - left > MOST_GAPS * end:
             self._compact(left)
         return before - left
@@ -107,9 +128,10 @@ class GalleryWriter:
     def _compact(self, count: int) -> None:
         """Copies the table without its gaps; readers keep the old file, which they have mapped."""
         old, new = self.gallery.table(self.generation), self.gallery.table(self.generation + 1)
-        found = self.connection.execute("SELECT id, position FROM images ORDER BY position").fetchall()
+        with naming_database(self.path):
+            found = self.connection.execute("SELECT id, position FROM images ORDER BY position").fetchall()
         positions = np.array([position for _, position in found], np.int64)
-        with open(new, "wb") as file:
+        with naming_full_disk(new), open(new, "wb") as file:
             if count:
                 table_PW = np.memmap(old, np.float32, "r", shape=(positions[-1] + 1, self.gallery.table_width))
                 for start in range(0, count, COMPACTED_AT_ONCE):
@@ -124,15 +146,35 @@ class GalleryWriter:
         self.generation += 1
         old.unlink(missing_ok=True)
 
+    def _upgrade(self) -> None:
+        """Adds what the database of an earlier version lacks."""
+        if "crc" not in [row[1] for row in self.connection.execute("PRAGMA table_info(images)")]:
+            with self.connection:
+                self.connection.execute("ALTER TABLE images ADD COLUMN crc INTEGER")
+                self.connection.execute("INSERT INTO about VALUES ('crc', ?)", (str(self.gallery.about.crc()),))
+                self.connection.execute("INSERT INTO about SELECT 'images', count(*) FROM images")
+
     @contextmanager
     def _change(self) -> Iterator[None]:
         """A transaction, which is counted."""
-        with self.connection:
+        with naming_database(self.path), self.connection:
             yield
             self.connection.execute("UPDATE about SET value = value + 1 WHERE key = 'changes'")
 
     def _set(self, key: str, value: int) -> None:
         self.connection.execute("UPDATE about SET value = ? WHERE key = ?", (str(value), key))
 
-    def _one(self, sql: str) -> int:
-        return int(self.connection.execute(sql).fetchone()[0])
+    def _stored(self, key: str) -> int:
+        return self._one("SELECT value FROM about WHERE key = ?", key)
+
+    def _one(self, sql: str, *values: str) -> int:
+        with naming_database(self.path):
+            found = self.connection.execute(sql, values).fetchone()
+        try:
+            return int(found[0])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is damaged: {error}; {DAMAGED}") from error
+
+
+def _text(row: ImageRow) -> str:
+    return json.dumps(row.more, sort_keys=True)

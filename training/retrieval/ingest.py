@@ -175,17 +175,18 @@ def remove_images(gallery: Gallery, paths: Iterable[str], missing: bool) -> int:
 
 
 def check_images(gallery: Gallery, content: bool, progress: Callable[[int], None]) -> Iterator[tuple[str, str]]:
-    """Yields path and fault of each image: file gone or changed (with `content` by its digest, else by size and time), embedding
-    not of unit length."""
+    """Yields path and fault of the database and each image: rows that are missing from an index, facts or embedding not those
+    that were added, embedding not of unit length, file gone or changed (with `content` by its digest, else by size and time)."""
+    yield from ((str(gallery.folder / DATABASE), f"damaged: {fault}") for fault in gallery.faults())
     snapshot, width = gallery.snapshot(), gallery.about.width
     for done, row in enumerate(gallery.all_rows(), 1):
         progress(done)
         if row.position < len(snapshot.table_PW):
-            parts = snapshot.table_PW[row.position].reshape(-1, width).astype(np.float64)
-            lengths = np.linalg.norm(parts, axis=1)
+            embedding_W = snapshot.table_PW[row.position]
+            lengths = np.linalg.norm(embedding_W.reshape(-1, width).astype(np.float64), axis=1)
             # NaN is not near 1 either.
-            if not bool((np.abs(lengths - 1) < LENGTH_TOLERANCE).all()):
-                yield row.path, "damaged embedding: remove the image and add it again"
+            if not (row.is_intact(embedding_W) and bool((np.abs(lengths - 1) < LENGTH_TOLERANCE).all())):
+                yield row.path, "damaged embedding or facts: remove the image and add it again"
         path = Path(row.path)
         if not path.is_file():
             yield row.path, "the file does not exist"

@@ -13,10 +13,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from training.config import MAX_PIXELS
 from training.data.images.reading import DAMAGED, open_image, to_rgb
 from training.retrieval.finder import Result
 from training.retrieval.image_names import format_time
-from training.utils.io import write_bytes
 
 # Twice the size on the page.
 BOX = (192, 384)
@@ -33,6 +33,9 @@ def as_dict(result: Result) -> dict[str, Any]:
         "score": result.score,
         "identity": result.identity,
         "clothing": result.clothing,
+        "marks": result.marks,
+        "share": result.share,
+        "match": result.match,
         "camera": image.camera,
         "time": image.time,
         "sha256": image.sha256,
@@ -54,21 +57,24 @@ def to_csv(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def results_csv(results: Sequence[Result]) -> str:
-    """CSV of results: rank, score and its parts, path, camera, time and the columns of the metadata."""
+    """CSV of results: rank, score, share and parts of the score, path, camera, time and the columns of the metadata."""
     more = sorted({name for result in results for name in result.image.more})
-    rows: list[list[Any]] = [["rank", "score", "identity", "clothing", "path", "camera", "time", "sha256", *more]]
+    rows: list[list[Any]] = [
+        ["rank", "score", "share", "identity", "clothing", "path", "camera", "time", "sha256", *more]
+    ]
     for rank, result in enumerate(results, 1):
         image = result.image
-        numbers = [round(value, 6) for value in (result.score, result.identity, result.clothing)]
+        values = result.score, result.share, result.identity, result.clothing
+        numbers = ["" if value is None else round(value, 6) for value in values]
         facts = [image.path, image.camera, format_time(image.time), image.sha256]
         rows.append([rank, *numbers, *facts, *(image.more.get(name, "") for name in more)])
     return to_csv(rows)
 
 
-def thumbnail_bytes(path: Path, box: tuple[int, int] = BOX) -> bytes | None:
-    """JPEG of an image, shrunk to fit `box` (width, height); None when it is missing or cannot be read."""
+def thumbnail_bytes(path: Path, box: tuple[int, int] = BOX, max_pixels: int = MAX_PIXELS) -> bytes | None:
+    """JPEG of an image, shrunk to fit `box` (width, height); None when it is missing or cannot be read, or has more pixels."""
     try:
-        with open_image(path.read_bytes()) as image:
+        with open_image(path.read_bytes(), max_pixels) as image:
             # Lets the JPEG decoder skip what the thumbnail does not show.
             image.draft("RGB", (box[0] * 2, box[1] * 2))
             small = to_rgb(image)
@@ -80,12 +86,15 @@ def thumbnail_bytes(path: Path, box: tuple[int, int] = BOX) -> bytes | None:
     return buffer.getvalue()
 
 
-def contact_sheet(title: str, subtitle: str, groups: Sequence[tuple[str, Sequence[Result]]]) -> str:
-    """A page of images in groups, without any reference to the outside."""
-    cells = [
-        (heading, [(result, _data_uri(Path(result.image.path)), format_time(result.image.time)) for result in results])
-        for heading, results in groups
-    ]
+def contact_sheet(
+    title: str, subtitle: str, groups: Sequence[tuple[str, Sequence[Result]]], max_pixels: int = MAX_PIXELS
+) -> str:
+    """A page of images in groups, without any reference to the outside; images of more pixels are not shown."""
+    cells = []
+    for heading, results in groups:
+        images = [_data_uri(Path(result.image.path), max_pixels) for result in results]
+        times = [format_time(result.image.time) for result in results]
+        cells.append((heading, list(zip(results, images, times, strict=True))))
     folder = Path(__file__).parent / "web" / "templates"
     environment = Environment(
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -93,14 +102,9 @@ def contact_sheet(title: str, subtitle: str, groups: Sequence[tuple[str, Sequenc
     return environment.get_template("contact_sheet.html.j2").render(title=title, subtitle=subtitle, groups=cells)
 
 
-def _data_uri(path: Path) -> str | None:
-    content = thumbnail_bytes(path)
+def _data_uri(path: Path, max_pixels: int) -> str | None:
+    content = thumbnail_bytes(path, BOX, max_pixels)
     return None if content is None else "data:image/jpeg;base64," + base64.b64encode(content).decode("ascii")
-
-
-def write_sheet(path: Path, title: str, subtitle: str, groups: Sequence[tuple[str, Sequence[Result]]]) -> None:
-    """Writes a contact sheet, atomically."""
-    write_bytes(path, contact_sheet(title, subtitle, groups).encode())
 
 
 def copy_images(results: Sequence[Result], folder: Path) -> int:

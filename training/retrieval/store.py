@@ -4,11 +4,14 @@ Files of a gallery folder:
 
     gallery.db      SQLite: the model that the embeddings are from, and one row per image
     table-G.f32     float32 (P, W): one position per image, [v_id; v_clo], memory-mapped; G counts compactions
-    lock            held by the writing process
+    .lock           held by the writing process, and only then there
     cases/          confirmed and rejected images (cases.py)
 
 A batch is in the gallery when its rows are committed in gallery.db, after its embeddings are on the disk: a killed writer loses
 the batch that it was working on and nothing else. Readers map the table and read a snapshot of the rows; they wait for nobody.
+
+Each row has a checksum of itself and its embedding, CRC-32 of the one XOR that of the other, so that metadata can change without
+the embedding; the model has one too, and the number of images is stored. Galleries of earlier versions lack them.
 
 Shapes: N images, P positions of the table, W its width (E, or 2 E with a clothing branch), E embedding width.
 """
@@ -19,23 +22,29 @@ import json
 import os
 import sqlite3
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-DATABASE, LOCK = "gallery.db", "lock"
+from training.retrieval.database import DAMAGED, naming_database, open_reader
+from training.utils.locks import folder_lock
+
+DATABASE = "gallery.db"
 FORMAT = 1
 _SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE images (
   id INTEGER PRIMARY KEY AUTOINCREMENT, position INTEGER NOT NULL UNIQUE, path TEXT NOT NULL UNIQUE,
-  size INTEGER NOT NULL, mtime INTEGER NOT NULL, sha256 TEXT NOT NULL, camera TEXT NOT NULL, time REAL, more TEXT NOT NULL
+  size INTEGER NOT NULL, mtime INTEGER NOT NULL, sha256 TEXT NOT NULL, camera TEXT NOT NULL, time REAL, more TEXT NOT NULL,
+  crc INTEGER
 );
 """
-COLUMNS = "id, position, path, size, mtime, sha256, camera, time, more"
+COLUMNS = "id, position, path, size, mtime, sha256, camera, time, more, crc"
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,10 @@ class About:
     # Run folder or export folder at the time, for the reader.
     source: str = ""
     format: int = FORMAT
+
+    def crc(self) -> int:
+        """Checksum of all fields."""
+        return zlib.crc32(json.dumps(asdict(self), sort_keys=True).encode())
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,18 @@ class ImageRow:
     # Number of the image, never used again, and its place in the table; given by the gallery.
     id: int = -1
     position: int = -1
+    # Checksum of these facts and the embedding; None in galleries of earlier versions.
+    crc: int | None = None
+
+    def facts_crc(self) -> int:
+        """Checksum of what the gallery was told of the image."""
+        more, time = json.dumps(self.more, sort_keys=True), None if self.time is None else float(self.time)
+        facts = (self.path, self.size, self.mtime, self.sha256, self.camera, time, more)
+        return zlib.crc32("\0".join(map(str, facts)).encode())
+
+    def is_intact(self, embedding_W: np.ndarray) -> bool:
+        """True where the facts and the embedding are those that were added, or nothing is known."""
+        return self.crc is None or self.crc == self.facts_crc() ^ zlib.crc32(embedding_W.tobytes())
 
 
 @dataclass(frozen=True)
@@ -111,39 +136,42 @@ class Gallery:
                 f"{folder} is no gallery: there is no {DATABASE}; `python -m training.gallery add` makes one"
             )
         self._lock = threading.Lock()
-        self._connection = _connect(path)
         try:
+            self._connection = open_reader(path)
             stored = dict(self._connection.execute("SELECT key, value FROM about"))
             values = {key: json.loads(stored[key]) for key in About.__dataclass_fields__}
             self.about = About(**values)
-        except (sqlite3.DatabaseError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is damaged or not the database of a gallery: {error}") from error
+            columns = [row[1] for row in self._connection.execute("PRAGMA table_info(images)")]
+            intact = "crc" not in stored or int(stored["crc"]) == self.about.crc()
+        except (sqlite3.DatabaseError, KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged or not the database of a gallery: {error}; {DAMAGED}") from error
         if self.about.format != FORMAT:
             raise ValueError(f"{path} has format {self.about.format}, expected {FORMAT}")
+        if not intact:
+            raise ValueError(f"{path} is damaged: what it says of its model is not what was written; {DAMAGED}")
+        self._columns = COLUMNS if "crc" in columns else COLUMNS.replace("crc", "NULL")
 
     @classmethod
     def create(cls, folder: Path | str, about: About) -> Gallery:
         """A new, empty gallery in a folder that holds none. Raises FileExistsError when it does."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / DATABASE
-        if path.exists():
-            raise FileExistsError(f"{folder} holds a gallery already")
-        # Made aside: a killed process leaves no half gallery.
-        temporary = folder / f".{DATABASE}.{os.getpid()}.tmp"
-        temporary.unlink(missing_ok=True)
-        connection = sqlite3.connect(temporary)
-        with connection:
-            connection.executescript(_SCHEMA)
-            pairs = [
-                (key, json.dumps(value))
-                for key, value in {**asdict(about), "generation": 0, "end": 0, "changes": 0}.items()
-            ]
-            connection.executemany("INSERT INTO about VALUES (?, ?)", pairs)
-        # Readers see the state before a write in progress, without waiting.
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.close()
-        os.replace(temporary, path)
+        with folder_lock(folder), naming_database(path):
+            if path.exists():
+                raise FileExistsError(f"{folder} holds a gallery already")
+            # Made aside, so that a killed process leaves no half gallery, but the files of its own.
+            temporary = f".{DATABASE}.tmp"
+            for left in folder.glob(f"{temporary}*"):
+                left.unlink()
+            with closing(sqlite3.connect(folder / temporary)) as connection:
+                with connection:
+                    connection.executescript(_SCHEMA)
+                    state = {**asdict(about), "crc": about.crc(), "generation": 0, "end": 0, "changes": 0, "images": 0}
+                    pairs = [(key, json.dumps(value)) for key, value in state.items()]
+                    connection.executemany("INSERT INTO about VALUES (?, ?)", pairs)
+                # Readers see the state before a write in progress, without waiting.
+                connection.execute("PRAGMA journal_mode=WAL")
+            os.replace(folder / temporary, path)
         return cls(folder)
 
     @property
@@ -161,11 +189,12 @@ class Gallery:
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of an SQL query, from any thread."""
-        with self._lock:
-            try:
-                return self._connection.execute(sql, values).fetchall()
-            except sqlite3.DatabaseError as error:
-                raise ValueError(f"{self.folder / DATABASE} cannot be read: {error}") from error
+        with self._lock, naming_database(self.folder / DATABASE):
+            return self._connection.execute(sql, values).fetchall()
+
+    def faults(self) -> list[str]:
+        """Faults that SQLite finds in its own structure."""
+        return [text for (text,) in self.query("PRAGMA integrity_check(20)") if text != "ok"]
 
     def count(self) -> int:
         """Number of images."""
@@ -182,38 +211,50 @@ class Gallery:
             part = [int(i) for i in ids[start : start + 500]]
             marks = ",".join("?" * len(part))
             found |= {
-                r.id: r for r in map(_row, self.query(f"SELECT {COLUMNS} FROM images WHERE id IN ({marks})", part))
+                r.id: r
+                for r in map(self._row, self.query(f"SELECT {self._columns} FROM images WHERE id IN ({marks})", part))
             }
         return [found[int(i)] for i in ids if int(i) in found]
 
     def row_of(self, path: str) -> ImageRow | None:
         """The image of this path; None when it is not in the gallery."""
-        found = self.query(f"SELECT {COLUMNS} FROM images WHERE path = ?", (path,))
-        return _row(found[0]) if found else None
+        found = self.query(f"SELECT {self._columns} FROM images WHERE path = ?", (path,))
+        return self._row(found[0]) if found else None
 
     def all_rows(self) -> Iterator[ImageRow]:
         """Every image in the order of the table, read in parts."""
         last = -1
         while found := self.query(
-            f"SELECT {COLUMNS} FROM images WHERE position > ? ORDER BY position LIMIT 4096", (last,)
+            f"SELECT {self._columns} FROM images WHERE position > ? ORDER BY position LIMIT 4096", (last,)
         ):
-            yield from map(_row, found)
+            yield from map(self._row, found)
             last = found[-1][1]
 
     def snapshot(self) -> Snapshot:
-        """The images as they are now."""
+        """The images as they are now. Raises ValueError for a damaged gallery, FileNotFoundError without its table."""
         while True:
-            # One statement sees one moment.
-            rows = self.query(
-                "SELECT position, id, camera, time, more, (SELECT value FROM about WHERE key = 'generation') "
-                "FROM images ORDER BY position"
-            )
+            stored, rows = self._moment()
             try:
-                return self._snapshot(int(rows[0][5]) if rows else -1, rows)
+                if "images" in stored and int(stored["images"]) != len(rows):
+                    raise ValueError(f"{len(rows)} of {stored['images']} images are found")
+                return self._snapshot(int(stored["generation"]), rows)
             except FileNotFoundError:
                 # Compacted since: the next generation is in the database.
-                if int(self.query("SELECT value FROM about WHERE key = 'generation'")[0][0]) == int(rows[0][5]):
+                if self._moment()[0]["generation"] == stored["generation"]:
                     raise
+            except (KeyError, TypeError, IndexError, OverflowError, ValueError) as error:
+                raise ValueError(f"{self.folder / DATABASE} is damaged: {error}; {DAMAGED}") from error
+
+    def _moment(self) -> tuple[dict[str, str], list[tuple[Any, ...]]]:
+        """Values stored of the gallery, and position, id, camera, time and further columns of each image, of one moment."""
+        with self._lock, naming_database(self.folder / DATABASE):
+            self._connection.execute("BEGIN")
+            try:
+                stored = dict(self._connection.execute("SELECT key, value FROM about"))
+                sql = "SELECT position, id, camera, time, more FROM images ORDER BY position"
+                return stored, self._connection.execute(sql).fetchall()
+            finally:
+                self._connection.rollback()
 
     def _snapshot(self, generation: int, rows: list[tuple[Any, ...]]) -> Snapshot:
         count = rows[-1][0] + 1 if rows else 0
@@ -221,7 +262,7 @@ class Gallery:
         if count:
             path = self.table(generation)
             if path.stat().st_size < count * self.table_width * 4:
-                raise ValueError(f"{path} is shorter than its {count} images; embed them again in a new gallery")
+                raise ValueError(f"{path} is shorter than its {count} images")
             table_PW = np.memmap(path, np.float32, "r", shape=(count, self.table_width))
         positions = np.fromiter((row[0] for row in rows), np.int64, len(rows))
         ids_P, times_P = np.full(count, -1, np.int64), np.full(count, np.nan)
@@ -242,27 +283,15 @@ class Gallery:
         """Path of the table of a generation."""
         return self.folder / f"table-{generation}.f32"
 
+    def _row(self, values: tuple[Any, ...]) -> ImageRow:
+        try:
+            image, position, path, size, mtime, sha256, camera, time, more, crc = values
+            row = ImageRow(path, size, mtime, sha256, camera, time, json.loads(more), image, position, crc)
+            row.facts_crc()
+            return row
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.folder / DATABASE} is damaged: {error}; {DAMAGED}") from error
+
     def close(self) -> None:
         """Closes the database."""
         self._connection.close()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """A connection that never writes; `immutable` where the folder forbids even the files that a WAL reader shares."""
-    for options in ("mode=ro", "mode=ro&immutable=1"):
-        connection = sqlite3.connect(
-            f"{path.resolve().as_uri()}?{options}", uri=True, check_same_thread=False, timeout=60
-        )
-        try:
-            connection.execute("SELECT count(*) FROM about")
-            return connection
-        except sqlite3.OperationalError:
-            connection.close()
-        except sqlite3.DatabaseError:
-            break
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-
-
-def _row(values: tuple[Any, ...]) -> ImageRow:
-    image, position, path, size, mtime, sha256, camera, time, more = values
-    return ImageRow(path, size, mtime, sha256, camera, time, json.loads(more), image, position)

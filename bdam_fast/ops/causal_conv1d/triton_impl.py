@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from bdam_fast._triton import on_device
+from bdam_fast._triton import on_device, unit_of
 from bdam_fast.ops.causal_conv1d.triton_kernels import backward_kernel, forward_kernel
 
 TILE = 1024  # elements of a tile: 8 for each of 128 threads, two to four 16-byte loads a tap
@@ -30,8 +30,8 @@ def _tiling(x: Tensor, tile: int) -> dict[str, int]:
     tiles = 8
     while tiles > 1 and batch * triton.cdiv(length, block_l * tiles) * triton.cdiv(channels, block_d) < PROGRAMS:
         tiles //= 2
-    span = block_l * tiles
-    return {"span": span, "chunks": triton.cdiv(length, span), "BLOCK_L": block_l, "BLOCK_D": block_d}
+    chunks = triton.cdiv(length, block_l * tiles)
+    return {"tiles": tiles, "chunks": chunks, "BLOCK_L": block_l, "BLOCK_D": block_d}
 
 
 def _launch(
@@ -40,12 +40,15 @@ def _launch(
     """Runs `kernel`; its arguments are `pointers`, the sizes, and the strides of the tensors of `strided`."""
     batch, channels, length = strided[0].shape
     programs = batch * tiling["chunks"] * triton.cdiv(channels, tiling["BLOCK_D"])
-    sizes = (length, channels, tiling["chunks"], tiling["span"], batch * length)
+    unit = unit_of(*strided)
+    # Only where steps are adjacent does a wide access have to end with the sequence.
+    l_unit = unit if strided[0].stride(2) == 1 and length % unit == 0 else 1
+    sizes = (length // l_unit, channels, tiling["chunks"], tiling["tiles"], batch * length)
     blocks = {name: tiling[name] for name in ("BLOCK_L", "BLOCK_D")}
     warps = max(1, min(4, blocks["BLOCK_L"] * blocks["BLOCK_D"] // 128))
-    strides = [s for t in strided for s in t.stride()]
+    strides = [s for t in strided for s in (t.stride(0) // unit, t.stride(1), t.stride(2))]
     with on_device(strided[0]):
-        kernel[(programs,)](*pointers, *sizes, *strides, **flags, **blocks, num_warps=warps)
+        kernel[(programs,)](*pointers, *sizes, *strides, **flags, L_UNIT=l_unit, UNIT=unit, **blocks, num_warps=warps)
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:

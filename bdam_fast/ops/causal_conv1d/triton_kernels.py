@@ -2,7 +2,9 @@
 
 s_c = bias + sum_j w_j q_{c-W+1+j}, out = s or s sigmoid(s), where c counts the processed steps and q is x in processing
 order, preceded by the W - 1 initial states at c = -(W - 1) .. -1. A program owns BLOCK_D channels of one batch item and
-`span` positions, in tiles [BLOCK_L, BLOCK_D]; each tap loads the tile once more, shifted, mostly from the first cache.
+`tiles` times BLOCK_L positions, in tiles [BLOCK_L, BLOCK_D]; each tap loads the tile once more, shifted, mostly from the
+first cache. Triton compiles once for all lengths and batches: it specialises nothing that follows from them, and L comes
+as a multiple of L_UNIT, batch strides as multiples of UNIT (`unit_of`).
 
 A position p is a step, so that p = c, or p = L - 1 - c in reverse. For packed sequences it is a rank instead, p = c among
 the steps that are no padding, and `plan` (3, B, L) int32 says at each rank which step it is and where its sequence begins
@@ -22,9 +24,10 @@ from bdam_fast._triton import rounded, sigmoid
 
 
 @triton.jit
-def _program(L, D, chunks, span, BLOCK_D: tl.constexpr):
+def _program(L, D, chunks, tiles, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr):
     """(batch item, chunk, first position, position behind the last, channels) of this program."""
     pid = tl.program_id(0)
+    span = tiles * BLOCK_L
     blocks = tl.cdiv(D, BLOCK_D)
     chunk = pid // blocks % chunks
     d = pid % blocks * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -32,9 +35,9 @@ def _program(L, D, chunks, span, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _columns(ptr, b, d, stride_b, stride_d):
+def _columns(ptr, b, d, stride_b, stride_d, UNIT: tl.constexpr):
     """Pointers to the first step of channels d of batch item b."""
-    return ptr + b * stride_b + d.to(tl.int64) * stride_d
+    return ptr + b * stride_b * UNIT + d.to(tl.int64) * stride_d
 
 
 @triton.jit
@@ -144,17 +147,22 @@ def _write_final(
         tl.store(final_ptr + (b * D + d) * (WIDTH - 1) + i, value, mask=d < D)
 
 
-@triton.jit
+UNSPECIALIZED = ["L", "chunks", "tiles", "plan_size", "x_b", "out_b", "dout_b", "dx_b"]
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward_kernel(
     x_ptr, weight_ptr, bias_ptr, initial_ptr, plan_ptr, out_ptr, final_ptr,
-    L, D, chunks, span, plan_size,
+    L, D, chunks, tiles, plan_size,
     x_b, x_d, x_l, out_b, out_d, out_l,
-    WIDTH: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+    WIDTH: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr, L_UNIT: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """out (B, D, L) and, where wanted, final (B, D, W - 1); weights, bias and initial states are contiguous."""
-    b, chunk, begin_p, end_p, d = _program(L, D, chunks, span, BLOCK_D)
+    L *= L_UNIT
+    b, chunk, begin_p, end_p, d = _program(L, D, chunks, tiles, BLOCK_L, BLOCK_D)
     mask_d = d < D
-    x, out = _columns(x_ptr, b, d, x_b, x_d), _columns(out_ptr, b, d, out_b, out_d)
+    x, out = _columns(x_ptr, b, d, x_b, x_d, UNIT), _columns(out_ptr, b, d, out_b, out_d, UNIT)
     initial = None
     if initial_ptr is not None:
         initial = initial_ptr + (b * D + d) * (WIDTH - 1)
@@ -211,22 +219,24 @@ def _filter_gradient(g, taps, offset, window, k: tl.constexpr, WIDTH: tl.constex
 
 
 # longer than 50 lines because of its arguments and of what may be absent
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def backward_kernel(
     dout_ptr, dfinal_ptr, x_ptr, weight_ptr, bias_ptr, initial_ptr, plan_ptr, dx_ptr, dinitial_ptr, partial_ptr,
-    L, D, chunks, span, plan_size,
+    L, D, chunks, tiles, plan_size,
     x_b, x_d, x_l, dout_b, dout_d, dout_l, dx_b, dx_d, dx_l,
-    WIDTH: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+    WIDTH: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr, L_UNIT: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dx, dinitial and, per batch item and chunk, the gradients of the taps and the bias: partial (B, chunks, W + 1, D).
 
     ds at c .. c + W - 1 is recomputed from the window of 2 W - 1 rows around each tile. Where there is an initial state
     the tiles go on to the positions before the first step, which have no ds of their own.
     """
-    b, chunk, begin_p, end_p, d = _program(L, D, chunks, span, BLOCK_D)
+    L *= L_UNIT
+    b, chunk, begin_p, end_p, d = _program(L, D, chunks, tiles, BLOCK_L, BLOCK_D)
     mask_d = d < D
-    x, dout = _columns(x_ptr, b, d, x_b, x_d), _columns(dout_ptr, b, d, dout_b, dout_d)
-    dx = _columns(dx_ptr, b, d, dx_b, dx_d)
+    x, dout = _columns(x_ptr, b, d, x_b, x_d, UNIT), _columns(dout_ptr, b, d, dout_b, dout_d, UNIT)
+    dx = _columns(dx_ptr, b, d, dx_b, dx_d, UNIT)
     initial = None
     if initial_ptr is not None:
         initial = initial_ptr + (b * D + d) * (WIDTH - 1)

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from bdam_fast import _autograd
-from bdam_fast._triton import on_device
+from bdam_fast._triton import on_device, unit_of
 from bdam_fast.ops.hsic.triton_kernels import small_backward_kernel, small_forward_kernel
 from bdam_fast.ops.hsic.triton_kernels_tiles import count_kernel, gradient_kernel, norms_kernel, sums_kernel
 
@@ -93,6 +93,11 @@ def _small_flags(samples: int, gaussian: bool, unbiased: bool) -> dict[str, int]
     return {"GAUSSIAN": gaussian, "UNBIASED": unbiased, "BLOCK": block, "BLOCK_K": BLOCK_K, "num_warps": warps}
 
 
+def _strides(unit: int, *tensors: Tensor) -> list[int]:
+    """Strides of (batch, N, D) as the kernels take them, those of the batch as multiples of `unit`."""
+    return [s for t in tensors for s in (t.stride(0) // unit, t.stride(1), t.stride(2))]
+
+
 def forward(
     x: Tensor, y: Tensor, sigma_x: Tensor | None, sigma_y: Tensor | None, gaussian: bool, unbiased: bool
 ) -> tuple[Tensor, Tensor]:
@@ -109,16 +114,16 @@ def forward(
         return value, saved
     if _is_small(samples):
         widths = (None if s is None else s.contiguous() for s in (sigma_x, sigma_y))
-        sizes = (samples, width_x, width_y, *x.stride(), *y.stride(), *_constants(samples, unbiased))
+        unit = unit_of(x, y)
+        sizes = (samples, width_x, width_y, *_strides(unit, x, y), *_constants(samples, unbiased))
+        flags = _small_flags(samples, gaussian, unbiased)
         with on_device(x):
-            small_forward_kernel[(batch,)](
-                x, y, *widths, value, saved, *sizes, **_small_flags(samples, gaussian, unbiased)
-            )
+            small_forward_kernel[(batch,)](x, y, *widths, value, saved, *sizes, UNIT=unit, **flags)
     else:
         with _full_precision(x), on_device(x):
             rows = _centred(x), _centred(y)
             if gaussian:
-                value.copy_(_gaussian_value(rows, (sigma_x, sigma_y), saved, unbiased))
+                value.copy_(_gaussian_value((x, y), rows, (sigma_x, sigma_y), saved, unbiased))
             else:
                 value.copy_(_linear_value(rows, saved, unbiased))
     return value, saved
@@ -134,16 +139,19 @@ def backward(
         return dx, dy
     upstream = dvalue.contiguous()
     if _is_small(samples):
-        strides = [s for t in (x, y, dx, dy) for s in t.stride()]
-        sizes = (samples, width_x, y.shape[2], *strides, *_constants(samples, unbiased))
+        unit = unit_of(x, y, dx, dy)
+        sizes = (samples, width_x, y.shape[2], *_strides(unit, x, y, dx, dy), *_constants(samples, unbiased))
         flags = _small_flags(samples, gaussian, unbiased)
         weights = x.new_empty((batch, flags["BLOCK"], flags["BLOCK"]), dtype=torch.float32)
         with on_device(x):
-            small_backward_kernel[(batch,)](upstream, x, y, saved, weights, dx, dy, *sizes, **flags)
+            small_backward_kernel[(batch,)](upstream, x, y, saved, weights, dx, dy, *sizes, UNIT=unit, **flags)
         return dx, dy
     with _full_precision(x), on_device(x):
         rows = _centred(x), _centred(y)
-        gradients = _gaussian_gradients(rows, saved, unbiased) if gaussian else _linear_gradients(rows, saved, unbiased)
+        if gaussian:
+            gradients = _gaussian_gradients((x, y), rows, saved, unbiased)
+        else:
+            gradients = _linear_gradients(rows, saved, unbiased)
         for to, gradient in zip((dx, dy), gradients, strict=True):
             to.copy_(upstream[:, None, None] * gradient)
     return dx, dy
@@ -206,7 +214,7 @@ def _norms(rows: Tensor) -> Tensor:
     return norms
 
 
-def _median(rows: Tensor, norms: Tensor) -> Tensor:
+def _median(x: Tensor, rows: Tensor, norms: Tensor) -> Tensor:
     """The lower median (batch,) of |x_i - x_j|^2, i < j: exact, ten or eleven of its bits a pass over all distances."""
     batch, samples, width = rows.shape
     splits = _splits(rows)
@@ -214,9 +222,9 @@ def _median(rows: Tensor, norms: Tensor) -> Tensor:
     prefix = torch.zeros((batch, 1), dtype=torch.int32, device=rows.device)
     for low, bins in RADIX:
         counts = torch.empty((batch, _tiles(rows) * splits, bins), dtype=torch.int32, device=rows.device)
-        sizes = (samples, width, splits)
+        sizes = (samples, width, splits, *x.stride())
         count_kernel[(batch * _tiles(rows) * splits,)](
-            rows, norms, prefix, counts, *sizes, LOW=low, BINS=bins, BLOCK=BLOCK, BLOCK_K=BLOCK_K, num_warps=WARPS
+            rows, norms, x, prefix, counts, *sizes, LOW=low, BINS=bins, BLOCK=BLOCK, BLOCK_K=BLOCK_K, num_warps=WARPS
         )
         upto = counts.sum(1, dtype=torch.int64).cumsum(1)
         bin_ = (upto <= rank).sum(1, keepdim=True)
@@ -225,30 +233,34 @@ def _median(rows: Tensor, norms: Tensor) -> Tensor:
     return prefix[:, 0].view(torch.float32)
 
 
-def _find_width(rows: Tensor, norms: Tensor, sigma: Tensor | None, saved: Tensor) -> None:
-    """Writes sigma (the median heuristic's where none is given) and t = -mean / (2 sigma^2) into saved (batch, 2)."""
-    mean = norms.sum(1, dtype=torch.float64) * (2 / (rows.shape[1] - 1))
+def _find_width(x: Tensor, rows: Tensor, norms: Tensor, sigma: Tensor | None, saved: Tensor) -> None:
+    """Writes sigma and t = -m / (2 sigma^2) into saved (batch, 2): m is the median where it sets sigma, else the mean."""
+    middle = norms.sum(1, dtype=torch.float64) * (2 / (rows.shape[1] - 1))
     if sigma is None:
-        middle = _median(rows, norms).double()
-        middle = torch.where(middle == 0, mean, middle)
+        median = _median(x, rows, norms).double()
+        middle = torch.where(median == 0, middle, median)
         sigma = torch.where(middle == 0, 1.0, (middle / 2).sqrt()).float()
     saved[:, 0] = sigma
-    saved[:, 1] = (-0.5 * mean / sigma.double().square()).clamp(min=LEAST)
+    saved[:, 1] = (-0.5 * middle / sigma.double().square()).clamp(min=LEAST)
 
 
 def _gaussian_value(
-    rows: tuple[Tensor, Tensor], sigmas: tuple[Tensor | None, Tensor | None], saved: Tensor, unbiased: bool
+    given: tuple[Tensor, Tensor],
+    rows: tuple[Tensor, Tensor],
+    sigmas: tuple[Tensor | None, Tensor | None],
+    saved: Tensor,
+    unbiased: bool,
 ) -> Tensor:
-    """The value in float64; fills `saved`."""
+    """The value in float64, of samples and their centred rows; fills `saved`."""
     batch, samples, _ = rows[0].shape
     norms = [_norms(r) for r in rows]
     for k in range(2):
-        _find_width(rows[k], norms[k], sigmas[k], saved[:, 2 * k : 2 * k + 2])
+        _find_width(given[k], rows[k], norms[k], sigmas[k], saved[:, 2 * k : 2 * k + 2])
     splits = _splits(rows[0])
     sums = saved.new_empty((splits, 3, batch, samples))
-    sizes = (samples, rows[0].shape[2], rows[1].shape[2], splits, batch)
+    sizes = (samples, rows[0].shape[2], rows[1].shape[2], splits, batch, *_strides(1, *given))
     sums_kernel[(batch * _tiles(rows[0]) * splits,)](
-        *rows, *norms, saved, sums, *sizes, UNBIASED=unbiased, BLOCK=BLOCK, BLOCK_K=BLOCK_K, num_warps=WARPS
+        *rows, *norms, *given, saved, sums, *sizes, UNBIASED=unbiased, BLOCK=BLOCK, BLOCK_K=BLOCK_K, num_warps=WARPS
     )
     sums_x, sums_y, both = sums.sum(0, dtype=torch.float64)
     saved[:, 4 : 4 + samples], saved[:, 4 + samples :] = sums_x, sums_y
@@ -256,7 +268,9 @@ def _gaussian_value(
     return scale * (both.sum(1) - cross * (sums_x * sums_y).sum(1) + product * sums_x.sum(1) * sums_y.sum(1))
 
 
-def _gaussian_gradients(rows: tuple[Tensor, Tensor], saved: Tensor, unbiased: bool) -> Iterator[Tensor]:
+def _gaussian_gradients(
+    given: tuple[Tensor, Tensor], rows: tuple[Tensor, Tensor], saved: Tensor, unbiased: bool
+) -> Iterator[Tensor]:
     """Gradients of the value by x and y: -2 scale / sigma^2 (w x - W x), with W = S * K and its row sums w."""
     batch, samples, _ = rows[0].shape
     scale, cross, product = _constants(samples, unbiased)
@@ -265,9 +279,9 @@ def _gaussian_gradients(rows: tuple[Tensor, Tensor], saved: Tensor, unbiased: bo
     constants = (product * totals).float()
     weighted = [r.new_empty((splits, *r.shape)) for r in rows]
     weights = saved.new_empty((splits, 2, batch, samples))
-    sizes = (samples, rows[0].shape[2], rows[1].shape[2], splits, batch, cross / 2)
+    sizes = (samples, rows[0].shape[2], rows[1].shape[2], splits, batch, cross / 2, *_strides(1, *given))
     gradient_kernel[(batch * _tiles(rows[0]) * splits,)](
-        *rows, *(_norms(r) for r in rows), saved, constants, *weighted, weights, *sizes,
+        *rows, *(_norms(r) for r in rows), *given, saved, constants, *weighted, weights, *sizes,
         UNBIASED=unbiased, BLOCK=BLOCK, BLOCK_K=BLOCK_K, num_warps=WARPS,
     )  # fmt: skip
     for k, own in enumerate(rows):

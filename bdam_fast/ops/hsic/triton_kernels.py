@@ -4,6 +4,10 @@ With kernel matrices K of x and L of y, row sums r and totals s, and the constan
 value = scale (<K, L> - cross r_K . r_L + product s_K s_L). x and y are centred first; a Gaussian kernel is kept as
 c expm1(t_ij - t) with its value c = exp(t) at the mean distance taken off, so that nothing is lost to what cancels.
 Products are float32 in full (`ieee`), and all of one length are added in one order, so that equal rows have distance 0.
+Distances of rows that are close come from their differences, and so do the gradients of a tile with such rows: in products
+of centred rows they would lose their digits where one entry, or the way from one cluster to another, is large.
+
+Triton compiles once for all N and batches: it specialises neither, and batch strides come as multiples of UNIT (`unit_of`).
 
 N samples, D features.
 """
@@ -14,6 +18,7 @@ import triton.language as tl
 from bdam_fast._triton import LOG2E, rounded
 
 LEAST = tl.constexpr(-80.0)  # of t: its exp and that of its negative are normal numbers
+CLOSE = tl.constexpr(1 / 32)  # of the sum of two squared lengths; as in csrc/hsic/hsic.h
 
 
 @triton.jit
@@ -28,10 +33,27 @@ def _exp_parts(x):
 
 
 @triton.jit
-def distances(gram, norms_i, norms_j):
-    """Squared distances of rows from their inner products; NaN stays NaN."""
-    d = norms_i[:, None] + norms_j[None, :] - 2.0 * gram
-    return tl.where(d < 0.0, 0.0, d)
+def feature(given, i, d, N):
+    """Feature d of samples i as they were given, float32; `given` is (pointer to the first sample, two strides)."""
+    at = given[0] + i.to(tl.int64) * given[1] + tl.cast(d, tl.int64) * given[2]
+    return tl.load(at, mask=i < N, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def distances(gram, norms_i, norms_j, given, i, j, N, D):
+    """(squared distances of samples i and j from their inner products, whether some are close); NaN stays NaN."""
+    lengths = norms_i[:, None] + norms_j[None, :]
+    d = lengths - 2.0 * gram
+    d = tl.where(d < 0.0, 0.0, d)
+    close = (d < lengths * CLOSE) & (i[:, None] != j[None, :]) & (i < N)[:, None] & (j < N)[None, :]
+    some = tl.max(tl.max(close.to(tl.int32), 1), 0) > 0
+    if some:
+        exact = tl.zeros(gram.shape, tl.float32)
+        for k in range(0, D):
+            difference = feature(given, i, k, N)[:, None] - feature(given, j, k, N)[None, :]
+            exact += difference * difference
+        d = tl.where(close, exact, d)
+    return d, some
 
 
 @triton.jit
@@ -106,145 +128,161 @@ def _median(distance, pairs, N):
 
 @triton.jit
 def _width(sigma_ptr, b, distance, mean, i, N):
-    """Sigma as given, or sqrt(m / 2) for the median m of the distances; for the mean if that is 0; 1 if that is, too."""
+    """(sigma, t): sigma as given, or sqrt(m / 2) for the median m of the distances, or for the mean if that is 0, or 1.
+
+    t = -m / (2 sigma^2), for a given sigma with the mean as m.
+    """
     if sigma_ptr is not None:
-        return tl.load(sigma_ptr + b)
+        sigma = tl.load(sigma_ptr + b)
+        shift = -0.5 * mean / (sigma * sigma)
+        return sigma, tl.where(shift < LEAST, LEAST, shift)
     else:
         pairs = (i[:, None] < i[None, :]) & (i < N)[None, :]
         middle = _median(distance, pairs, N)
         middle = tl.where(middle == 0.0, mean, middle)
-        return tl.where(middle == 0.0, 1.0, tl.sqrt(middle * 0.5))
+        sigma = tl.where(middle == 0.0, 1.0, tl.sqrt(middle * 0.5))
+        return sigma, -0.5 * middle / (sigma * sigma)
 
 
 @triton.jit
 def _matrix(
-    columns, stride_n, stride_d, sigma_ptr, saved, sums_ptr, b, N, D,
+    given, sigma_ptr, saved, sums_ptr, b, N, D,
     FIND: tl.constexpr, GAUSSIAN: tl.constexpr, UNBIASED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """(kernel matrix, row sums, t) of one side, zero behind N; with FIND the width, t and the sums are found and saved."""
+    """(kernel matrix, row sums, t, whether rows are close) of one side, zero behind N; FIND: sigma, t and sums are saved."""
     i = tl.arange(0, BLOCK)
     keep = (i < N)[:, None] & (i < N)[None, :]
     if UNBIASED:
         keep = keep & (i[:, None] != i[None, :])
-    products = _gram(columns, stride_n, stride_d, N, D, BLOCK, BLOCK_K)
+    products = _gram(given[0], given[1], given[2], N, D, BLOCK, BLOCK_K)
     norms = diagonal(products, BLOCK)
     if not GAUSSIAN:  # centred rows have no sums but what the diagonal leaves
-        return tl.where(keep, products, 0.0), -norms if UNBIASED else norms * 0.0, 0.0
+        return tl.where(keep, products, 0.0), -norms if UNBIASED else norms * 0.0, 0.0, False
     else:
-        distance = distances(products, norms, norms)
+        distance, close = distances(products, norms, norms, given, i, i, N, D)
         if FIND:
-            mean = tl.sum(norms, 0) * 2.0 / (N - 1)
-            sigma = _width(sigma_ptr, b, distance, mean, i, N)
-            shift = -0.5 * mean / (sigma * sigma)
-            shift = tl.where(shift < LEAST, LEAST, shift)
+            sigma, shift = _width(sigma_ptr, b, distance, tl.sum(norms, 0) * 2.0 / (N - 1), i, N)
             matrix = gaussian(distance, sigma, shift, keep)
             sums = tl.sum(matrix, 1)
             tl.store(saved, sigma)
             tl.store(saved + 1, shift)
             tl.store(sums_ptr + i, sums, mask=i < N)
-            return matrix, sums, shift
+            return matrix, sums, shift, close
         else:
             shift = tl.load(saved + 1)
             matrix = gaussian(distance, tl.load(saved), shift, keep)
-            return matrix, tl.load(sums_ptr + i, mask=i < N, other=0.0), shift
+            return matrix, tl.load(sums_ptr + i, mask=i < N, other=0.0), shift, close
 
 
-@triton.jit
+UNSPECIALIZED = ["N", "x_b", "y_b", "dx_b", "dy_b"]
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def small_forward_kernel(
     x_ptr, y_ptr, sigma_x_ptr, sigma_y_ptr, value_ptr, saved_ptr,
     N, DX, DY, x_b, x_n, x_d, y_b, y_n, y_d, scale, cross, product,
-    GAUSSIAN: tl.constexpr, UNBIASED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    GAUSSIAN: tl.constexpr, UNBIASED: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The value of one item a program; saved (batch, 4 + 2 N) with GAUSSIAN: sigma and t of x and of y, both sums."""
     b = tl.program_id(0).to(tl.int64)
     saved = saved_ptr + b * (4 + 2 * N)
-    K, sums_x, _ = _matrix(
-        x_ptr + b * x_b, x_n, x_d, sigma_x_ptr, saved, saved + 4, b, N, DX, True, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K
-    )
-    L, sums_y, _ = _matrix(
-        y_ptr + b * y_b,
-        y_n,
-        y_d,
-        sigma_y_ptr,
-        saved + 2,
-        saved + 4 + N,
-        b,
-        N,
-        DY,
-        True,
-        GAUSSIAN,
-        UNBIASED,
-        BLOCK,
-        BLOCK_K,
-    )
+    x, y = (x_ptr + b * x_b * UNIT, x_n, x_d), (y_ptr + b * y_b * UNIT, y_n, y_d)
+    K, sums_x, _, _ = _matrix(x, sigma_x_ptr, saved, saved + 4, b, N, DX, True, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K)
+    to, sums = saved + 2, saved + 4 + N
+    L, sums_y, _, _ = _matrix(y, sigma_y_ptr, to, sums, b, N, DY, True, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K)
     value = tl.sum(tl.sum(K * L, 1), 0) - cross * tl.sum(sums_x * sums_y, 0)
     tl.store(value_ptr + b, scale * (value + product * tl.sum(sums_x, 0) * tl.sum(sums_y, 0)))
 
 
 @triton.jit
-def _write_gradient(
-    own, other, other_sums, columns, stride_n, stride_d, store, gradient_ptr, to, to_n, to_d, sigma, shift, N, D,
-    scale, cross, product,
-    GAUSSIAN: tl.constexpr, UNBIASED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+def _products_gradient(
+    weights, totals, given, store, gradient_ptr, to, factor, N, D,
+    GAUSSIAN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one side. Linear: 2 scale S x. Gaussian: -2 scale / sigma^2 (w x - W x), W = S * K, w its sums.
+    """factor (w x - W x), or factor W x without GAUSSIAN, for weights W with sums w; `to` is like `given`.
 
     The weights pass through memory, `store` [BLOCK, BLOCK], and are multiplied BLOCK_K columns at a time: a product over
     all 128 columns would need them in registers (2.7 kB of spills a thread on sm_90).
     """
     i = tl.arange(0, BLOCK)
-    keep = (i < N)[:, None] & (i < N)[None, :]
-    if GAUSSIAN or UNBIASED:
-        keep = keep & (i[:, None] != i[None, :])
-    weights = sensitivity(other, other_sums, other_sums, 0.5 * cross, product * tl.sum(other_sums, 0))
-    if GAUSSIAN:
-        weights = weights * (own + constant_of(shift))
-    weights = tl.where(keep, weights, 0.0)
-    totals = tl.sum(weights, 1)
     tl.debug_barrier()
     tl.store(store + i[:, None] * BLOCK + i[None, :], weights)
     tl.debug_barrier()
     for k0 in range(0, D, BLOCK_K):
         d = k0 + tl.arange(0, BLOCK_K)
-        first, rows, mean = _means(columns, stride_n, stride_d, d, N, D, BLOCK)
+        first, rows, mean = _means(given[0], given[1], given[2], d, N, D, BLOCK)
         sums = tl.zeros([BLOCK, BLOCK_K], tl.float32)
         for j0 in range(0, N, BLOCK_K):
             j = j0 + tl.arange(0, BLOCK_K)
-            others = _rows(columns, stride_n, stride_d, j, d, first, N, D) - mean[None, :]
+            others = _rows(given[0], given[1], given[2], j, d, first, N, D) - mean[None, :]
             part = tl.load(store + i[:, None] * BLOCK + j[None, :])
             sums = tl.dot(part, others, sums, input_precision="ieee")
         if GAUSSIAN:
-            result = -2.0 * scale / (sigma * sigma) * (totals[:, None] * (rows - mean[None, :]) - sums)
-        else:
-            result = 2.0 * scale * sums
-        at = to + i.to(tl.int64)[:, None] * to_n + d.to(tl.int64)[None, :] * to_d
-        tl.store(at, rounded(result, gradient_ptr.dtype.element_ty), mask=(i < N)[:, None] & (d < D)[None, :])
+            sums = totals[:, None] * (rows - mean[None, :]) - sums
+        at = to[0] + i.to(tl.int64)[:, None] * to[1] + d.to(tl.int64)[None, :] * to[2]
+        value = rounded(factor * sums, gradient_ptr.dtype.element_ty)
+        tl.store(at, value, mask=(i < N)[:, None] & (d < D)[None, :])
 
 
 @triton.jit
+def weighted_differences(weights, given, i, j, d, N):
+    """Sums over j of weights times the difference of samples i and j in feature d, which w x - W x would lose."""
+    return tl.sum(weights * (feature(given, i, d, N)[:, None] - feature(given, j, d, N)[None, :]), 1)
+
+
+@triton.jit
+def _write_gradient(
+    own, other, other_sums, given, close, store, gradient_ptr, to, sigma, shift, N, D, scale, cross, product,
+    GAUSSIAN: tl.constexpr, UNBIASED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one side. Linear: 2 scale S x. Gaussian: -2 scale / sigma^2 (w x - W x), W = S * K, w its sums."""
+    i = tl.arange(0, BLOCK)
+    keep = (i < N)[:, None] & (i < N)[None, :]
+    if GAUSSIAN or UNBIASED:
+        keep = keep & (i[:, None] != i[None, :])
+    weights = sensitivity(other, other_sums, other_sums, 0.5 * cross, product * tl.sum(other_sums, 0))
+    factor = 2.0 * scale
+    if GAUSSIAN:
+        weights = weights * (own + constant_of(shift))
+        factor = -factor / (sigma * sigma)
+    weights = tl.where(keep, weights, 0.0)
+    totals = tl.sum(weights, 1)
+    if close:
+        for d in range(0, D):
+            sums = factor * weighted_differences(weights, given, i, i, d, N)
+            at = to[0] + i.to(tl.int64) * to[1] + tl.cast(d, tl.int64) * to[2]
+            tl.store(at, rounded(sums, gradient_ptr.dtype.element_ty), mask=i < N)
+    else:
+        _products_gradient(weights, totals, given, store, gradient_ptr, to, factor, N, D, GAUSSIAN, BLOCK, BLOCK_K)
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def small_backward_kernel(
     dvalue_ptr, x_ptr, y_ptr, saved_ptr, weights_ptr, dx_ptr, dy_ptr,
     N, DX, DY, x_b, x_n, x_d, y_b, y_n, y_d, dx_b, dx_n, dx_d, dy_b, dy_n, dy_d, scale, cross, product,
-    GAUSSIAN: tl.constexpr, UNBIASED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    GAUSSIAN: tl.constexpr, UNBIASED: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Both gradients of one item a program, from kernel matrices that are computed again."""
     b = tl.program_id(0).to(tl.int64)
     saved = saved_ptr + b * (4 + 2 * N)
-    x, y = x_ptr + b * x_b, y_ptr + b * y_b
-    K, sums_x, t_x = _matrix(x, x_n, x_d, None, saved, saved + 4, b, N, DX, False, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K)
-    L, sums_y, t_y = _matrix(
-        y, y_n, y_d, None, saved + 2, saved + 4 + N, b, N, DY, False, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K
-    )
+    x, y = (x_ptr + b * x_b * UNIT, x_n, x_d), (y_ptr + b * y_b * UNIT, y_n, y_d)
+    dx, dy = (dx_ptr + b * dx_b * UNIT, dx_n, dx_d), (dy_ptr + b * dy_b * UNIT, dy_n, dy_d)
+    K, sums_x, t_x, close_x = _matrix(
+        x, None, saved, saved + 4, b, N, DX, False, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K
+    )  # fmt: skip
+    L, sums_y, t_y, close_y = _matrix(
+        y, None, saved + 2, saved + 4 + N, b, N, DY, False, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K
+    )  # fmt: skip
     sigma_x, sigma_y = 1.0, 1.0
     if GAUSSIAN:
         sigma_x, sigma_y = tl.load(saved), tl.load(saved + 2)
     scale *= tl.load(dvalue_ptr + b)
     store = weights_ptr + b * BLOCK * BLOCK
     _write_gradient(
-        K, L, sums_y, x, x_n, x_d, store, dx_ptr, dx_ptr + b * dx_b, dx_n, dx_d, sigma_x, t_x, N, DX,
+        K, L, sums_y, x, close_x, store, dx_ptr, dx, sigma_x, t_x, N, DX,
         scale, cross, product, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K,
     )  # fmt: skip
     _write_gradient(
-        L, K, sums_x, y, y_n, y_d, store, dy_ptr, dy_ptr + b * dy_b, dy_n, dy_d, sigma_y, t_y, N, DY,
+        L, K, sums_x, y, close_y, store, dy_ptr, dy, sigma_y, t_y, N, DY,
         scale, cross, product, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K,
     )  # fmt: skip

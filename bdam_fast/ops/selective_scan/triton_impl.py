@@ -67,29 +67,45 @@ def tile_of(length: int) -> int:
 
 
 def stream(value: Tensor | None) -> tuple[Any, ...] | None:
-    """A tensor of three dimensions as the kernels take it: with its strides."""
+    """A tensor of three dimensions without steps as the kernels take it: with its strides."""
     return None if value is None else (value, *value.stride())
 
 
-def projection(value: Tensor) -> tuple[Any, ...]:
-    """B or C with its strides (batch, group, state, time); a constant one like the other small parameters."""
+def strides(*values: Tensor | None) -> list[int]:
+    """Strides of (B, D, L) tensors, zeros for an absent one."""
+    return [s for t in values for s in ((0, 0, 0) if t is None else t.stride())]
+
+
+def projection(value: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """B or C and its strides (batch, group, state, time); a constant one like the other small parameters."""
     if value.dim() == 2:
-        return (parameter(value), 0, 0, 0, 0)
+        constant = parameter(value)
+        assert constant is not None
+        return constant, (0, 0, 0, 0)
     batch, states, time = value.stride(0), value.stride(-2), value.stride(-1)
     group = value.stride(1) if value.dim() == 4 and value.shape[1] > 1 else 0
-    return (value, batch, group, states, time)
+    return value, (batch, group, states, time)
 
 
-def tiled(u: Tensor) -> tuple[bool, bool]:
-    """Two flags: the tiles of (B, D, L) tensors are loaded at once; they are stored at once.
+def tiling(u: Tensor, *others: Tensor | None) -> tuple[int, bool]:
+    """(UNIT, STORE_TILED) of streams (B, D, L): how the tiles of tensors whose steps are adjacent are loaded and stored.
 
-    Both where the steps of a channel and not the channels lie together; but a load only where a channel's steps are one
-    aligned access: else the steps would come to lie over the lanes, and a row would cost shuffles (3344 bytes
-    spilled instead of 1568 in the backward at L = 77, sm_90).
+    They are stored at once where the steps of u are adjacent, and loaded at once, UNIT steps an access of 16 bytes, where
+    those of all streams are, every channel begins at a multiple of 16 bytes and no access goes past its end. Else UNIT is
+    1 and rows are loaded: steps that lie over the lanes would cost a row shuffles (3344 bytes spilled instead of 1568 in
+    the backward at L = 77, sm_90).
     """
     adjacent = u.stride(2) == 1 and u.stride(1) != 1
-    aligned = all(offset % 16 == 0 for offset in (u.data_ptr(), *(u.stride(i) * u.element_size() for i in (0, 1))))
-    return adjacent and aligned, adjacent
+    unit = 16 // u.element_size()
+    streams = [u, *(t for t in others if t is not None)]
+    aligned = u.shape[2] % unit == 0 and all(_begins_aligned(t) for t in streams)
+    return unit if adjacent and aligned else 1, adjacent
+
+
+def _begins_aligned(t: Tensor) -> bool:
+    """True if steps are adjacent and the first of every channel lies at a multiple of 16 bytes."""
+    size = t.element_size()
+    return t.stride(2) == 1 and all(at % 16 == 0 for at in (t.data_ptr(), t.stride(0) * size, t.stride(1) * size))
 
 
 def groups_of(value: Tensor) -> int:
@@ -140,19 +156,16 @@ def forward(
     if save_states:
         saved.view(-1)[batch * (shape[1] - ZEROS) :].zero_()
     if batch > 0:
+        unit, store = tiling(u, delta, z)
+        (B_, B_strides), (C_, C_strides) = projection(B), projection(C)
         with on_device(u):
             scan_forward[(batch * groups * blocks,)](
-                *(stream(u), stream(delta), stream(z), stream(out), projection(B), projection(C)),
-                *(
-                    parameter(A),
-                    parameter(D),
-                    parameter(delta_bias),
-                    stream(initial_state),
-                    step_kinds(seq_idx, reverse),
-                ),
+                *(u, delta, z, out, B_, C_, parameter(A), parameter(D), parameter(delta_bias)),
+                *(stream(initial_state), step_kinds(seq_idx, reverse)),
                 *(stream(last) if return_last_state else None, saved if save_states else None),
-                *(length, channels, states, channels // groups, blocks, groups * blocks),
-                *(delta_softplus, reverse, *tiled(u), B.dim() == 2, C.dim() == 2, *block, tile_of(length)),
+                *(*strides(u, delta, z, out), *B_strides, *C_strides),
+                *(length // unit, channels, states, channels // groups, blocks, groups * blocks),
+                *(delta_softplus, reverse, unit, store, B.dim() == 2, C.dim() == 2, *block, tile_of(length)),
                 num_warps=1,
             )
     return out, last, saved
@@ -189,20 +202,17 @@ def backward(
     du, ddelta, dz, dstart = (_like_or_empty(t, u) for t in (u, delta, z, initial_state))
     sum_A, sum_B, sum_C, sum_D, sum_bias = _parts(u, A, B, C, D, delta_bias, units)
     if batch > 0:
+        unit, store = tiling(u, delta, z, dout)
+        (B_, B_strides), (C_, C_strides) = projection(B), projection(C)
+        dz_ = None if z is None else dz
         with on_device(u):
             scan_backward[(batch * units,)](
-                *(stream(dout), stream(dlast_state), stream(u), stream(delta), stream(z), projection(B), projection(C)),
-                *(
-                    parameter(A),
-                    parameter(D),
-                    parameter(delta_bias),
-                    stream(initial_state),
-                    step_kinds(seq_idx, reverse),
-                ),
-                *(checkpoint, stream(du), stream(ddelta), None if z is None else stream(dz)),
+                *(dout, u, delta, z, du, ddelta, dz_, B_, C_, parameter(A), parameter(D), parameter(delta_bias)),
+                *(stream(dlast_state), stream(initial_state), step_kinds(seq_idx, reverse), checkpoint),
                 *(None if initial_state is None else stream(dstart), sum_A, sum_B, sum_C, sum_D, sum_bias),
-                *(length, channels, states, channels // groups, blocks, units),
-                *(delta_softplus, reverse, *tiled(u), B.dim() == 2, C.dim() == 2, *block, tile_of(length)),
+                *(*strides(dout, u, delta, z, du, ddelta, dz_), *B_strides, *C_strides),
+                *(length // unit, channels, states, channels // groups, blocks, units),
+                *(delta_softplus, reverse, unit, store, B.dim() == 2, C.dim() == 2, *block, tile_of(length)),
                 num_warps=1,
             )
     dD, dbias = (

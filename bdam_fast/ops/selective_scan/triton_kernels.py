@@ -3,6 +3,11 @@
 B batch, L length, D channels, N states, G groups. A program's state is a register tensor (P, N, Q) of P * Q channels. A
 tile is a tuple of T rows (P, Q), one for each step, in processed order. A stream is a tuple (pointer, batch stride,
 channel stride, time stride).
+
+A kernel is compiled once for all lengths and batches: Triton specialises the length, and the strides of what has steps,
+only where they are 1. (The strides are arguments of their own, since in a tuple it would specialise their alignment too.)
+What the alignment would tell the compiler it knows from UNIT: with UNIT > 1 lengths are multiples of it and every channel
+begins at a multiple of 16 bytes.
 """
 
 import triton
@@ -136,10 +141,11 @@ def _row_of(tile, r: tl.constexpr):
 
 
 @triton.jit
-def _tile_at(stream, b, channel, t0, T: tl.constexpr):
+def _tile_at(stream, b, channel, t0, UNIT: tl.constexpr, T: tl.constexpr):
     """Pointers to T rows at once, (T, P, Q) in memory order."""
     steps = tl.arange(0, T)[:, None, None].to(tl.int64)
-    return stream[0] + b * stream[1] + t0.to(tl.int64) * stream[3] + channel[None] * stream[2] + steps * stream[3]
+    at = stream[0] + b * stream[1] + t0.to(tl.int64) * stream[3] + channel[None] * stream[2] + steps * stream[3]
+    return tl.multiple_of(at, [16, 1, 1]) if UNIT > 1 else at
 
 
 @triton.jit
@@ -150,13 +156,13 @@ def _row_at(stream, b, channel, t):
 
 @triton.jit
 def load_rows(
-    stream, kinds, kind, b, channel, inside, t0, length, REVERSE: tl.constexpr, TILED: tl.constexpr, T: tl.constexpr
+    stream, kinds, kind, b, channel, inside, t0, length, REVERSE: tl.constexpr, UNIT: tl.constexpr, T: tl.constexpr
 ):
-    """A tile of a (B, D, L) tensor as float32, zero in padding. TILED: at once, for tensors whose steps are adjacent."""
+    """A tile of a (B, D, L) tensor as float32, zero in padding. UNIT > 1: at once, for tensors whose steps are adjacent."""
     rows = ()
-    if TILED:
+    if UNIT > 1:
         live = kind_of(kinds, b, t0 + tl.arange(0, T), length) != PADDING
-        at = _tile_at(stream, b, channel, t0, T)
+        at = _tile_at(stream, b, channel, t0, UNIT, T)
         tile = tl.load(at, mask=live[:, None, None] & inside[None], other=0.0).to(tl.float32)
         for i in tl.static_range(T):
             rows = rows + (_row_of(tile, place_of(i, REVERSE, T)),)
@@ -169,8 +175,9 @@ def load_rows(
 
 @triton.jit
 def store_rows(
-    stream, rows, kind, b, channel, inside, t0, length, REVERSE: tl.constexpr, TILED: tl.constexpr, T: tl.constexpr
-):
+    stream, rows, kind, b, channel, inside, t0, length,
+    REVERSE: tl.constexpr, UNIT: tl.constexpr, TILED: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
     """Rounds a tile to the stream's dtype and stores it, zero in padding."""
     dtype: tl.constexpr = stream[0].dtype.element_ty
     if TILED:
@@ -180,7 +187,7 @@ def store_rows(
             row = tl.where(kind[i] != PADDING, rows[i], 0.0)
             tile = tl.where(steps == place_of(i, REVERSE, T), row[None], tile)
         mask = exists(t0 + steps, length) & inside[None]
-        tl.store(_tile_at(stream, b, channel, t0, T), rounded(tile, dtype), mask=mask)
+        tl.store(_tile_at(stream, b, channel, t0, UNIT, T), rounded(tile, dtype), mask=mask)
     else:
         for i in tl.static_range(T):
             t = t0 + place_of(i, REVERSE, T)
@@ -217,40 +224,28 @@ def before(h, kind, kinds):
         return h
 
 
-# longer than 50 lines because every argument takes one
-@triton.jit
+STREAMS = ("u", "delta", "z", "out", "B", "C")
+STRIDES = ("u_b", "u_d", "u_l", "delta_b", "delta_d", "delta_l", "z_b", "z_d", "z_l", "out_b", "out_d", "out_l")
+STRIDES += ("B_b", "B_g", "B_n", "B_l", "C_b", "C_g", "C_n", "C_l")
+
+
+# longer than 50 lines because of its arguments
+@triton.jit(do_not_specialize_on_alignment=["length", *STREAMS, *STRIDES])
 def scan_forward(
-    u,
-    delta,
-    z,
-    out,
-    B,
-    C,
-    A,
-    D,
-    bias,
-    start,
-    kinds,
-    last,
-    saved,
-    length,
-    channels,
-    states,
-    group_channels,
-    blocks,
-    units,
-    SOFTPLUS: tl.constexpr,
-    REVERSE: tl.constexpr,
-    LOAD_TILED: tl.constexpr,
-    STORE_TILED: tl.constexpr,
-    B_CONSTANT: tl.constexpr,
-    C_CONSTANT: tl.constexpr,
-    P: tl.constexpr,
-    N: tl.constexpr,
-    Q: tl.constexpr,
-    T: tl.constexpr,
-):
+    u, delta, z, out, B, C, A, D, bias, start, kinds, last, saved,
+    u_b, u_d, u_l, delta_b, delta_d, delta_l, z_b, z_d, z_l, out_b, out_d, out_l,
+    B_b, B_g, B_n, B_l, C_b, C_g, C_n, C_l,
+    length, channels, states, group_channels, blocks, units,
+    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr, STORE_TILED: tl.constexpr,
+    B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr,
+    P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
     """Walks the tiles in processed order; stores the output, the state before each tile but the first, and the last one."""
+    length *= UNIT
+    u, delta, out = (u, u_b, u_d, u_l), (delta, delta_b, delta_d, delta_l), (out, out_b, out_d, out_l)
+    B, C = (B, B_b, B_g, B_n, B_l), (C, C_b, C_g, C_n, C_l)
+    if z is not None:
+        z = (z, z_b, z_d, z_l)
     b, unit, group, channel, inside = program_place(blocks, units, group_channels, P, Q)
     rate = decay_rate(A, channel, inside, states, N)
     skip = None
@@ -273,10 +268,10 @@ def scan_forward(
             store_states(state, 0, channel, inside & (tile > 0), states, h)
         t0 = tile_start(tile, length, REVERSE, T)
         kind = kinds_of(kinds, b, t0, length, REVERSE, T)
-        us = load_rows(u, kinds, kind, b, channel, inside, t0, length, REVERSE, LOAD_TILED, T)
-        raws = load_rows(delta, kinds, kind, b, channel, inside, t0, length, REVERSE, LOAD_TILED, T)
+        us = load_rows(u, kinds, kind, b, channel, inside, t0, length, REVERSE, UNIT, T)
+        raws = load_rows(delta, kinds, kind, b, channel, inside, t0, length, REVERSE, UNIT, T)
         if z is not None:
-            gates = load_rows(z, kinds, kind, b, channel, inside, t0, length, REVERSE, LOAD_TILED, T)
+            gates = load_rows(z, kinds, kind, b, channel, inside, t0, length, REVERSE, UNIT, T)
         ys = ()
         for i in tl.static_range(T):
             B_t = projection(B, B_fixed, b, group, t0 + place_of(i, REVERSE, T), kind[i], states, N)
@@ -290,6 +285,6 @@ def scan_forward(
             if z is not None:
                 y *= gates[i] * sigmoid(gates[i])
             ys = ys + (y,)
-        store_rows(out, ys, kind, b, channel, inside, t0, length, REVERSE, STORE_TILED, T)
+        store_rows(out, ys, kind, b, channel, inside, t0, length, REVERSE, UNIT, STORE_TILED, T)
     if last is not None:
         store_states(last, b, channel, inside, states, h)

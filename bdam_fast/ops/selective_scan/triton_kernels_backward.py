@@ -118,49 +118,32 @@ def reversed_rows(rows, T: tl.constexpr):
     return result
 
 
-# longer than 50 lines because every argument takes one, and because the sums of a step stand in one loop
-@triton.jit
+STREAMS = ("dout", "u", "delta", "z", "du", "ddelta", "dz", "B", "C")
+STRIDES = ("dout_b", "dout_d", "dout_l", "u_b", "u_d", "u_l", "delta_b", "delta_d", "delta_l", "z_b", "z_d", "z_l")
+STRIDES += ("du_b", "du_d", "du_l", "ddelta_b", "ddelta_d", "ddelta_l", "dz_b", "dz_d", "dz_l")
+STRIDES += ("B_b", "B_g", "B_n", "B_l", "C_b", "C_g", "C_n", "C_l")
+
+
+# longer than 50 lines because of its arguments, and because the sums of a step stand in one loop
+@triton.jit(do_not_specialize_on_alignment=["length", *STREAMS, *STRIDES])
 def scan_backward(
-    dout,
-    dlast,
-    u,
-    delta,
-    z,
-    B,
-    C,
-    A,
-    D,
-    bias,
-    start,
-    kinds,
-    saved,
-    du,
-    ddelta,
-    dz,
-    dstart,
-    sum_A,
-    sum_B,
-    sum_C,
-    sum_D,
-    sum_bias,
-    length,
-    channels,
-    states,
-    group_channels,
-    blocks,
-    units,
-    SOFTPLUS: tl.constexpr,
-    REVERSE: tl.constexpr,
-    LOAD_TILED: tl.constexpr,
-    STORE_TILED: tl.constexpr,
-    B_CONSTANT: tl.constexpr,
-    C_CONSTANT: tl.constexpr,
-    P: tl.constexpr,
-    N: tl.constexpr,
-    Q: tl.constexpr,
-    T: tl.constexpr,
-):
+    dout, u, delta, z, du, ddelta, dz, B, C, A, D, bias, dlast, start, kinds, saved, dstart,
+    sum_A, sum_B, sum_C, sum_D, sum_bias,
+    dout_b, dout_d, dout_l, u_b, u_d, u_l, delta_b, delta_d, delta_l, z_b, z_d, z_l,
+    du_b, du_d, du_l, ddelta_b, ddelta_d, ddelta_l, dz_b, dz_d, dz_l,
+    B_b, B_g, B_n, B_l, C_b, C_g, C_n, C_l,
+    length, channels, states, group_channels, blocks, units,
+    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr, STORE_TILED: tl.constexpr,
+    B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr,
+    P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
     """Walks the tiles from the last processed one: its states again from the saved one, then the steps in reverse."""
+    length *= UNIT
+    dout, u, delta = (dout, dout_b, dout_d, dout_l), (u, u_b, u_d, u_l), (delta, delta_b, delta_d, delta_l)
+    du, ddelta = (du, du_b, du_d, du_l), (ddelta, ddelta_b, ddelta_d, ddelta_l)
+    B, C = (B, B_b, B_g, B_n, B_l), (C, C_b, C_g, C_n, C_l)
+    if z is not None:
+        z, dz = (z, z_b, z_d, z_l), (dz, dz_b, dz_d, dz_l)
     b, unit, group, channel, inside = program_place(blocks, units, group_channels, P, Q)
     rate = decay_rate(A, channel, inside, states, N)
     skip = None
@@ -187,11 +170,11 @@ def scan_backward(
         tile = tiles - 1 - k
         t0 = tile_start(tile, length, REVERSE, T)
         kind = kinds_of(kinds, b, t0, length, REVERSE, T)
-        us = load_rows(u, kinds, kind, b, channel, inside, t0, length, REVERSE, LOAD_TILED, T)
-        raws = load_rows(delta, kinds, kind, b, channel, inside, t0, length, REVERSE, LOAD_TILED, T)
-        douts = load_rows(dout, kinds, kind, b, channel, inside, t0, length, REVERSE, LOAD_TILED, T)
+        us = load_rows(u, kinds, kind, b, channel, inside, t0, length, REVERSE, UNIT, T)
+        raws = load_rows(delta, kinds, kind, b, channel, inside, t0, length, REVERSE, UNIT, T)
+        douts = load_rows(dout, kinds, kind, b, channel, inside, t0, length, REVERSE, UNIT, T)
         if z is not None:
-            gates = load_rows(z, kinds, kind, b, channel, inside, t0, length, REVERSE, LOAD_TILED, T)
+            gates = load_rows(z, kinds, kind, b, channel, inside, t0, length, REVERSE, UNIT, T)
         sums, dts, xs = time_steps(raws, shift, us, kind, SOFTPLUS, T)
         h = before_tile(start, saved, b, tile, tiles, channel, inside, channels, states, N)
         h = recompute(h, rate, dts, xs, B, B_fixed, kinds, kind, b, group, t0, states, REVERSE, T)
@@ -242,12 +225,12 @@ def scan_backward(
         if not C_CONSTANT:
             store_part(sum_C, dCs, b, unit, units, t0, length, states, REVERSE, T, N)
         rows = reversed_rows(dus, T)
-        store_rows(du, rows, kind, b, channel, inside, t0, length, REVERSE, STORE_TILED, T)
+        store_rows(du, rows, kind, b, channel, inside, t0, length, REVERSE, UNIT, STORE_TILED, T)
         rows = reversed_rows(ddeltas, T)
-        store_rows(ddelta, rows, kind, b, channel, inside, t0, length, REVERSE, STORE_TILED, T)
+        store_rows(ddelta, rows, kind, b, channel, inside, t0, length, REVERSE, UNIT, STORE_TILED, T)
         if z is not None:
             rows = reversed_rows(dzs, T)
-            store_rows(dz, rows, kind, b, channel, inside, t0, length, REVERSE, STORE_TILED, T)
+            store_rows(dz, rows, kind, b, channel, inside, t0, length, REVERSE, UNIT, STORE_TILED, T)
     part = channels * states
     store_states((sum_A, part, states, 1), b, channel, inside, states, dA)
     if B_CONSTANT:

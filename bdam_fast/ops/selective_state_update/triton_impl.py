@@ -34,16 +34,16 @@ def update(
     if batch > 0:
         with on_device(x):
             update_kernel[(batch * groups * blocks,)](
-                *((t, *t.stride()) for t in (state, x, dt)),
-                *(parameter(A), _strided(B), _strided(C), parameter(D)),
-                *(None if z is None else (z, *z.stride()), parameter(dt_bias), (out, *out.stride())),
+                *((state, *state.stride()), x, dt, z, out, B, C, parameter(A), parameter(D), parameter(dt_bias)),
+                *(*x.stride(), *dt.stride(), *((0, 0) if z is None else z.stride()), *out.stride()),
+                *(*_strides(B), *_strides(C)),
                 *(states, channels // groups, blocks, groups * blocks, dt_softplus, block, N),
                 num_warps=1,
             )
     return out
 
 
-def _strided(value: Tensor) -> tuple[Tensor, int, int, int]:
-    """B or C with its strides (batch, group, state)."""
+def _strides(value: Tensor) -> tuple[int, int, int]:
+    """Strides of B or C (batch, group, state)."""
     group = value.stride(1) if value.dim() == 3 and value.shape[1] > 1 else 0
-    return (value, value.stride(0), group, value.stride(-1))
+    return value.stride(0), group, value.stride(-1)

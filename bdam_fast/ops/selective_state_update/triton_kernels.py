@@ -19,27 +19,20 @@ def _projection(stream, b, group, n, states):
     return tl.load(at, mask=n < states, other=0.0).to(tl.float32)[None, :]
 
 
-@triton.jit
+STEPS = ("x", "dt", "z", "out", "B", "C")
+STRIDES = ("x_b", "x_d", "dt_b", "dt_d", "z_b", "z_d", "out_b", "out_d", "B_b", "B_g", "B_n", "C_b", "C_g", "C_n")
+
+
+# Strides of a step depend on the length where it is one of many, x[:, t]; in a tuple Triton would specialise them.
+@triton.jit(do_not_specialize_on_alignment=[*STEPS, *STRIDES])
 def update_kernel(
-    state,
-    x,
-    dt,
-    A,
-    B,
-    C,
-    D,
-    z,
-    bias,
-    out,
-    states,
-    group_channels,
-    blocks,
-    units,
-    SOFTPLUS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    N: tl.constexpr,
-):
+    state, x, dt, z, out, B, C, A, D, bias,
+    x_b, x_d, dt_b, dt_d, z_b, z_d, out_b, out_d, B_b, B_g, B_n, C_b, C_g, C_n,
+    states, group_channels, blocks, units,
+    SOFTPLUS: tl.constexpr, BLOCK: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     """The new state, stored, and the output, formed before the state is rounded."""
+    x, dt, out, B, C = (x, x_b, x_d), (dt, dt_b, dt_d), (out, out_b, out_d), (B, B_b, B_g, B_n), (C, C_b, C_g, C_n)
     b = (tl.program_id(0) // units).to(tl.int64)
     unit = tl.program_id(0) % units
     group = unit // blocks
@@ -63,6 +56,6 @@ def update_kernel(
     if D is not None:
         y += tl.load(D + channel, mask=inside, other=0.0) * xs
     if z is not None:
-        gate = _row(z, b, channel, inside)
+        gate = _row((z, z_b, z_d), b, channel, inside)
         y *= gate * sigmoid(gate)
     tl.store(out[0] + b * out[1] + channel * out[2], rounded(y, out[0].dtype.element_ty), mask=inside)

@@ -1,37 +1,18 @@
 """hsic of data that is spread far, or lies far from zero: no digits are lost to what cancels."""
 
+from functools import partial
+
 import pytest
 import torch
 
 import bdam_fast
-from tests.support.operators.hsic import KINDS, pair, run_hsic
+from tests.support.operators.hsic import KINDS, clusters, near_rows, outlier, pair, rbf_error, run_hsic, worst
 
 pytestmark = pytest.mark.usefixtures("kernels")
 ESTIMATORS = ("biased", "unbiased")
 
 
-def outlier(size, samples=64, features=8):
-    """One entry far from all others, which moves the mean."""
-    x = torch.randn(samples, features)
-    x[5, 0] = size
-    return x, x + 0.1 * torch.randn(samples, features)
-
-
-def clusters(distance, samples=64, features=8):
-    """Two clusters; no centre is near to both."""
-    x = torch.randn(samples, features)
-    x[::2] += distance
-    return x, x + 0.1 * torch.randn(samples, features)
-
-
-def worst(got, exact):
-    """Largest error of the value and of the gradients, each over its own largest entry."""
-    return max(((got[n].double() - v).abs().max() / v.abs().max()).item() for n, v in exact.items())
-
-
-def check(x, y, backend="cpu", **options):
-    got = run_hsic(x, y, kernel="rbf", backend=backend, **options)
-    return worst(got, run_hsic(x.double(), y.double(), kernel="rbf", backend="reference", **options))
+check = partial(rbf_error, backend="cpu")
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -50,9 +31,7 @@ def test_clusters(isa, estimator, distance, sizes):
 
 
 def test_rows_that_nearly_coincide(isa):
-    """Distances a thousandth of the length of the rows, as of frames of one film."""
-    x = torch.randn(1, 40).expand(32, -1) + torch.randn(4, 40).repeat_interleave(8, 0) + 1e-3 * torch.randn(32, 40)
-    assert check(x, x[:, ::2], sigma_x=0.01, sigma_y=0.01) <= 1e-5
+    assert check(*near_rows(), sigma_x=0.01, sigma_y=0.01) <= 1e-5
 
 
 @pytest.mark.parametrize("order", ["rows", "columns", "strided"])

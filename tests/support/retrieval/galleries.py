@@ -26,7 +26,7 @@ class ColourEmbedder(Embedder):
 
     def __init__(self, model: str = "a" * 64) -> None:
         self.about = About(model, WIDTH, 2, 0.5, "runs/colours")
-        self.image_size, self.text_length = (8, 4), 16
+        self.image_size, self.text_length, self.max_pixels = (8, 4), 16, 10**6
         self.projection = np.random.default_rng(0).standard_normal((3, WIDTH))
         self.embedded = 0
 
@@ -44,6 +44,9 @@ class ColourEmbedder(Embedder):
 
     def token_texts(self, text: str) -> list[str]:
         return [piece for word in text.lower().split() for piece in ([word] if word in COLOURS else list(word))]
+
+    def unknown_words(self, words: Sequence[str]) -> list[str]:
+        return [word for word in words if word not in COLOURS]
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         colours = [[COLOURS[w] for w in text.lower().split() if w in COLOURS] or [(90, 90, 90)] for text in texts]

@@ -1,61 +1,52 @@
-"""Ahead-of-time compile cases of causal_conv1d's Triton kernels: (name, kernel, signature, constexprs, attributes)."""
+"""Ahead-of-time compile cases of causal_conv1d's Triton kernels: calls, and their budgets on sm_90."""
 
 from typing import Any
 
-from bdam_fast.ops.causal_conv1d.triton_kernels import backward_kernel, forward_kernel
+import torch
 
-PARAMETERS = {
-    "weight_ptr": "*fp32",
-    "bias_ptr": "*fp32",
-    "initial_ptr": "*fp32",
-    "dfinal_ptr": "*fp32",
-    "final_ptr": "*fp32",
-}
+from bdam_fast.ops.causal_conv1d import triton_impl
+from tests.support.operators import packed_index
+from tests.support.operators.causal_conv1d import conv_problem
+from tests.support.triton.launches import Case
 
-
-def case(
-    name: str, kernel: Any, dtype: str, absent: tuple[str, ...], order: str, width: int, **flags: bool
-) -> tuple[Any, ...]:
-    """`absent` pointers are None; in the order given, one stride of every tensor is 1 and known at compile time."""
-    big = ("x_ptr", "out_ptr", "dout_ptr", "dx_ptr")
-    others = {"partial_ptr": "*fp32", "dinitial_ptr": "*fp32", "plan_ptr": "*i32"}
-    adjacent = "_d" if order == "bld" else "_l"
-    tile = 512 if kernel is backward_kernel and (width > 4 or "plan_ptr" not in absent) else 1024
-    blocks = {"BLOCK_L": tile // 64, "BLOCK_D": 64} if order == "bld" else {"BLOCK_L": 128, "BLOCK_D": tile // 128}
-    constexprs: dict[str, Any] = {"WIDTH": width, "SILU": True, "REVERSE": False, **blocks, **flags}
-    constexprs |= {n: None for n in absent}
-    constexprs |= {n: 1 for n in kernel.arg_names if n.endswith(adjacent) and n not in ("span",)}
-    signature, attrs = {}, {}
-    for i, argument in enumerate(kernel.arg_names):
-        if argument in constexprs:
-            signature[argument] = "constexpr"
-        elif argument.endswith("_ptr"):
-            signature[argument] = f"*{dtype}" if argument in big else (PARAMETERS | others)[argument]
-        else:
-            signature[argument] = "i32"
-        if signature[argument] != "constexpr" and argument != "chunks" and (argument != "L" or order == "bdl"):
-            attrs[(i,)] = [["tt.divisibility", 16]]
-    return name, kernel, signature, constexprs, attrs
+CONV = ("x", "weight", "bias", "initial_states")
 
 
-ALL: tuple[str, ...] = ("plan_ptr",)
-PLAIN = ("plan_ptr", "initial_ptr", "final_ptr", "dinitial_ptr", "dfinal_ptr")
+def conv(
+    width: int = 4,
+    *,
+    packed: bool = False,
+    silu: bool = True,
+    reverse: bool = False,
+    last: bool = True,
+    length: int = 192,
+    batch: int = 2,
+    channels: int = 64,
+    **kwargs: Any,
+) -> None:
+    """A forward and a backward; channels are a multiple of 16 as in practice."""
+    problem = conv_problem(batch, channels, length, width, **kwargs)
+    index = packed_index(batch, length) if packed else None
+    tensors = [problem.get(name) for name in CONV]
+    out, final = triton_impl.forward(*tensors, index, silu, reverse, last)
+    triton_impl.backward(torch.empty_like(out), final if last else None, *tensors, index, silu, reverse)
 
 
-def absent_of(kernel: Any, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The pointers among `names` that the kernel has."""
-    return tuple(n for n in names if n in kernel.arg_names)
+def case(name: str, dtype: torch.dtype, order: str, width: int, absent: tuple[str, ...] = (), **flags: Any) -> Case:
+    """The budgets are wide: they bound spills."""
+    label = f"conv-{name}-{str(dtype).removeprefix('torch.')}-{order}-{width}"
+    budget = {"forward_kernel": (255, 0), "backward_kernel": (255, 0)}
+    return Case(label, lambda: conv(width, dtype=dtype, order=order, absent=absent, **flags), budget)
 
 
+BF16, FP32 = torch.bfloat16, torch.float32
+PLAIN = ("initial_states",)
 CASES = [
-    case(f"{which}-{label}-{dtype}-{order}-{width}", kernel, dtype, absent_of(kernel, absent), order, width, **flags)
-    for which, kernel in (("forward", forward_kernel), ("backward", backward_kernel))
-    for label, dtype, absent, order, width, flags in (
-        ("plain", "bf16", PLAIN, "bld", 4, {}),
-        ("plain", "fp32", PLAIN, "bdl", 4, {}),
-        ("states", "fp16", ALL, "bld", 8, {"REVERSE": True}),
-        ("packed", "bf16", (), "bld", 4, {}),
-        ("packed", "fp32", (), "bdl", 3, {"SILU": False}),
-        ("states", "bf16", (*ALL, "bias_ptr"), "bdl", 1, {"REVERSE": True}),
-    )
+    case("plain", BF16, "bld", 4, PLAIN, last=False),
+    case("plain", FP32, "bdl", 4, PLAIN, last=False),
+    case("odd-length", BF16, "bdl", 4, PLAIN, last=False, length=77),
+    case("states", torch.float16, "bld", 8, reverse=True),
+    case("packed", BF16, "bld", 4, packed=True),
+    case("packed", FP32, "bdl", 3, packed=True, silu=False),
+    case("states", BF16, "bdl", 1, ("bias",), reverse=True),
 ]

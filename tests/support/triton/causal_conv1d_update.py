@@ -1,37 +1,22 @@
-"""Ahead-of-time compile cases of causal_conv1d_update's Triton kernel: (name, kernel, signature, constexprs, attributes)."""
+"""Ahead-of-time compile cases of causal_conv1d_update's Triton kernel: calls, and its budget on sm_90."""
 
 from typing import Any
 
-from bdam_fast.ops.causal_conv1d_update.triton_kernels import update_kernel
+import torch
+
+from bdam_fast.ops.causal_conv1d_update import triton_impl
+from tests.support.operators.updates import CAUSAL_CONV1D_UPDATE, update_problem
+from tests.support.triton.launches import Case
 
 
-def update_case(dtype: str, order: str, width: int, bias: bool) -> tuple[Any, ...]:
-    """One step; the state's entries are adjacent, or its channels."""
-    name = f"conv-update-{dtype}-{order}-{width}"
-    constexprs: dict[str, Any] = {
-        "WIDTH": width,
-        "SILU": True,
-        "BLOCK_S": 4,
-        "BLOCK_D": 128,
-        "L": 1,
-        "x_d": 1,
-        "out_d": 1,
-    }
-    constexprs |= {"state_d" if order == "bld" else "state_s": 1} | ({} if bias else {"bias_ptr": None})
-    types = {
-        "x_ptr": f"*{dtype}",
-        "out_ptr": f"*{dtype}",
-        "state_ptr": "*fp32",
-        "weight_ptr": "*fp32",
-        "bias_ptr": "*fp32",
-    }
-    signature = {n: "constexpr" if n in constexprs else types.get(n, "i32") for n in update_kernel.arg_names}
-    aligned = [i for i, (n, kind) in enumerate(signature.items()) if kind != "constexpr" and n not in ("S", "state_s")]
-    return name, update_kernel, signature, constexprs, {(i,): [["tt.divisibility", 16]] for i in aligned}
+def update(length: int = 0, width: int = 4, batch: int = 2, **kwargs: Any) -> None:
+    """A call for 128 channels of each batch item."""
+    triton_impl.update(*CAUSAL_CONV1D_UPDATE.raw_arguments(update_problem(batch, 128, length, width, **kwargs)))
 
 
+BUDGET = {"update_kernel": (72, 0)}
 CASES = [
-    update_case("bf16", "bdl", 4, True),
-    update_case("fp32", "bld", 4, False),
-    update_case("fp16", "bdl", 8, True),
+    Case("conv-update-bf16", lambda: update(dtype=torch.bfloat16), BUDGET, True),
+    Case("conv-update-fp32-bld", lambda: update(3, order="bld", absent=("bias",)), BUDGET),
+    Case("conv-update-fp16-8", lambda: update(width=8, dtype=torch.float16), BUDGET),
 ]

@@ -1,62 +1,40 @@
-"""Ahead-of-time compile cases of hsic's Triton kernels: (name, kernel, signature, constexprs, attributes).
+"""Ahead-of-time compile cases of hsic's Triton kernels: calls, and their budgets on sm_90.
 
-A case has no number of warps, so that four are compiled: not the 8 and 16 with which tiles of 64 and 128 are launched.
-The small kernels' tile of 128 is left out, since four warps do not hold it and take 10 to 20 s to compile.
+The small kernels' tile of 128 is left out: it takes 10 to 20 s to compile.
 """
 
 from typing import Any
 
-from bdam_fast.ops.hsic.triton_impl import BLOCK, BLOCK_K, RADIX
-from bdam_fast.ops.hsic.triton_kernels import small_backward_kernel, small_forward_kernel
-from bdam_fast.ops.hsic.triton_kernels_tiles import count_kernel, gradient_kernel, norms_kernel, sums_kernel
+import torch
 
-INPUTS = ("x_ptr", "y_ptr", "dx_ptr", "dy_ptr")
-FLOATS = ("scale", "cross", "product", "half_cross")
-INTEGERS = ("prefix_ptr", "counts_ptr")
+from bdam_fast.ops.hsic import triton_impl
+from tests.support.operators.hsic import pair
+from tests.support.triton.launches import Case
 
 
-def case(name: str, kernel: Any, dtype: str, absent: tuple[str, ...] = (), **flags: Any) -> tuple[Any, ...]:
-    """Features are adjacent; sizes are not taken to be multiples of 16, pointers and strides are."""
-    flags = {"BLOCK": BLOCK, "BLOCK_K": BLOCK_K, **flags}
-    constexprs: dict[str, Any] = {n: v for n, v in flags.items() if n in kernel.arg_names}
-    constexprs |= {n: None for n in absent}
-    constexprs |= {n: 1 for n in kernel.arg_names if n.endswith("_d")}
-    signature, attrs = {}, {}
-    for i, argument in enumerate(kernel.arg_names):
-        if argument in constexprs:
-            signature[argument] = "constexpr"
-        elif argument.endswith("_ptr"):
-            signature[argument] = "*i32" if argument in INTEGERS else f"*{dtype if argument in INPUTS else 'fp32'}"
-        else:
-            signature[argument] = "fp32" if argument in FLOATS else "i32"
-        if argument not in constexprs and argument.endswith(("_ptr", "_n", "_b")):
-            attrs[(i,)] = [["tt.divisibility", 16]]
-    return name, kernel, signature, constexprs, attrs
+def hsic(samples: int, *, gaussian: bool, unbiased: bool = False, sigma: bool = False, **kwargs: Any) -> None:
+    """A forward and a backward of 64 and 48 features; `sigma`: the widths are given."""
+    x, y = pair(samples, 64, 48, **{"batch": (2,), **kwargs})
+    given = torch.ones(x.shape[0]) if sigma else None
+    value, saved = triton_impl.forward(x, y, given, given, gaussian, unbiased)
+    triton_impl.backward(value, x, y, saved.zero_(), gaussian, unbiased)
 
 
-SIGMAS = ("sigma_x_ptr", "sigma_y_ptr")
+def case(name: str, samples: int, dtype: torch.dtype, slow: bool = False, **kwargs: Any) -> Case:
+    budget = {"small_forward_kernel": (255, 0), "small_backward_kernel": (255, 0)}
+    if samples > triton_impl.SMALL:
+        budget = {"norms_kernel": (255, 0), "sums_kernel": (255, 0), "gradient_kernel": (255, 48)}
+    label = f"hsic-{name}-{samples}-{str(dtype).removeprefix('torch.')}"
+    return Case(label, lambda: hsic(samples, dtype=dtype, **kwargs), budget, slow=slow)
+
+
+BF16, FP32 = torch.bfloat16, torch.float32
 CASES = [
-    case(
-        f"hsic-{which}-{label}-{block}-{dtype}",
-        kernel,
-        dtype,
-        absent if which == "forward" else (),
-        BLOCK=block,
-        **flags,
-    )
-    for which, kernel in (("forward", small_forward_kernel), ("backward", small_backward_kernel))
-    for label, dtype, block, absent, flags in (
-        ("linear", "bf16", 16, SIGMAS, {"GAUSSIAN": False, "UNBIASED": False}),
-        ("linear", "fp32", 32, SIGMAS, {"GAUSSIAN": False, "UNBIASED": True}),
-        ("gaussian", "fp16", 32, (), {"GAUSSIAN": True, "UNBIASED": True}),
-        ("gaussian", "fp32", 64, SIGMAS, {"GAUSSIAN": True, "UNBIASED": False}),
-    )
-]
-CASES += [case(f"hsic-count-{bins}", count_kernel, "fp32", LOW=low, BINS=bins) for low, bins in RADIX[:2]]
-CASES += [
-    case("hsic-norms", norms_kernel, "fp32"),
-    case("hsic-sums", sums_kernel, "fp32", UNBIASED=False),
-    case("hsic-sums-unbiased", sums_kernel, "fp32", UNBIASED=True),
-    case("hsic-gradient", gradient_kernel, "fp32", UNBIASED=False),
-    case("hsic-gradient-unbiased", gradient_kernel, "fp32", UNBIASED=True),
+    case("linear", 16, BF16, gaussian=False),
+    case("linear-unbiased", 20, FP32, gaussian=False, unbiased=True),
+    case("gaussian-unbiased", 32, torch.float16, gaussian=True, unbiased=True, sigma=True),
+    case("gaussian", 50, FP32, gaussian=True),
+    case("gaussian", 100, FP32, slow=True, gaussian=True),
+    case("gaussian", 200, FP32, gaussian=True),
+    case("gaussian-unbiased", 200, BF16, gaussian=True, unbiased=True),
 ]

@@ -1,8 +1,12 @@
 """Launches every Triton kernel through Triton's binder, compiler and launcher, on the driver of stub_driver.c: nothing runs.
 
 `python -m tests.support.triton.launch_all` with TRITON_LIBCUDA_PATH and STUB_LAUNCHES set: in a process of its own, which
-takes the stub for a GPU. Tensors lie on the CPU.
+takes the stub for a GPU. Tensors lie on the CPU. Operators of sequences are launched at several lengths and batches, hsic
+with several numbers of samples; one line a kernel says how often it was compiled.
 """
+
+from collections import Counter
+from typing import Any
 
 import torch
 import triton
@@ -31,10 +35,17 @@ def take_the_stub_for_a_gpu() -> None:
     torch.cuda.is_available = available
 
 
-def launch_scan() -> None:
+def count_compilations() -> Counter[str]:
+    """A count, from now on, of the compilations of each kernel."""
+    compiled: Counter[str] = Counter()
+    triton.knobs.runtime.jit_post_compile_hook = lambda *, fn, **_: compiled.update([fn.name.rpartition(".")[2]])
+    return compiled
+
+
+def launch_scan(batch: int, length: int) -> None:
     """A forward with saved states and a backward, of packed sequences."""
-    problem = scan_problem(2, 32, 40, 16)
-    tensors = [problem.get(name) for name in SCAN] + [torch.zeros(2, 40, dtype=torch.int32)]
+    problem = scan_problem(batch, 32, length, 16)
+    tensors: list[Any] = [problem.get(name) for name in SCAN] + [torch.zeros(batch, length, dtype=torch.int32)]
     out, state, saved = scan.forward(*tensors, True, False, True, True)
     scan.backward(torch.empty_like(out), torch.empty_like(state), *tensors, saved.zero_(), True, False)
 
@@ -61,12 +72,18 @@ def launch_updates() -> None:
     state_update.update(*streams, torch.randn(2, 16), torch.randn(2, 16), None, None, None, True)
 
 
+SIZES = ((2, 77), (1, 192), (3, 193), (2, 197), (1, 2048))
+
 if __name__ == "__main__":
     take_the_stub_for_a_gpu()
-    launch_scan()
-    launch_convolution(torch.randn(2, 77, 64, dtype=torch.bfloat16).transpose(1, 2), 4)
-    launch_convolution(torch.randn(2, 36, 33), 7)
-    for samples in (16, 200):
+    compiled = count_compilations()
+    for batch, length in SIZES:
+        launch_scan(batch, length)
+        # Steps adjacent: aligned, and not.
+        launch_convolution(torch.randn(batch, 36, length), 7)
+    for samples in (17, 32, 130, 200):
         for gaussian in (False, True):
             launch_hsic(samples, gaussian)
     launch_updates()
+    for name, times in sorted(compiled.items()):
+        print("compiled", name, times)

@@ -43,21 +43,36 @@ class Compiled:
     local: int = 0  # bytes of local memory a thread: what was spilled
 
 
-def compile_call(call: Callable[[], Any], target: GPUTarget, monkeypatch: Any) -> list[Compiled]:
-    """Every kernel that the call launches, compiled for the target; nothing is run."""
+def launches_of(call: Callable[[], Any], target: GPUTarget, monkeypatch: Any) -> list[tuple[ASTSource, Any]]:
+    """Source and options that Triton would compile for each launch of a call; nothing is compiled or run."""
     backend = make_backend(target)
-    compiled: list[Compiled] = []
+    found: list[tuple[ASTSource, Any]] = []
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         binder = jit.create_function_from_signature(self.signature, self.params, backend)
         bound, specialization, options = binder(*args, **kwargs)
         options, signature, constexprs, attrs = self._pack_args(backend, kwargs, bound, specialization, options)
-        source = ASTSource(self, signature, constexprs, attrs)
-        compiled.append(read(self.__name__, triton.compile(source, target=target, options=options.__dict__), target))
+        found.append((ASTSource(self, signature, constexprs, attrs), options))
 
     monkeypatch.setattr(jit.JITFunction, "run", record)
     call()
-    return compiled
+    return found
+
+
+def launch_keys(call: Callable[[], Any], target: GPUTarget, monkeypatch: Any) -> set[tuple[str, str]]:
+    """(kernel, all that makes Triton compile it anew) of each launch of a call."""
+    return {
+        (source.fn.__name__, f"{source.signature} {source.constants} {source.attrs} {options}")
+        for source, options in launches_of(call, target, monkeypatch)
+    }
+
+
+def compile_call(call: Callable[[], Any], target: GPUTarget, monkeypatch: Any) -> list[Compiled]:
+    """Every kernel that the call launches, compiled for the target; nothing is run."""
+    return [
+        read(source.fn.__name__, triton.compile(source, target=target, options=options.__dict__), target)
+        for source, options in launches_of(call, target, monkeypatch)
+    ]
 
 
 def read(name: str, kernel: Any, target: GPUTarget) -> Compiled:

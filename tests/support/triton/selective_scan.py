@@ -20,11 +20,13 @@ def scan(
     last: bool = False,
     length: int = 64,
     states: int = 16,
+    batch: int = 1,
+    channels: int = 128,
     **kwargs: Any,
 ) -> None:
     """A forward and a backward; channels and length are multiples of 16 as in practice."""
-    problem = scan_problem(1, 128, length, states, **kwargs)
-    tensors = [problem.get(name) for name in SCAN] + [packed_index(1, length) if packed else None]
+    problem = scan_problem(batch, channels, length, states, **kwargs)
+    tensors = [problem.get(name) for name in SCAN] + [packed_index(batch, length) if packed else None]
     out, state, saved = triton_impl.forward(*tensors, True, reverse, last, True)
     triton_impl.backward(torch.empty_like(out), state if last else None, *tensors, saved, True, reverse)
 

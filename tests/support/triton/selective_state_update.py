@@ -9,9 +9,9 @@ from tests.support.operators.updates import SELECTIVE_STATE_UPDATE, step_problem
 from tests.support.triton.launches import Case
 
 
-def update(**kwargs: Any) -> None:
-    """A step of 2 times 128 channels and 16 states."""
-    triton_impl.update(*SELECTIVE_STATE_UPDATE.raw_arguments(step_problem(2, 128, 16, **kwargs)))
+def update(batch: int = 2, **kwargs: Any) -> None:
+    """A step of 128 channels of each batch item and 16 states."""
+    triton_impl.update(*SELECTIVE_STATE_UPDATE.raw_arguments(step_problem(batch, 128, 16, **kwargs)))
 
 
 BUDGET = {"update_kernel": (72, 0)}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.config.test_recipes import changed
 from training.config import STYLE_METHODS
-from training.config.ablations import ABLATIONS, FOLDERS, FULL, PRINTED, TITLES, run_key, table_rows
+from training.config.ablations import ABLATIONS, FOLDERS, FULL, PLAIN, PRINTED, TITLES, run_key, table_rows
 from training.config.recipes import ROWS, get_recipe, with_row
 
 CHANGES = {
@@ -59,22 +59,29 @@ def test_shallow_is_the_paper_s_three_of_six_layers() -> None:
 
 def test_every_row_is_in_a_table_and_the_full_model_is_one_run() -> None:
     rows = table_rows(list(ABLATIONS), get_recipe("synthetic-tables"))
-    assert {row.name for row in rows} == {FULL, PRINTED, *ROWS}
+    assert {row.name for row in rows} == {FULL, PRINTED, PLAIN, *ROWS}
     assert len({row.key for row in rows if row.name == FULL}) == 1
-    assert len({row.key for row in rows}) == 2 + len(ROWS) == 31
+    assert len({row.key for row in rows}) == 3 + len(ROWS) == 32
     assert len({row.key for row in rows if row.name == "no-mamba"}) == 1
     assert set(ABLATIONS) | {"table5"} == set(TITLES)
 
 
-def test_the_method_as_printed_is_a_row_of_the_first_three_tables() -> None:
+@pytest.mark.parametrize(
+    ("name", "recipe", "tables"),
+    [
+        (PRINTED, "synthetic-paper", ["table1", "table2", "table3"]),
+        (PLAIN, "synthetic-baseline", ["table1", "table2", "table3", "readings"]),
+    ],
+)
+def test_other_recipes_are_rows_of_tables(name: str, recipe: str, tables: list[str]) -> None:
     base = get_recipe("synthetic-tables")
     base = replace(base, data=replace(base.data, root="here"), optim=replace(base.optim, epochs=9))
-    printed = [row for row in table_rows(list(ABLATIONS), base) if row.name == PRINTED]
-    assert [row.table for row in printed] == ["table1", "table2", "table3"] and len({row.key for row in printed}) == 1
-    config, paper = printed[0].config, get_recipe("synthetic-paper")
-    assert config.recipe == "synthetic-paper" and changed(paper, config) == {"data.root", "optim.epochs"}
+    rows = [row for row in table_rows(list(ABLATIONS), base) if row.name == name]
+    assert [row.table for row in rows] == tables and len({row.key for row in rows}) == 1
+    config = rows[0].config
+    assert config.recipe == recipe and changed(get_recipe(recipe), config) == {"data.root", "optim.epochs"}
     assert (config.data.root, config.optim.epochs) == ("here", 9)
-    assert PRINTED not in {row.name for row in table_rows(list(ABLATIONS), get_recipe("cuhk-pedes"))}
+    assert name not in {row.name for row in table_rows(list(ABLATIONS), get_recipe("cuhk-pedes"))}
 
 
 def test_a_run_s_key_ignores_name_and_seed_only() -> None:

@@ -66,7 +66,7 @@ def test_shared_rows_are_run_once_and_what_is_there_is_kept(done: tuple, base: C
     assert [line.split(":")[0] for line in text.splitlines() if line.startswith("[")] == [
         f"[{number}/6] {label}, seed {seed}"
         for number, (label, seed) in enumerate(
-            ((label, seed) for label in ("+ BDAM", "w/o gate", "Baseline (w/o fusion)") for seed in SEEDS), 1
+            ((label, seed) for seed in SEEDS for label in ("+ BDAM", "w/o gate", "Baseline (w/o fusion)")), 1
         )
     ]
     assert [*summary["tables"]] == ["table1", "table2"] and [*plan("all", base, None, [FULL])[0]] == [*ALL]
@@ -110,6 +110,10 @@ def test_rows_have_the_protocols_that_model_and_data_allow(done: tuple) -> None:
             stored = [read_json(run_folder(out, key, seed) / f"eval-{name}.json") for seed in SEEDS]
             assert values["metrics"]["R1"] == [result["metrics"]["R1"] for result in stored]
             assert values["chance"] == stored[0]["chance"]
+            gain = values["against_dual"]["R1"]
+            assert gain["delta"] == pytest.approx(
+                statistics.fmean(result["metrics"]["R1"] - result["metrics_dual"]["R1"] for result in stored), abs=1e-4
+            )
         assert all((run_folder(out, key, seed) / "diagnosis.json").is_file() for seed in SEEDS)
 
 

@@ -19,7 +19,7 @@ from tests.support import ROOT
 from tests.support.pedes_dataset import make_pedes
 from tests.support.tiny_run import tiny_config
 from training.config import Config, to_dict
-from training.config.ablations import FULL, PROTOCOLS, TITLES, Row
+from training.config.ablations import FULL, PROTOCOLS, TITLES, Row, alongside
 from training.evaluation.protocols.protocol_names import BESIDE_DUAL
 from training.evaluation.result import METRICS, Counts, Evaluation
 from training.experiment import jobs, scheduler
@@ -126,7 +126,17 @@ def test_a_run_is_evaluated_by_the_protocols_of_all_its_tables(base: Config, tmp
     }
     job = found[[job.row.name for job in found].index("no-mamba")]
     # dual at last: what it writes says that the run is finished.
-    assert job.evaluation == ["training.evaluate", str(job.folder), "--protocol=rerank", "--protocol=dual"]
+    evaluation = ["training.evaluate", str(job.folder), "--protocol=rerank", "--protocol=dual"]
+    # This data has no factors of its images.
+    assert job.measurements == [evaluation] and not any(job.disentangled for job in found)
+    (Path(base.data.root) / "factors.jsonl").touch()
+    again = missing_jobs(rows, [0], tmp_path, Console(file=StringIO()), launch)
+    # Table 2 does not ask for it, and one embedding has no branches to compare.
+    assert {job.row.name for job in again if job.disentangled} == {FULL, "no-gate"}
+    plain = alongside(replace(base, recipe="synthetic-tables"), "synthetic-baseline")
+    (job,) = missing_jobs([Row("table1", "plain", "", plain)], [0], tmp_path, Console(file=StringIO()), launch)
+    assert not job.disentangled
+    assert again[0].measurements[0] == ["training.disentangle", str(again[0].folder)]
     assert set(PROTOCOLS) == set(TITLES), "every table says what its rows can differ in"
     assert all(name in BESIDE_DUAL for names in PROTOCOLS.values() for name in names)
 

@@ -15,10 +15,15 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from tests.support import ROOT
+from training.data.datasets import read_dataset
+from training.engine.checkpoint import load_run
+from training.evaluation.calibration import calibrate
+from training.evaluation.dual import embed_dual
 from training.export import __main__ as command
 from training.export import to_onnx
 from training.export.onnx_towers import OnnxTowers
 from training.retrieval.embedders import OnnxEmbedder, TorchEmbedder
+from training.retrieval.store import Gallery
 from training.utils import cli
 
 # Adds a folder and searches it with PyTorch and transformers forbidden.
@@ -110,3 +115,37 @@ def test_a_folder_that_is_no_export(exported, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(RuntimeError, match="an exported model needs onnxruntime"):
         OnnxTowers(exported)
+
+
+def test_words_calibration_and_bounds_are_those_of_the_run(exported, trained):
+    onnx, torch_ = OnnxEmbedder(exported), TorchEmbedder(trained)
+    words = ["red", "zzzyzx", "Shirt", "a", "q", "été", "Ω"]
+    assert onnx.unknown_words(words) == torch_.unknown_words(words) and "zzzyzx" in onnx.unknown_words(words)
+    assert onnx.max_pixels == torch_.max_pixels == 50_000_000
+    assert onnx.calibration is not None and onnx.calibration.checkpoint == onnx.about.model
+    run = load_run(trained, device="cpu")
+    validation = embed_dual(run.model, read_dataset(run.config.data).splits["val"], run.tokenizer, run.config)
+    assert onnx.calibration == calibrate(validation, run.beta, onnx.about.model)
+    with pytest.raises(ValueError, match="re-ranking needs the fusion of a run folder"):
+        onnx.match("red", np.zeros((1, 3, 32, 16), np.uint8))
+
+
+def test_int8_is_a_model_of_its_own_and_says_what_it_loses(exported, trained, root, tmp_path, capsys):
+    out = tmp_path / "small"
+    assert cli.run(command.main, [str(trained), str(out), "--int8"]) == 0
+    assert "int8: R-1 on the validation split" in capsys.readouterr().out
+    stored = json.loads((out / "parity.json").read_text())
+    run = load_run(trained, device="cpu")
+    validation = embed_dual(run.model, read_dataset(run.config.data).splits["val"], run.tokenizer, run.config)
+    assert stored["r1"] == pytest.approx(validation.metrics([run.beta])[run.beta].mean()["R1"], abs=9)
+    assert 0 <= stored["r1_int8"] <= 100 and stored["image_difference"] <= to_onnx.TOLERANCE
+    whole, small = OnnxEmbedder(exported), OnnxEmbedder(out)
+    pixels = small.read_image(next((root / "imgs/test").glob("*.jpg")).read_bytes(), "")[None]
+    difference = np.abs(small.embed_images(pixels) - whole.embed_images(pixels)).max()
+    assert 1e-5 < difference < 0.3
+    assert small.about.model != whole.about.model and small.calibration is not None
+    gallery = Gallery.create(tmp_path / "g", whole.about)
+    with pytest.raises(ValueError, match="was made with another model"):
+        gallery.require_model(small.about.model, small.about.source)
+    assert cli.run(command.main, [str(trained), str(tmp_path / "x"), "--int8", "--form", "weights"]) == 2
+    assert "--int8 is for --form onnx, got --form weights" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 from tests.support.models import IMAGE_SIZE, TEXT_LENGTH, TINY, VOCABULARY, batch
 from training.models import small_encoders
 from training.models.encoders import TextEncoder, VisualEncoder
-from training.models.word_pairs import PAIRS
+from training.models.word_pairs import PAIRS, WORD_WIDTH
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,26 @@ def test_window_embeddings_add_a_map_of_three_words_and_a_vector_of_each_pair(co
         pair = [int(texts.input_ids_BT[i, k]) for k in (t - 1, t)]
         row = (pair[0] * VOCABULARY + pair[1]) * 2654435761 % 2**32 * PAIRS // 2**32
         assert_close(out[i, t], plain[i, t] + mapped + (window.pairs.weight[row] if config is DEEP and t > 0 else zero))
-    # More padding changes no token.
+
+
+def test_a_deep_stem_has_vectors_of_words_and_pairs_beside_the_tokens_of_the_layers():
+    encoder, texts = TextEncoder(DEEP, VOCABULARY, 0, TEXT_LENGTH).eval(), batch().captions
+    tokens = encoder(texts.input_ids_BT, texts.attention_mask_BT)
+    layers = encoder.backbone(texts.input_ids_BT, attention_mask=texts.attention_mask_BT).last_hidden_state
+    assert tokens.shape == (*texts.input_ids_BT.shape, encoder.width) and encoder.width == 16 + WORD_WIDTH
+    assert_close(tokens[..., :16], layers)
+    for i, t in ((0, 0), (1, 2), (2, TEXT_LENGTH - 1)):
+        before, word = (int(texts.input_ids_BT[i, k]) for k in (t - 1, t))
+        row = (before * VOCABULARY + word) * 2654435761 % 2**32 * PAIRS // 2**32
+        pair = encoder.words.pairs.weight[row] if t > 0 else 0.0
+        assert_close(tokens[i, t, 16:], encoder.words.word_embeddings.weight[word] + pair)
+    assert not encoder.words.word_embeddings.weight[0].any(), "of padding"
+    assert TextEncoder(CONVOLUTIONAL, VOCABULARY, 0, TEXT_LENGTH).words is None
+
+
+@pytest.mark.parametrize("config", [CONVOLUTIONAL, DEEP])
+def test_more_padding_changes_no_token(config):
+    encoder, texts = TextEncoder(config, VOCABULARY, 0, TEXT_LENGTH).eval(), batch().captions
     more = [torch.nn.functional.pad(x[:, :-2], (0, 2)) for x in (texts.input_ids_BT, texts.attention_mask_BT)]
     short = [x[:, :-2] for x in (texts.input_ids_BT, texts.attention_mask_BT)]
     mask = short[1].bool()

@@ -79,6 +79,28 @@ def test_protocols_are_columns(folder):
     assert "| w/o gate | 11.50 ± 0.10 | 41.50 ± 0.10 | 20.00 ± 0.00 | 20.00 ± 0.00 |" in page
 
 
+def test_floor_ceiling_and_the_gain_of_rerank_stand_beside_the_rows():
+    summary = make_summary()
+
+    def gain(delta: float, p: float) -> dict[str, Any]:
+        return {"delta": delta, "per_seed": [delta], "same_sign": 1, "low": delta - 1, "high": delta + 1, "p": p}
+
+    for name, p in (("full", 0.01), ("no-mamba", 0.5)):
+        values = {"metrics": {metric: [30.0] for metric in METRICS}, "chance": dict.fromkeys(METRICS, 0.25)}
+        summary["runs"][name]["protocols"] = {
+            "rerank": values | {"against_dual": {"R1": gain(2.0, p), "mAP": gain(-1.0, p)}}
+        }
+    summary["oracle"] = {"oracle, all words": dict.fromkeys(METRICS, 98.5)}
+    text = Page(build(summary, "tables")).words()
+    assert text.count("oracle, all words 98.50 98.50 98.50 98.50 98.50") == 5, "beside the rows of five tables"
+    assert "oracle 98.50 98.50 98.50 98.50" in text, "of dual and of rerank"
+    # Two rows: Holm's correction doubles the smaller p.
+    gains = "+2.00 +1.00 … +3.00 {0} -1.00 -2.00 … +0.00 {0}"
+    assert "rerank minus dual, percentage points" in text
+    assert f"Full fusion {gains.format('0.0200')} w/o Mamba {gains.format('0.5000')}" in text
+    assert "oracle" not in Page(build(make_summary(), "tables")).words()
+
+
 def test_directions_are_compared_with_the_paper_s(html):
     text = Page(html).words()
     # Paper: 74.63 - 76.27 and 65.11 - 66.74 w/o gate, 71.39 - 76.27 w/o cross-attention, 66.89 - 69.58 w/o Mamba. Two rows

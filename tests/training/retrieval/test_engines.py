@@ -56,7 +56,7 @@ def expected(table: np.ndarray, asked: Query, kept: np.ndarray, k: int) -> list[
 def found(engine: Engine, table: np.ndarray, asked: Query, k: int, where: Filter) -> list[int]:
     """Rows that an engine finds, scored exactly; ids are 10 + row."""
     ids = np.sort(engine.search(asked.vector(2), k, where))
-    return (ids[best(exact_scores(table[ids - 10], asked)[0], k)] - 10).tolist()
+    return (ids[best(exact_scores(table[ids - 10], asked).score_M, k)] - 10).tolist()
 
 
 FILTERS = {
@@ -114,18 +114,18 @@ def test_ties_come_in_the_order_of_the_gallery(k):
 @pytest.mark.parametrize("beta", BETAS)
 def test_scores_have_the_bits_of_the_evaluation(beta):
     table, asked = clustered(500, E), query(beta)
-    score, identity, clothing = exact_scores(table, asked)
+    score, identity, clothing, _ = vars(exact_scores(table, asked)).values()
     similarity = Similarity(asked.identity_E[None], table[:, :E], table[:, E:])
     assert np.array_equal(score, similarity.matrix(beta)[0].numpy())
     assert np.array_equal(identity, similarity.matrix(0.0)[0].numpy())
     assert np.array_equal(clothing, similarity.matrix(float("inf"))[0].numpy())
     # Equal whatever stands beside it.
-    assert exact_scores(table[7:8], asked)[0][0] == score[7]
+    assert exact_scores(table[7:8], asked).score_M[0] == score[7]
 
 
 def test_a_model_without_clothing_has_one_part():
     table, asked = clustered(20, E)[:, :E], query(0.0)
-    score, identity, clothing = exact_scores(table, asked)
+    score, identity, clothing, _ = vars(exact_scores(table, asked)).values()
     assert np.array_equal(score, identity) and not clothing.any() and np.array_equal(asked.vector(1), asked.identity_E)
     with pytest.raises(
         ValueError, match="beta 0.5 weighs clothing, but the model of this gallery has no clothing branch"

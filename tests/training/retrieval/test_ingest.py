@@ -221,7 +221,7 @@ def test_a_check_names_every_fault(photos, tmp_path):
     assert faults == {
         "1.png": "the file does not exist",
         "2.png": "the file has changed since",
-        "e.png": "damaged embedding: remove the image and add it again",
+        "e.png": "damaged embedding or facts: remove the image and add it again",
     }
     # Equal size and time, other content.
     assert "3.png" in {Path(path).name for path, _ in check_images(gallery, True, int)}
@@ -289,8 +289,11 @@ def test_queries_of_images_texts_and_feedback(tmp_path):
     np.testing.assert_allclose(both.identity_E, expected / np.linalg.norm(expected), atol=1e-6)
     refined = finder.query(Wanted([("red", 1.0)], confirmed=[18], rejected=[30]), 0.0)
     plain = finder.query(Wanted([("red", 1.0)]), 0.0)
-    assert refined.identity_E @ table[17, :16] > plain.identity_E @ table[17, :16]
-    assert refined.identity_E @ table[29, :16] < refined.identity_E @ table[17, :16]
+    np.testing.assert_array_equal(refined.identity_E, plain.identity_E)
+    assert refined.marks is not None and plain.marks is None
+    np.testing.assert_array_equal(refined.marks.confirmed_CW, table[17:18])
+    np.testing.assert_array_equal(refined.marks.rejected_RW, table[29:30])
+    np.testing.assert_array_equal(finder.query(Wanted(confirmed=[18]), 0.0).identity_E, table[17, :16])
     with pytest.raises(ValueError, match="a query needs a text or an image"):
         finder.query(Wanted(rejected=[3]), 0.5)
     for unknown in ([999], [-1]):

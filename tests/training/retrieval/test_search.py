@@ -235,7 +235,7 @@ def test_a_sheet_escapes_and_says_what_is_missing(tmp_path):
 def test_table_keeps_long_paths_whole_and_unformatted():
     long = "/data/[bold]people[/bold]/" + "x" * 150 + ".jpg"
     out = io.StringIO()
-    search.print_results([(0.75, long), (-0.125, "b.jpg")], out)
+    search.print_results([(0.75, None, long), (-0.125, None, "b.jpg")], out)
     rows = [re.split(r"\s*[│┃]\s*", line)[1:4] for line in out.getvalue().splitlines() if re.search(r"\.jpg", line)]
     assert rows == [["1", "0.7500", long], ["2", "-0.1250", "b.jpg"]]
     empty = io.StringIO()

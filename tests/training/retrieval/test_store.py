@@ -105,7 +105,7 @@ def test_a_failed_batch_changes_nothing(tmp_path):
     gallery = Gallery.create(tmp_path, ABOUT)
     with open_writer(gallery) as writer:
         writer.add(rows("a"), table(1))
-        with pytest.raises(sqlite3.IntegrityError):
+        with pytest.raises(ValueError, match="gallery.db refuses the change: UNIQUE constraint failed"):
             writer.add(rows("b", "b"), table(2))
         with pytest.raises(ValueError, match=r"embeddings must be float32 \(1, 32\), got float64 \(1, 32\)"):
             writer.add(rows("c"), table(1).astype(np.float64))
@@ -119,14 +119,18 @@ def test_a_failed_batch_changes_nothing(tmp_path):
 def test_one_writer_and_readers_that_wait_for_nobody(tmp_path):
     gallery = fill(tmp_path, table(4))
     with open_writer(gallery) as writer:
-        with pytest.raises(BlockingIOError, match="another process is changing it"), open_writer(Gallery(tmp_path)):
+        with pytest.raises(RuntimeError, match="is in use by another part"), open_writer(Gallery(tmp_path)):
             pass
+        other = [sys.executable, "-c", WRITER, str(tmp_path), "0"]
+        refused = subprocess.run(other, cwd=ROOT, capture_output=True, text=True)
+        assert refused.returncode and f"{tmp_path} is in use by process {os.getpid()} on " in refused.stderr
         writer.connection.execute("BEGIN IMMEDIATE")
         writer.connection.execute("DELETE FROM images")
         start = time.monotonic()
         assert Gallery(tmp_path).count() == 4 and len(gallery.snapshot()) == 4
         assert time.monotonic() - start < 5
         writer.connection.rollback()
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_readers_notice_a_change(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from bdam_fast.ops.hsic import triton_impl
 from bdam_fast.ops.hsic.reference import median_sigma
 from tests.support.operators import same_bits
-from tests.support.operators.hsic import KINDS, check_hsic, pair, run_hsic
+from tests.support.operators.hsic import KINDS, check_hsic, clusters, near_rows, outlier, pair, rbf_error, run_hsic
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -92,6 +92,21 @@ def test_offsets_do_not_matter(kernel, estimator, samples):
     exact = run_hsic(x.double() - 1000, y.double() + 1000, kernel=kernel, estimator=estimator, backend="reference")
     for name, value in run(x, y, kernel=kernel, estimator=estimator).items():
         torch.testing.assert_close(value.double(), exact[name], rtol=1e-5, atol=1e-5 * exact[name].abs().max().item())
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+def test_no_digits_are_lost_to_what_cancels(estimator):
+    """Data spread far beyond the widths, which inner products of centred rows cannot tell apart."""
+    error = partial(rbf_error, estimator=estimator, backend="triton")
+    assert max(error(*outlier(1e5, 40)), error(*outlier(1e6, 64, 3)), error(*clusters(1e4, 40))) <= 1e-5
+    assert error(*clusters(1e2, 40), sigma_x=1.0, sigma_y=2.0) <= 1e-5
+    # Tiles.
+    assert error(*(outlier(1e6, 75, 3) if estimator == "biased" else clusters(1e4, 75, 3))) <= 1e-5
+    assert error(*clusters(1e2, 70, 3), sigma_x=1.0, sigma_y=2.0) <= 1e-5
+
+
+def test_rows_that_nearly_coincide():
+    assert rbf_error(*near_rows(), sigma_x=0.01, sigma_y=0.01, backend="triton") <= 1e-5
 
 
 @pytest.mark.parametrize(("samples", "bad"), [(20, float("nan")), (20, float("inf")), (70, float("nan"))])

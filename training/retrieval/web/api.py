@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from training.retrieval.outputs import as_dict
+from training.retrieval.reranking import MOST_RERANKED
 from training.retrieval.web.parameters import Search, read_search
 from training.retrieval.web.search_service import Service
 
@@ -25,6 +26,8 @@ PARAMETERS = [
     _parameter("from", "string", "earliest time, ISO 8601 or seconds"),
     _parameter("to", "string", "latest time"),
     _parameter("least", "number", "lowest score of a result"),
+    _parameter("weak", "string", "1: results also where nothing good is found", enum=["1"]),
+    _parameter("rerank", "integer", "number of results that the fusion orders again", minimum=0, maximum=MOST_RERANKED),
     _parameter("order", "string", "order of the results", enum=["score", "time"], default="score"),
     _parameter("like", "integer", "id of an image to search for, alone or with q"),
     _parameter("case", "string", "case whose rejected images are left out"),
@@ -35,9 +38,21 @@ RESULT = {
     "properties": {
         "id": {"type": "integer"},
         "path": {"type": "string"},
-        "score": {"type": "number", "description": "identity + beta * clothing"},
+        "score": {"type": "number", "description": "identity + beta * clothing + marks"},
         "identity": {"type": "number", "description": "cosine of the query and the identity embedding"},
         "clothing": {"type": "number", "description": "cosine of the query and the clothing embedding"},
+        "marks": {"type": "number", "description": "part of the confirmed and rejected images; 0 without refine"},
+        "share": {
+            "type": "number",
+            "nullable": True,
+            "description": "share of right images at this score on the validation split, for a gallery of this size; null "
+            "without calibration and for other queries than one text",
+        },
+        "match": {
+            "type": "number",
+            "nullable": True,
+            "description": "what the fusion of the text with this image adds to its score; null without rerank",
+        },
         "camera": {"type": "string"},
         "time": {"type": "number", "nullable": True, "description": "seconds"},
         "sha256": {"type": "string", "description": "digest of the image file"},
@@ -49,6 +64,10 @@ ANSWER = {
     "properties": {
         "results": {"type": "array", "items": RESULT},
         "notes": {"type": "array", "items": {"type": "string"}},
+        "nothing_good": {
+            "type": "boolean",
+            "description": "true when no image scores as the best ones of validation do",
+        },
         "more": {"type": "boolean", "description": "true when there is another page"},
     },
 }
@@ -91,7 +110,8 @@ def api_search(request: Request) -> Response:
     except ValueError as error:
         return JSONResponse({"error": str(error)}, 400)
     found = [as_dict(result) for result in answer.results]
-    return JSONResponse({"results": found, "notes": answer.notes, "more": answer.more})
+    values = {"results": found, "notes": answer.notes, "nothing_good": answer.nothing_good, "more": answer.more}
+    return JSONResponse(values)
 
 
 def api_description(request: Request) -> Response:

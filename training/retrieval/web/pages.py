@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from training.retrieval.cases import MARKS, case_csv, case_sheet, sightings
+from training.retrieval.cases import case_csv, case_sheet, sightings
 from training.retrieval.image_names import format_time
 from training.retrieval.web.api import client
 from training.retrieval.web.parameters import Search, read_search
@@ -28,7 +28,7 @@ _templates = Environment(
     lstrip_blocks=True,
 )
 _templates.filters["time"] = format_time
-_templates.globals["MARKS"] = MARKS
+_templates.filters["percent"] = lambda share: "< 1 %" if share < 0.005 else f"{100 * share:.0f} %"
 
 
 def _service(request: Request) -> Service:

@@ -12,6 +12,7 @@ from starlette.datastructures import QueryParams
 
 from training.retrieval.engines.engine import Filter
 from training.retrieval.image_names import parse_time
+from training.retrieval.reranking import MOST_RERANKED
 from training.retrieval.scoring import require_beta
 
 PAGE_SIZE, MOST_PAGES = 24, 200
@@ -29,6 +30,10 @@ class Search:
     end: str = ""
     # Lowest score that is shown.
     least: float | None = None
+    # Show images also where none scores as the best ones of the validation split do.
+    weak: bool = False
+    # Results of one text that the fusion orders again.
+    rerank: int = 0
     order: Literal["score", "time"] = "score"
     # Id of an image of the gallery to search for, and key of an uploaded one.
     like: int | None = None
@@ -60,6 +65,8 @@ class Search:
         pairs += [
             ("like", "" if changed.like is None else str(changed.like)),
             ("refine", "1" if changed.refine else ""),
+            ("weak", "1" if changed.weak else ""),
+            ("rerank", str(changed.rerank or "")),
         ]
         pairs += [("page", "" if changed.page == 1 else str(changed.page))]
         return urlencode([(name, value) for name, value in pairs if value])
@@ -80,6 +87,8 @@ def read_search(query: QueryParams, beta: float) -> Search:
         start=query.get("from", ""),
         end=query.get("to", ""),
         least=None if math.isnan(least) else least,
+        weak=query.get("weak") == "1",
+        rerank=_whole(query, "rerank", 0, MOST_RERANKED, 0) or 0,
         order="time" if order == "time" else "score",
         like=_whole(query, "like", 0, 2**62, None),
         upload=query.get("upload", ""),

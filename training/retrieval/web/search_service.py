@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from training.retrieval.cases import Case, Cases
-from training.retrieval.finder import Finder, Result, Wanted
-from training.retrieval.outputs import thumbnail_bytes
+from training.retrieval.finder import Finder, Result, Wanted, nothing_good
+from training.retrieval.outputs import BOX, thumbnail_bytes
+from training.retrieval.reranking import rerank
 from training.retrieval.web.parameters import MOST_PAGES, Search
 from training.retrieval.web.uploads import Uploads, require_size
 
@@ -65,6 +66,8 @@ class Answer:
     more: bool
     # Marks of the open case by image.
     marks: dict[int, str]
+    # True when no image scores as the best ones of the validation split do, and `results` is empty for that.
+    nothing_good: bool = False
 
 
 class Service:
@@ -90,33 +93,41 @@ class Service:
         rejected = case.ids("rejected") if case else []
         query = self.finder.query(self._wanted(asked, case), asked.beta)
         where = asked.filter(rejected)
-        if asked.order == "time":
-            found = self._above(self.finder.search(query, SORTED, where), asked.least)
+        by_time = asked.order == "time"
+        wanted = SORTED if by_time else max(asked.page * asked.k + 1, asked.rerank)
+        found = self.finder.search(query, wanted, where)
+        notes = self.finder.embedder.notes(asked.text) if asked.text.strip() else []
+        least = self.finder.least(query) if asked.least is None else None
+        weak = least is not None and bool(found) and found[0].score < least
+        if weak:
+            notes.append(nothing_good(found[0].score, least or 0.0))
+        found = [] if weak and not asked.weak else self._above(found, asked.least)
+        if asked.rerank and asked.text.strip():
+            with self._lock:
+                found = rerank(self.finder.embedder, asked.text, found, asked.rerank)
+        if by_time:
             found.sort(key=lambda r: (r.image.time is None, r.image.time or 0.0))
-        else:
-            found = self._above(self.finder.search(query, asked.page * asked.k + 1, where), asked.least)
         first = (asked.page - 1) * asked.k
         page = found[first : first + asked.k]
         marks = {int(i): mark.mark for i, mark in case.marks.items()} if case else {}
-        notes = self.finder.embedder.notes(asked.text) if asked.text.strip() else []
         self.counters.add(time.perf_counter() - start)
         self._write_audit(asked, who, len(page))
-        return Answer(page, notes, len(found) > first + asked.k and asked.page < MOST_PAGES, marks)
+        more = len(found) > first + asked.k and asked.page < MOST_PAGES
+        return Answer(page, notes, more, marks, weak and not asked.weak)
 
     def _above(self, found: list[Result], least: float | None) -> list[Result]:
         return found if least is None else [result for result in found if result.score >= least]
 
     def _wanted(self, asked: Search, case: Case | None) -> Wanted:
         vectors = [self._vector(asked.upload)] if asked.upload else []
-        if asked.text.strip():
-            t_E = self.embed_text(asked.text)
-            vectors.append(np.tile(t_E, self.finder.gallery.about.branches))
+        texts = [self.embed_text(asked.text)] if asked.text.strip() else []
         images = [] if asked.like is None else [asked.like]
         marks: list[list[int]] = [[], []]
         if asked.refine and case is not None:
             # Images that have been removed since have no embedding.
             marks = [[row.id for row in self.finder.gallery.rows(case.ids(mark))] for mark in ("confirmed", "rejected")]
-        return Wanted(images=images, vectors=vectors, confirmed=marks[0], rejected=marks[1])
+        familiar = not texts or self.finder.embedder.is_familiar(asked.text)
+        return Wanted((), texts, familiar, images, vectors, *marks)
 
     def _embed_text(self, text: str) -> np.ndarray:
         with self._lock:
@@ -144,7 +155,7 @@ class Service:
         if not rows:
             return None
         path = Path(rows[0].path)
-        return thumbnail_bytes(path, LARGE) if large else thumbnail_bytes(path)
+        return thumbnail_bytes(path, LARGE if large else BOX, self.finder.embedder.max_pixels)
 
     def cameras(self) -> list[str]:
         """Names of all cameras."""

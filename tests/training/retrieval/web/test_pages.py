@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from tests.support.retrieval.galleries import HERE, HOSTILE
 from training import serve
+from training.evaluation.calibration import Calibration, Curve
 from training.retrieval.finder import Wanted
 from training.retrieval.web.app import build_app, choose_token
 from training.utils import cli
@@ -44,7 +45,7 @@ def test_api_describes_what_it_takes_and_gives(client):
     found = client.get("/api/search?q=red").json()["results"][0]
     assert set(found) == set(result["properties"])
     values = {"q": "red", "k": "3", "page": "2", "beta": "1", "camera": "c1", "from": "0", "to": "9999999"}
-    values |= {"least": "-9", "order": "time", "like": "3", "case": "x", "refine": "1"}
+    values |= {"least": "-9", "order": "time", "like": "3", "case": "x", "refine": "1", "weak": "1", "rerank": "0"}
     assert {parameter["name"] for parameter in described["parameters"]} == set(values)
     assert client.get("/api/search", params=values).status_code == 200
 
@@ -76,6 +77,27 @@ def test_page_holds_the_results_of_its_address(client):
     assert "No image fits the filters" in client.get("/results?q=red&camera=none").text
 
 
+def test_nothing_good_is_said_and_shares_are_shown(finder, make_client):
+    score = finder.search(finder.query(Wanted([("red", 1.0)]), 0.5), 1)[0].score
+    for least, good in ((score / 1.5 - 0.01, True), (score / 1.5 + 0.01, False)):
+        curve = Curve(0.5, [-1.0, 1.0], [0.0, 0.5], least, 0.1)
+        finder.embedder.calibration = Calibration(finder.embedder.about.model, 9, 4.0, 56.0, [curve])
+        client = make_client(finder)
+        answer = client.get("/api/search?q=red").json()
+        assert answer["nothing_good"] is not good and bool(answer["results"]) is good
+        page = client.get("/?q=red").text
+        assert ("Nothing good found." in page) is not good
+        if not good:
+            assert "&amp;weak=1" in page and len(ids(client.get("/?q=red&weak=1").text)) == 24
+        shown = client.get("/api/search?q=red&weak=1").json()["results"][0]["share"]
+        assert shown == pytest.approx((score / 1.5 + 1) / 4)
+        assert f"{100 * shown:.0f} %" in client.get("/?q=red&weak=1").text
+        # Of images, and of words that the model does not know.
+        for other in ("like=3", "q=red+qux"):
+            assert client.get(f"/api/search?{other}").json()["results"][0]["share"] is None
+        assert client.get("/api/search?q=red&least=-9").json()["nothing_good"] is False
+
+
 @pytest.mark.parametrize("path", ["/?q=red", "/results?q=red", "/case/mine", "/?q=%3Cscript%3E", "/nowhere"])
 def test_no_markup_of_others_gets_through(path, client):
     last = client.get("/api/search?q=red&k=60").json()["results"]
@@ -103,6 +125,8 @@ BAD = {
     "like=../1": "like must be a whole number",
     "order=up": "order must be one of score, time",
     "least=inf": "least must be a finite number",
+    "rerank=201": "rerank must be a whole number from 0 to 200",
+    "rerank=2": "re-ranking needs the fusion of a run folder",
     "from=soon": "from: time must be seconds or ISO 8601",
     "upload=x": "the uploaded image is not kept any more",
     "case=../x": "a case has a name of letters",

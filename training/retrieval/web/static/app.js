@@ -37,6 +37,14 @@ async function setMark(card, mark) {
     address.searchParams.set("case", answer.case);
     link.href = address;
   }
+  const address = `/case/${encodeURIComponent(answer.case)}`;
+  const known = [...document.querySelectorAll("#case-links a")];
+  if (!known.some((link) => link.getAttribute("href") === address)) {
+    const link = document.createElement("a");
+    link.href = address;
+    link.textContent = answer.case;
+    byId("case-links").append(link);
+  }
   const now = answer.marks[card.dataset.id] || "";
   card.classList.toggle("confirmed", now === "confirmed");
   card.classList.toggle("gone", now === "rejected");
@@ -67,6 +75,14 @@ document.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
+
+function fold(folded) {
+  byId("controls")?.classList.toggle("folded", folded);
+  byId("fold")?.setAttribute("aria-expanded", String(!folded));
+}
+// On a phone the results come first.
+if (window.matchMedia("(max-width: 560px)").matches) fold(true);
+byId("fold")?.addEventListener("click", () => fold(!byId("controls").classList.contains("folded")));
 
 byId("beta")?.addEventListener("input", (event) => {
   byId("beta-value").textContent = Number(event.target.value).toFixed(2);
