@@ -67,7 +67,10 @@ def test_wheels_are_built_with_the_oldest_torch_that_is_supported():
     """A library built with a newer one might ask for what the oldest has not; setup.py names it as the target of the ABI."""
     text = (ROOT / "pyproject.toml").read_text()
     (oldest,) = re.findall(r'^dependencies = \["torch>=([\d.]+)"\]$', text, re.M)
-    assert re.findall(r"torch==([\d.]+)", text.split("[tool.cibuildwheel]")[1].split("[tool.uv]")[0]) == [oldest + ".0"] * 2
+    assert (
+        re.findall(r"torch==([\d.]+)", text.split("[tool.cibuildwheel]")[1].split("[tool.uv]")[0])
+        == [oldest + ".0"] * 2
+    )
     major, minor = map(int, oldest.split("."))
     assert f"TORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000" in (ROOT / "setup.py").read_text()
 
@@ -83,7 +86,9 @@ def test_the_library_does_not_name_the_folders_of_the_build():
             (folder / "check.cpp").write_text(source)
             flags = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
             words = [w for w in flags.stdout.split() if not w.startswith("-DTORCH")]
-            subprocess.run(["c++", *words, "-c", folder / "check.cpp", "-o", folder / "check.o"], cwd=folder, check=True)
+            subprocess.run(
+                ["c++", *words, "-c", folder / "check.cpp", "-o", folder / "check.o"], cwd=folder, check=True
+            )
             built.append((folder / "check.o").read_bytes())
     assert built[0] == built[1] and b"./check.cpp" in built[0]
 
