@@ -23,6 +23,11 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and "forward" not in vars(module) and not any(hooks)
 
 
+def _wide(x: Tensor) -> Tensor:
+    """x in float32, or in float64 in a float64 block: decay, skip and step bias keep their digits whatever autocast does."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class Mamba(nn.Module):
     """The Mamba-1 block (Gu and Dao 2023, figure 3 and algorithm 2): (B, L, d_model) to the same shape.
 
@@ -164,10 +169,10 @@ class Mamba(nn.Module):
         y_BEL = selective_scan(
             x_BEL,
             delta_BLE.transpose(1, 2),
-            -torch.exp(self.A_log.float()),
+            -torch.exp(_wide(self.A_log)),
             B_BLN.transpose(1, 2),
             C_BLN.transpose(1, 2),
-            self.D.float(),
+            _wide(self.D),
             z_BLE.transpose(1, 2),
             bias,
             delta_softplus=True,
@@ -207,8 +212,8 @@ class Mamba(nn.Module):
             conv_state.copy_(steps)
         delta_BE, B_BN, C_BN, bias = self._projections(x_BE)
         y_BE = selective_state_update(
-            *(ssm_state, x_BE, delta_BE, -torch.exp(self.A_log.float()), B_BN, C_BN),
-            *(self.D.float(), z_BE, bias, True),
+            *(ssm_state, x_BE, delta_BE, -torch.exp(_wide(self.A_log)), B_BN, C_BN),
+            *(_wide(self.D), z_BE, bias, True),
             backend=self.backend,
         )
         return self.out_proj(y_BE)[:, None], conv_state, ssm_state
@@ -237,7 +242,7 @@ class Mamba(nn.Module):
         if not is_plain(self.dt_proj, nn.Linear):
             return self.dt_proj(rank), B, C, None
         bias = self.dt_proj.bias
-        return F.linear(rank, self.dt_proj.weight), B, C, None if bias is None else bias.float()
+        return F.linear(rank, self.dt_proj.weight), B, C, None if bias is None else _wide(bias)
 
     def _convolve(
         self,

@@ -6,6 +6,7 @@ training after last.pt was written: the same command with --resume continues it.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from training.utils import cli
 from training.utils.cli import Device
 
 if TYPE_CHECKING:
-    from training.engine.trainer import RunProgress
+    from training.engine.checkpoint import RunProgress
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def main(argv: Sequence[str]) -> None:
     arguments, config = command_line.parse(Arguments, argv, "training.train", __doc__, base_config)
     options = {name: value for name, value in vars(arguments).items() if name not in ("out", "recipe", "config")}
     train(config, arguments.out, **options)
-    print(f"next: python -m training.evaluate {arguments.out}")
+    # torchrun numbers its processes: one of them speaks.
+    if os.environ.get("RANK", "0") == "0":
+        print(f"next: python -m training.evaluate {arguments.out}")
 
 
 def train(config: Config, run_dir: Path, **options: Any) -> RunProgress:

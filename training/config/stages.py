@@ -175,8 +175,9 @@ class OptimConfig(Stage):
     # Validate every this many epochs, and always after the last.
     validate_every: Annotated[int, Within(1)] = 1
     # Precision of encoders and heads (autocast); auto: bf16 on a card that multiplies in it, else fp32. Parameters, losses and
-    # optimiser stay in float32; fp16 scales the losses and skips steps whose gradients overflow.
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # optimiser stay in float32; fp16 scales the losses and skips steps whose gradients overflow. fp64: all of the training in
+    # float64, to compare runs.
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
     # Number of micro-batches for the encoders; heads and losses always process the whole batch. Less memory, the same
     # gradient, one more forward pass through the encoders.
     accumulate: Annotated[int, Within(1)] = 1

@@ -43,9 +43,22 @@ class TextBatch:
         """The results of `change` in place of the tensors."""
         return TextBatch(change(self.input_ids_BT), change(self.attention_mask_BT))
 
-    def part(self, rows: slice) -> TextBatch:
+    def part(self, rows: slice | list[int]) -> TextBatch:
         """The texts of these rows, with unchanged padding."""
         return TextBatch(self.input_ids_BT[rows], self.attention_mask_BT[rows])
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Facts of the images of a batch that the losses and the log need: ids and groups int64 (B), and names."""
+
+    ids_B: Tensor
+    clothing_group_B: Tensor
+    paths: tuple[str, ...]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Labels:
+        """The results of `change` in place of the tensors."""
+        return Labels(change(self.ids_B), change(self.clothing_group_B), self.paths)
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,13 @@ class Batch:
     clothing_group_B: Tensor
     # file_path of each image.
     paths: tuple[str, ...]
+    # Of the batch of which these are the rows of one process; None where these are all.
+    whole: Labels | None = None
+
+    @property
+    def labels(self) -> Labels:
+        """Ids, groups and names of the whole batch."""
+        return self.whole or Labels(self.ids_B, self.clothing_group_B, self.paths)
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy on a device; the copy from page-locked memory is asynchronous."""
@@ -77,17 +97,20 @@ class Batch:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The results of `change` in place of the tensors."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "paths"}
-        changed: dict[str, Any] = {
-            k: v.each(change) if isinstance(v, TextBatch) else change(v) for k, v in values.items()
-        }
+        names = [field.name for field in dataclasses.fields(self) if field.name != "paths"]
+        values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        changed: dict[str, Any] = {k: change(v) if isinstance(v, Tensor) else v.each(change) for k, v in values.items()}
         return dataclasses.replace(self, **changed)
 
     def part(self, rows: slice) -> Batch:
         """The batch of these rows."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "whole"}
         some: dict[str, Any] = {k: v.part(rows) if isinstance(v, TextBatch) else v[rows] for k, v in values.items()}
         return dataclasses.replace(self, **some)
+
+
+# Number of images of a batch -> positions of those that a process trains on.
+OwnRows = Callable[[int], list[int]]
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], text_length: int) -> TextBatch:
@@ -153,12 +176,16 @@ class TrainLoader:
     Without a cache and with workers == 0 decoded images are kept in memory (see source.MEMORY_LIMIT); worker processes
     restart every epoch and keep nothing. A cache is updated for the images of train and val.
 
+    own: positions, in a batch of so many images, of those that this process trains on: only they are decoded. None: all.
+
     Raises ValueError from the sampler (too few identities) and from the cache; while iterating, ValueError or
     FileNotFoundError that names every image of a batch that cannot be read.
     """
 
-    def __init__(self, dataset: Dataset, tokenizer: Any, config: DataConfig, seed: int) -> None:
-        self.config, self.seed, self.epoch, self.start = config, seed, 0, 0
+    def __init__(
+        self, dataset: Dataset, tokenizer: Any, config: DataConfig, seed: int, own: OwnRows | None = None
+    ) -> None:
+        self.config, self.seed, self.epoch, self.start, self.own = config, seed, 0, 0, own
         self.records = dataset.splits["train"]
         ids = [record.id for record in self.records]
         self.sampler = build_sampler(ids, config, seed)
@@ -180,9 +207,11 @@ class TrainLoader:
         batches = list(self.sampler)
         draws = self._draws(batches)[self.start :]
         batches = batches[self.start :]
-        pixels = read_batches(self.images, batches, self.config.workers)
-        for indices, draws_BD, pixels_BCHW in zip(batches, draws, pixels, strict=True):
-            yield self._batch(indices, draws_BD, pixels_BCHW)
+        rows = [self.own(len(batch)) if self.own else list(range(len(batch))) for batch in batches]
+        decoded = [[batch[i] for i in chosen] for batch, chosen in zip(batches, rows, strict=True)]
+        pixels = read_batches(self.images, decoded, self.config.workers)
+        for indices, chosen, draws_BD, pixels_OCHW in zip(batches, rows, draws, pixels, strict=True):
+            yield self._batch(indices, chosen, draws_BD, pixels_OCHW)
 
     def _draws(self, batches: list[list[int]]) -> list[np.ndarray]:
         """(B, D) uniform numbers for each batch, by image and number of its occurrence in this epoch."""
@@ -200,7 +229,8 @@ class TrainLoader:
             result.append(np.stack(rows))
         return result
 
-    def _batch(self, indices: list[int], draws_BD: np.ndarray, pixels_BCHW: Tensor) -> Batch:
+    def _batch(self, indices: list[int], rows: list[int], draws_BD: np.ndarray, pixels_OCHW: Tensor) -> Batch:
+        """The batch of these images, or the O rows of it whose pixels are given: padded as the whole."""
         config, row = self.config, self.table.row
         records = [self.records[i] for i in indices]
         draws = (draws_BD[:, CAPTION_DRAW] * [len(r.captions) for r in records]).astype(int).tolist()
@@ -210,8 +240,8 @@ class TrainLoader:
         texts = self.table.batch([*captions, *(row[r.identity] for r in records), *clothing, *others])
         parts = zip(texts.input_ids_BT.chunk(4), texts.attention_mask_BT.chunk(4), strict=True)
         caption, identity, garments, other = (TextBatch(tokens, mask) for tokens, mask in parts)
-        return Batch(
-            images_BCHW=transforms.augment(pixels_BCHW, draws_BD, config.pad, config.flip, config.erase),
+        batch = Batch(
+            images_BCHW=transforms.augment(pixels_OCHW, draws_BD[rows], config.pad, config.flip, config.erase),
             captions=caption,
             identity=identity,
             clothing=garments,
@@ -220,6 +250,23 @@ class TrainLoader:
             clothing_group_B=torch.tensor(clothing),
             paths=tuple(r.file_path for r in records),
         )
+        return batch if self.own is None else _rows_of(batch, rows)
+
+
+def _rows_of(batch: Batch, rows: list[int]) -> Batch:
+    """A batch of which only the images are those of `rows`, with everything else of these rows, and the labels of all."""
+    labels = batch.labels
+    return dataclasses.replace(
+        batch,
+        captions=batch.captions.part(rows),
+        identity=batch.identity.part(rows),
+        clothing=batch.clothing.part(rows),
+        other=batch.other.part(rows),
+        ids_B=labels.ids_B[rows],
+        clothing_group_B=labels.clothing_group_B[rows],
+        paths=tuple(labels.paths[i] for i in rows),
+        whole=labels,
+    )
 
 
 def _other_text(record: Record, drawn: int) -> str:

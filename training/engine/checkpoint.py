@@ -3,6 +3,7 @@ checkpoint."""
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import shutil
@@ -57,6 +58,24 @@ class Inputs:
     # Of annotations and generated texts (`Dataset.fingerprint`), and of the images (image_digests.py).
     fingerprint: str
     images: str = ""
+
+
+@dataclass
+class RunProgress:
+    """Progress of a run, stored in every checkpoint."""
+
+    # Finished epochs and steps.
+    epoch: int = 0
+    step: int = 0
+    # Finished batches of the current epoch, and the sum of their losses.
+    batch: int = 0
+    loss_sum: float = 0.0
+    # Best validation value so far, its epoch, and the clothing weight beta chosen there.
+    best: float = -math.inf
+    best_epoch: int = 0
+    beta: float = 0.0
+    # True if best.pt holds the averaged weights (optim.ema) of that epoch.
+    averaged: bool = False
 
 
 def leftovers(folder: Path) -> list[Path]:

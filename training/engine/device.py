@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bdam_fast.profiling import span
 from training.data.loader import Batch
 from training.utils.machine import cpu_name
 
@@ -43,6 +44,15 @@ def select_device(name: str = "auto") -> torch.device:
     # PyTorch's own default for convolutions, but not for products, is TF32.
     torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda", index)
+
+
+def rank_device(name: str, local_rank: int) -> str:
+    """Name of the device of one of several processes on a machine: the card of its number. Raises ValueError for "cuda:N"."""
+    if name.startswith("cuda:"):
+        raise ValueError(
+            f"device {name!r} is one card for all ranks: give cuda or auto, which take the card of each rank's number, or cpu"
+        )
+    return name if name == "cpu" or (name == "auto" and why_no_cuda()) else f"cuda:{local_rank}"
 
 
 def why_no_cuda() -> str:
@@ -105,6 +115,17 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 def card_memory(device: torch.device) -> dict[str, float]:
     """{"memory_mb": peak memory of a card so far, MB (2^20 bytes)} for a line of metrics; {} for a CPU."""
     return {"memory_mb": torch.cuda.max_memory_allocated(device) / 2**20} if device.type == "cuda" else {}
+
+
+def profiled_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same batches, with a profiler range around the wait for each."""
+    source = iter(batches)
+    while True:
+        with span("data"):
+            batch = next(source, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def prefetch_batches(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from training.config import Config
 from training.data.loader import Batch, TextBatch, TrainLoader
+from training.engine.distributed.ranks import ONE_RANK
 from training.engine.gradnorm import GradNorm
 from training.engine.losses import task_names
 from training.engine.train_step import DTYPES, Stepper, configure_model
@@ -157,14 +158,14 @@ class _DryStepper(Stepper):
     """A training step without the optimiser, whose fused kernel takes no fake tensors."""
 
     def __init__(self, config: Config, model: RetrievalModel) -> None:
-        self.config, self.model = config, model
+        self.config, self.model, self.ranks = config, model, ONE_RANK
         self.device = next(model.parameters()).device
         self.dtype = DTYPES.get(config.optim.precision)
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self.gradnorm = GradNorm(task_names(config.loss, config.model.fusion.enabled), config.gradnorm)
-        self.head_parameters = model.head_parameters()
-        self.parameters = [*model.encoder_parameters(), *self.head_parameters]
+        self.head_parameters, self.encoder_parameters = model.head_parameters(), model.encoder_parameters()
+        self.parameters = [*self.encoder_parameters, *self.head_parameters]
         configure_model(model, replace(config.optim, compile=False))
 
     def _update(self, scale: float) -> bool:
@@ -189,7 +190,8 @@ def _dry_peak(model: RetrievalModel, config: Config, loader: TrainLoader) -> int
         _DryStepper(config, dry.train()).run(batch, measure=config.gradnorm.enabled)
         del batch
         with torch.no_grad():
-            dry.eval().embed_images(torch.zeros(config.eval.batch_size, 3, *config.data.image_size, device=device))
+            images = torch.zeros(config.eval.batch_size, 3, *config.data.image_size, device=device)
+            dry.eval().embed_images(images.to(next(dry.parameters()).dtype))
     return live.peak
 
 

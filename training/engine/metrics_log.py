@@ -7,6 +7,7 @@ import math
 import os
 import time
 import zlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -79,6 +80,25 @@ class MetricsLog:
     def _add_scalars(self, scalars: dict[str, float], step: int) -> None:
         for name, value in scalars.items():
             self.events.add_scalar(name, value, step)
+
+
+class NoLog(AbstractContextManager["NoLog"]):
+    """The log of a process that writes none."""
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def step(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def validation(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
+Log = MetricsLog | NoLog
 
 
 def _wait_for_next_second(folder: Path) -> None:

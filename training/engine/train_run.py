@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from training.config import Config, complete, to_dict
 from training.data.datasets import Dataset, read_dataset
@@ -20,17 +19,20 @@ from training.data.images.readable import require_readable
 from training.data.loader import TrainLoader
 from training.data.tokenizer import TOKENIZER, build_tokenizer, save_tokenizer, tokenizer_digests
 from training.engine import checkpoint
-from training.engine.device import CPU, describe_device, machine_facts, select_device
+from training.engine.checkpoint import RunProgress
+from training.engine.device import CPU, describe_device, machine_facts, rank_device, select_device
+from training.engine.distributed.agreement import versions
+from training.engine.distributed.group import joined
+from training.engine.distributed.ranks import ONE_RANK, Ranks
 from training.engine.initial_weights import load_initial_weights
 from training.engine.memory import Resources, peak_memory_mb
 from training.engine.memory_fit import fitting_config
 from training.engine.train_step import learning_rate_factor
-from training.engine.trainer import RunProgress, Trainer
+from training.engine.trainer import Trainer
 from training.models.pretrained import with_image_size
-from training.utils.io import read_json, read_record, write_json, write_record
-from training.utils.locks import folder_lock
+from training.utils.io import file_digest, read_json, read_record, write_json, write_record
 from training.utils.machine import machine_name
-from training.utils.preemption import Preemption, preemption
+from training.utils.preemption import preemption
 from training.utils.terminal import make_console, make_progress
 
 # Called with (model, records=, tokenizer=, config=): the metrics that select a checkpoint, such as dual.validate.
@@ -66,13 +68,16 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, options: R
     every check has passed: data read, model built, last.pt and the images compared.
     """
     options = options or RunOptions()
-    device = select_device(options.device)
     if run_dir.exists() and not run_dir.is_dir():
         raise FileExistsError(f"--out {run_dir} is a file, expected a new or empty folder")
-    started, console = time.perf_counter(), make_console()
-    config = with_image_size(config)
-    with preemption() as signals, folder_lock(run_dir):
-        trainer, dataset = _prepare(config, run_dir, validate, options, console, signals, device)
+    started = time.perf_counter()
+    with preemption() as signals, joined(partial(_device, options), signals) as (ranks, device), ranks.lock(run_dir):
+        console = make_console(quiet=not ranks.first)
+        config = with_image_size(config)
+        ranks.require_equal(lambda: _command(config, options))
+        _require_possible(config, options, ranks)
+        reporting = {"console": console, "log_seconds": options.log_seconds, "preemption": signals, "ranks": ranks}
+        trainer, dataset = _prepare(config, run_dir, validate, options, device, reporting)
         if cut := trainer.loader.table.cut:
             limit = config.data.text_length
             console.print(f"{cut:,} training texts are longer than data.text_length ({limit} tokens) and are cut")
@@ -84,9 +89,11 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, options: R
             f"{len(trainer.loader)} steps an epoch, {torch.get_num_threads()} threads; "
             f"{time.perf_counter() - started:.1f} s to start"
         )
-        console.print(describe_device(options.device, device, trainer.stepper.precision))
+        console.print(describe_device(options.device, device, trainer.stepper.precision) + ranks.describe())
         progress = trainer.fit()
-        _write_resources(run_dir / "resources.json", device)
+        peak = ranks.largest({"memory": peak_memory_mb(device)})["memory"]
+        if ranks.first:
+            _write_resources(run_dir / "resources.json", device, peak)
     console.print(
         f"{run_dir}: {progress.epoch} epochs, {time.perf_counter() - started:.1f} s; best validation "
         f"{config.eval.select_by} {progress.best:.2f} in epoch {progress.best_epoch}, beta {progress.beta:g}"
@@ -99,24 +106,29 @@ def _prepare(
     run_dir: Path,
     validate: ValidateSplit,
     options: RunOptions,
-    console: Console,
-    signals: Preemption,
     device: torch.device,
+    reporting: dict[str, Any],
 ) -> tuple[Trainer, Dataset]:
-    """(trainer at its first step, data) after all checks; then writes the files that do not change during training."""
+    """(trainer at its first step, data) after all checks; then writes the files that do not change during training.
+
+    reporting: `console`, `log_seconds`, `preemption` and `ranks` of the Trainer.
+    """
+    console, ranks = reporting["console"], reporting["ranks"]
     if options.resume and options.fit:
         config = _fitted_before(config, run_dir)
-    continued = _check_folder(config, run_dir, options)
+    continued = ranks.share(lambda: _check_folder(config, run_dir, options))
+    begun = ranks.share(lambda: (run_dir / "last.pt").exists())
     dataset = read_dataset(config.data)
-    known, images = read_digests(run_dir), _check_images(dataset, config.data.max_pixels)
-    reporting = {"console": console, "log_seconds": options.log_seconds, "preemption": signals}
+    with ranks.in_turn():
+        known, images = read_digests(run_dir), _check_images(dataset, config.data.max_pixels)
     trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, images.digest, device, **reporting)
-    if options.check_memory or options.fit:
+    ranks.require_rows(trainer.loader.sampler, config.optim.accumulate)
+    ranks.require_equal(lambda: _inputs(dataset, images, run_dir, options))
+    if (options.check_memory or options.fit) and ranks.size == 1:
         fitting = fitting_config(trainer.model, config, trainer.loader, console.print, fit=options.fit)
         if fitting != config:
             config = fitting
             trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, images.digest, device, **reporting)
-    begun = (run_dir / "last.pt").exists()
     if options.init is not None and not begun:
         console.print(load_initial_weights(trainer.model, tokenizer, options.init))
     if continued:
@@ -126,6 +138,9 @@ def _prepare(
             console.print(_extension(trainer, epochs))
     elif options.resume:
         console.print(f"{run_dir} holds nothing to continue: the run starts")
+    ranks.wait_for_all()
+    if not ranks.first:
+        return trainer, dataset
     write_json(run_dir / "config.json", to_dict(config), seal=True)
     if not begun or tokenizer_digests(run_dir / TOKENIZER) != trainer.tokenizer_files:
         save_tokenizer(tokenizer, run_dir / TOKENIZER)
@@ -144,16 +159,49 @@ def build_trainer(
     **reporting: Any,
 ) -> tuple[Trainer, Any]:
     """(trainer of a new model on a device, tokenizer) for a configuration and its data, seeded by the configuration: its weights
-    are drawn on the CPU, the same for every device. images: digest of the images; reporting: `console`, `log_seconds` and
-    `preemption` of the Trainer."""
+    are drawn on the CPU, the same for every device. images: digest of the images; reporting: `console`, `log_seconds`,
+    `preemption` and `ranks` of the Trainer."""
     torch.manual_seed(config.seed)
     config = with_image_size(config)
     tokenizer = build_tokenizer(config.model.text, dataset.train_texts())
     model = checkpoint.build_model(config, tokenizer).to(device)
-    loader = TrainLoader(dataset, tokenizer, config.data, config.seed)
+    own = reporting.get("ranks", ONE_RANK).own_rows(config.optim.accumulate)
+    loader = TrainLoader(dataset, tokenizer, config.data, config.seed, own)
     validation = partial(validate, records=dataset.splits["val"], tokenizer=tokenizer, config=config)
     inputs = checkpoint.Inputs(dataset.fingerprint, images)
     return Trainer(config, model, loader, run_dir, validation, inputs=inputs, **reporting), tokenizer
+
+
+def _device(options: RunOptions, local_rank: int | None) -> torch.device:
+    """The device of a process; of several on a machine each has its own card."""
+    return select_device(options.device if local_rank is None else rank_device(options.device, local_rank))
+
+
+def _require_possible(config: Config, options: RunOptions, ranks: Ranks) -> None:
+    """Raises ValueError for what several ranks cannot do."""
+    given = {"optim.compile": config.optim.compile, "--fit": options.fit}
+    names = [name for name, on in given.items() if on and ranks.size > 1]
+    if names:
+        raise ValueError(
+            f"{' and '.join(names)} cannot be used by several ranks: leave it out, or train in one process"
+        )
+
+
+def _command(config: Config, options: RunOptions) -> dict[str, Any]:
+    """Facts that the ranks of a run need to have in common before they read anything."""
+    begin = {"resume": options.resume, "extend": options.extend}
+    return {"configuration": to_dict(config), "options": begin, "versions": versions()}
+
+
+def _inputs(dataset: Dataset, images: ImageDigests, run_dir: Path, options: RunOptions) -> dict[str, Any]:
+    """Digests of what the ranks of a run have read."""
+    files = {"last.pt": run_dir / "last.pt"}
+    if options.init is not None:
+        files["best.pt of --init"] = options.init / "best.pt"
+    return {
+        "data": {"annotations and texts": dataset.fingerprint, "images": images.digest},
+        "files": {name: file_digest(path)[:12] if path.exists() else "missing" for name, path in files.items()},
+    }
 
 
 def captions_only_line(config: Config) -> str:
@@ -212,11 +260,11 @@ def _extension(trainer: Trainer, before: int) -> str:
     )
 
 
-def _write_resources(path: Path, device: torch.device) -> None:
+def _write_resources(path: Path, device: torch.device, peak_mb: float) -> None:
     before = read_record(path, Resources) if path.exists() else Resources(memory_mb=0.0)
     here = machine_name(machine_facts(device))
     machines = list(dict.fromkeys([*(before.machines or []), here]))
-    write_record(path, Resources(memory_mb=max(before.memory_mb, peak_memory_mb(device)), machines=machines))
+    write_record(path, Resources(memory_mb=max(before.memory_mb, peak_mb), machines=machines))
 
 
 def _check_folder(config: Config, run_dir: Path, options: RunOptions) -> bool:

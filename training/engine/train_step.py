@@ -18,8 +18,10 @@ from bdam_fast.profiling import span
 from training.config import Config, OptimConfig
 from training.data.loader import Batch
 from training.engine.device import select_precision, tf32
+from training.engine.distributed.ranks import ONE_RANK, Ranks
 from training.engine.gradnorm import GradNorm, backward_tasks
 from training.engine.losses import fixed_losses, task_losses, task_names
+from training.models.batch_rows import BatchRows
 from training.models.model import Model
 from training.models.model_outputs import EncoderOutput
 from training.models.retrieval_model import RetrievalModel
@@ -91,19 +93,23 @@ def set_random_state(state: Sequence[Tensor], device: torch.device) -> None:
 
 
 class Stepper:
-    """Optimiser, gradient scaler and task weights of `model`, which is already on its device, and the training step."""
+    """Optimiser, gradient scaler and task weights of `model`, which is already on its device, and the training step, of which
+    `ranks` may share the work."""
 
-    def __init__(self, config: Config, model: RetrievalModel) -> None:
-        self.config, self.model = config, model
+    def __init__(self, config: Config, model: RetrievalModel, ranks: Ranks = ONE_RANK) -> None:
+        self.config, self.model, self.ranks = config, model, ranks
         self.device = next(model.parameters()).device
+        ranks.prepare(model)
         self.precision = select_precision(config.optim.precision, self.device)
         self.dtype = DTYPES.get(self.precision)
+        if self.precision == "fp64":
+            model.double()
         self.optimizer = build_optimizer(model, config.optim)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.gradnorm = GradNorm(task_names(config.loss, config.model.fusion.enabled), config.gradnorm)
-        self.head_parameters = model.head_parameters()
-        self.parameters = [*model.encoder_parameters(), *self.head_parameters]
+        self.head_parameters, self.encoder_parameters = model.head_parameters(), model.encoder_parameters()
+        self.parameters = [*self.encoder_parameters, *self.head_parameters]
         configure_model(model, config.optim)
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,22 +132,26 @@ class Stepper:
             group["lr"] = factor * rate
 
     def run(self, batch: Batch, *, measure: bool) -> StepResult:
-        """Runs one optimiser step. measure: measure the gradient norms and update the task weights (GradNorm).
+        """Runs one optimiser step on the rows of this rank.
+
+        measure: measure the gradient norms and update the task weights (GradNorm).
 
         Raises NonFiniteError for a loss that is not finite, and for such a gradient norm if the loss scale cannot be lowered.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        batch = batch.to(self.device)
-        parts = self._micro_batches(batch)
+        batch = self._on_device(batch)
+        labels = batch.labels
+        rows = self.ranks.rows(len(labels.paths), self.config.optim.accumulate)
+        parts = self._micro_batches(batch, rows)
         with span("encoders"), tf32(self.device):
             encoded, states = self._encode(parts)
-        leaves = encoded.leaves()
+        leaves = replace(encoded.leaves(), ids_B=labels.ids_B, rows=rows)
         with span("heads"), self._autocast():
             features = self.model.heads(leaves)
         loss, backend = self.config.loss, self.config.model.backend
         with span("losses"):
-            features = features.to_float32()
-            tasks = task_losses(features, batch.ids_B, batch.clothing_group_B, loss, backend)
+            features = rows.gather_features(features.to_float32())
+            tasks = task_losses(features, labels.ids_B, labels.clothing_group_B, loss, backend)
             fixed, weights = fixed_losses(features, loss), self.gradnorm.weights()
             values, regular = _to_floats(tasks), _to_floats(fixed)
         _require_finite(values | regular)
@@ -149,10 +159,16 @@ class Stepper:
         norms = backward_tasks(
             tasks, weights, fixed, leaves.tensors(), self.head_parameters, measure=measure, scale=scale
         )
+        norms = self.ranks.norms(norms)
         if scale <= 1.0:
             _require_finite({f"gradient norm of {name}": norm for name, norm in norms.items()})
+        wait_for_heads = self.ranks.sum_gradients(self.head_parameters)
         with span("backward encoders"), tf32(self.device):
             self._backward(encoded, parts, states, leaves)
+        with span("gradients of all ranks"):
+            wait_for_encoders = self.ranks.sum_gradients(self.encoder_parameters)
+            wait_for_heads()
+            wait_for_encoders()
         with span("optimiser"):
             skipped = self._update(scale)
         if skipped or not all(map(math.isfinite, norms.values())):
@@ -163,13 +179,15 @@ class Stepper:
         total = sum(weights[name] * value for name, value in values.items()) + sum(regular.values())
         return StepResult(total, values | regular, weights, norms, scale, skipped)
 
+    def _on_device(self, batch: Batch) -> Batch:
+        batch = batch.to(self.device)
+        return replace(batch, images_BCHW=batch.images_BCHW.to(next(self.model.parameters()).dtype))
+
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
-    def _micro_batches(self, batch: Batch) -> list[Batch]:
-        count, size = len(batch.paths), min(self.config.optim.accumulate, len(batch.paths))
-        bounds = [count * i // size for i in range(size + 1)]
-        return [batch.part(slice(a, b)) for a, b in zip(bounds, bounds[1:], strict=False)] if size > 1 else [batch]
+    def _micro_batches(self, batch: Batch, rows: BatchRows) -> list[Batch]:
+        return [batch.part(part) for part in rows.slices] if len(rows.slices) > 1 else [batch]
 
     def _encode(self, parts: list[Batch]) -> tuple[EncoderOutput, list[list[Tensor]]]:
         """Encodes the whole batch. A single micro-batch keeps its graph; several keep only values and random states."""

@@ -24,12 +24,26 @@ class _GradientReversal(torch.autograd.Function):
         return -grad
 
 
+class _Standardise(nn.BatchNorm1d):
+    """Batch statistics alone, in evaluation too; a single sample passes as it is."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, affine=False, track_running_stats=False)
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        return super().forward(x_BC) if len(x_BC) > 1 else x_BC
+
+
 class _Probe(nn.Linear):
     """Linear map that reads clothing from f_id, each channel standardised first: otherwise it would overlook channels of small
     variance, which a reader of the trained feature can scale up."""
 
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__(width, out)
+        self.standardise = _Standardise(width)
+
     def forward(self, f_id_BC: Tensor) -> Tensor:
-        return super().forward(F.batch_norm(f_id_BC, None, None, training=True) if len(f_id_BC) > 1 else f_id_BC)
+        return super().forward(self.standardise(f_id_BC))
 
 
 class ClothingHead(nn.Module):

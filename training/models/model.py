@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bdam_fast.profiling import span
 from training.config import LossConfig, ModelConfig
+from training.models.batch_rows import Pick
 from training.models.bdam import Bdam, BdamOutput
 from training.models.clothing_head import ClothingHead
 from training.models.encoders import TextEncoder, VisualEncoder
@@ -205,44 +206,42 @@ class Model(RetrievalModel):
         """Fuses right pairs and, for the matching head, one wrong pair for each, all in one pass."""
         if self.fusion is None:
             return features
-        count, share, view = encoded.ids_B.shape[0], self.loss.final_gradient, self.fused_view
+        count, share, view = len(encoded.image_tokens_BPC), self.loss.final_gradient, self.fused_view
         image_tokens = limited_gradient(self.fused_tokens(image), share)
         text_parts = [limited_gradient(encoded.text_tokens_VBTC[view], share), encoded.text_mask_VBT[view]]
         text_parts.append(limited_gradient(pooled_VBC[view], share))
         labels_M, t_ME = torch.ones(count, device=encoded.ids_B.device), t_VBE[view]
-        wrong = self._wrong_pairs(features, t_VBE[view], encoded.ids_B) if self.matching_head is not None else None
+        wrong = self._wrong_pairs(features, t_VBE[view], encoded) if self.matching_head is not None else None
         if wrong is not None:
+            images, texts = wrong
             # Concatenated, not indexed: the gradient of indexing costs 8 of 258 ms of a step of the synthetic recipe.
-            image_tokens = torch.cat([image_tokens, _rows(image_tokens, wrong[0])])
-            text_parts = [torch.cat([part, _rows(part, wrong[1])]) for part in text_parts]
-            labels_M, t_ME = torch.cat([labels_M, torch.zeros_like(labels_M)]), torch.cat([t_ME, _rows(t_ME, wrong[1])])
+            image_tokens = torch.cat([image_tokens, images(image_tokens)])
+            text_parts = [torch.cat([part, texts(part)]) for part in text_parts]
+            labels_M, t_ME = torch.cat([labels_M, torch.zeros_like(labels_M)]), torch.cat([t_ME, texts(t_ME)])
         fused = self.fusion(image_tokens, *text_parts)
         f_final, f_wrong = F.normalize(fused.f_final_BE, dim=-1).tensor_split([count])
         features = replace(features, f_final=f_final, fusion_weights=fused.weights_B2[:count])
         if self.matching_head is None:
             return features
         if wrong is not None:
-            own = torch.arange(count, device=f_wrong.device)
-            features = replace(features, f_final_wrong=f_wrong, wrong_images=own if wrong[0] is None else wrong[0])
+            own = encoded.rows.own(torch.arange(len(encoded.ids_B), device=f_wrong.device))
+            shown = own if images.index_O is None else images.index_O
+            features = replace(features, f_final_wrong=f_wrong, wrong_images=shown)
         logits_M = self.matching_head(fused.f_final_BE, limited_gradient(t_ME, share))
         return replace(features, matching_logits=logits_M, matching_labels=labels_M.to(logits_M.dtype))
 
     @torch.no_grad()
-    def _wrong_pairs(
-        self, features: Features, t_fused_BE: Tensor, ids_B: Tensor
-    ) -> tuple[Tensor | None, Tensor | None] | None:
-        """Images and texts (B,) of the wrong pairs, None for those of the right ones; None when there are no wrong pairs."""
+    def _wrong_pairs(self, features: Features, t_fused_BE: Tensor, encoded: EncoderOutput) -> tuple[Pick, Pick] | None:
+        """Images and texts of the wrong pairs, chosen in the whole batch; None when there are no wrong pairs."""
+        ids_B, rows = encoded.ids_B, encoded.rows
         if self.loss.final_negatives == "next":
             others = negative_indices(ids_B)
-            return None if others is None else (None, others)
-        similarity_BB = (features.v_id + features.v_clo) @ t_fused_BE.T
+            return None if others is None else (rows.pick(None), rows.pick(rows.own(others)))
+        similarity_BB = rows.gather(features.v_id + features.v_clo) @ rows.gather(t_fused_BE).T
         texts, images = hard_negatives(similarity_BB, ids_B), hard_negatives(similarity_BB.T, ids_B)
         if texts is None or images is None:
             return None
         own = torch.arange(len(ids_B), device=ids_B.device)
         wrong_text = own % 2 == 0
-        return torch.where(wrong_text, own, images), torch.where(wrong_text, texts, own)
-
-
-def _rows(part: Tensor, index: Tensor | None) -> Tensor:
-    return part if index is None else part[index]
+        chosen = torch.where(wrong_text, own, images), torch.where(wrong_text, texts, own)
+        return rows.pick(rows.own(chosen[0])), rows.pick(rows.own(chosen[1]))

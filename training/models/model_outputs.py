@@ -11,6 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from training.models.batch_rows import ALL_ROWS, BatchRows
+
 T = TypeVar("T", bound="PairFeatures")
 
 
@@ -22,7 +24,9 @@ class EncoderOutput:
     # All text views of the batch, from one call of the text encoder.
     text_tokens_VBTC: Tensor
     text_mask_VBT: Tensor
+    # Of the whole batch, whichever of its rows the tensors above hold.
     ids_B: Tensor
+    rows: BatchRows = ALL_ROWS
 
     def tensors(self) -> list[Tensor]:
         """[visual tokens, text tokens], the boundary between encoders and heads."""

@@ -82,6 +82,11 @@ class _WindowEmbeddings(nn.Module):
         if self.pairs is not None:
             nn.init.normal_(self.pairs.weight, std=WORD_STD)
 
+    @property
+    def word_embeddings(self) -> Any:
+        """The table of the words, where transformers looks for it when it recomputes activations."""
+        return self.embeddings.word_embeddings
+
     def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
         """Token ids (B, T) -> (B, T, C); padding has no influence on other tokens."""
         x_BTC = self.embeddings(input_ids=input_ids, **kwargs)

@@ -258,7 +258,7 @@ def test_the_switch_compiles_every_part_that_the_model_has(config: Config, tmp_p
 def test_part_of_a_batch(config: Config, tmp_path: Path) -> None:
     batch = first_batch(build(config, tmp_path))
     halves = [batch.part(slice(0, 2)), batch.part(slice(2, 6))]
-    for field in dataclasses.fields(batch):
+    for field in (field for field in dataclasses.fields(batch) if field.name != "whole"):
         whole, parts = getattr(batch, field.name), [getattr(half, field.name) for half in halves]
         if field.name in ("captions", "identity", "clothing", "other"):
             whole, parts = whole.input_ids_BT, [part.input_ids_BT for part in parts]

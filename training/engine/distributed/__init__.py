@@ -1,0 +1,1 @@
+"""Training by several processes (ranks) that share every batch: the same numbers as one process."""
