@@ -135,7 +135,9 @@ def commands(folder: Path) -> list[list[str]]:
     encoders = ["--model.visual.pretrained", str(folder / "vit"), "--model.text.pretrained", str(folder / "bert")]
     size = ["64", "32"]
     # The heads of the recipe are made for encoders of width 768 on GPUs.
-    small = "--model.bdam.heads 4 --model.bdam.self-layers 1 --model.bdam.cross-layers 1 --model.fusion.width 48".split()
+    small = (
+        "--model.bdam.heads 4 --model.bdam.self-layers 1 --model.bdam.cross-layers 1 --model.fusion.width 48".split()
+    )
     small += "--model.fusion.layers 1 --model.fusion.state 8".split()
     return [
         ["prepare", "validate", "cuhk-pedes", root, "--html", str(folder / "validate.html")],
