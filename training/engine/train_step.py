@@ -165,10 +165,9 @@ class Stepper:
         wait_for_heads = self.ranks.sum_gradients(self.head_parameters)
         with span("backward encoders"), tf32(self.device):
             self._backward(encoded, parts, states, leaves)
-        with span("gradients of all ranks"):
-            wait_for_encoders = self.ranks.sum_gradients(self.encoder_parameters)
-            wait_for_heads()
-            wait_for_encoders()
+        wait_for_encoders = self.ranks.sum_gradients(self.encoder_parameters)
+        wait_for_heads()
+        wait_for_encoders()
         with span("optimiser"):
             skipped = self._update(scale)
         if skipped or not all(map(math.isfinite, norms.values())):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -152,7 +152,7 @@ class Summary:
     tables: dict[str, TableRows]
     runs: dict[str, RowResult]
     # Ceiling on a rendered test split, metrics by the label of an oracle's row; not in files of early versions.
-    oracle: dict[str, Metrics] = field(default_factory=dict)
+    oracle: dict[str, Metrics] | None = None
 
 
 def read_summary(folder: Path) -> Summary:

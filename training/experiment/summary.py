@@ -176,11 +176,11 @@ def _row_result(row: Row, runs: list[Run], base: Config) -> RowResult:
     )
 
 
-def _oracle(runs: Sequence[Run]) -> dict[str, Metrics]:
-    """Rows of the oracle on the test split that all runs share; none where the splits differ."""
+def _oracle(runs: Sequence[Run]) -> dict[str, Metrics] | None:
+    """Rows of the oracle on the test split that all runs share; None where the splits differ."""
     if len({_required(run, "data", run.evaluation.data).fingerprint for run in runs}) != 1:
-        return {}
-    return next((run.oracle.rows for run in runs if run.oracle), {})
+        return None
+    return next((run.oracle.rows for run in runs if run.oracle), None)
 
 
 def _protocols(runs: list[Run]) -> dict[str, ProtocolValues]:

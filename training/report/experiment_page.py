@@ -169,7 +169,7 @@ def _view(name: str, table: TableRows, summary: Summary) -> dict[str, Any]:
 def _parts(name: str, table: TableRows, rows: Rows, compared: Compared, summary: Summary) -> list[dict[str, Any]]:
     if not rows:
         return []
-    seeds, oracle = summary.seeds, summary.oracle
+    seeds, oracle = summary.seeds, summary.oracle or {}
     parts = [_results(rows, oracle), *protocol_tables.of_table(name, rows, oracle), _every_value(rows, seeds)]
     if compared:
         parts.append(differences(compared, len(seeds)))

@@ -22,6 +22,7 @@ from training.data.datasets import read_dataset
 from training.data.image_digests import ImageDigests, digest_images, read_digests
 from training.engine import checkpoint
 from training.evaluate import main as evaluate
+from training.evaluation.calibration import Calibration
 from training.evaluation.run_evaluation import evaluate as evaluate_run
 from training.evaluation.run_folder import Run, _read_arrays
 from training.retrieval.gallery_search import open_finder
@@ -49,6 +50,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "resources.json": lambda path: Run(path.parent).resources,
     "images.json": lambda path: read_record(path, ImageDigests),
     "diagnosis.json": lambda path: encode(Run(path.parent).diagnosis),
+    "calibration.json": lambda path: encode(read_record(path, Calibration)),
     "eval-queries.npz": arrays,
     "metrics.jsonl": lambda path: Run(path.parent).log,
     "tokenizer/tokenizer.json": lambda path: read_vocabulary(path.parents[1]),
