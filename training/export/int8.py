@@ -30,7 +30,8 @@ def quantise(folder: Path, records: Sequence[Record]) -> tuple[float, float]:
 
     The model has a digest of its own, so that its embeddings and those of the run are not in one gallery, and a calibration.
     """
-    before = _r1(embed(OnnxTowers(folder, threads=1), records), OnnxTowers(folder).facts.beta)
+    towers = OnnxTowers(folder, threads=1)
+    before = _r1(embed(towers, records), towers.facts.beta)
     for name in (IMAGE, TEXT):
         _quantise_file(folder / name)
     towers = OnnxTowers(folder, threads=1)
