@@ -10,7 +10,15 @@ from rich.table import Table
 
 from training.evaluation.audit_guard import refuse_audit
 from training.evaluation.diagnosis.diagnosis_result import BOUNDS, Diagnosis
-from training.evaluation.result import HEADINGS, METRICS, Evaluation, Metrics, OracleBounds, ProtocolEvaluation
+from training.evaluation.result import (
+    HEADINGS,
+    METRICS,
+    Evaluation,
+    Metrics,
+    OracleBounds,
+    ProtocolEvaluation,
+    beta_text,
+)
 from training.evaluation.run_evaluation import DIGITS
 from training.utils.io import encode
 
@@ -39,7 +47,7 @@ def print_protocol(evaluation: ProtocolEvaluation, console: Console) -> None:
 def print_table(evaluation: Evaluation, console: Console, oracle: OracleBounds | None = None) -> None:
     """Prints the metrics of the test split at the chosen beta and at beta 0, those of an oracle, chance, and the ratio of the
     first to chance."""
-    rows = {f"beta {evaluation.beta:g} (validation)": evaluation.metrics}
+    rows = {f"beta {beta_text(evaluation.beta)} (validation)": evaluation.metrics}
     rows |= {"beta 0": evaluation.metrics_beta0} if evaluation.beta else {}
     rows |= {} if oracle is None else oracle.rows
     _print_rows(evaluation, rows, "", console)

@@ -18,6 +18,14 @@ Metrics = Annotated[dict[str, float], Keys(METRICS)]
 # The whole configuration as config.to_dict returns it.
 ConfigValues = Annotated[dict[str, Any], Keys(("recipe", "seed", "data"))]
 
+# The end of `EvalConfig.betas`: the identity embedding is then a millionth of the score.
+CLOTHING_ALONE = 1e6
+
+
+def beta_text(beta: float) -> str:
+    """A weight of the clothing embedding, as tables and pages show it."""
+    return "10⁶, clothing alone" if beta >= CLOTHING_ALONE else f"{beta:g}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:

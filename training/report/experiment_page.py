@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from training.config.ablations import FULL, REFERENCES
 from training.evaluation.experiment_result import COMPARED, Summary, TableRows, read_summary
-from training.evaluation.result import HEADINGS, METRICS, DataSummary, Metrics, Throughput
+from training.evaluation.result import HEADINGS, METRICS, DataSummary, Metrics, Throughput, beta_text
 from training.evaluation.significance import LEVEL, POWER
 from training.report import config_rows, learning_curves, plots, plots_paper, protocol_tables
 from training.report import radar as fusions
@@ -211,7 +211,10 @@ def _every_value(results: Rows, seeds: Sequence[int]) -> dict[str, Any]:
     def listed(values: Sequence[float]) -> str:
         return " · ".join(f"{value:.2f}" for value in values)
 
-    rows = [[row.label, *(listed(run.metrics[m]) for m in METRICS), listed(run.beta)] for row, run in results]
+    rows = [
+        [row.label, *(listed(run.metrics[m]) for m in METRICS), " · ".join(map(beta_text, run.beta))]
+        for row, run in results
+    ]
     return _part(f"Every value, seeds {' · '.join(map(str, seeds))}", ["", *HEADINGS.values(), "β"], rows)
 
 

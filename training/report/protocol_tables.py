@@ -9,7 +9,7 @@ from typing import Any
 from training.config.ablations import PROTOCOLS
 from training.evaluation.experiment_result import COMPARED, Comparison, MetricValues, RowResult, TableRow
 from training.evaluation.protocols.protocol_names import BESIDE_DUAL
-from training.evaluation.result import HEADINGS, METRICS, Metrics
+from training.evaluation.result import HEADINGS, METRICS, Metrics, beta_text
 from training.evaluation.run_folder import Run
 from training.evaluation.significance import holm
 
@@ -26,7 +26,7 @@ def of_run(run: Run) -> dict[str, Any]:
     """{"rows": name, note, metrics, chance of R-1 and of mAP, queries as text; "missing": protocols without a result}."""
     evaluation = run.evaluation
     counted = (evaluation.chance, evaluation.counts.queries)
-    rows = [_row("dual", f"caption, β = {evaluation.beta:g}", evaluation.metrics, *counted)]
+    rows = [_row("dual", f"caption, β = {beta_text(evaluation.beta)}", evaluation.metrics, *counted)]
     for name, result in run.protocols.items():
         kept, metrics = (result.chance, result.counts.queries), result.metrics
         # An audit, which has none, is never read into `protocols`.
@@ -37,7 +37,7 @@ def of_run(run: Run) -> dict[str, Any]:
             rows.append(_row(name, "identity text, identity embedding only", metrics, *kept))
         else:
             outs = f"; {result.left_out:,} left out" if result.left_out else ""
-            beta = f"β = {result.parameters['beta']:g}"
+            beta = f"β = {beta_text(result.parameters['beta'])}"
             rows.append(_row(name, f"caption, the person in other clothes{outs}, {beta}", metrics, *kept))
             if result.metrics_beta0 is not None:
                 rows.append(_row(name, "the same, β = 0", result.metrics_beta0, *kept))

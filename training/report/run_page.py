@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from training.evaluation.result import HEADINGS, METRICS, Evaluation, Metrics, OracleBounds
+from training.evaluation.result import HEADINGS, METRICS, Evaluation, Metrics, OracleBounds, beta_text
 from training.evaluation.run_folder import Run, TrainingStep
 from training.report import config_rows, diagnosis_section, disentangle_section, plots, protocol_tables
 from training.report.thumbnails import thumbnail
@@ -68,7 +68,7 @@ def _headline(evaluation: Evaluation, oracle: OracleBounds | None) -> list[dict[
         return [f"{values[m]:.2f}" for m in METRICS]
 
     metrics, chance = evaluation.metrics, evaluation.chance
-    beta = f"β = {evaluation.beta:g}"
+    beta = f"β = {beta_text(evaluation.beta)}"
     times = [f"{metrics[m] / chance[m]:.1f}×" if chance[m] > 0 else "–" for m in METRICS]
     ceiling = () if oracle is None else ((name, "", "quiet", cells(values)) for name, values in oracle.rows.items())
     identity = ("β = 0", "identity embedding only", "", cells(evaluation.metrics_beta0))

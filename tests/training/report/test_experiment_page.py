@@ -48,6 +48,14 @@ def test_page_is_well_formed_and_self_contained(html):
     assert 'name="viewport"' in html and html == build(make_summary(), "tables")
 
 
+def test_page_names_the_weight_at_which_the_clothing_embedding_decides():
+    summary = make_summary()
+    run = next(iter(summary["runs"].values()))
+    run["beta"] = [0.25, 2, 1e6][: len(run["beta"])]
+    text = Page(build(summary, "tables")).words()
+    assert "0.25 · 2 · 10⁶, clothing alone" in text and "1000000" not in text
+
+
 def test_page_has_every_number_and_where_it_comes_from(html):
     text = Page(html).words()
     assert "w/o gate 11.50 ± 0.12 21.50 ± 0.12 31.50 ± 0.12 41.50 ± 0.12 51.50 ± 0.12" in text
