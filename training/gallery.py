@@ -143,8 +143,10 @@ def check(arguments: Check) -> None:
 
 def info(arguments: Info) -> None:
     """Prints what a gallery holds, a line each."""
+    from training.retrieval.engines.faiss_engine import CellSearch
     from training.retrieval.image_names import format_time
     from training.retrieval.store import Gallery
+    from training.utils.io import read_record
 
     gallery = Gallery(arguments.gallery)
     about = gallery.about
@@ -156,6 +158,15 @@ def info(arguments: Info) -> None:
     print(f"cameras   {', '.join(f'{name or chr(63)} ({count})' for name, count in cameras) or 'none'}")
     print(f"times     {f'{format_time(first)} to {format_time(last)}' if first is not None else 'unknown'}")
     print(f"on disk   {size / 1e6:.1f} MB")
+    generation = gallery.query("SELECT value FROM about WHERE key = 'generation'")[0][0]
+    measured = arguments.gallery / f"faiss-{generation}.json"
+    if measured.is_file():
+        found = read_record(measured, CellSearch)
+        print(
+            f"faiss     of {found.cells} cells the nearest {found.probes} are searched, which hold {100 * found.recall:.1f} % of "
+            f"the ten best images; at weights of clothes below 1 {found.probes_identity}, {100 * found.recall_identity:.1f} % "
+            f"(measured at {found.images} images)"
+        )
 
 
 @contextmanager

@@ -59,8 +59,8 @@ class Arguments:
     weak: bool = False
     # Number of images of one text that the fusion of the text with each of them orders again; reads their files.
     rerank: int = 0
-    # Engine of the search; `faiss` and `qdrant` need the extra `search`.
-    engine: Literal["exact", "faiss", "qdrant"] = "exact"
+    # Engine of the search; all but `exact` need the extra `search`, and the last two a server: QDRANT_URL, PGVECTOR_URL.
+    engine: Literal["exact", "faiss", "qdrant", "pgvector"] = "exact"
     # Print JSON, one object per query, instead of a table.
     json: bool = False
     # Print CSV instead of a table.

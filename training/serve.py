@@ -37,8 +37,8 @@ class Arguments:
     token: str = ""
     # Names under which browsers address the server, beside HOST; "*" for any.
     name: tuple[str, ...] = ()
-    # Engine of the search; `faiss` and `qdrant` need the extra `search`.
-    engine: Literal["exact", "faiss", "qdrant"] = "exact"
+    # Engine of the search; all but `exact` need the extra `search`, and the last two a server: QDRANT_URL, PGVECTOR_URL.
+    engine: Literal["exact", "faiss", "qdrant", "pgvector"] = "exact"
     # Requests a second of each client; 0 for any number. By default any number on this machine, else 20.
     rate: float | None = None
     # File to which every search is appended: who, when, what. Without it no query is written anywhere.
@@ -54,10 +54,13 @@ def main(argv: Sequence[str]) -> None:
     # Not at the top: --help need not wait for torch.
     try:
         import uvicorn
+        from threadpoolctl import threadpool_limits
 
         from training.retrieval.web.app import LOCAL_NAMES, build_app, choose_token, is_local
     except ImportError as error:
-        raise RuntimeError(f"the page needs starlette and uvicorn: pip install 'bdam-fast[web]' ({error})") from error
+        raise RuntimeError(
+            f"the page needs starlette, uvicorn and threadpoolctl: pip install 'bdam-fast[web]' ({error})"
+        ) from error
     from training.retrieval.embedders import open_embedder
     from training.retrieval.finder import Finder
     from training.retrieval.store import Gallery
@@ -67,7 +70,10 @@ def main(argv: Sequence[str]) -> None:
     # Before the model is loaded: a port in use is said at once.
     listener = _listen(arguments.host, arguments.port)
     gallery = Gallery(arguments.gallery)
-    finder = Finder(gallery, open_embedder(arguments.run, arguments.onnx, arguments.device), arguments.engine)
+    embedder = open_embedder(arguments.run, arguments.onnx, arguments.device, threads=1)
+    finder = Finder(gallery, embedder, arguments.engine)
+    # Requests run side by side: a second thread of one would only take the core of another, and spins where it waits.
+    threadpool_limits(1, user_api="blas")
     app = build_app(
         finder,
         hosts=(*LOCAL_NAMES, arguments.host, *arguments.name),

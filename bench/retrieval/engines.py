@@ -44,10 +44,13 @@ def main() -> None:
         "numpy": lambda query_W, query: by_numpy(table_NW, query_W)
     }
     for name in arguments.engines:
-        engine: Engine = ExactEngine(2 * WIDTH) if name == "exact" else FaissEngine(2 * WIDTH, arguments.images)
+        engine = ExactEngine(2 * WIDTH) if name == "exact" else FaissEngine(2 * WIDTH, arguments.images, WIDTH)
         start = time.process_time()
         engine.add(np.arange(arguments.images), table_NW, metadata)
         print(f"{name}: built in {time.process_time() - start:.0f} CPU-s", flush=True)
+        if isinstance(engine, FaissEngine) and engine.measured:
+            size = engine.faiss.serialize_index(engine.index).nbytes / arguments.images
+            print(f"{engine.measured}, {size:.0f} bytes an image", flush=True)
         found[name] = search(engine, table_NW, Filter())
         found[f"{name}, one of {CAMERAS} cameras"] = search(engine, table_NW, Filter({"camera": ("c3",)}))
     report(found, queries, table_NW, cameras)

@@ -7,7 +7,7 @@ Shapes: Q queries, G gallery, B queries of a block, K points of a curve.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,7 +61,7 @@ class Calibration:
         Wrong images are more in a larger gallery, in proportion: odds are divided by the ratio.
         """
         z = score / (1 + beta)
-        share = self._between(beta, lambda curve: float(np.interp(z, curve.scores, curve.shares)))
+        share = self._between(beta, lambda curve: _interpolated(z, curve.scores, curve.shares))
         odds = share / (1 - share) * self.wrong / max(images - self.right, 1.0)
         return odds / (1 + odds)
 
@@ -81,6 +81,15 @@ class Calibration:
         low, here, high = (x / (1 + x) for x in (before.beta, beta, after.beta))
         part = (here - low) / (high - low)
         return (1 - part) * value(before) + part * value(after)
+
+
+def _interpolated(x: float, xs: list[float], ys: list[float]) -> float:
+    """np.interp of one value, which would first make arrays of the lists: 0.1 ms of each of the results."""
+    at = bisect_right(xs, x)
+    if at in (0, len(xs)):
+        return ys[max(0, at - 1)]
+    slope = (ys[at] - ys[at - 1]) / (xs[at] - xs[at - 1])
+    return slope * (x - xs[at - 1]) + ys[at - 1]
 
 
 def calibrate(dual: DualEmbeddings, beta: float, checkpoint: str) -> Calibration:

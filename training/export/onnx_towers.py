@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class OnnxTowers:
         found = self.tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
         return {"input_ids": [encoding.ids for encoding in found]}
 
-    @property
+    @cached_property
     def unk_token_id(self) -> int | None:
         """Id of the token for what the tokenizer does not know; None where it has none."""
         model = json.loads(self.tokenizer.to_str())["model"]

@@ -184,12 +184,12 @@ class TorchEmbedder(Embedder):
 
 
 class OnnxEmbedder(Embedder):
-    """The export of a run (training.export), without PyTorch. Raises what `OnnxTowers` raises."""
+    """The export of a run (training.export), without PyTorch. threads, errors: as of `OnnxTowers`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: int = 0) -> None:
         from training.export.onnx_towers import OnnxTowers
 
-        self.towers: Any = OnnxTowers(folder)
+        self.towers: Any = OnnxTowers(folder, threads)
         facts = self.towers.facts
         self.image_size, self.text_length = (facts.image_size[0], facts.image_size[1]), facts.text_length
         self.about = About(facts.model, facts.width, facts.branches, facts.beta, str(folder))
@@ -223,12 +223,16 @@ def _read_calibration(folder: Path, checkpoint: str) -> Calibration | None:
     return found if found is not None and found.checkpoint == checkpoint else None
 
 
-def open_embedder(run: Path | None, onnx: Path | None, device: str = "auto") -> Embedder:
-    """The embedder of a run folder, on a device (see `select_device`), or of an export folder. Raises ValueError for both or
-    none."""
+def open_embedder(run: Path | None, onnx: Path | None, device: str = "auto", threads: int = 0) -> Embedder:
+    """The embedder of a run folder, on a device (see `select_device`), or of an export folder, with so many threads a call (0
+    for as many as there are cores). Raises ValueError for both or none."""
     if (run is None) == (onnx is None):
         raise ValueError("expected one of --run RUN and --onnx FOLDER")
     if onnx is not None:
-        return OnnxEmbedder(onnx)
+        return OnnxEmbedder(onnx, threads)
     assert run is not None
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
     return TorchEmbedder(run, device=device)

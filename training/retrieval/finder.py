@@ -5,6 +5,7 @@ Shapes: E embedding width, W width of the table, M candidates, K results.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Sequence
@@ -18,11 +19,16 @@ from training.retrieval.embedders import Embedder
 from training.retrieval.engines.engine import Engine, Filter, Metadata
 from training.retrieval.engines.exact import ExactEngine
 from training.retrieval.engines.faiss_engine import FaissEngine
+from training.retrieval.engines.pgvector_engine import PgvectorEngine
 from training.retrieval.engines.qdrant_engine import QdrantEngine
 from training.retrieval.scoring import Marks, Query, best, combined, exact_scores
 from training.retrieval.store import DATABASE, Gallery, ImageRow, Snapshot
 
-EngineName = Literal["exact", "faiss", "qdrant"]
+EngineName = Literal["exact", "faiss", "qdrant", "pgvector"]
+# Engines outside this process, which keep the images from one start to the next.
+REMOTE = ("qdrant", "pgvector")
+# Variable of the environment that names the server of pgvector.
+PGVECTOR_URL = "PGVECTOR_URL"
 # Results that can be asked for at once.
 MOST_RESULTS = 10_000
 # An index of fewer images is built faster than it is read.
@@ -188,7 +194,7 @@ class Finder:
         loaded, where = self._loaded, where or Filter()
         ids_M = self._candidates(loaded.engine, query, k, where)
         # An engine outside this process may hold images that this snapshot does not.
-        ids_M = ids_M[np.isin(ids_M, loaded.ids)] if self.engine_name == "qdrant" else ids_M
+        ids_M = ids_M[np.isin(ids_M, loaded.ids)] if self.engine_name in REMOTE else ids_M
         table_MW = loaded.snapshot.table_PW[loaded.snapshot.positions(ids_M)]
         scores = exact_scores(table_MW, query)
         order = best(scores.score_M, k)
@@ -239,20 +245,30 @@ class Finder:
             exact = ExactEngine(width)
             exact.add(*parts)
             return exact
-        if self.engine_name == "qdrant":
-            location = os.environ.get("QDRANT_URL", ":memory:")
-            collection = f"bdam-{self.gallery.about.model[:12]}-{self.gallery.folder.absolute().name}"
-            remote = QdrantEngine(width, location, collection)
-            if remote.count() != len(snapshot):
-                remote.add(*parts)
+        if self.engine_name in REMOTE:
+            remote = self._connect(width)
+            there = remote.ids()
+            remote.delete(np.setdiff1d(there, snapshot.ids_P))
+            remote.add(np.where(np.isin(snapshot.ids_P, there), -1, snapshot.ids_P), *parts[1:])
             return remote
-        embedded = FaissEngine(width, count)
+        embedded = FaissEngine(width, count, self.gallery.about.width)
         path = self.gallery.folder / f"faiss-{snapshot.generation}.index"
         read = path.is_file() and embedded.load(path, count)
         embedded.add(*parts)
         if not read and count >= SAVED_FROM and os.access(self.gallery.folder, os.W_OK):
             embedded.save(path)
         return embedded
+
+    def _connect(self, width: int) -> QdrantEngine | PgvectorEngine:
+        """The server's images of this gallery, which is known by its model and its place."""
+        place = str(self.gallery.folder.absolute())
+        name = f"bdam-{self.gallery.about.model[:12]}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}"
+        if self.engine_name == "qdrant":
+            return QdrantEngine(width, os.environ.get("QDRANT_URL", ":memory:"), name)
+        location = os.environ.get(PGVECTOR_URL)
+        if not location:
+            raise ValueError(f"the engine pgvector needs {PGVECTOR_URL}, as postgresql://USER@HOST/DATABASE")
+        return PgvectorEngine(width, location, name)
 
 
 def nothing_good(best: float, least: float) -> str:

@@ -126,7 +126,7 @@ class GalleryWriter:
         return before - left
 
     def _compact(self, count: int) -> None:
-        """Copies the table without its gaps; readers keep the old file, which they have mapped."""
+        """Copies the table without its gaps; readers keep the old file, which they have mapped. An index of the old one goes."""
         old, new = self.gallery.table(self.generation), self.gallery.table(self.generation + 1)
         with naming_database(self.path):
             found = self.connection.execute("SELECT id, position FROM images ORDER BY position").fetchall()
@@ -143,8 +143,9 @@ class GalleryWriter:
             self.connection.executemany("UPDATE images SET position = ? WHERE id = ?", moved)
             self._set("generation", self.generation + 1)
             self._set("end", count)
+        for path in (old, *self.gallery.folder.glob(f"faiss-{self.generation}.*")):
+            path.unlink(missing_ok=True)
         self.generation += 1
-        old.unlink(missing_ok=True)
 
     def _upgrade(self) -> None:
         """Adds what the database of an earlier version lacks."""

@@ -2,61 +2,36 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
-import torch
 
 from tests.support.retrieval.galleries import clustered, unit
+from tests.support.retrieval.scans import E, expected, found, metadata, query
 from training.evaluation.similarity import Similarity
 from training.retrieval.engines import faiss_engine
 from training.retrieval.engines.engine import Engine, Filter, Metadata
 from training.retrieval.engines.exact import ExactEngine
 from training.retrieval.engines.faiss_engine import FaissEngine
+from training.retrieval.engines.pgvector_engine import PgvectorEngine
 from training.retrieval.engines.qdrant_engine import QdrantEngine
-from training.retrieval.scoring import Query, best, combined, exact_scores
+from training.retrieval.scoring import combined, exact_scores
+from training.utils.io import read_record
 
-E = 16
 BETAS = [0.0, 0.5, 3.0, 1e6]
-ENGINES = ["exact", "faiss", "faiss cells", "qdrant"]
+ENGINES = ["exact", "faiss", "faiss cells", "qdrant", "pgvector"]
 
 
-def metadata(count: int, start: int = 0) -> Metadata:
-    i = np.arange(start, start + count)
-    times = np.where(i % 5 == 0, np.nan, i.astype(float))
-    return Metadata(times, {"camera": (i % 4).astype(np.int32)}, {"camera": ["", "c1", "c2", "c3"]})
-
-
-def build(name: str, monkeypatch: pytest.MonkeyPatch) -> Engine:
+def build(name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Engine:
     if name == "exact":
         return ExactEngine(2 * E)
+    if name == "pgvector":
+        return PgvectorEngine(2 * E, request.getfixturevalue("location"), "all images")
     pytest.importorskip("qdrant_client" if name == "qdrant" else "faiss")
     if name == "qdrant":
         return QdrantEngine(2 * E, ":memory:", "people")
     monkeypatch.setattr(faiss_engine, "IVF_FROM", 1000)
-    monkeypatch.setattr(faiss_engine, "CELLS", 16)
-    monkeypatch.setattr(faiss_engine, "PROBES", 4)
+    monkeypatch.setattr(faiss_engine, "LEAST_FILTERED", 1000)
     return FaissEngine(2 * E, 4000 if name == "faiss cells" else 10)
-
-
-def query(beta: float, seed: int = 9) -> Query:
-    t_E = unit(np.random.default_rng(seed).standard_normal(E))
-    return Query(t_E, t_E, beta)
-
-
-def expected(table: np.ndarray, asked: Query, kept: np.ndarray, k: int) -> list[int]:
-    """The best rows by the evaluation's scores, of equal ones the first."""
-    similarity = Similarity(asked.identity_E[None], table[:, :E], table[:, E:])
-    scores = similarity.matrix(asked.beta)[0].masked_fill(torch.from_numpy(~kept), -torch.inf)
-    order = scores.sort(descending=True, stable=True).indices[: min(k, int(kept.sum()))]
-    return order.tolist()
-
-
-def found(engine: Engine, table: np.ndarray, asked: Query, k: int, where: Filter) -> list[int]:
-    """Rows that an engine finds, scored exactly; ids are 10 + row."""
-    ids = np.sort(engine.search(asked.vector(2), k, where))
-    return (ids[best(exact_scores(table[ids - 10], asked).score_M, k)] - 10).tolist()
 
 
 FILTERS = {
@@ -71,9 +46,9 @@ FILTERS = {
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_engine_finds_what_a_full_scan_finds(name, monkeypatch):
+def test_engine_finds_what_a_full_scan_finds(name, monkeypatch, request):
     table, count = clustered(4000 if name != "qdrant" else 600, E), 4000 if name != "qdrant" else 600
-    engine = build(name, monkeypatch)
+    engine = build(name, monkeypatch, request)
     half = count // 2
     engine.add(np.arange(10, 10 + half), table[:half], metadata(half))
     ids = np.arange(10 + half, 10 + count)
@@ -157,18 +132,29 @@ def test_metadata_of_parts_with_different_columns():
     assert both.matches(Filter({"lens": ("wide",)}), np.arange(2)).tolist() == [False, True]
 
 
-def test_a_saved_index_is_completed(tmp_path, monkeypatch):
+def test_a_saved_index_is_completed(tmp_path, monkeypatch, request):
     table = clustered(4000, E)
-    engine = build("faiss cells", monkeypatch)
+    engine = build("faiss cells", monkeypatch, request)
     assert isinstance(engine, FaissEngine)
     engine.add(np.arange(10, 3010), table[:3000], metadata(3000))
     engine.save(tmp_path / "index")
-    again = build("faiss cells", monkeypatch)
+    again = build("faiss cells", monkeypatch, request)
     assert isinstance(again, FaissEngine) and again.load(tmp_path / "index", 4000)
     again.add(np.arange(10, 4010), table, metadata(4000))
     assert again.index.ntotal == again.count() == 4000
     assert found(again, table, query(0.5), 5, Filter()) == expected(table, query(0.5), np.ones(4000, bool), 5)
     assert not again.load(tmp_path / "index", 2999) and not FaissEngine(E).load(tmp_path / "index", 4000)
+    measured = read_record(tmp_path / "index.json", faiss_engine.CellSearch)
+    assert measured == engine.measured == again.measured and 0.99 <= min(measured.recall, measured.recall_identity)
+    assert (measured.images, measured.cells) == (3000, 256) and 4 <= measured.probes <= measured.probes_identity < 256
+    # Of an earlier version, and of a gallery that has grown: it is measured again.
+    (tmp_path / "index.json").unlink()
+    for images in (3000, 9000):
+        older = build("faiss cells", monkeypatch, request)
+        assert isinstance(older, FaissEngine) and older.load(tmp_path / "index", images) and older.measured is None
+        older.add(np.arange(10, 3010), table[:3000], metadata(3000))
+        assert older.measured == measured
+        older.save(tmp_path / "index")
     (tmp_path / "index").write_bytes(b"damaged")
     assert not again.load(tmp_path / "index", 4000) and not again.load(tmp_path / "none", 4000)
 
@@ -176,24 +162,10 @@ def test_a_saved_index_is_completed(tmp_path, monkeypatch):
 def test_engines_that_are_not_installed_are_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     monkeypatch.setitem(__import__("sys").modules, "qdrant_client", None)
+    monkeypatch.setitem(__import__("sys").modules, "psycopg", None)
     with pytest.raises(RuntimeError, match="the engine faiss needs faiss-cpu"):
         FaissEngine(E)
     with pytest.raises(RuntimeError, match="the engine qdrant needs qdrant-client"):
         QdrantEngine(E, ":memory:", "x")
-
-
-def test_a_qdrant_server_that_does_not_answer():
-    pytest.importorskip("qdrant_client")
-    with pytest.raises(RuntimeError, match="Qdrant at http://127.0.0.1:9 does not answer"):
-        QdrantEngine(E, "http://127.0.0.1:9", "people")
-
-
-@pytest.mark.skipif("QDRANT_URL" not in os.environ, reason="QDRANT_URL names no server")
-def test_a_qdrant_server():
-    table = clustered(300, E)
-    engine = QdrantEngine(2 * E, os.environ["QDRANT_URL"], "bdam-test")
-    try:
-        engine.add(np.arange(10, 310), table, metadata(300))
-        assert found(engine, table, query(0.5), 5, Filter()) == expected(table, query(0.5), np.ones(300, bool), 5)
-    finally:
-        engine.client.delete_collection("bdam-test")
+    with pytest.raises(RuntimeError, match="the engine pgvector needs psycopg"):
+        PgvectorEngine(E, "", "x")

@@ -25,10 +25,12 @@ from training.engine import checkpoint
 from training.evaluation.dual import embed_dual
 from training.retrieval import gallery_search
 from training.retrieval.embedders import TorchEmbedder, open_embedder
+from training.retrieval.engines.faiss_engine import CellSearch
 from training.retrieval.finder import Result
 from training.retrieval.outputs import contact_sheet, copy_images, csv_cell, results_csv
 from training.retrieval.store import Gallery, ImageRow
 from training.utils import cli
+from training.utils.io import write_record
 
 BETA = 0.5
 TEXT = "a tall person in a red shirt"
@@ -137,7 +139,11 @@ def test_gallery_command_from_end_to_end(run_dir, root, tmp_path, capsys):
     assert "left out: " in err and "bad.jpg" in err and "metadata of 1 paths" in err
     assert cli.run(gallery_command.main, ["info", gallery]) == 0
     out = capsys.readouterr().out
-    assert "images    24" in out and "gate (1)" in out and "0:00:10 to 0:00:20" in out
+    assert "images    24" in out and "gate (1)" in out and "0:00:10 to 0:00:20" in out and "faiss" not in out
+    write_record(Path(gallery) / "faiss-0.json", CellSearch(24, 16, 4, 9, 0.995, 0.99))
+    assert cli.run(gallery_command.main, ["info", gallery]) == 0
+    out = capsys.readouterr().out
+    assert "of 16 cells the nearest 4 are searched, which hold 99.5 %" in out and "below 1 9, 99.0 %" in out
     filters = {
         ("--camera", "gate", "door"): 2,
         ("--where", "site=north"): 1,

@@ -1,1 +1,1 @@
-"""Engines that find the candidates of a query among embeddings: exact, faiss, qdrant."""
+"""Engines that find the candidates of a query among embeddings: exact, faiss, qdrant, pgvector."""

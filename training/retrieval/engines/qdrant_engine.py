@@ -11,7 +11,7 @@ import numpy as np
 
 from training.retrieval.engines.engine import Filter, Metadata
 
-UPLOADED_AT_ONCE = 512
+UPLOADED_AT_ONCE, LISTED_AT_ONCE = 512, 10_000
 # Candidates beyond k, which are scored exactly.
 LEAST_CANDIDATES = 64
 TIME = "time"
@@ -81,6 +81,18 @@ class QdrantEngine:
         if len(ids_N):
             selector = self.models.PointIdsList(points=[int(i) for i in ids_N])
             self.client.delete(self.collection, points_selector=selector, wait=True)
+
+    def ids(self) -> np.ndarray:
+        """Ids of all points, int64."""
+        found: list[int] = []
+        start = None
+        while True:
+            points, start = self.client.scroll(
+                self.collection, limit=LISTED_AT_ONCE, offset=start, with_payload=False, with_vectors=False
+            )
+            found += [int(point.id) for point in points]
+            if start is None:
+                return np.array(found, np.int64)
 
     def count(self) -> int:
         """Number of points."""

@@ -70,6 +70,16 @@ class Answer:
     nothing_good: bool = False
 
 
+@dataclass(frozen=True)
+class ReadText:
+    """A text as the model reads it."""
+
+    embedding_E: np.ndarray
+    # `Embedder.is_familiar` and `Embedder.notes`.
+    is_familiar: bool
+    notes: tuple[str, ...]
+
+
 class Service:
     """State of a server: a finder, the cases and uploads of its gallery. audit: file to which searches are written."""
 
@@ -81,8 +91,11 @@ class Service:
         self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
         self._looked = time.monotonic()
-        # Texts are embedded one at a time: several at once would only take each other's cores.
-        self.embed_text = lru_cache(KEPT_TEXTS)(self._embed_text)
+        # Texts are embedded one at a time: several at once would only take each other's cores, and one batch of them, 0.5 instead
+        # of 3.2 ms a text, gives each text other bits (6e-7) for other company: the same search would not have the same scores.
+        self._text_lock = threading.Lock()
+        # Every change of a filter or the weight of clothes asks for the same text again.
+        self.read_text = lru_cache(KEPT_TEXTS)(self._read_text)
         self.thumbnail = lru_cache(KEPT_THUMBNAILS)(self._thumbnail)
 
     def search(self, asked: Search, who: str) -> Answer:
@@ -91,18 +104,19 @@ class Service:
         self._refresh()
         case = self.cases.load(asked.case) if asked.case else None
         rejected = case.ids("rejected") if case else []
-        query = self.finder.query(self._wanted(asked, case), asked.beta)
+        text = self.read_text(asked.text) if asked.text.strip() else None
+        query = self.finder.query(self._wanted(asked, text, case), asked.beta)
         where = asked.filter(rejected)
         by_time = asked.order == "time"
         wanted = SORTED if by_time else max(asked.page * asked.k + 1, asked.rerank)
         found = self.finder.search(query, wanted, where)
-        notes = self.finder.embedder.notes(asked.text) if asked.text.strip() else []
+        notes = list(text.notes) if text else []
         least = self.finder.least(query) if asked.least is None else None
         weak = least is not None and bool(found) and found[0].score < least
         if weak:
             notes.append(nothing_good(found[0].score, least or 0.0))
         found = [] if weak and not asked.weak else self._above(found, asked.least)
-        if asked.rerank and asked.text.strip():
+        if asked.rerank and text:
             with self._lock:
                 found = rerank(self.finder.embedder, asked.text, found, asked.rerank)
         if by_time:
@@ -118,20 +132,22 @@ class Service:
     def _above(self, found: list[Result], least: float | None) -> list[Result]:
         return found if least is None else [result for result in found if result.score >= least]
 
-    def _wanted(self, asked: Search, case: Case | None) -> Wanted:
+    def _wanted(self, asked: Search, text: ReadText | None, case: Case | None) -> Wanted:
         vectors = [self._vector(asked.upload)] if asked.upload else []
-        texts = [self.embed_text(asked.text)] if asked.text.strip() else []
+        texts = [text.embedding_E] if text else []
         images = [] if asked.like is None else [asked.like]
         marks: list[list[int]] = [[], []]
         if asked.refine and case is not None:
             # Images that have been removed since have no embedding.
             marks = [[row.id for row in self.finder.gallery.rows(case.ids(mark))] for mark in ("confirmed", "rejected")]
-        familiar = not texts or self.finder.embedder.is_familiar(asked.text)
-        return Wanted((), texts, familiar, images, vectors, *marks)
+        return Wanted((), texts, text is None or text.is_familiar, images, vectors, *marks)
 
-    def _embed_text(self, text: str) -> np.ndarray:
-        with self._lock:
-            return self.finder.embedder.embed_texts([text])[0]
+    def _read_text(self, text: str) -> ReadText:
+        embedder = self.finder.embedder
+        # First: it refuses what is no text.
+        with self._text_lock:
+            embedding_E = embedder.embed_texts([text])[0]
+        return ReadText(embedding_E, embedder.is_familiar(text), tuple(embedder.notes(text)))
 
     def keep_image(self, content: bytes) -> str:
         """Key of an uploaded image, of which the embedding is kept for a while, and nothing else. Raises ValueError."""

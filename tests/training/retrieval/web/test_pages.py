@@ -9,13 +9,18 @@ import socket
 import sys
 
 import pytest
+import torch
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from tests.support.retrieval.galleries import HERE, HOSTILE
 from training import serve
 from training.evaluation.calibration import Calibration, Curve
+from training.retrieval.embedders import TorchEmbedder
 from training.retrieval.finder import Wanted
+from training.retrieval.store import Gallery
 from training.retrieval.web.app import build_app, choose_token
 from training.utils import cli
 
@@ -221,6 +226,42 @@ def test_searches_are_counted_and_audited_when_asked(finder, tmp_path, make_clie
     assert 'search_seconds_bucket{le="+Inf"} 2\n' in text
 
 
+def test_a_text_is_read_once_for_all_its_pages_filters_and_weights(finder, monkeypatch, make_client):
+    embed, texts = finder.embedder.embed_texts, []
+    monkeypatch.setattr(finder.embedder, "embed_texts", lambda some: (texts.extend(some), embed(some))[1])
+    client = make_client(finder)
+    for values in ({}, {"page": 2}, {"camera": "c1"}, {"beta": 2}, {"like": 3}):
+        assert client.get("/api/search", params={"q": "red coat", **values}).json()["notes"] == [
+            "words that the model has not learned: coat"
+        ]
+    assert texts == ["red coat"]
+    assert client.get("/api/search?q=blue").json()["notes"] == [] and texts == ["red coat", "blue"]
+
+
+def test_a_call_has_one_thread(trained, tmp_path, monkeypatch):
+    Gallery.create(tmp_path / "g", TorchEmbedder(trained).about)
+    threads = []
+
+    def serve_nothing(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        threads.extend(
+            [
+                torch.get_num_threads(),
+                *(pool["num_threads"] for pool in ThreadpoolController().select(user_api="blas").info()),
+            ]
+        )
+        sockets[0].close()
+
+    monkeypatch.setattr(uvicorn.Server, "run", serve_nothing)
+    before = torch.get_num_threads()
+    with threadpool_limits(2, user_api="blas"):
+        torch.set_num_threads(2)
+        try:
+            serve.main(["--gallery", str(tmp_path / "g"), "--run", str(trained), "--port", "0", "--device", "cpu"])
+        finally:
+            torch.set_num_threads(before)
+    assert len(threads) >= 2 and set(threads) == {1}
+
+
 def test_an_error_of_the_server_is_a_page(finder, monkeypatch):
     client = TestClient(build_app(finder), base_url=HERE, raise_server_exceptions=False)
     monkeypatch.setattr(finder, "search", lambda *_: 1 / 0)
@@ -239,4 +280,4 @@ def test_the_command_refuses_what_it_cannot_serve(finder, tmp_path, capsys, monk
     assert "is no gallery" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert cli.run(serve.main, ["--gallery", str(tmp_path / "g"), "--run", str(tmp_path)]) == 2
-    assert "the page needs starlette and uvicorn" in capsys.readouterr().err
+    assert "the page needs starlette, uvicorn and threadpoolctl" in capsys.readouterr().err

@@ -1,0 +1,20 @@
+"""A PostgreSQL server with pgvector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.retrieval import postgres
+
+
+@pytest.fixture(scope="module")
+def location() -> Iterator[str]:
+    """A PostgreSQL server with pgvector."""
+    pytest.importorskip("psycopg")
+    programs = postgres.with_vector()
+    if programs is None:
+        pytest.skip("pgserver is not installed")
+    with postgres.server(programs) as found:
+        yield found
