@@ -11,6 +11,7 @@ from torch import Tensor
 
 import bdam_fast
 from bdam_fast import _checks
+from bdam_fast.compat.scan import as_complex, backend_for, per_step_as_complex
 
 
 def mamba_inner_fn(
@@ -43,7 +44,9 @@ def mamba_inner_fn(
         xz: (B, 2 D, L), the inputs of the convolution and the gate.
         conv1d_weight, conv1d_bias: (D, 1, W), (D,).
         x_proj_weight, delta_proj_weight, out_proj_weight: (R + 2 N, D), (D, R), (d_model, D).
-        A, D, delta_bias: (D, N), (D,), (D,).
+        A, D, delta_bias: (D, N), (D,), (D,). A complex A runs on the reference, which says so once; B and C are then
+            complex too, or their N, or 2 L a step, hold real and imaginary parts in turn, so that x_proj_weight has R + 4 N
+            rows.
         B, C: constant (D, N) or per step (B, 1, N, L); by default projected from the convolution's output.
         B_proj_bias, C_proj_bias: (N,), added to a projected B or C.
         checkpoint_lvl: 0 or 1. In the existing package 1 computes the convolution again in the backward; here both keep
@@ -55,7 +58,7 @@ def mamba_inner_fn(
         (B, L, d_model).
 
     Raises:
-        TypeError: A is complex.
+        TypeError: A is complex and `backend` one of the kernels; a norm of a complex B or C.
         ValueError: another checkpoint_lvl, a norm of a constant B or C, or a wrong shape.
     """
     op = "mamba_inner_fn"
@@ -64,6 +67,7 @@ def mamba_inner_fn(
     norms = (b_rms_weight, c_rms_weight, dt_rms_weight)
     _check_output(op, out_proj_weight, out_proj_bias, A)
     inputs = _inputs(op, xz, weights, A, (B, C), (B_proj_bias, C_proj_bias), norms, b_c_dt_rms_eps, backend)
+    backend = backend_for(op, A, backend)
     return _project(inputs.scan(A, D, delta_bias, delta_softplus, backend=backend), out_proj_weight, out_proj_bias)
 
 
@@ -88,14 +92,14 @@ def mamba_inner_fn_no_out_proj(
     """`mamba_inner_fn` before its output projection, as Vision Mamba calls it: (B, D, L). The arguments are as there.
 
     Raises:
-        TypeError: A is complex.
+        TypeError: A is complex and `backend` one of the kernels.
         ValueError: another checkpoint_lvl, or a wrong shape.
     """
     op = "mamba_inner_fn_no_out_proj"
     _check_level(op, checkpoint_lvl)
     weights = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight)
     inputs = _inputs(op, xz, weights, A, (B, C), (B_proj_bias, C_proj_bias), backend=backend)
-    return inputs.scan(A, D, delta_bias, delta_softplus, backend=backend)
+    return inputs.scan(A, D, delta_bias, delta_softplus, backend=backend_for(op, A, backend))
 
 
 def bimamba_inner_fn(
@@ -123,15 +127,18 @@ def bimamba_inner_fn(
     Both scans take the same convolution, projections, D and bias. The other arguments are those of `mamba_inner_fn`.
 
     Raises:
-        TypeError: A or A_b is complex.
+        TypeError: only one of A and A_b is complex, or both are and `backend` is one of the kernels.
         ValueError: a wrong shape.
     """
     op = "bimamba_inner_fn"
-    _refuse_complex(op, "A_b", A_b)
+    if A_b.is_complex() != A.is_complex():
+        kind = "complex" if A.is_complex() else "real"
+        raise TypeError(f"{op}: A_b must be {kind} like A, got {A_b.dtype}")
     _checks.check_shape(op, "A_b", A_b, A.shape, "A")
     _check_output(op, out_proj_weight, out_proj_bias, A)
     weights = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight)
     inputs = _inputs(op, xz, weights, A, (B, C), (B_proj_bias, C_proj_bias), backend=backend)
+    backend = backend_for(op, A, backend)
     forwards = inputs.scan(A, D, delta_bias, delta_softplus, backend=backend)
     backwards = inputs.scan(A_b, D, delta_bias, delta_softplus, reverse=True, backend=backend)
     return _project(forwards + backwards, out_proj_weight, out_proj_bias)
@@ -166,7 +173,7 @@ def _inputs(
 ) -> _Inputs:
     _check_inputs(op, xz, weights, A, given)
     conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight = weights
-    states, rank = A.shape[1], delta_proj_weight.shape[1]
+    states, rank = _numbers(A), delta_proj_weight.shape[1]
     x, z = xz.chunk(2, dim=1)
     x = bdam_fast.causal_conv1d(x, conv1d_weight.squeeze(1), conv1d_bias, "silu", backend=backend)
     projected = F.linear(x.transpose(1, 2), x_proj_weight)  # (B, L, R + 2 N)
@@ -174,8 +181,13 @@ def _inputs(
     if norms[2] is not None:
         delta = _rms_norm(delta, norms[2], eps)
     places = (projected[..., rank : rank + states], projected[..., -states:])
-    B, C = (_projection(op, "BC"[i], given[i], places[i], biases[i], norms[i], eps) for i in range(2))
+    B, C = (_projection(op, "BC"[i], given[i], places[i], biases[i], norms[i], eps, A.is_complex()) for i in range(2))
     return _Inputs(x, delta.transpose(1, 2), B, C, z)
+
+
+def _numbers(A: Tensor) -> int:
+    """Real numbers of a projected B or C at a step: N, or 2 N for a complex A."""
+    return A.shape[1] * (2 if A.is_complex() else 1)
 
 
 def _check_inputs(
@@ -185,11 +197,10 @@ def _check_inputs(
     A: Tensor,
     given: tuple[Tensor | None, Tensor | None],
 ) -> None:
-    _refuse_complex(op, "A", A)
     conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight = weights
     _checks.check_dim(op, "xz", xz, "(B, 2 D, L)", 3)
     _checks.check_dim(op, "A", A, "(D, N)", 2)
-    channels, states = A.shape
+    channels, states = A.shape[0], _numbers(A)
     if xz.shape[1] != 2 * channels:
         shape = _checks.shape_text(xz.shape)
         raise ValueError(f"{op}: xz must have 2 D = {2 * channels} channels for A's {channels}, got shape {shape}")
@@ -205,7 +216,8 @@ def _check_inputs(
     if tuple(x_proj_weight.shape) not in ((rows, channels), (rank + 2 * states, channels)):
         expected = _checks.shape_text((rank + 2 * states, channels))
         raise ValueError(
-            f"{op}: x_proj_weight must have shape {expected}, R + 2 N rows for R = {rank} and N = {states}, "
+            f"{op}: x_proj_weight must have shape {expected}, R + {'4' if A.is_complex() else '2'} N rows for R = {rank} "
+            f"and N = {A.shape[1]}, "
             f"got {_checks.shape_text(x_proj_weight.shape)}"
         )
 
@@ -222,11 +234,6 @@ def _check_output(op: str, weight: Tensor, bias: Tensor | None, A: Tensor) -> No
         _checks.check_shape(op, "out_proj_bias", bias, (weight.shape[0],))
 
 
-def _refuse_complex(op: str, name: str, A: Tensor) -> None:
-    if A.is_complex():
-        raise TypeError(f"{op}: {name} must be real, got {A.dtype}; complex states are not supported")
-
-
 def _project(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(y.transpose(1, 2), weight, None if bias is None else bias.to(weight.dtype))
 
@@ -239,15 +246,21 @@ def _projection(
     bias: Tensor | None,
     rms_weight: Tensor | None,
     eps: float,
+    has_complex_states: bool,
 ) -> Tensor:
-    """B or C as the scan takes it; `projected` is (B, L, N)."""
+    """B or C as the scan takes it; `projected` is (B, L, N), or (B, L, 2 N) with real and imaginary parts in turn."""
     if given is not None:
-        if given.dim() == 2 and rms_weight is not None:
+        if rms_weight is None:
+            return per_step_as_complex(given) if has_complex_states else given
+        if given.dim() == 2:
             raise ValueError(f"{op}: {name.lower()}_rms_weight must come with a {name} per step, got (D, N)")
-        return given if rms_weight is None else _rms_norm(given.mT, rms_weight, eps).mT
+        if has_complex_states:
+            raise TypeError(f"{op}: {name.lower()}_rms_weight must come without a {name} for a complex A")
+        return _rms_norm(given.mT, rms_weight, eps).mT
     if bias is not None:
         projected = projected + bias.to(projected.dtype)
-    return (projected if rms_weight is None else _rms_norm(projected, rms_weight, eps)).transpose(1, 2)
+    projected = projected if rms_weight is None else _rms_norm(projected, rms_weight, eps)
+    return (as_complex(projected) if has_complex_states else projected).transpose(1, 2)
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

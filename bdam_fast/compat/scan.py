@@ -41,20 +41,30 @@ def selective_scan_fn(
     """
     seq_idx = packed("selective_scan_fn", cu_seqlens, None, u)
     if A.is_complex():
-        B, C = (_complex(t) for t in (B, C))
-        if backend == "auto":
-            backend = "reference"
-            _backend.warn_reference("selective_scan_fn", "A is complex, which no kernel takes")
+        B, C = (per_step_as_complex(t) for t in (B, C))
+    backend = backend_for("selective_scan_fn", A, backend)
     return bdam_fast.selective_scan(
         *(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state), seq_idx=seq_idx, backend=backend
     )
 
 
-def _complex(projection: Tensor) -> Tensor:
+def backend_for(op: str, A: Tensor, backend: str) -> str:
+    """The backend, where `auto` is the reference for a complex A; a warning says so once."""
+    if not A.is_complex() or backend != "auto":
+        return backend
+    _backend.warn_reference(op, "A is complex, which no kernel takes")
+    return "reference"
+
+
+def per_step_as_complex(projection: Tensor) -> Tensor:
     """B or C of a complex A; per step in real numbers its last dimension holds real and imaginary parts in turn."""
-    if projection.is_complex() or projection.dim() < 3:
-        return projection
-    return torch.view_as_complex(projection.float().unflatten(-1, (-1, 2)).contiguous())
+    return projection if projection.is_complex() or projection.dim() < 3 else as_complex(projection)
+
+
+def as_complex(parts: Tensor) -> Tensor:
+    """Real and imaginary parts in turn in the last dimension, (..., 2 K), as K complex numbers of at least 32 bits a part."""
+    wide = parts if parts.dtype == torch.float64 else parts.float()
+    return torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous())
 
 
 def vmamba_selective_scan(

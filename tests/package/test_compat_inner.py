@@ -35,16 +35,19 @@ def inner_written_out(p, B=None, C=None, B_proj_bias=0, C_proj_bias=0, rms=(None
     projected = x.transpose(1, 2) @ p["x_proj_weight"].T
     delta = projected[..., :rank] @ p["delta_proj_weight"].T
     given = [B, C]
-    B, C = projected[..., rank : rank + states] + B_proj_bias, projected[..., rank + states :] + C_proj_bias
+    B, C = (v + bias for v, bias in zip(projected[..., rank:].chunk(2, -1), (B_proj_bias, C_proj_bias), strict=True))
     B, C, delta = (
         v if w is None else v / (v.square().mean(-1, keepdim=True) + eps).sqrt() * w
         for v, w in zip((B, C, delta), rms, strict=True)
     )
+    if p["A"].is_complex():
+        B, C = (torch.complex(v[..., ::2], v[..., 1::2]) for v in (B, C))
     B, C = (v[:, :, None] if g is None else g.expand(2, length, -1, -1) for v, g in zip((B, C), given, strict=True))
-    dt, h, ys = F.softplus(delta + p["delta_bias"]), torch.zeros(2, channels, states), []
+    dt, h, ys = F.softplus(delta + p["delta_bias"]), torch.zeros(2, channels, states, dtype=p["A"].dtype), []
     for t in range(length):
         h = torch.exp(dt[:, t, :, None] * p["A"]) * h + (dt[:, t] * x[:, :, t])[..., None] * B[:, t]
-        ys.append((h * C[:, t]).sum(-1) + p["D"] * x[:, :, t])
+        y = (h * C[:, t]).sum(-1)
+        ys.append((2 * y.real if y.is_complex() else y) + p["D"] * x[:, :, t])
     return F.linear(torch.stack(ys, 1) * F.silu(z).transpose(1, 2), p["out_proj_weight"], p["out_proj_bias"])
 
 
@@ -71,6 +74,58 @@ def test_mamba_inner_fn(case):
         results.append([out, *(g for g in grads if g is not None)])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def complex_problem():
+    """Tensor arguments in float64 whose states are complex; x_proj_weight has rows for their real and imaginary parts."""
+    problem = inner_problem() | {"x_proj_weight": torch.randn(3 + 4 * 4, 12) / 3}
+    problem = {n: v.double() for n, v in problem.items()}
+    return problem | {"A": torch.complex(problem["A"], torch.randn(12, 4, dtype=torch.float64))}
+
+
+@pytest.mark.filterwarnings("ignore:.*running the slow reference")
+@pytest.mark.parametrize("case", ["plain", "biases", "constant", "constant B", "norms"])
+def test_complex_states(case):
+    """mamba_ssm projects real and imaginary parts in turn; constant B and C are complex themselves."""
+    problem = complex_problem()
+    constant = {name: torch.randn(12, 4, dtype=torch.complex128) for name in "BC"}
+    rms = tuple(torch.rand(n, dtype=torch.float64) for n in (8, 8, 12))
+    ours, written = {
+        "plain": ({}, {}),
+        "biases": ({"B_proj_bias": rms[0], "C_proj_bias": rms[1]},) * 2,
+        "constant": (constant, constant),
+        "constant B": ({"B": constant["B"]},) * 2,
+        "norms": (
+            {"b_rms_weight": rms[0], "c_rms_weight": rms[1], "dt_rms_weight": rms[2], "b_c_dt_rms_eps": 0.1},
+            {"rms": rms, "eps": 0.1},
+        ),
+    }[case]
+    results = []
+    for function in (lambda p: compat.mamba_inner_fn(**p, **ours), lambda p: inner_written_out(p, **written)):
+        own = leaves({n: v.clone() for n, v in problem.items()})
+        out = function(own)
+        assert out.dtype == torch.float64
+        results.append([out, *torch.autograd.grad(out.square().sum(), list(own.values()))])
+    # The norms of Hugging Face's and mamba_ssm's blocks are float32.
+    exact = {} if case != "norms" else {"rtol": 1e-4, "atol": 1e-5}
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, **exact)
+
+
+@pytest.mark.filterwarnings("ignore:.*running the slow reference")
+def test_complex_states_of_the_other_blocks():
+    problem = complex_problem()
+    weight, bias = problem["out_proj_weight"], problem["out_proj_bias"]
+    inner = {n: v for n, v in problem.items() if not n.startswith("out_proj")}
+    expected = inner_written_out(problem)
+    out = compat.mamba_inner_fn_no_out_proj(**inner)
+    torch.testing.assert_close(F.linear(out.transpose(1, 2), weight, bias), expected)
+    A_b = torch.complex(-torch.rand(12, 4), torch.randn(12, 4)).to(torch.complex128)
+    torch.testing.assert_close(compat.bimamba_inner_fn(**problem, A_b=A_b), both_written_out(problem, A_b))
+    # A per-step B in real numbers holds real and imaginary parts in turn, in the last dimension.
+    B = torch.randn(2, 1, 4, 9, dtype=torch.complex128)
+    parts = torch.view_as_real(B).flatten(-2)
+    torch.testing.assert_close(compat.mamba_inner_fn(**problem, B=parts), compat.mamba_inner_fn(**problem, B=B))
 
 
 def test_mamba_inner_fn_norms_a_given_projection():
@@ -123,13 +178,16 @@ def both_written_out(p, A_b):
     x = F.silu(F.conv1d(x, p["conv1d_weight"], p["conv1d_bias"], padding=3, groups=channels)[..., :length])
     projected = x.transpose(1, 2) @ p["x_proj_weight"].T
     dt = F.softplus(projected[..., :rank] @ p["delta_proj_weight"].T + p["delta_bias"])
-    B, C = projected[..., rank : rank + states], projected[..., rank + states :]
+    B, C = projected[..., rank:].chunk(2, -1)
+    if A_b.is_complex():
+        B, C = (torch.complex(v[..., ::2], v[..., 1::2]) for v in (B, C))
     y = 0
     for A, order in ((p["A"], range(length)), (A_b, range(length - 1, -1, -1))):
-        h, ys = torch.zeros(2, channels, states), [None] * length
+        h, ys = torch.zeros(2, channels, states, dtype=A.dtype), [None] * length
         for t in order:
             h = torch.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * x[:, :, t])[..., None] * B[:, t, None]
-            ys[t] = (h * C[:, t, None]).sum(-1) + p["D"] * x[:, :, t]
+            ys[t] = (h * C[:, t, None]).sum(-1)
+            ys[t] = (2 * ys[t].real if h.is_complex() else ys[t]) + p["D"] * x[:, :, t]
         y = y + torch.stack(ys, 1) * F.silu(z).transpose(1, 2)
     return F.linear(y, p["out_proj_weight"], p["out_proj_bias"])
 
@@ -184,10 +242,19 @@ def test_rows_for_what_is_given_may_be_absent():
 def test_errors():
     problem = inner_problem()
     low = {n: v for n, v in problem.items() if not n.startswith("out_proj")}
-    with pytest.raises(TypeError, match="mamba_inner_fn: A must be real, got torch.complex64"):
+    text = r"x_proj_weight must have shape \(19, 12\), R \+ 4 N rows for R = 3 and N = 4, got \(11, 12\)"
+    with pytest.raises(ValueError, match=f"mamba_inner_fn: {text}"):
         compat.mamba_inner_fn(**problem | {"A": problem["A"].cfloat()})
-    with pytest.raises(TypeError, match="bimamba_inner_fn: A_b must be real, got torch.complex64"):
+    of_pairs = complex_problem()
+    with pytest.raises(TypeError, match='selective_scan: a complex A needs backend="reference", got backend="cpu"'):
+        compat.mamba_inner_fn(**of_pairs, backend="cpu")
+    given = {"B": torch.randn(2, 1, 4, 18, dtype=torch.float64), "b_rms_weight": torch.ones(4)}
+    with pytest.raises(TypeError, match="mamba_inner_fn: b_rms_weight must come without a B for a complex A"):
+        compat.mamba_inner_fn(**of_pairs, **given)
+    with pytest.raises(TypeError, match="bimamba_inner_fn: A_b must be real like A, got torch.complex64"):
         compat.bimamba_inner_fn(**problem, A_b=problem["A"].cfloat())
+    with pytest.raises(TypeError, match="bimamba_inner_fn: A_b must be complex like A, got torch.float32"):
+        compat.bimamba_inner_fn(**of_pairs, A_b=problem["A"])
     with pytest.raises(ValueError, match=r"bimamba_inner_fn: A_b must have shape \(12, 4\) like A, got \(12, 5\)"):
         compat.bimamba_inner_fn(**problem, A_b=torch.ones(12, 5))
     with pytest.raises(ValueError, match="mamba_inner_fn: checkpoint_lvl must be 0 or 1, got 2"):
