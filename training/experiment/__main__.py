@@ -67,6 +67,8 @@ class Arguments:
     device: Device = "auto"
     # Only print what would run and how long it would take.
     estimate: bool = False
+    # Train nothing: only write the summary of the runs that are finished.
+    finished: bool = False
 
 
 def main(argv: Sequence[str]) -> None:
@@ -81,6 +83,10 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"--jobs must be at least 1, got {arguments.jobs}")
     if arguments.threads is not None and arguments.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
+    if not arguments.seeds or len(set(arguments.seeds)) != len(arguments.seeds):
+        raise ValueError(f"--seeds must be different numbers, got {list(arguments.seeds)}")
+    if arguments.estimate and arguments.finished:
+        raise ValueError("--estimate says how long the missing runs take, --finished leaves them out: give one of them")
     # Not at the top: --help and errors of the command line need not wait for torch.
     from training.engine.device import select_device
     from training.utils.terminal import make_console
@@ -126,7 +132,8 @@ def _run(
     threads = known or max(1, torch.get_num_threads() // jobs)
     console.print(f"{threads} threads a run, {jobs} at a time", highlight=False)
     launch = partial(run_command, threads=threads)
-    missing = missing_jobs(rows, arguments.seeds, out, console, launch, jobs, arguments.device)
+    ask = partial(missing_jobs, rows, arguments.seeds, out, console, launch, jobs, arguments.device)
+    missing = [] if arguments.finished else ask()
     if arguments.estimate:
         return
     run = partial(run_experiment, launch=launch, parallel=jobs, command=command, results=arguments.results)

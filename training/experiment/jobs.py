@@ -84,10 +84,8 @@ def missing_jobs(
     time. Writes OUT/KEY.json, the configuration of the runs OUT/KEY/seed*.
 
     A configuration that another seed has finished will take as long as that; others are timed for a few steps. Raises
-    ValueError for a seed given twice or none, and what reading the data and a training step raise.
+    what reading the data and a training step raise.
     """
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"--seeds must be different numbers, got {list(seeds)}")
     # The first row of several that share a run names it.
     configurations: dict[str, Row] = {}
     for row in rows:

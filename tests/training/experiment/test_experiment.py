@@ -233,14 +233,23 @@ def test_the_other_real_sets_are_bases_of_the_tables(
     assert [values["recipe"] for values in timed] == [name, f"{name}/shallow"]
     assert {values["data"]["dataset"] for values in timed} == {name}
     assert {values["data"]["root"] for values in timed} == {str(data)}
+    assert cli.run(experiment.main, [*words, *small, "--seeds", "0", "1", "--finished"]) == 0
+    summary = read_json(tmp_path / "out" / "summary.json")
+    assert summary["seeds"] == [0, 1] and len(summary["missing"]) == 4 and not summary["runs"]
 
 
 def test_bad_requests_are_named(base: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="--rows: table1 has no row 'no-mamba', expected some of no-bdam, full, "):
         plan("table1", base, None, ["no-mamba"])
-    with pytest.raises(ValueError, match=r"--seeds must be different numbers, got \[1, 1\]"):
-        missing_jobs(plan("table1", base)[1], [1, 1], tmp_path / "none", Console(), run_here)
-    assert not (tmp_path / "none").exists()
+    for given, message in (
+        (["--seeds", "1", "1"], "--seeds must be different numbers, got [1, 1]"),
+        (
+            ["--estimate", "--finished"],
+            "--estimate says how long the missing runs take, --finished leaves them out: give",
+        ),
+    ):
+        assert cli.run(experiment.main, ["table1", *given, "--out", str(tmp_path / "none")]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "none").exists()
     assert cli.run(experiment.main, ["synthetic", "--base", "synthetic"]) == 2
     assert (
         "--base is for table1, table2, table3, table4, table5, readings, fig5 and all, got it with 'synthetic'"
