@@ -76,14 +76,16 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _rows(experiment: Path, table: str) -> dict[str, list[Path]]:
-    """Run folders of each finished row of a table, by the label of the row. Raises FileNotFoundError without summary.json,
-    ValueError for a table that the experiment does not have or none of whose rows is finished."""
+    """Run folders of each finished row of a table that has two branches, by the label of the row. Raises FileNotFoundError
+    without summary.json, ValueError for a table that the experiment does not have or none of whose rows is finished."""
     from training.evaluation.experiment_result import SUMMARY, read_summary
 
     summary, path = read_summary(experiment), experiment / SUMMARY
     if table not in summary.tables:
         raise ValueError(f"--table: {path} has no table {table!r}, expected one of {', '.join(summary.tables)}")
-    runs = {row.label: summary.runs[row.run] for row in summary.tables[table].rows if row.run is not None}
+    finished = {row.label: summary.runs[row.run] for row in summary.tables[table].rows if row.run is not None}
+    # The floor has one embedding and nothing to compare it with.
+    runs = {label: run for label, run in finished.items() if run.changes.get("model.architecture") != "dual-encoder"}
     if not runs:
         raise ValueError(f"--table: no row of {table} in {path} is finished")
     return {label: [Path(folder) for folder in run.folders] for label, run in runs.items()}

@@ -244,8 +244,10 @@ def test_rows_of_an_experiment_are_columns(run_dir: Path, tmp_path: Path, capsys
         {"name": "full", "label": "Full model", "run": "full"},
         {"name": "pending", "label": "pending", "run": None},
         {"name": "minimax", "label": "gradient reversal", "run": "no-gate"},
+        {"name": "plain", "label": "Floor: plain dual encoder", "run": "no-cross-attention"},
     ]
     summary = make_summary()
+    summary["runs"]["no-cross-attention"]["changes"] = {"model.architecture": "dual-encoder"}
     for key, folder in (("full", run_dir), ("no-gate", tmp_path / "second")):
         summary["runs"][key]["folders"] = [str(folder)]
     tables = {"readings": {"title": "", "rows": rows}, "table1": {"title": "", "rows": rows[1:2]}}
