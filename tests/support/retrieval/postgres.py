@@ -19,9 +19,13 @@ OPTIONS = {"listen_addresses": "", "fsync": "off", "shared_buffers": "32MB", "ma
 
 
 def with_vector() -> Path | None:
-    """Folder of the programs of pgserver; None where it is not installed. It is not imported, which would make a user."""
+    """Folder of the programs of pgserver; None where it is not installed, or where the user that has to run them may not go.
+    It is not imported, which would make a user."""
     found = importlib.util.find_spec("pgserver")
-    return Path(found.origin).parent / "pginstall" / "bin" if found is not None and found.origin is not None else None
+    if found is None or found.origin is None:
+        return None
+    programs = Path(found.origin).resolve().parent / "pginstall" / "bin"
+    return programs if USER is None or all(folder.stat().st_mode & 0o001 for folder in programs.parents) else None
 
 
 def of_the_machine() -> Path | None:

@@ -15,6 +15,6 @@ def location() -> Iterator[str]:
     pytest.importorskip("psycopg")
     programs = postgres.with_vector()
     if programs is None:
-        pytest.skip("pgserver is not installed")
+        pytest.skip("pgserver is not installed, or in a folder that is closed to other users")
     with postgres.server(programs) as found:
         yield found
