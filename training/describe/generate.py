@@ -44,15 +44,13 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Arguments(Stage):
-    """Arguments of the command."""
+class GenerationOptions(Stage):
+    """Choice of the images, the model and the texts, which `export-requests` and `import-answers` share."""
 
     # Data set and its folder.
     source: Source
     # Folder to write to.
     out: Path
-    # An OpenAI-compatible server; a local model of transformers; or, for synthetic sets, templates.
-    provider: Literal["openai", "transformers", "template"] = "openai"
     # Model name on the server, or name or folder for transformers.
     model: str = ""
     # Training needs texts of train only; val and test require --for-gallery.
@@ -61,33 +59,43 @@ class Arguments(Stage):
     for_gallery: bool = False
     # Images of this run at most; 0: all.
     limit: Annotated[int, Within(0)] = 0
-    # Spend without asking for confirmation.
-    yes: bool = False
     # Remove the records that are not "ok" and retry these images: after a failure, or with more attempts.
     again: bool = False
-    # Batch size of transformers.
-    batch: Annotated[int, Within(1, 1024)] = 1
-    # Device of transformers: auto (the first CUDA device where there is one, else the CPU), cpu, cuda or cuda:N.
-    device: str = "auto"
     # Requirements on the texts.
     texts: Texts = field(default_factory=Texts)
     # Sampling parameters and number of attempts.
     sampling: Sampling = field(default_factory=Sampling)
-    # Server, rate limits, timeouts and retries.
-    service: Service = field(default_factory=Service)
     # Prices and spending limits.
     budget: Budget = field(default_factory=Budget)
 
     def check(self) -> None:
-        self.require(
-            bool(self.model) or self.provider == "template", "model", f"given for the provider {self.provider}"
-        )
         if self.split != "train" and not self.for_gallery:
             raise ValueError(
                 f"no text is generated from images of the {self.split} split, which holds queries; --for-gallery writes "
                 "texts of gallery images for the protocol gallery-text, to a separate file"
             )
         self.require(self.split != "train" or not self.for_gallery, "for_gallery", "off for the train split")
+
+
+@dataclass(frozen=True)
+class Arguments(GenerationOptions):
+    """Arguments of the command."""
+
+    # An OpenAI-compatible server; a local model of transformers; or, for synthetic sets, templates.
+    provider: Literal["openai", "transformers", "template"] = "openai"
+    # Spend without asking for confirmation.
+    yes: bool = False
+    # Batch size of transformers.
+    batch: Annotated[int, Within(1, 1024)] = 1
+    # Device of transformers: auto (the first CUDA device where there is one, else the CPU), cpu, cuda or cuda:N.
+    device: str = "auto"
+    # Server, rate limits, timeouts and retries.
+    service: Service = field(default_factory=Service)
+
+    def check(self) -> None:
+        needed = self.provider != "template"
+        self.require(bool(self.model) or not needed, "model", f"given for the provider {self.provider}")
+        super().check()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Generation of two texts per image: requested from a provider, checked, requested again on a failure, and recorded.
 
 An image gets exactly one record: "ok", "rejected" (its texts failed a check in every allowed attempt) or "failed" (no answer,
-or no readable image).
+or no readable image); none yet where an answer is pending (batches).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from training.describe.llm.answer_store import AnswerStore, DescriptionStore, an
 from training.describe.llm.client import RequestFailedError
 from training.describe.llm.executor import CachedProvider, Sampling, extract_text, run_concurrently
 from training.describe.llm.limits import StopSignal, UsageMeter
-from training.describe.llm.providers import EncodedImage, Provider, load_image
+from training.describe.llm.providers import AnswerPendingError, EncodedImage, Provider, load_image
 from training.describe.text.prompts import Prompt
 from training.describe.text.schema import KINDS, Kind, Schema
 from training.describe.text.text_checks import Limits, NearDuplicates, check_text
@@ -141,11 +141,15 @@ class DescriptionGenerator:
             # Awaits both: an answer still in flight when the other request fails must be stored.
             outcomes = await asyncio.gather(*requests, return_exceptions=True)
             errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-            fatal = next((error for error in errors if not isinstance(error, RequestFailedError)), None)
+            known = (RequestFailedError, AnswerPendingError)
+            fatal = next((error for error in errors if not isinstance(error, known)), None)
             if fatal is not None:
                 raise fatal
+            failed = [error for error in errors if isinstance(error, RequestFailedError)]
+            if failed:
+                return self._record(item, "failed", f"no answer: {failed[0]}", texts, {}, attempts)
             if errors:
-                return self._record(item, "failed", f"no answer: {errors[0]}", texts, {}, attempts)
+                return None
             for kind, outcome in zip(wanted, outcomes, strict=True):
                 assert not isinstance(outcome, BaseException)
                 texts[kind], problems[kind] = outcome

@@ -12,7 +12,7 @@ from rich.console import Console
 from training.describe.generation import DescriptionGenerator, GenerationTask, ImageItem, StatusCounts
 from training.describe.llm.answer_store import AnswerStore, DescriptionStore
 from training.describe.llm.client import Client, Service
-from training.describe.llm.limits import Budget, BudgetExceededError, StopSignal, UsageMeter
+from training.describe.llm.limits import BudgetExceededError, StopSignal, UsageMeter
 from training.describe.llm.providers import OpenAIProvider, Provider
 from training.describe.progress import ProgressReporter, print_summary
 
@@ -45,7 +45,7 @@ class ServerModel:
 
 @dataclass(frozen=True)
 class GenerationSession:
-    """Images, stores, and the budget."""
+    """Images, stores, and what they cost."""
 
     task: GenerationTask
     items: list[ImageItem]
@@ -53,7 +53,8 @@ class GenerationSession:
     limit: int
     answers: AnswerStore
     descriptions: DescriptionStore
-    budget: Budget
+    # Counts the answers of earlier sessions too.
+    meter: UsageMeter
     console: Console
 
     async def run(self, provider: Provider | ServerModel, confirm_spending: Callable[[str], bool]) -> GenerationResult:
@@ -63,7 +64,7 @@ class GenerationSession:
         """
         counts = self._count_records()
         todo = [item for item in self.items if item.file_path not in self.descriptions.file_paths][: self.limit or None]
-        meter, stop_signal = UsageMeter(self.budget, self.answers), StopSignal()
+        meter, stop_signal = self.meter, StopSignal()
         calls_per_image = max(2.0, len(self.answers) / max(1, counts.statuses.total()))
         pilot_size = 0 if self.answers.with_usage else PILOT_SIZE
         with ProgressReporter(len(todo), meter, counts, self.console) as reporter:

@@ -1,1 +1,1 @@
-"""Files that tests read: pretrained encoders, and files that are damaged."""
+"""Files that tests read or are answered with: pretrained encoders, files that are damaged, batches of requests."""

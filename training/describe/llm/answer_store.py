@@ -152,6 +152,9 @@ class AnswerStore:
     def __len__(self) -> int:
         return len(self._offsets)
 
+    def __contains__(self, key: str) -> bool:
+        return _short_key(key) in self._offsets
+
     def get(self, key: str) -> Answer | None:
         """Stored answer for a key, None without one."""
         offset = self._offsets.get(_short_key(key))

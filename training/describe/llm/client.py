@@ -20,6 +20,8 @@ import httpx2
 
 from training.describe.llm.limits import RateLimiter, StoppedError, StopSignal, UsageMeter
 from training.describe.llm.responses import (
+    REFUSAL_STATUSES,
+    TRANSIENT_STATUSES,
     adapt_body,
     error_message,
     parse_object,
@@ -31,9 +33,6 @@ from training.describe.llm.service import OPENAI, Service
 
 # Answers are kilobytes; a larger body is no answer.
 MAX_RESPONSE_BYTES = 8 << 20
-# Statuses that a retry does not change: wrong key, wrong address, a page that has moved.
-_REFUSAL_STATUSES = {301, 302, 303, 307, 308, 401, 403, 404, 405}
-_TRANSIENT_STATUSES = {408, 409, 425, 429}
 
 
 class RequestFailedError(Exception):
@@ -134,7 +133,7 @@ class Client:
                     raise self._failure(outcome.reason)
                 unsupported |= {field}
                 continue
-            if 400 < status < 500 and status not in _TRANSIENT_STATUSES | _REFUSAL_STATUSES:
+            if 400 < status < 500 and status not in TRANSIENT_STATUSES | REFUSAL_STATUSES:
                 raise self._failure(outcome.reason)
             last, attempt = outcome, attempt + 1
         raise self._failure(f"{last.reason} ({attempt} times)")
@@ -199,7 +198,7 @@ class Client:
         reason = f"HTTP {status}: {message}"
         if status == 402 or "insufficient_quota" in text:
             self._stop(f"the account has no credit left ({reason})")
-        elif status in _REFUSAL_STATUSES:
+        elif status in REFUSAL_STATUSES:
             self._refusals += 1
             if self._refusals >= self.service.refusals:
                 self._stop(

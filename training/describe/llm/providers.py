@@ -60,6 +60,10 @@ class Request:
         return self.prompt.kind
 
 
+class AnswerPendingError(Exception):
+    """The answer to a request is not there yet; the image is left for later."""
+
+
 class Provider(Protocol):
     """Interface of a provider."""
 
@@ -67,7 +71,7 @@ class Provider(Protocol):
     items_in_flight: int
 
     async def answer(self, request: Request) -> Answer:
-        """Answers one request. Raises RequestFailedError and StoppedError."""
+        """Answers one request. Raises RequestFailedError, AnswerPendingError and StoppedError."""
 
 
 def load_image(path: Path) -> EncodedImage:
@@ -121,19 +125,23 @@ class OpenAIProvider:
 
     async def answer(self, request: Request) -> Answer:
         """Answers one request. Raises RequestFailedError and StoppedError, see Client.complete."""
-        value, seconds = await self.client.complete(self.request_body(self.model, request), request.key)
-        choice = value["choices"][0] if isinstance(value["choices"], list) and value["choices"] else {}
-        message = choice.get("message") if isinstance(choice, dict) else None
-        message = message if isinstance(message, dict) else {}
-        prompt_tokens, completion_tokens = token_usage(value)
-        return Answer(
-            _content_text(message.get("content")),
-            _content_text(message.get("refusal")),
-            _content_text(choice.get("finish_reason")) if isinstance(choice, dict) else "",
-            prompt_tokens,
-            completion_tokens,
-            round(seconds, 4),
-        )
+        return read_completion(*await self.client.complete(self.request_body(self.model, request), request.key))
+
+
+def read_completion(value: dict[str, Any], seconds: float = 0.0) -> Answer:
+    """The answer in a chat completion, an object with `choices`."""
+    choice = value["choices"][0] if isinstance(value["choices"], list) and value["choices"] else {}
+    message = choice.get("message") if isinstance(choice, dict) else None
+    message = message if isinstance(message, dict) else {}
+    prompt_tokens, completion_tokens = token_usage(value)
+    return Answer(
+        _content_text(message.get("content")),
+        _content_text(message.get("refusal")),
+        _content_text(choice.get("finish_reason")) if isinstance(choice, dict) else "",
+        prompt_tokens,
+        completion_tokens,
+        round(seconds, 4),
+    )
 
 
 def _content_text(value: Any) -> str:

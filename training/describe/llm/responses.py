@@ -16,6 +16,12 @@ OPTIONAL = {
 }
 
 
+# Statuses that another try does not change whatever the request: wrong key, wrong address, a page that has moved; and those that
+# another try may change.
+REFUSAL_STATUSES = {301, 302, 303, 307, 308, 401, 403, 404, 405}
+TRANSIENT_STATUSES = {408, 409, 425, 429}
+
+
 def token_usage(value: dict[str, Any]) -> tuple[int | None, int | None]:
     """(prompt, completion) tokens as reported by the server; None where it reports none."""
     usage = value.get("usage")
@@ -35,9 +41,14 @@ def adapt_body(body: dict[str, Any], unsupported: frozenset[str]) -> dict[str, A
 def unsupported_field(reason: str, body: dict[str, Any], unsupported: frozenset[str]) -> str:
     """Optional field that a 400 or 422 complains about, "" for none; if unnamed, the one that fewest servers support."""
     candidates = [name for name in OPTIONAL if name in body and name not in unsupported]
-    low = reason.lower()
-    named = [name for name in candidates if any(word in low for word in OPTIONAL[name])]
+    named = [name for name in named_fields(reason) if name in candidates]
     return named[0] if named else "response_format" if "response_format" in candidates else ""
+
+
+def named_fields(reason: str) -> list[str]:
+    """Optional fields that an error message names."""
+    low = reason.lower()
+    return [name for name, words in OPTIONAL.items() if any(word in low for word in words)]
 
 
 def parse_object(text: str) -> dict[str, Any]:
