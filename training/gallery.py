@@ -7,13 +7,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from training.utils import cli
 from training.utils.cli import Device
+from training.utils.machine import launched_ranks
+
+if TYPE_CHECKING:
+    from training.retrieval.embedders import Embedder
+    from training.retrieval.image_names import ImageFacts
+    from training.retrieval.ingest import EmbedFiles
 
 Folder = Annotated[Path, tyro.conf.Positional]
 # Seconds between two lines of progress where there is no terminal.
@@ -24,7 +31,8 @@ MOST_LISTED = 20
 
 @dataclass(frozen=True)
 class Add:
-    """Embed the images below a folder that the gallery does not hold or that have changed; go on after an interruption."""
+    """Embed the images below a folder that the gallery does not hold or that have changed; go on after an interruption. Under
+    torchrun the processes embed batches in turn."""
 
     # Folder of the gallery; new, or one of the same model.
     gallery: Folder
@@ -75,25 +83,50 @@ class Info:
 def add(arguments: Add) -> None:
     """Adds a folder and prints what came of it. Raises ValueError when nothing could be read."""
     from training.retrieval.embedders import open_embedder
-    from training.retrieval.image_names import read_metadata
-    from training.retrieval.ingest import add_images, image_paths, open_or_create
+    from training.retrieval.ingest import embed_in_turn
 
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
-    paths = image_paths(arguments.folder)
-    metadata = read_metadata(arguments.metadata) if arguments.metadata else None
-    embedder = open_embedder(arguments.run, arguments.onnx, arguments.device)
+    if launched_ranks() == 1:
+        inputs = _read_inputs(arguments)
+        _add(arguments, *inputs, open_embedder(arguments.run, arguments.onnx, arguments.device))
+        return
+    # Not above: one process that embeds by an exported model needs no torch.
+    from training.engine.distributed.agreement import versions
+    from training.engine.distributed.shared_work import shared_work
+
+    with shared_work("cpu" if arguments.onnx else arguments.device) as (ranks, device):
+        embedder = open_embedder(arguments.run, arguments.onnx, device)
+        ranks.require_equal(lambda: {"model": embedder.about.model[:12], "versions": versions()})
+        if ranks.first:
+            _add(arguments, *_read_inputs(arguments), embedder, partial(embed_in_turn, ranks))
+        else:
+            for _ in embed_in_turn(ranks, embedder):
+                pass
+
+
+def _read_inputs(arguments: Add) -> tuple[list[Path], dict[str, ImageFacts] | None]:
+    """Images below the folder, and their metadata."""
+    from training.retrieval.image_names import read_metadata
+    from training.retrieval.ingest import image_paths
+
+    return image_paths(arguments.folder), read_metadata(arguments.metadata) if arguments.metadata else None
+
+
+def _add(
+    arguments: Add,
+    paths: list[Path],
+    metadata: dict[str, ImageFacts] | None,
+    embedder: Embedder,
+    embed: EmbedFiles | None = None,
+) -> None:
+    """Adds the images, whose batches `embed` embeds, and prints what came of it."""
+    from training.retrieval.ingest import add_images, open_or_create
+
     gallery = open_or_create(arguments.gallery, embedder)
+    options: dict[str, Any] = {"root": arguments.folder, "metadata": metadata, "batch_size": arguments.batch_size}
     with _progress("images", len(paths)) as progress:
-        report = add_images(
-            gallery,
-            paths,
-            embedder,
-            root=arguments.folder,
-            metadata=metadata,
-            batch_size=arguments.batch_size,
-            progress=progress,
-        )
+        report = add_images(gallery, paths, embedder, progress=progress, embed=embed, **options)
     for path, reason in report.unreadable[:MOST_LISTED]:
         print(f"left out: {path}: {reason}", file=sys.stderr)
     if len(report.unreadable) > MOST_LISTED:
@@ -205,7 +238,10 @@ COMMANDS: dict[type, Callable[[Any], None]] = {Add: add, Remove: remove, Check: 
 
 def main(argv: Sequence[str]) -> None:
     """Runs a sub-command; raises what its function raises."""
-    arguments: Any = cli.parse(Add | Remove | Check | Info, argv, "training.gallery", __doc__)  # type: ignore
+    kinds: Any = Add | Remove | Check | Info
+    arguments = cli.parse(kinds, argv, "training.gallery", __doc__, shared=True)
+    if not isinstance(arguments, Add):
+        cli.require_one_process(f"training.gallery {type(arguments).__name__.lower()}")
     COMMANDS[type(arguments)](arguments)
 
 

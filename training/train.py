@@ -56,7 +56,7 @@ def base_config(arguments: Arguments) -> Config:
 
 def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `train` raises."""
-    arguments, config = command_line.parse(Arguments, argv, "training.train", __doc__, base_config)
+    arguments, config = command_line.parse(Arguments, argv, "training.train", __doc__, base_config, shared=True)
     options = {name: value for name, value in vars(arguments).items() if name not in ("out", "recipe", "config")}
     train(config, arguments.out, **options)
     # torchrun numbers its processes: one of them speaks.

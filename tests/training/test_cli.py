@@ -200,6 +200,13 @@ def test_overrides_reach_every_stage(tmp_path: Path) -> None:
     assert config.data == expected.data and config.optim == expected.optim
 
 
+@pytest.mark.parametrize("option", ["resume", "check-memory", "fit"])
+def test_an_option_of_the_command_is_turned_off_wherever_it_stands(option: str) -> None:
+    for words in (["--out", "x", f"--no-{option}", "--seed", "3"], ["--seed", "3", f"--no-{option}", "--out", "x"]):
+        known, config = parse_train(["synthetic", *words])
+        assert not getattr(known, option.replace("-", "_")) and config.seed == 3
+
+
 def test_help_lists_the_fields_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--help"], ["synthetic", "--help"]):
         with pytest.raises(SystemExit) as stop:

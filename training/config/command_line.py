@@ -34,6 +34,8 @@ def parse(
     program: str,
     description: str | None,
     base_of: Callable[[T], Config],
+    *,
+    shared: bool = False,
 ) -> tuple[T, Config]:
     """An `arguments` as `cli.parse` reads it, and the Config that `base_of` derives from it with all other options applied.
 
@@ -42,12 +44,12 @@ def parse(
     """
     if "-h" in argv or "--help" in argv:
         with suppress(SystemExit):
-            cli.parse(arguments, ["--help"], program, f"{description}\n\n{FIELDS}")
+            cli.parse(arguments, ["--help"], program, f"{description}\n\n{FIELDS}", shared=shared)
         for recipe in (word for word in argv if word.partition("/")[0] in RECIPES):
             _with_fields(get_recipe(recipe), ["--help"], f"{program} {recipe}")
         raise SystemExit(0)
     own, fields = _split(argv, arguments)
-    known = cli.parse(arguments, own, program, description)
+    known = cli.parse(arguments, own, program, description, shared=shared)
     base = base_of(known)
     return known, _with_fields(base, fields, f"{program} {base.recipe}")
 
@@ -75,7 +77,8 @@ def read_config(path: Path) -> Config:
 
 def _split(argv: Sequence[str], arguments: type) -> tuple[list[str], list[str]]:
     """The words for `arguments` and those for the fields of Config; an option comes with the words that follow it."""
-    names = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(arguments)}
+    options = [field.name.replace("_", "-") for field in dataclasses.fields(arguments)]
+    names = {f"--{prefix}{option}" for option in options for prefix in ("", "no-")}
     own, fields = list[str](), list[str]()
     current = own
     for word in argv:

@@ -275,15 +275,18 @@ def _other_text(record: Record, drawn: int) -> str:
     return captions[(drawn + 1) % len(captions)] if len(captions) > 1 else record.identity or captions[0]
 
 
-def iterate_images(records: Sequence[Record], config: DataConfig, batch_size: int) -> Iterator[tuple[Tensor, slice]]:
-    """Yields (images_BCHW, their slice of `records`) in order: float32 (B, 3, H, W), normalised, not augmented.
+def iterate_images(
+    records: Sequence[Record], config: DataConfig, batch_size: int, turns: slice = slice(None)
+) -> Iterator[tuple[Tensor, slice]]:
+    """Yields (images_BCHW, their slice of `records`) in order: float32 (B, 3, H, W), normalised, not augmented. turns: which
+    of the batches; only their images are read.
 
     Raises ValueError or FileNotFoundError that names every image of a batch that cannot be read, and what the
     cache raises.
     """
     images = open_images([record.path for record in records], config)
     starts = range(0, len(records), batch_size)
-    slices = [slice(start, min(start + batch_size, len(records))) for start in starts]
+    slices = [slice(start, min(start + batch_size, len(records))) for start in starts][turns]
     batches = [range(part.start, part.stop) for part in slices]
     for pixels_BCHW, part in zip(read_batches(images, batches, config.workers), slices, strict=True):
         yield transforms.normalise(pixels_BCHW), part

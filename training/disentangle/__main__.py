@@ -2,7 +2,8 @@
 of an experiment, `--experiment OUT [--table readings]`.
 
 Writes RUN/disentangle.json and RUN/disentangle.npz, from the test split and its factors.jsonl. Several runs are also
-compared: runs that differ only in their seed share a column. `--markdown FILE` writes the comparison as a page.
+compared: runs that differ only in their seed share a column. `--markdown FILE` writes the comparison as a page. Under torchrun
+the processes compute features in turn, to the same numbers.
 """
 
 from __future__ import annotations
@@ -43,23 +44,34 @@ class Arguments:
 
 def main(argv: Sequence[str]) -> None:
     """Entry point; raises what `disentangle` and `compare` raise."""
-    arguments = cli.parse(Arguments, argv, "training.disentangle", __doc__)
+    arguments = cli.parse(Arguments, argv, "training.disentangle", __doc__, shared=True)
     if bool(arguments.runs) == (arguments.experiment is not None):
         raise ValueError("expected either RUN folders or --experiment OUT")
     labels = _rows(arguments.experiment, arguments.table) if arguments.experiment else None
     # Not at the top: --help and wrong arguments need not wait for torch.
+    from training.engine.distributed.shared_work import shared_work
+    from training.evaluation.disentangle_result import RESULT
+
+    results = {}
+    with shared_work(arguments.device) as (ranks, device):
+        for run_dir in [run for runs in labels.values() for run in runs] if labels else arguments.runs:
+            options = {"data_root": arguments.data_root, "device": device, "ranks": ranks}
+            results[run_dir], new = _disentangle(run_dir, arguments.dependence_only, **options)
+            print(f"{run_dir / RESULT}{'' if new else ' (measured before)'}")
+    if ranks.first:
+        _compare(results, labels, arguments.markdown)
+
+
+def _compare(
+    results: dict[Path, Disentanglement], labels: dict[str, list[Path]] | None, page_path: Path | None
+) -> None:
+    """Prints the comparison of the runs, and writes it into a page."""
     from rich.table import Table
 
     from training.disentangle.compare import compare, markdown
-    from training.evaluation.disentangle_result import RESULT
     from training.evaluation.run_folder import Run
     from training.utils.terminal import make_console
 
-    results = {}
-    for run_dir in [run for runs in labels.values() for run in runs] if labels else arguments.runs:
-        options = {"data_root": arguments.data_root, "device": arguments.device}
-        results[run_dir], new = _disentangle(run_dir, arguments.dependence_only, **options)
-        print(f"{run_dir / RESULT}{'' if new else ' (measured before)'}")
     console = make_console()
     evaluations = {folder: run.evaluation if (run := Run(folder)).is_finished else None for folder in results}
     title, parts = compare(results, evaluations, labels)
@@ -69,10 +81,9 @@ def main(argv: Sequence[str]) -> None:
         for row in part.rows:
             table.add_row(*row)
         console.print(part.sentence, table, sep="\n", highlight=False)
-    if arguments.markdown:
-        path = arguments.markdown
-        page = markdown(title, parts, path.read_text(encoding="utf-8") if path.exists() else None)
-        print(write_bytes(path, page.encode()))
+    if page_path:
+        page = markdown(title, parts, page_path.read_text(encoding="utf-8") if page_path.exists() else None)
+        print(write_bytes(page_path, page.encode()))
 
 
 def _rows(experiment: Path, table: str) -> dict[str, list[Path]]:

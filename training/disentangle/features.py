@@ -48,8 +48,8 @@ def collect(
     if others is not None:
         texts["f_final_other"] = [captions[i] for i in others]
     untrained = _untrained(trained)
-    collected: dict[str, list[torch.Tensor]] = {name: [] for name in FEATURES}
-    for images, part in iterate_images(records, config.data, size):
+    own = list[dict[str, torch.Tensor]]()
+    for images, part in iterate_images(records, config.data, size, trained.ranks.turns):
         images = images.to(device)
         tokens = model.visual(images)
         branches = model.bdam(tokens)
@@ -69,10 +69,10 @@ def collect(
             text_tokens = model.text(text.input_ids_BT, text.attention_mask_BT)
             fused = model.fuse_parts(model.fused_tokens(branches), text_tokens, text.attention_mask_BT)
             values[name] = fused.f_final_BE
-        for name, value in values.items():
-            collected[name].append(value.float().cpu())
+        own.append({name: value.float().cpu() for name, value in values.items()})
         progress(part.stop, len(records))
-    return {name: torch.cat(parts).numpy() for name, parts in collected.items() if parts}
+    parts = trained.ranks.in_order(own)
+    return {name: torch.cat([part[name] for part in parts]).numpy() for name in FEATURES if name in parts[0]}
 
 
 def _untrained(trained: TrainedModel) -> VisualEncoder | None:

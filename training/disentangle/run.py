@@ -19,6 +19,7 @@ from training.disentangle.cloth_changing import search_clothes
 from training.disentangle.dependence import dependence
 from training.disentangle.features import FEATURES, collect
 from training.engine.checkpoint import TrainedModel
+from training.engine.distributed.ranks import ONE_RANK, Ranks
 from training.evaluation.cached_result import cached_result
 from training.evaluation.disentangle_result import (
     ARRAYS,
@@ -54,33 +55,36 @@ def disentangle(
     progress: Progress = lambda step, done, total: None,
     data_root: Path | None = None,
     device: str = "auto",
+    ranks: Ranks = ONE_RANK,
 ) -> tuple[Disentanglement, bool]:
     """(contents of RUN/disentangle.json, True if measured now), on the test split of the run's data; data_root: where these
     are now, if they were moved.
 
     With `dependence_only`, or from an earlier call with it, probes, summary, retrieval and tsne are None; a call without
-    it then measures everything. device: as in `select_device`.
+    it then measures everything. device: as in `select_device`; ranks: processes that all call this and encode batches in turn.
 
     Raises what `cached_result` and the measures raise: FileNotFoundError for data without factors.jsonl.
     """
     path = Path(run_dir) / RESULT
 
-    def compute(trained: TrainedModel, dataset: Dataset) -> Disentanglement:
+    def compute(trained: TrainedModel, dataset: Dataset) -> Disentanglement | None:
         return _measure(trained, dataset, path.parent, dependence_only, progress)
 
     def suffices(stored: Disentanglement) -> bool:
         return dependence_only or stored.probes is not None
 
-    return cached_result(path, partial(read_record, kind=Disentanglement), compute, suffices, data_root, device)
+    return cached_result(path, partial(read_record, kind=Disentanglement), compute, suffices, data_root, device, ranks)
 
 
 def _measure(
     trained: TrainedModel, dataset: Dataset, run_dir: Path, dependence_only: bool, progress: Progress
-) -> Disentanglement:
+) -> Disentanglement | None:
     started, records = time.perf_counter(), dataset.splits["test"]
     truth = None if dependence_only else read_factors(dataset.root, records)
     persons = [record.id for record in records]
     features = collect(trained, records, lambda done, total: progress("features", done, total))
+    if not trained.ranks.first:
+        return None
     progress("dependence", 0, 1)
     pair = dependence(features["f_id"], features["f_clo"], np.array(persons), trained.config.model.backend)
     measured: dict[str, Any] = dict.fromkeys(("probes", "summary", "retrieval", "tsne"))

@@ -23,6 +23,7 @@ from training.config.model_stages import ModelConfig
 from training.data.datasets import at_root
 from training.data.tokenizer import TOKENIZER, load_tokenizer, require_tokenizer
 from training.engine.device import select_device
+from training.engine.distributed.ranks import ONE_RANK, Ranks
 from training.models.baseline import DualEncoder
 from training.models.model import Model
 from training.models.retrieval_model import RetrievalModel
@@ -142,6 +143,8 @@ class TrainedModel:
     images: str = ""
     # The configuration as stored, where `config` names another place of the data.
     stored: Config | None = None
+    # Processes that encode with it in turn.
+    ranks: Ranks = ONE_RANK
 
     @property
     def stored_config(self) -> Config:

@@ -16,8 +16,10 @@ from torch import Tensor
 from training.config import Config
 from training.data.datasets import Record
 from training.data.loader import iterate_images, tokenize
+from training.engine.distributed.ranks import ONE_RANK, Ranks
 from training.evaluation.metrics import QueryMetrics, embedding_metrics
 from training.evaluation.similarity import Similarity
+from training.models.model_outputs import ImageEmbedding
 from training.models.retrieval_model import RetrievalModel
 
 # Beyond this beta the grid is not refined: what follows stands for the clothing embedding alone.
@@ -54,23 +56,28 @@ class DualEmbeddings:
 
 
 @torch.inference_mode()
-def embed_dual(model: RetrievalModel, records: Sequence[Record], tokenizer: Any, config: Config) -> DualEmbeddings:
-    """Embeds the images and captions of `records` in evaluation mode; the model's mode is restored."""
+def embed_dual(
+    model: RetrievalModel, records: Sequence[Record], tokenizer: Any, config: Config, ranks: Ranks = ONE_RANK
+) -> DualEmbeddings:
+    """Embeds the images and captions of `records` in evaluation mode; the model's mode is restored. ranks: processes that take
+    the batches in turn and all get the whole, with the bits of one."""
     device, mode, size = next(model.parameters()).device, model.training, config.eval.batch_size
     captions = tuple(text for record in records for text in record.captions)
     images = torch.tensor([i for i, record in enumerate(records) for _ in record.captions])
     ids_G = torch.tensor([record.id for record in records])
     model.eval()
     try:
-        gallery = [model.embed_images(x.to(device)) for x, _ in iterate_images(records, config.data, size)]
-        texts = [
-            model.embed_texts(tokenize(tokenizer, captions[i : i + size], config.data.text_length).to(device))
-            for i in range(0, len(captions), size)
-        ]
+        batches = iterate_images(records, config.data, size, ranks.turns)
+        gallery = ranks.in_order([_on_cpu(model.embed_images(x.to(device))) for x, _ in batches])
+        texts = ranks.in_order(
+            [
+                model.embed_texts(tokenize(tokenizer, captions[i : i + size], config.data.text_length).to(device)).cpu()
+                for i in range(0, len(captions), size)[ranks.turns]
+            ]
+        )
     finally:
         model.train(mode)
-    v_id_GE = torch.cat([x.v_id_BE for x in gallery]).cpu()
-    t_QE = torch.cat(texts).cpu()
+    v_id_GE, t_QE = torch.cat([x.v_id_BE for x in gallery]), torch.cat(texts)
     v_clo_GE, gate_GC = _joined([x.v_clo_BE for x in gallery]), _joined([x.gate_BC for x in gallery])
     _require_finite(t_QE, v_id_GE, v_clo_GE)
     return DualEmbeddings(t_QE, v_id_GE, v_clo_GE, gate_GC, captions, ids_G[images], images, ids_G)
@@ -84,7 +91,12 @@ def _require_finite(*embeddings: Tensor | None) -> None:
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     found = [part for part in parts if part is not None]
-    return torch.cat(found).cpu() if found else None
+    return torch.cat(found) if found else None
+
+
+def _on_cpu(embedded: ImageEmbedding) -> ImageEmbedding:
+    values: dict[str, Any] = {name: None if x is None else x.cpu() for name, x in vars(embedded).items()}
+    return ImageEmbedding(**values)
 
 
 def evaluate_dual(

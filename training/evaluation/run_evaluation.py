@@ -21,11 +21,12 @@ from training.data.datasets import Dataset, Record, TextFile
 from training.data.loader import iterate_images, tokenize
 from training.engine.checkpoint import TrainedModel
 from training.engine.device import machine_facts
+from training.engine.distributed.ranks import ONE_RANK, Ranks
 from training.engine.memory import peak_memory_mb
 from training.evaluation import efficiency
 from training.evaluation.cached_result import cached_result
 from training.evaluation.calibration import CALIBRATION, calibrate
-from training.evaluation.dual import DualEmbeddings, embed_dual, evaluate_dual
+from training.evaluation.dual import DualEmbeddings, embed_dual
 from training.evaluation.metrics import QueryMetrics, chance_metrics
 from training.evaluation.protocols.measure import measure
 from training.evaluation.protocols.protocol_names import DEFAULT_K, WITH_TEXTS, Protocol
@@ -54,16 +55,19 @@ SPEED_BATCH = 32
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 
 
-def evaluate(run_dir: Path, data_root: Path | None = None, device: str = "auto") -> tuple[Evaluation, bool]:
+def evaluate(
+    run_dir: Path, data_root: Path | None = None, device: str = "auto", ranks: Ranks = ONE_RANK
+) -> tuple[Evaluation, bool]:
     """(contents of eval.json, True if computed now); data_root: where the data are now, if they were moved; device: as in
-    `select_device`.
+    `select_device`; ranks: processes that all call this and encode batches in turn.
 
     Raises FileNotFoundError for an untrained run, ValueError when eval.json was computed from a different checkpoint or the
     data is not the training data of the run, and what `read_dataset` raises.
     """
     run = Run(Path(run_dir))
     compute = partial(_evaluate, run)
-    return cached_result(run.folder / EVALUATION, read_evaluation, compute, data_root=data_root, device=device)
+    path = run.folder / EVALUATION
+    return cached_result(path, read_evaluation, compute, data_root=data_root, device=device, ranks=ranks)
 
 
 def result_name(protocol: Protocol, k: int, texts: TextFile | None = None) -> str:
@@ -86,17 +90,21 @@ def evaluate_protocol(
     texts: TextFile | None = None,
     data_root: Path | None = None,
     device: str = "auto",
+    ranks: Ranks = ONE_RANK,
 ) -> tuple[ProtocolEvaluation, bool]:
-    """(contents of RUN/`result_name`, True if computed now). Raises what `evaluate`, `result_name`, `measure` raise.
+    """(contents of RUN/`result_name`, True if computed now); ranks: as in `evaluate`. Raises what `evaluate`, `result_name`,
+    `measure` raise.
 
     Beside the file is NAME-queries.npz with the values of each query, as of `dual`, except for paired-audit.
     """
 
-    def compute(trained: TrainedModel, dataset: Dataset) -> ProtocolEvaluation:
+    def compute(trained: TrainedModel, dataset: Dataset) -> ProtocolEvaluation | None:
         started = time.perf_counter()
         with make_progress(make_console(stderr=True)) as bar:
             progress = partial(_advance, bar, bar.add_task(protocol, total=None))
             measured = measure(trained, dataset.splits["test"], protocol, k, progress, texts)
+        if not ranks.first:
+            return None
         if measured.queries is not None and measured.ids_Q is not None:
             _write_queries(path.with_name(f"{path.stem}-queries.npz"), measured.queries, measured.ids_Q)
         return replace(
@@ -109,27 +117,30 @@ def evaluate_protocol(
 
     path = Path(run_dir) / result_name(protocol, k, texts)
     read = partial(read_record, kind=ProtocolEvaluation)
-    return cached_result(path, read, compute, data_root=data_root, device=device)
+    return cached_result(path, read, compute, data_root=data_root, device=device, ranks=ranks)
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
     bar.update(task, completed=done, total=total)
 
 
-def _evaluate(run: Run, trained: TrainedModel, dataset: Dataset) -> Evaluation:
+def _evaluate(run: Run, trained: TrainedModel, dataset: Dataset) -> Evaluation | None:
     started = time.perf_counter()
     before = Counter(bdam_fast.call_counts())
-    records = dataset.splits["test"]
-    dual, metrics = evaluate_dual(
-        trained.model, records, trained.tokenizer, trained.config, sorted({0.0, trained.beta})
-    )
-    histograms = _histograms(trained, dual, records)
-    validation = embed_dual(trained.model, dataset.splits["val"], trained.tokenizer, trained.config)
+    ranks, records = trained.ranks, dataset.splits["test"]
+    options = {"tokenizer": trained.tokenizer, "config": trained.config, "ranks": ranks}
+    dual = embed_dual(trained.model, records, **options)
+    validation = embed_dual(trained.model, dataset.splits["val"], **options)
+    weights_G2 = _fusion_weights(trained, records)
+    calls = sum(ranks.gather(Counter(bdam_fast.call_counts()) - before), Counter(run.calls))
+    peak_mb = ranks.largest({"memory": peak_memory_mb(trained.device)})["memory"]
+    if not ranks.first:
+        return None
+    metrics = dual.metrics(sorted({0.0, trained.beta}))
     checkpoint = file_digest(run.folder / "best.pt")
     write_record(run.folder / CALIBRATION, calibrate(validation, trained.beta, checkpoint))
     _write_queries(run.folder / QUERIES, metrics[trained.beta], dual.query_ids_Q)
-    memory_mb = peak_memory_mb(trained.device)
-    calls = Counter(run.calls) + (Counter(bdam_fast.call_counts()) - before)
+    memory_mb = max(peak_mb, peak_memory_mb(trained.device))
     seconds = time.perf_counter() - started
     return Evaluation(
         metrics=metrics[trained.beta].mean(),
@@ -139,7 +150,7 @@ def _evaluate(run: Run, trained: TrainedModel, dataset: Dataset) -> Evaluation:
         ties=metrics[trained.beta].has_ties(),
         counts=Counts(queries=len(dual.captions), gallery=len(records), ids=len({r.id for r in records})),
         examples=_examples(trained.beta, dual, records),
-        histograms=histograms,
+        histograms=_histograms(dual, weights_G2),
         calls=dict(sorted(calls.items())),
         data=_data(dataset),
         versions=_versions(trained.device),
@@ -188,25 +199,29 @@ def _examples(beta: float, dual: DualEmbeddings, records: Sequence[Record]) -> l
 
 
 @torch.inference_mode()
-def _histograms(trained: TrainedModel, dual: DualEmbeddings, records: Sequence[Record]) -> dict[str, Histogram | None]:
-    """Histograms of g and 1 - g over the test images, and of the two fusion weights over each image with its first caption
-    (Fig. 3); None for a part that the model does not have."""
-    gate, config = dual.gate_GC, trained.config
-    result: dict[str, Histogram | None] = {
+def _fusion_weights(trained: TrainedModel, records: Sequence[Record]) -> torch.Tensor | None:
+    """The two fusion weights (G, 2) of each image with its first caption; None for a model without a fusion."""
+    if trained.model.fusion is None:
+        return None
+    config, weights = trained.config, []
+    for images, part in iterate_images(records, config.data, config.eval.batch_size, trained.ranks.turns):
+        captions = [record.captions[0] for record in records[part]]
+        texts = tokenize(trained.tokenizer, captions, config.data.text_length).to(trained.device)
+        weights.append(trained.model.fuse(images.to(trained.device), texts).weights_B2.cpu())
+    return torch.cat(trained.ranks.in_order(weights))
+
+
+def _histograms(dual: DualEmbeddings, weights_G2: torch.Tensor | None) -> dict[str, Histogram | None]:
+    """Histograms of g and 1 - g over the test images, and of the two fusion weights (Fig. 3); None for a part that the model
+    does not have."""
+    gate = dual.gate_GC
+    image, text = (None, None) if weights_G2 is None else weights_G2.unbind(1)
+    return {
         "gate_id": None if gate is None else _histogram(gate),
         "gate_clo": None if gate is None else _histogram(1.0 - gate),
-        "fusion_image": None,
-        "fusion_text": None,
+        "fusion_image": None if image is None else _histogram(image),
+        "fusion_text": None if text is None else _histogram(text),
     }
-    if trained.model.fusion is not None:
-        weights = []
-        for images, part in iterate_images(records, config.data, config.eval.batch_size):
-            captions = [record.captions[0] for record in records[part]]
-            texts = tokenize(trained.tokenizer, captions, config.data.text_length).to(trained.device)
-            weights.append(trained.model.fuse(images.to(trained.device), texts).weights_B2.cpu())
-        image, text = torch.cat(weights).unbind(1)
-        result |= {"fusion_image": _histogram(image), "fusion_text": _histogram(text)}
-    return result
 
 
 def _histogram(values: torch.Tensor) -> Histogram:

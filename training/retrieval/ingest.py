@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from training.retrieval.gallery_writer import GalleryWriter, open_writer
 from training.retrieval.image_names import ImageFacts, guess
 from training.retrieval.store import DATABASE, Gallery, ImageRow
 from training.utils.io import file_digest
+
+if TYPE_CHECKING:
+    from training.engine.distributed.ranks import Ranks
 
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # A killed process loses at most these.
@@ -38,6 +42,22 @@ class AddReport:
     # Paths of the metadata that the folder does not have.
     unknown: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class EmbeddedBatch:
+    """Outcome of a part of the files: rows and embeddings, float32 (N, W), of those that are new or changed."""
+
+    rows: list[ImageRow]
+    table_NW: np.ndarray
+    # Files whose time alone has changed; path and reason of those that cannot be read.
+    unchanged: list[str]
+    unreadable: list[tuple[str, str]]
+
+
+# Path of a file, and its image in the gallery.
+KnownFile = tuple[str, ImageRow | None]
+EmbedFiles = Callable[[Embedder, Sequence[KnownFile], int], Iterable[EmbeddedBatch]]
 
 
 def image_paths(folder: Path) -> list[Path]:
@@ -77,65 +97,109 @@ def add_images(
     metadata: Mapping[str, ImageFacts] | None = None,
     batch_size: int = BATCH,
     progress: Callable[[int], None] = lambda done: None,
+    embed: EmbedFiles | None = None,
 ) -> AddReport:
     """Adds image files that the gallery does not hold or that have changed, in batches that are each added as a whole.
 
-    root: folder to which the paths of `metadata` are relative; progress: called with the number of files dealt with. Raises
-    ValueError for another model, what `open_writer` raises, and OSError of a full disk.
+    root: folder to which the paths of `metadata` are relative; progress: called with the number of files dealt with; embed:
+    `embed_files` by default. Raises ValueError for another model, what `open_writer` raises, and OSError of a full disk.
     """
     gallery.require_model(embedder.about.model, embedder.about.source)
     report, start, facts = AddReport(), time.perf_counter(), metadata or {}
     names = {str(path.absolute()): _relative(path, root) for path in paths}
     report.unknown = sorted(facts.keys() - set(names.values()))
     with open_writer(gallery) as writer:
-        pending: list[tuple[ImageRow, np.ndarray]] = []
-        for done, (path, name) in enumerate(names.items(), 1):
+        files = dict[str, ImageRow | None]()
+        for path, name in names.items():
             known = gallery.row_of(path) if _is_utf8(path) else None
-            read = _read(path, known, embedder, report)
-            if read is None:
-                if known is not None and name in facts:
-                    report.described += _describe(writer, known, facts[name])
+            if known is None or not _is_current(known):
+                files[path] = known
             else:
-                pending.append((_with_facts(read[0], facts.get(name) or guess(path)), read[1]))
-            if len(pending) == batch_size or (pending and done == len(names)):
-                writer.add([row for row, _ in pending], embedder.embed_images(np.stack([p for _, p in pending])))
-                pending = []
-                progress(done)
+                report.present += 1
+                report.described += _describe(writer, known, facts.get(name))
+        done = report.present
+        for batch in (embed or embed_files)(embedder, [*files.items()], batch_size):
+            if batch.rows:
+                rows = [_with_facts(row, facts.get(names[row.path]) or guess(row.path)) for row in batch.rows]
+                writer.add(rows, batch.table_NW)
+            for path in [*batch.unchanged, *(path for path, _ in batch.unreadable)]:
+                report.described += _describe(writer, files[path], facts.get(names[path]))
+            _count(report, batch, files)
+            done += len(batch.rows) + len(batch.unchanged) + len(batch.unreadable)
+            progress(done)
         progress(len(names))
     report.seconds = time.perf_counter() - start
     return report
 
 
+def embed_files(embedder: Embedder, files: Sequence[KnownFile], batch_size: int) -> Iterator[EmbeddedBatch]:
+    """Reads these files in order and yields them in batches of so many that are new or changed, with their embeddings."""
+    part, pixels = _empty_batch(), list[np.ndarray]()
+    for number, (path, known) in enumerate(files, 1):
+        read = _read(path, known, embedder, part)
+        if read is not None:
+            part.rows.append(read[0])
+            pixels.append(read[1])
+        if len(pixels) == batch_size or number == len(files):
+            yield replace(part, table_NW=embedder.embed_images(np.stack(pixels))) if pixels else part
+            part, pixels = _empty_batch(), []
+
+
+def embed_in_turn(
+    ranks: Ranks, embedder: Embedder, files: Sequence[KnownFile] = (), batch_size: int = BATCH
+) -> Iterator[EmbeddedBatch]:
+    """`embed_files` by several processes that all call this: each takes so many files in turn, readable or not, and all yield
+    every batch. The files and the size of a batch are those of the first process."""
+    files, batch_size = ranks.gather((files, batch_size) if ranks.first else ((), 0))[0]
+    starts = range(0, len(files), batch_size)
+    for first in range(0, len(starts), ranks.size):
+        own = starts[first : first + ranks.size][ranks.turns]
+        parts = ranks.gather([x for i in own for x in embed_files(embedder, files[i : i + batch_size], batch_size)])
+        yield from (batch for part in parts for batch in part)
+
+
+def _empty_batch() -> EmbeddedBatch:
+    return EmbeddedBatch([], np.empty((0, 0), np.float32), [], [])
+
+
 def _read(
-    path: str, known: ImageRow | None, embedder: Embedder, report: AddReport
+    path: str, known: ImageRow | None, embedder: Embedder, part: EmbeddedBatch
 ) -> tuple[ImageRow, np.ndarray] | None:
-    """Row and pixels of a new or changed file, which is counted; None for one that is present or cannot be read."""
+    """Row and pixels of a new or changed file; None for one that is unchanged or cannot be read, which `part` then names."""
     try:
         if not _is_utf8(path):
             raise ValueError(f"{path!a}: the name is not UTF-8")
-        stat = Path(path).stat()
-        if known is not None and (known.size, known.mtime) == (stat.st_size, stat.st_mtime_ns):
-            report.present += 1
+        stat, content = Path(path).stat(), Path(path).read_bytes()
+        row = ImageRow(path, stat.st_size, stat.st_mtime_ns, hashlib.sha256(content).hexdigest())
+        if known is not None and known.sha256 == row.sha256:
+            part.unchanged.append(path)
             return None
-        content = Path(path).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        if known is not None and known.sha256 == digest:
-            report.present += 1
-            return None
-        pixels = embedder.read_image(content, path)
+        return row, embedder.read_image(content, path)
     except (OSError, ValueError) as error:
-        report.unreadable.append((path, str(error).replace(f"{path} ", "", 1)))
+        part.unreadable.append((path, str(error).replace(f"{path} ", "", 1)))
         return None
-    if known is None:
-        report.added += 1
-    else:
-        report.replaced += 1
-    return ImageRow(path, stat.st_size, stat.st_mtime_ns, digest), pixels
 
 
-def _describe(writer: GalleryWriter, known: ImageRow, facts: ImageFacts) -> int:
-    row = _with_facts(known, facts)
-    if row == known:
+def _is_current(known: ImageRow) -> bool:
+    """True where size and time of the file are those of the gallery."""
+    try:
+        stat = Path(known.path).stat()
+    except OSError:
+        return False
+    return (known.size, known.mtime) == (stat.st_size, stat.st_mtime_ns)
+
+
+def _count(report: AddReport, batch: EmbeddedBatch, known: Mapping[str, ImageRow | None]) -> None:
+    replaced = sum(known[row.path] is not None for row in batch.rows)
+    report.added += len(batch.rows) - replaced
+    report.replaced += replaced
+    report.present += len(batch.unchanged)
+    report.unreadable += batch.unreadable
+
+
+def _describe(writer: GalleryWriter, known: ImageRow | None, facts: ImageFacts | None) -> int:
+    row = None if known is None or facts is None else _with_facts(known, facts)
+    if row is None or row == known:
         return 0
     writer.update_metadata(row)
     return 1

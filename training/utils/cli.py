@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
+from training.utils.machine import launched_ranks
 from training.utils.preemption import REQUEUE_STATUS, Preempted
 
 # Set to 1 to see the traceback behind an "error: ..." line.
@@ -53,11 +54,20 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     return 0
 
 
-def parse(arguments: type[T], argv: Sequence[str], program: str, description: str | None) -> T:
+def require_one_process(program: str) -> None:
+    """Raises ValueError for a command that several processes would each do as a whole, to the same files."""
+    if (size := launched_ranks()) > 1:
+        raise ValueError(f"python -m {program} is the work of one process, not of {size}: start it without torchrun")
+
+
+def parse(arguments: type[T], argv: Sequence[str], program: str, description: str | None, *, shared: bool = False) -> T:
     """An `arguments` (a dataclass; the comment above a field is its help) from the words of a command line.
 
     The fields of nested dataclasses are options without a prefix. Help and wrong arguments end the process (status 0, 2).
+    shared: several processes of torchrun can do the command together; raises ValueError for them otherwise.
     """
+    if not shared:
+        require_one_process(program)
     flat = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     return tyro.cli(arguments, args=argv, prog=f"python -m {program}", description=description, config=flat)
 

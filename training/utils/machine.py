@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -82,3 +83,9 @@ def _inactive(folder: Path) -> int:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     values = dict(line.split()[:2] for line in lines)
     return int(values.get("total_inactive_file", values.get("inactive_file", 0)))
+
+
+def launched_ranks() -> int:
+    """Number of processes that torchrun started to do this command together; 1 without it."""
+    together = "RANK" in os.environ and "MASTER_ADDR" in os.environ
+    return int(os.environ.get("WORLD_SIZE", "1")) if together else 1

@@ -84,9 +84,7 @@ def test_logits_of_pairs_are_those_of_each_pair_alone(
     query = torch.randint(len(captions), (40,), generator=generator)
     image = torch.randint(len(records), (40,), generator=generator)
     seen: list[tuple[int, int]] = []
-    logits = matching_logits(
-        run.model, records, captions, query, image, run.tokenizer, run.config, lambda *x: seen.append(x)
-    )
+    logits = matching_logits(run, records, captions, query, image, lambda *x: seen.append(x))
     for i in range(40):
         expected = match(run, records[int(image[i])], captions[int(query[i])])
         assert float(logits[i]) == pytest.approx(expected, rel=0, abs=1e-5)

@@ -33,9 +33,7 @@ def test_the_order_is_that_of_the_protocol(run_dir, capsys):
     run = checkpoint.load_run(run_dir, device="cpu")
     records = read_dataset(run.config.data).splits["test"]
     number = torch.arange(24)
-    logits = matching_logits(
-        run.decoupling_model, records, [TEXT], torch.zeros(24, dtype=torch.int64), number, run.tokenizer, run.config
-    )
+    logits = matching_logits(run, records, [TEXT], torch.zeros(24, dtype=torch.int64), number)
     paths = [str(record.path) for record in records]
     score = {result["path"]: result["score"] for result in plain}
     temperature = float(run.model.temperature().detach())

@@ -61,9 +61,13 @@ class Register:
         this one without a second line, unless it is the first."""
         try:
             yield
-        except Preempted:
+        except Preempted as stopped:
+            with self.signals.deferring():
+                silent = self._silent_ranks()
             if self.rank:
                 raise SystemExit(REQUEUE_STATUS) from None
+            if silent:
+                raise Preempted(f"{stopped}; no answer from {silent}: killed, out of memory, or busy") from stopped
             raise
         except RankLost as error:
             with self.signals.deferring():
@@ -95,19 +99,32 @@ class Register:
             time.sleep(POLL)
         return False
 
-    def _find(self, error: RankLost) -> tuple[str, bool]:
-        """(words about the rank that ended, True if this rank is the first of those that are left)."""
-        failed, silent = dict[int, str](), set(range(self.size)) - {self.rank}
-        end = time.monotonic() + ROLL_CALL
+    def _silent_ranks(self) -> str:
+        """Names of the ranks that do not answer after a SIGTERM, for the first one: torchrun sends it to all if one has died."""
         try:
             self.store.set(f"alive/{self.rank}", "")
-            while silent and time.monotonic() < end:
-                for rank in sorted(silent):
-                    if (reason := self._read(f"failed/{rank}")) is not None:
-                        failed[rank] = reason
-                    if rank in failed or self.store.check([f"alive/{rank}"]):
-                        silent.discard(rank)
-                time.sleep(POLL)
+            return "" if self.rank else ", ".join(map(self.name, sorted(self._roll_call()[1])))
+        except RuntimeError:
+            return ""
+
+    def _roll_call(self) -> tuple[dict[int, str], set[int]]:
+        """(reason of each rank that has failed, ranks that do not answer)."""
+        failed, silent = dict[int, str](), set(range(self.size)) - {self.rank}
+        end = time.monotonic() + ROLL_CALL
+        self.store.set(f"alive/{self.rank}", "")
+        while silent and time.monotonic() < end:
+            for rank in sorted(silent):
+                if (reason := self._read(f"failed/{rank}")) is not None:
+                    failed[rank] = reason
+                if rank in failed or self.store.check([f"alive/{rank}"]):
+                    silent.discard(rank)
+            time.sleep(POLL)
+        return failed, silent
+
+    def _find(self, error: RankLost) -> tuple[str, bool]:
+        """(words about the rank that ended, True if this rank is the first of those that are left)."""
+        try:
+            failed, silent = self._roll_call()
         except RuntimeError:
             return f"{self.name(0)} has ended, and its store with it ({error})", self.rank == 1
         left = set(range(self.size)) - silent - failed.keys()

@@ -30,6 +30,7 @@ from training.engine.distributed.ranks import Ranks
 from training.models.batch_rows import BatchRows
 from training.models.retrieval_model import RetrievalModel
 from training.utils.locks import folder_lock
+from training.utils.machine import launched_ranks
 from training.utils.preemption import Preempted, Preemption
 
 T = TypeVar("T")
@@ -43,13 +44,14 @@ PURPOSE = 3
 
 
 class RankGroup(Ranks):
-    """Ranks of a training in several processes. local_rank: number of this rank on its `machine`.
+    """Ranks of a command in several processes. local_rank: number of this rank on its `machine`.
 
     `sent` counts the bytes that this rank has put into exchanges, by purpose, whatever the library makes of them.
     """
 
     def __init__(self, register: Register, device: torch.device, local_rank: int, machine: str) -> None:
         self.rank, self.size = register.rank, register.size
+        self.turns = slice(self.rank, None, self.size)
         self.register, self.device, self.local_rank, self.machine = register, device, local_rank, machine
         self.sent: Counter[str] = Counter()
         self._rows: dict[tuple[int, int], BatchRows] = {}
@@ -140,6 +142,19 @@ class RankGroup(Ranks):
             raise value
         return value
 
+    def gather(self, value: T) -> list[T]:
+        """The value of each process, by rank; it is pickled, tensors on the CPU."""
+        found: list[Any] = [None] * self.size
+        self.sent["results"] += len(pickle.dumps(value))
+        with self._exchanging("results"):
+            dist.all_gather_object(found, value)
+        return found
+
+    def in_order(self, parts: list[T]) -> list[T]:
+        """The results of all batches in their order, from those that each process has of its `turns`."""
+        by_rank = self.gather(parts)
+        return [by_rank[i % self.size][i // self.size] for i in range(sum(map(len, by_rank)))]
+
     def require_rows(self, batches: Iterable[Sequence[int]], parts: int) -> None:
         """Raises ValueError where a batch of an epoch is too small for all processes."""
         self.rows(min(map(len, batches)), parts)
@@ -225,27 +240,29 @@ class RankGroup(Ranks):
 
 @contextmanager
 def joined(
-    device_of: Callable[[int | None], torch.device], signals: Preemption
+    device_of: Callable[[int | None], torch.device], signals: Preemption, seconds: float = EXCHANGE_SECONDS
 ) -> Iterator[tuple[Ranks, torch.device]]:
     """(the ranks that torchrun started together, device of this one); without torchrun, or with one process, a single rank.
 
-    device_of: the device by the number of the process on its machine; None for a single process. Ends quietly on the other ranks
-    when one reports what has ended the training.
+    device_of: the device by the number of the process on its machine; None for a single process. seconds: after which an exchange
+    counts as lost. Ends quietly on the other ranks when one reports what has ended the work.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+    if (size := launched_ranks()) == 1:
         yield Ranks(), device_of(None)
         return
     rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     store, _, _ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=300)))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # It outlives a restart, and would give the addresses and failures of those that have ended.
+        store = dist.PrefixStore(f"start/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     register = Register(store, rank, size, signals)
     with register.reporting():
         device = device_of(local_rank)
-        backend, seconds = ("nccl" if device.type == "cuda" else "gloo"), timedelta(seconds=EXCHANGE_SECONDS)
+        backend, patience = ("nccl" if device.type == "cuda" else "gloo"), timedelta(seconds=seconds)
         register.enter()
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=seconds)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
         group = RankGroup(register, device, local_rank, os.environ.get("GROUP_RANK", "0"))
         yield group, device
         group.leave()

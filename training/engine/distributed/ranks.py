@@ -1,4 +1,4 @@
-"""Interface of the processes that train together, for a single one: every exchange is the identity."""
+"""Interface of the processes that train or evaluate together, for a single one: every exchange is the identity."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def nothing() -> None:
 
 
 class Ranks:
-    """A process that trains alone. `group.RankGroup` has the same methods for several."""
+    """A process that works alone. `group.RankGroup` has the same methods for several."""
 
     rank, size = 0, 1
+    # Batches of an evaluation that this process encodes.
+    turns = slice(None)
 
     @property
     def first(self) -> bool:
@@ -71,6 +73,14 @@ class Ranks:
     def share(self, make: Callable[[], T]) -> T:
         """The result of `make`, which the first process calls; what it raises ends all."""
         return make()
+
+    def gather(self, value: T) -> list[T]:
+        """The value of each process, by rank; it is pickled, tensors on the CPU."""
+        return [value]
+
+    def in_order(self, parts: list[T]) -> list[T]:
+        """The results of all batches in their order, from those that each process has of its `turns`."""
+        return parts
 
     def require_rows(self, batches: Iterable[Sequence[int]], parts: int) -> None:
         """Raises ValueError where a batch of an epoch is too small for all processes."""

@@ -126,9 +126,7 @@ def _matching(trained: TrainedModel, records: Sequence[Record], dual: DualEmbedd
     assert hard is not None
     own = torch.arange(len(records))
     images = torch.cat([own, others, hard])
-    logits = matching_logits(
-        trained.decoupling_model, records, dual.captions, own.repeat(3), images, trained.tokenizer, trained.config
-    )
+    logits = matching_logits(trained, records, dual.captions, own.repeat(3), images)
     right, wrong, similar = logits.chunk(3)
     return MatchingHead(auc_random=auc(right, wrong), auc_hard=auc(right, similar))
 

@@ -30,7 +30,7 @@ from training.evaluation.protocols.protocol_names import NotMeasurable
 def embed_identity(trained: TrainedModel, records: Sequence[Record], texts: Sequence[str]) -> DualEmbeddings:
     """Embeddings of a split whose queries are the identity texts, one of each image, in place of the captions."""
     asked = [replace(record, captions=(text,)) for record, text in zip(records, texts, strict=True)]
-    return embed_dual(trained.model, asked, trained.tokenizer, trained.config)
+    return embed_dual(trained.model, asked, trained.tokenizer, trained.config, trained.ranks)
 
 
 def identity(dual: DualEmbeddings) -> Outcome:

@@ -21,13 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.config import Config
 from training.data.datasets import Record
 from training.data.loader import iterate_images, tokenize
 from training.engine.checkpoint import TrainedModel
 from training.evaluation.dual import DualEmbeddings
 from training.evaluation.metrics import QueryMetrics, embedding_metrics, joined, query_metrics
-from training.models.model import Model
 
 # Pairs fused at once, and queries ranked at once.
 PAIRS, QUERIES = 256, 512
@@ -76,9 +74,7 @@ def rerank(
 ) -> Outcome:
     """The k best images of `dual` at the chosen beta, in the order of the summed scores."""
     query_P, image_P = candidates(dual, trained.beta, k)
-    logit_P = matching_logits(
-        trained.decoupling_model, records, dual.captions, query_P, image_P, trained.tokenizer, trained.config, progress
-    )
+    logit_P = matching_logits(trained, records, dual.captions, query_P, image_P, progress)
     temperature = float(trained.model.temperature().detach())
     parts: dict[str, list[QueryMetrics]] = {name: [] for name in ("sum", "matching", "dual")}
     total = len(dual.captions)
@@ -131,25 +127,23 @@ def promote_candidates(scores_QG: Tensor, query_P: Tensor, image_P: Tensor, scor
 
 
 def matching_logits(
-    model: Model,
+    trained: TrainedModel,
     records: Sequence[Record],
     captions: Sequence[str],
     query_P: Tensor,
     image_P: Tensor,
-    tokenizer: Any,
-    config: Config,
     progress: Progress = lambda done, total: None,
 ) -> Tensor:
     """Logit (P,) of the matching head for each pair: caption `query_P` fused with image `image_P`. Each image and each
     caption is encoded once."""
+    model = trained.decoupling_model
     head = model.matching_head
     assert head is not None
-    texts = _encode_texts(model, captions, tokenizer, config)
 
     def match(fused_PE: Tensor, tokens_PTC: Tensor, mask_PT: Tensor) -> Tensor:
         return head(fused_PE, model.embed_tokens(tokens_PTC, mask_PT))
 
-    return _pairs(model, records, texts, query_P, image_P, config, match, progress)
+    return _pairs(trained, records, _encode_texts(trained, captions), query_P, image_P, match, progress)
 
 
 def fused_pairs(
@@ -160,68 +154,59 @@ def fused_pairs(
     progress: Progress = lambda done, total: None,
 ) -> Tensor:
     """f_final (N, E) of unit length for each text and its image, a position in `records`."""
-    encoded = _encode_texts(trained.decoupling_model, texts, trained.tokenizer, trained.config)
-    number_N = torch.arange(len(texts))
-    return _pairs(
-        trained.decoupling_model,
-        records,
-        encoded,
-        number_N,
-        image_N,
-        trained.config,
-        lambda fused, *_: F.normalize(fused, dim=1),
-        progress,
-    )
+    encoded, number_N = _encode_texts(trained, texts), torch.arange(len(texts))
+    return _pairs(trained, records, encoded, number_N, image_N, lambda x, *_: F.normalize(x, dim=1), progress)
 
 
 @torch.inference_mode()
-def _encode_texts(model: Model, texts: Sequence[str], tokenizer: Any, config: Config) -> _Texts:
-    device, size = next(model.parameters()).device, config.eval.batch_size
-    batches = [
-        tokenize(tokenizer, texts[i : i + size], config.data.text_length).to(device) for i in range(0, len(texts), size)
-    ]
-    longest = max(batch.input_ids_BT.shape[1] for batch in batches)
-    tokens, masks = [], []
-    for batch in batches:
-        pad = longest - batch.input_ids_BT.shape[1]
-        encoded_BTC = model.text(batch.input_ids_BT, batch.attention_mask_BT).cpu()
-        tokens.append(F.pad(encoded_BTC, (0, 0, 0, pad)))
-        masks.append(F.pad(batch.attention_mask_BT.cpu(), (0, pad)))
+def _encode_texts(trained: TrainedModel, texts: Sequence[str]) -> _Texts:
+    model, config, own = trained.decoupling_model, trained.config, list[tuple[Tensor, Tensor]]()
+    for start in range(0, len(texts), config.eval.batch_size)[trained.ranks.turns]:
+        some = texts[start : start + config.eval.batch_size]
+        batch = tokenize(trained.tokenizer, some, config.data.text_length).to(trained.device)
+        encoded_BTC = model.text(batch.input_ids_BT, batch.attention_mask_BT)
+        own.append((encoded_BTC.cpu(), batch.attention_mask_BT.cpu()))
+    parts = trained.ranks.in_order(own)
+    longest = max(mask.shape[1] for _, mask in parts)
+    pads = [longest - mask.shape[1] for _, mask in parts]
+    tokens = [F.pad(encoded_BTC, (0, 0, 0, pad)) for (encoded_BTC, _), pad in zip(parts, pads, strict=True)]
+    masks = [F.pad(mask_BT, (0, pad)) for (_, mask_BT), pad in zip(parts, pads, strict=True)]
     return _Texts(torch.cat(tokens), torch.cat(masks))
 
 
 @torch.inference_mode()
 def _pairs(
-    model: Model,
+    trained: TrainedModel,
     records: Sequence[Record],
     texts: _Texts,
     text_P: Tensor,
     image_P: Tensor,
-    config: Config,
     head: Callable[[Tensor, Tensor, Tensor], Tensor],
     progress: Progress,
 ) -> Tensor:
     """head(f_final, text tokens, their mask) of each pair, (P, ...) on the CPU, in the order of the pairs; each image is
     encoded once."""
-    device = next(model.parameters()).device
+    model, device, turns = trained.decoupling_model, trained.device, trained.ranks.turns
+    size = trained.config.eval.batch_size
     length_P = texts.mask_NT.sum(1)[text_P]
     # Pairs of a batch of images are sorted by text length, which keeps the padding short.
     order_P = torch.argsort(length_P, stable=True)
-    order_P = order_P[torch.argsort(image_P[order_P] // config.eval.batch_size, stable=True)]
-    bounds = torch.searchsorted(
-        image_P[order_P] // config.eval.batch_size, torch.arange(-(-len(records) // config.eval.batch_size) + 1)
-    ).tolist()
-    parts, done = [], 0
-    for number, (images, part) in enumerate(iterate_images(records, config.data, config.eval.batch_size)):
-        image_tokens = model.fused_tokens(model.bdam(model.visual(images.to(device))))
-        for start in range(bounds[number], bounds[number + 1], PAIRS):
-            chosen = order_P[start : min(start + PAIRS, bounds[number + 1])]
+    order_P = order_P[torch.argsort(image_P[order_P] // size, stable=True)]
+    bounds = torch.searchsorted(image_P[order_P] // size, torch.arange(-(-len(records) // size) + 1)).tolist()
+    ranges = list(zip(bounds, bounds[1:], strict=False))[turns]
+    own, done, total = list[list[Tensor]](), 0, sum(end - first for first, end in ranges)
+    batches = iterate_images(records, trained.config.data, size, turns)
+    for (images, part), (first, end) in zip(batches, ranges, strict=True):
+        image_tokens, scores = model.fused_tokens(model.bdam(model.visual(images.to(device)))), list[Tensor]()
+        for start in range(first, end, PAIRS):
+            chosen = order_P[start : min(start + PAIRS, end)]
             row = (image_P[chosen] - part.start).to(device)
             longest, text = int(length_P[chosen].max()), text_P[chosen]
             tokens, mask = texts.tokens_NTC[text, :longest].to(device), texts.mask_NT[text, :longest].to(device)
             fused = model.fuse_parts(image_tokens[row], tokens, mask)
-            parts.append(head(fused.f_final_BE, tokens, mask).cpu())
+            scores.append(head(fused.f_final_BE, tokens, mask).cpu())
             done += len(chosen)
-            progress(done, len(order_P))
-    values = torch.cat(parts)
+            progress(done, total)
+        own.append(scores)
+    values = torch.cat([part for scores in trained.ranks.in_order(own) for part in scores])
     return torch.empty_like(values).index_copy_(0, order_P, values)

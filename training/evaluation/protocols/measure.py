@@ -53,14 +53,14 @@ def measure(
         about["texts"] = TextSource(path=str(file.path), sha256=file.sha256)
     if protocol == "other-outfit":
         outfit_G = clothes_protocols.read_outfits(trained, records)
-        dual = embed_dual(trained.model, records, trained.tokenizer, trained.config)
+        dual = embed_dual(trained.model, records, trained.tokenizer, trained.config, trained.ranks)
         values, metrics, asked_Q = clothes_protocols.other_outfit(dual, outfit_G, trained.beta)
         ids_Q = dual.query_ids_Q[asked_Q]
         return Measured(ProtocolEvaluation(**about | values, counts=_counts(ids_Q, dual)), metrics, ids_Q)
     if protocol == "identity":
         dual = clothes_protocols.embed_identity(trained, records, lines)
     else:
-        dual = embed_dual(trained.model, records, trained.tokenizer, trained.config)
+        dual = embed_dual(trained.model, records, trained.tokenizer, trained.config, trained.ranks)
     about["chance"] = chance_metrics(dual.query_ids_Q, dual.gallery_ids_G)
     about["counts"] = _counts(dual.query_ids_Q, dual)
     if protocol == "paired-audit":
