@@ -81,3 +81,17 @@ def test_several_ranks_train_to_the_numbers_of_one(
         )
     states = [result["model"] for result in several.results]
     assert all(torch.equal(state[name], states[0][name]) for state in states for name in state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_kernels_of_a_cpu_train_to_the_numbers_of_one_too(
+    size: int, ranks: Ranks, root: Path, tmp_path: Path
+) -> None:
+    """The kernels add in an order of their own: 1e-9 in place of 1e-11."""
+    config = exact(root, model__backend="cpu")
+    one = ranks.run(Job(run_steps, (config, tmp_path, STEPS), 1, tmp_path / "one"))
+    several = ranks.run(Job(run_steps, (config, tmp_path, STEPS), size, tmp_path / "several"))
+    assert one.statuses == [0] and several.statuses == [0] * size, "\n".join([*one.outputs, *several.outputs])
+    for result in several.results:
+        check_same(result, one.results[0], 1e-9)
