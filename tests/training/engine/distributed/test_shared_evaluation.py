@@ -103,8 +103,8 @@ def test_ranks_leave_the_results_of_one_process(
     assert alone.statuses == [0] and outcome.statuses == [0] * size, "\n".join([*alone.outputs, *outcome.outputs])
     assert len([*one.glob("eval*.json")]) == 4
     check_same_files(several, one)
-    # No image is encoded by two ranks, and each has a part.
-    assert sum(outcome.results) == alone.results[0] and min(outcome.results) > alone.results[0] / (2 * size)
+    # No image is encoded by two ranks, and each has a part; of five batches the last of three ranks has one.
+    assert sum(outcome.results) == alone.results[0] and min(outcome.results) > alone.results[0] / (3 * size)
     assert "R-1" in outcome.outputs[0] and outcome.outputs[1:] == [""] * (size - 1)
     again = on_ranks(ranks, size, several, "evaluate")
     assert again.statuses == [0] * size and sum(again.results) == 0 and "evaluated before" in again.outputs[0]
