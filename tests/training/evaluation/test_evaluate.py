@@ -28,6 +28,9 @@ from training.train import train
 from training.utils.io import encode, read_json, write_json
 from training.utils.machine import cpu_name, machine_name
 
+VECTORS = torch.backends.cpu.get_cpu_capability()
+CPU = f"{cpu_name()} with {VECTORS}"
+
 
 def test_a_loaded_run_is_the_best_checkpoint(trained: Path, root: Path) -> None:
     run, state = checkpoint.load_run(trained), checkpoint.load(trained / "best.pt")
@@ -92,7 +95,7 @@ def test_memory_of_a_continued_run_is_that_of_its_largest_process(run_dir: Path,
     write_json(run_dir / "resources.json", {"memory_mb": 1e9})
     train(tiny_config(root), run_dir, resume=True)
     resources = read_json(run_dir / "resources.json")
-    assert resources == {"memory_mb": 1e9, "machines": [f"{cpu_name()}, {threads_here()}"]}
+    assert resources == {"memory_mb": 1e9, "machines": [f"{CPU}, {threads_here()}"]}
 
 
 def threads_here() -> str:
@@ -101,13 +104,13 @@ def threads_here() -> str:
 
 
 def test_processor_and_threads_are_stored(run_dir: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluation, here = evaluate(run_dir)[0], f"{cpu_name()}, {threads_here()}"
-    assert (evaluation.versions["cpu"], evaluation.versions["threads"]) == (cpu_name(), str(torch.get_num_threads()))
+    evaluation, here = evaluate(run_dir)[0], f"{CPU}, {threads_here()}"
+    assert (evaluation.versions["cpu"], evaluation.versions["threads"]) == (CPU, str(torch.get_num_threads()))
     assert Run(run_dir).machine == here
     # A run that two machines have trained names both; an early one has the machine of its evaluation only.
     monkeypatch.setattr("training.engine.device.cpu_name", lambda: "Other CPU")
     train(tiny_config(root), run_dir, resume=True)
-    assert Run(run_dir).machine == f"{here} then Other CPU, {threads_here()}"
+    assert Run(run_dir).machine == f"{here} then Other CPU with {VECTORS}, {threads_here()}"
     write_json(run_dir / "resources.json", {"memory_mb": 1.0})
     assert Run(run_dir).machine == here
     assert machine_name({}) == "unknown CPU, ? threads" and machine_name({"cpu": "A", "threads": "1"}) == "A, 1 thread"
