@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -99,6 +100,24 @@ def test_task_weights_move_after_their_warm_steps(root: Path, tmp_path: Path) ->
     weights = [trainer.train_step(batch).weights for _ in range(4)]
     assert set(weights[2].values()) == {1.0} and len(set(weights[3].values())) > 1
     assert sum(weights[3].values()) == pytest.approx(6.0)
+
+
+def test_task_weights_follow_losses_and_norms_without_their_weights(root: Path, tmp_path: Path) -> None:
+    config = tiny_config(root)
+    trainer = build(replace(config, gradnorm=replace(config.gradnorm, warm_steps=1)), tmp_path)
+    batch, balance = first_batch(trainer), trainer.stepper.gradnorm
+    trainer.train_step(batch)
+    unequal = dict(zip(balance.weights(), [1.0, -1.5, 0.5, 0.1, -0.5, 0.4], strict=True))
+    balance.load_state_dict(balance.state_dict() | {"log_weights": unequal})
+    expected = copy.deepcopy(balance)
+    torch.manual_seed(5)
+    losses = task_losses(trainer.model(batch), batch.ids_B, batch.clothing_group_B, config.loss, "auto")
+    torch.manual_seed(5)
+    step = trainer.train_step(batch)
+    values = {name: float(value.detach()) for name, value in losses.items()}
+    assert {name: step.losses[name] for name in values} == pytest.approx(values, rel=1e-5)
+    expected.update(values, step.norms)
+    assert balance.weights() == pytest.approx(expected.weights(), rel=1e-5)
 
 
 def test_a_switched_off_loss_and_a_frozen_encoder_take_no_part(root: Path, tmp_path: Path) -> None:
