@@ -18,7 +18,7 @@ from tests.support.tiny_run import tiny_config
 from training.config import from_dict
 from training.data.datasets import read_dataset
 from training.engine import checkpoint
-from training.evaluation.dual import evaluate_dual
+from training.evaluation.dual import evaluate_dual, validate
 from training.evaluation.metric_tables import print_table
 from training.evaluation.metrics import METRICS, chance_metrics
 from training.evaluation.result import Counts
@@ -38,6 +38,16 @@ def test_a_loaded_run_is_the_best_checkpoint(trained: Path, root: Path) -> None:
     assert (run.epoch, run.beta, run.fingerprint) == (state["epoch"], state["beta"], state["fingerprint"])
     for name, value in run.model.state_dict().items():
         assert torch.equal(value, state["model"][name])
+
+
+def test_the_best_checkpoint_and_its_beta_are_those_of_the_validation_split(trained: Path) -> None:
+    run = checkpoint.load_run(trained)
+    splits = read_dataset(run.config.data).splits
+    measured = {name: validate(run.model, splits[name], run.tokenizer, run.config) for name in ("val", "test")}
+    logged = next(x for x in Run(trained).log.validations if x["epoch"] == run.epoch)
+    assert {name: logged[name] for name in measured["val"]} == pytest.approx(measured["val"], rel=1e-6)
+    assert logged["mAP"] != pytest.approx(measured["test"]["mAP"], rel=1e-3)
+    assert run.beta == measured["val"]["beta"]
 
 
 def test_a_run_that_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> None:
