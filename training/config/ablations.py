@@ -59,7 +59,7 @@ ABLATIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("style-dbscan", "DBSCAN"),
     ),
     "readings": (
-        (FULL, "Full model (log-odds of a critic, CKA)"),
+        (FULL, "Full model (adversary by ridge regression, CKA)"),
         ("adversary-paper", "adversary as printed, no matching"),
         ("adversary-intent", "adversary as printed, on identity"),
         ("adversary-odds", "log-odds, no critic"),
