@@ -232,7 +232,7 @@ def _cost(results: Rows, speed: bool) -> dict[str, Any]:
         cells += ["–", "–"] if flops is None else [f"{n / 1e6:,.3f}" for n in (flops.total, flops.fusion)]
         rows.append(cells + [_speed(measured) for measured in (run.speed.images, run.speed.pairs) if speed])
     head += ["images/s", "pairs/s through the fusion"] if speed else []
-    return _part("Cost", head, rows)
+    return _part("Cost; seconds beside whatever else the machine did", head, rows)
 
 
 def _speed(measured: Sequence[Throughput] | None) -> str:

@@ -111,7 +111,7 @@ def test_noise_floor_stands_beside_the_differences(html):
     head = "smallest Δ that 3 seeds distinguish largest Δ of a run to the same run on another machine"
     assert f"{head} R-1 0.50 1.25 0.38 mAP – – –" in text
     assert "(t[1 − 0.05/2] + t[0.8]) · s · √(2/n)" in text
-    assert text.index("Difference to the reference row") < text.index(head) < text.index("Cost training")
+    assert text.index("Difference to the reference row") < text.index(head) < text.index("Cost; seconds")
 
 
 def test_runs_of_different_machines_are_flagged():
