@@ -6,6 +6,7 @@ import os
 import tarfile
 from pathlib import Path
 
+from bdam_fast import _tuning
 from bench.harness import gpu_table
 
 NAME = "bdam_fast-gpu.tar"
@@ -28,7 +29,7 @@ def clear(logs: Path) -> None:
 
 
 def pack(logs: Path, rows: Path, into: Path) -> Path:
-    """Writes `into`/bdam_fast-gpu.tar with the logs, and rows and tables of GPUs, and returns its path.
+    """Writes `into`/bdam_fast-gpu.tar with the logs, rows and tables of GPUs, and the tuned sizes, and returns its path.
 
     It replaces one that is there, and is there as a whole or not at all.
     """
@@ -39,7 +40,7 @@ def pack(logs: Path, rows: Path, into: Path) -> Path:
         for file in sorted(logs.glob("*")) if logs.is_dir() else ():
             if file.is_file():
                 archive.add(file, f"logs/{file.name}")
-        for file in tables:
+        for file in (*tables, *([_tuning.TABLE] if _tuning.TABLE.exists() else [])):
             archive.add(file, f"rows/{file.name}")
     half.replace(path)
     return path

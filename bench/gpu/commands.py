@@ -78,10 +78,23 @@ class Commands:
         return Step("peers", command, {"MAX_JOBS": str(plan.by_name()["peers"].lanes)})
 
     def _compile(self, _: Mapping[str, Outcome]) -> Step | str:
-        """Triton's kernels of the benchmark's cases, so that no case waits for a compiler."""
+        """Triton's kernels of the benchmark's cases, so that no case waits for a compiler; without the peers, which are built."""
         if "triton" not in self.backends:
             return "--backends does not name triton"
-        return Step("compile", [sys.executable, "-m", "bench.gpu.run", "--compile", *self._seconds()])
+        words = [f"{op}=triton" for op in MEASURED]
+        command = [sys.executable, "-m", "bench.gpu.run", "--compile", *self._seconds(), "--ops", *words]
+        return Step("compile", command, {"BDAM_FAST_PEERS": ""})
+
+    def _sizes(self, _: Mapping[str, Outcome]) -> Step | str:
+        """Triton's kernels with the sizes that are tuned."""
+        if "triton" not in self.backends or "tune" in self.skip:
+            return "Triton is not tuned"
+        return Step("sizes", [sys.executable, "-m", "bench.gpu.tune", "--compile"])
+
+    def _tune(self, _: Mapping[str, Outcome]) -> Step | str:
+        if "triton" not in self.backends:
+            return "--backends does not name triton"
+        return Step("tune", [sys.executable, "-m", "bench.gpu.tune"])
 
     @staticmethod
     def _seconds() -> list[str]:

@@ -2,14 +2,13 @@
 
 `python -m bench.gpu --plan` prints it, without a GPU. All seconds of a share stand in STEPS, all counted costs in costs.json. The
 shares alone bound a run: with every step stopped at the end of its share it takes `total(shares)`, which is at most TOTAL. The
-simulation says whether the steps should fit into their shares; it gives each job a core of CORES, the first in the plan first.
+simulation says whether the steps should fit into their shares on CORES cores.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from bench.gpu import cases
 from bench.gpu.costs import COSTS
@@ -19,7 +18,7 @@ from bench.gpu.processes import MEASURED, PROCESSES, name_of, names_of
 IN_PROCESS = ("checks", "pack")
 CORES = 16
 TOTAL = 540.0
-BENCH_SHARE = 215.0
+BENCH_SHARE = 185.0
 # Of the benchmark's share, for its start and its table.
 BENCH_END = 15.0
 
@@ -34,6 +33,7 @@ class Planned:
         after: steps that end before it starts.
         lanes: jobs at a time.
         end: seconds on one core after the jobs.
+        nice: its jobs take only cores that no other step wants.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Planned:
     after: tuple[str, ...] = ()
     lanes: int = 1
     end: float = 0.0
+    nice: bool = False
 
 
 def seconds_of_tests(op: str, backend: str) -> float:
@@ -79,27 +80,29 @@ def seconds_of_groups() -> float:
 def build_step(share: float) -> Planned:
     """The build: a job for each file, the longest first, then the link."""
     files = sorted((s for seconds in COSTS["nvcc"].values() for s in seconds), reverse=True)
-    return Planned("build", share, tuple(files), ("checks",), 9, COSTS["link"])
+    return Planned("build", share, tuple(files), ("checks",), 8, COSTS["link"])
 
 
 def all_steps() -> list[Planned]:
-    """All steps in order: of two that could start, the first one gets the cores."""
+    """All steps in order: each after those that it waits for."""
     start = ("checks",)
     steps = [
         Planned("checks", 15, (COSTS["checks"],)),
         build_step(170),
         *steps_of_tests("triton", 240, "checks"),
         Planned("compile", 240, (compile_seconds(COSTS["benchmark"]) + COSTS["start"],), start),
-        Planned("peers", 285, tuple(COSTS["peers"]), start, 4, COSTS["link"]),
-        Planned("load", 10, (COSTS["start"],), ("build",)),
+        Planned("sizes", 120, (compile_seconds(COSTS["tuning"]) + COSTS["start"],), start),
+        Planned("peers", 285, tuple(COSTS["peers"]), start, 12, COSTS["link"], nice=True),
+        Planned("load", 25, (COSTS["start"],), ("build",)),
         *steps_of_tests("cuda", 90, "load"),
         sanitizer_step("memcheck", "cuda", 105, ["load"]),
         sanitizer_step("racecheck", "cuda", 105, ["load"]),
-        sanitizer_step("memcheck", "triton", 45, names_of("triton")),
+        sanitizer_step("memcheck", "triton", 60, names_of("triton")),
     ]
     everything = tuple(step.name for step in steps)
     steps.append(Planned("bench", BENCH_SHARE, (COSTS["start"] + seconds_of_groups(),), everything))
-    steps.append(Planned("pack", 5, (COSTS["pack"],), ("bench",)))
+    steps.append(Planned("tune", 30, (COSTS["start"] + COSTS["tune"],), ("bench",)))
+    steps.append(Planned("pack", 5, (COSTS["pack"],), ("tune",)))
     return steps
 
 
@@ -123,52 +126,55 @@ def total(seconds: Callable[[Planned], float], steps: Sequence[Planned] | None =
 
 @dataclass
 class _Progress:
-    """A step in the simulation: what is left of it, when it started and when it ended."""
+    """A step in the simulation: its jobs that wait, the rest of those that run, and when it started and ended."""
 
     step: Planned
-    jobs: list[float]
-    running: int = 0
+    waiting: list[float]
+    running: list[float] = field(default_factory=list)
     started: float | None = None
     ended: float | None = None
 
-    def __post_init__(self) -> None:
-        self.closing = self.step.end == 0  # the last job is on its way, or there is none
+    def fill(self, now: float) -> None:
+        """Starts jobs on free lanes; after the last job the end, as a job of its own; then the step has ended."""
+        self.started = now if self.started is None else self.started
+        while self.waiting and len(self.running) < self.step.lanes:
+            self.running.append(self.waiting.pop(0))
+        if self.step.end and not self.running:
+            self.running, self.step = [self.step.end], replace(self.step, end=0.0)
+        if not self.running:
+            self.ended = now
 
-    def next_job(self) -> float | None:
-        """Seconds of a job that can start now."""
-        if self.jobs and self.running < self.step.lanes:
-            return self.jobs.pop(0)
-        if not self.jobs and not self.running and not self.closing:
-            self.closing = True
-            return self.step.end
-        return None
+    def advance(self, seconds: float) -> None:
+        """Lets so many seconds of a core pass on each running job."""
+        self.running = [rest - seconds for rest in self.running if rest - seconds > 1e-9]
 
 
 def simulate(cores: int = CORES, steps: Sequence[Planned] | None = None) -> dict[str, tuple[float, float]]:
-    """Returns (start, end) in seconds of each step, whose jobs take the cores that are free; shares stop nothing here."""
+    """Returns (start, end) in seconds of each step; shares stop nothing here.
+
+    All jobs that could run do, and share the cores evenly, as the system has them; the jobs of a nice step take what the
+    others leave.
+    """
     states = {step.name: _Progress(step, list(step.jobs)) for step in (all_steps() if steps is None else steps)}
-    ends: list[tuple[float, str]] = []
-    now, free = 0.0, cores
-    while True:
-        for state in states.values():
-            if any(states[name].ended is None for name in state.step.after):
-                continue
-            state.started = now if state.started is None else state.started
-            while free and (seconds := state.next_job()) is not None:
-                heapq.heappush(ends, (now + seconds, state.step.name))
-                free, state.running = free - 1, state.running + 1
-        if not ends:
-            return {name: (_known(s.started), _known(s.ended)) for name, s in states.items()}
-        now, name = heapq.heappop(ends)
-        state = states[name]
-        free, state.running = free + 1, state.running - 1
-        if not state.jobs and not state.running and state.closing:
-            state.ended = now
-
-
-def _known(value: float | None) -> float:
-    assert value is not None, "a step waits for one that is not in the plan"
-    return value
+    now = 0.0
+    while any(state.ended is None for state in states.values()):
+        open_ = [
+            s for s in states.values() if s.ended is None and all(states[n].ended is not None for n in s.step.after)
+        ]
+        for state in open_:
+            state.fill(now)
+        if any(state.ended is not None for state in open_):
+            continue
+        first = sum(len(state.running) for state in open_ if not state.step.nice)
+        last = sum(len(state.running) for state in open_ if state.step.nice)
+        rate = min(1.0, cores / max(first, 1))
+        rates = {False: rate, True: min(1.0, (cores - rate * first) / max(last, 1))}
+        moving = [state for state in open_ if rates[state.step.nice] > 0]
+        passed = min(min(state.running) / rates[state.step.nice] for state in moving)
+        for state in moving:
+            state.advance(passed * rates[state.step.nice])
+        now += passed
+    return {name: (state.started or 0.0, state.ended or 0.0) for name, state in states.items()}
 
 
 def lines(cores: int = CORES) -> Iterable[str]:

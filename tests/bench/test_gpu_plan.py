@@ -31,8 +31,8 @@ def test_what_is_timed_runs_alone():
     times = plan.simulate()
     for step in plan.all_steps():
         begin, end = times[step.name]
-        if step.name != "bench":
-            assert end <= times["bench"][0] or begin >= times["bench"][1], step.name
+        for alone in {"bench", "tune"} - {step.name}:
+            assert end <= times[alone][0] or begin >= times[alone][1], (step.name, alone)
 
 
 def test_the_steps_are_a_chain_without_gaps():
@@ -59,16 +59,19 @@ def test_every_operator_and_backend_is_tested_in_every_process():
 
 
 def test_a_simulation_by_hand():
-    """Two cores: a has three jobs of which two run at a time and a link, b gets the core that is left over."""
+    """a has three jobs of which two run at a time, and a link; jobs share the cores; n takes what they leave."""
     steps = [
         Planned("a", 99, (4.0, 2.0, 1.0), lanes=2, end=1.0),
         Planned("b", 99, (2.0,)),
         Planned("c", 99, (1.0,), ("a", "b")),
     ]
-    assert plan.simulate(2, steps) == {"a": (0.0, 5.0), "b": (0.0, 5.0), "c": (5.0, 6.0)}
-    assert plan.simulate(1, steps) == {"a": (0.0, 8.0), "b": (0.0, 10.0), "c": (10.0, 11.0)}
     assert plan.simulate(9, steps) == {"a": (0.0, 5.0), "b": (0.0, 2.0), "c": (5.0, 6.0)}
+    # Three jobs on two cores until 3.0, when 2 seconds of each are done; then two with a core each until 5.0.
+    assert plan.simulate(2, steps) == {"a": (0.0, 6.0), "b": (0.0, 3.0), "c": (6.0, 7.0)}
+    assert plan.simulate(1, steps)["c"] == (10.0, 11.0)
     assert plan.total(lambda step: sum(step.jobs), steps) == 8.0
+    nice = [*steps, Planned("n", 99, (3.0,), nice=True)]
+    assert plan.simulate(2, nice) == plan.simulate(2, steps) | {"n": (0.0, 7.0)}
 
 
 def test_a_simulation_with_a_step_that_is_not_there():
@@ -122,7 +125,8 @@ def test_every_step_of_the_plan_has_a_command(tmp_path, monkeypatch):
     assert made["test-hsic-triton-2"].environment["BDAM_FAST_GPU_SHARE"] == f"2/{processes.PROCESSES['hsic', 'triton']}"
     assert "tests/gpu/test_hsic.py" in made["test-hsic-triton-2"].command
     assert made["racecheck-cuda"].command[:3] == ["compute-sanitizer", "--tool", "racecheck"]
-    assert f"{plan.bench_seconds():.0f}" in made["compile"].command
+    assert f"{plan.bench_seconds():.0f}" in made["compile"].command and "hsic=triton" in made["compile"].command
+    assert "cuda" not in " ".join(made["compile"].command), "the library is built beside it"
 
 
 def test_what_is_left_out_says_why(tmp_path, monkeypatch):
