@@ -106,7 +106,8 @@ class Commands:
         environment |= {"BDAM_FAST_GPU_SAMPLE": "1" if backend == "triton" else "0"}
         environment |= {"BDAM_FAST_GPU_OUTCOMES": str(self.folder / f"{name}{outcomes.SUFFIX}")}
         (self.folder / f"{name}{outcomes.SUFFIX}").unlink(missing_ok=True)
-        command = [sys.executable, "-m", "pytest", f"tests/gpu/test_{op}.py", "--tb=short", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "bench.gpu.testing", f"tests/gpu/test_{op}.py"]
+        command += ["--tb=short", "-p", "no:cacheprovider"]
         return Step(name, command, environment)
 
     def _sanitizer(self, name: str, tool: str, backend: str) -> Step | str:

@@ -1,7 +1,7 @@
 """Outcomes of the GPU tests, case by case, and the cases of the benchmark that they remove.
 
 tests/gpu/conftest.py writes a file of JSON lines for each process: first the tests that it will run, with their parameters, then
-one line for each that passed. A test without such a line failed, or its process was stopped or died before it.
+a line for each that begins and one for each that passed. A test without the latter failed, or its process was stopped or died.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def read_tests(path: Path, op: str, backend: str) -> tuple[list[Test], list[Test
             continue
         if "parameters" in entry:
             found[entry["test"]] = Test(op, backend, entry["test"], entry["parameters"])
-        else:
+        elif entry["passed"]:
             passed.add(entry["test"])
     return [test for name, test in found.items() if name not in passed], list(found.values())
 

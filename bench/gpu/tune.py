@@ -38,13 +38,13 @@ Call = Callable[[], "list[Tensor]"]
 def scan_call(shape: tuple[int, int, int], device: str = "cuda") -> Call:
     """Forward and backward of the scan with 16 states."""
     problem = selective_scan.Problem((*shape, 16), "BLD", torch.bfloat16, device)
-    return problem.run("forward+backward", partial(selective_scan.run_scan, backend="triton"))
+    return problem.variant("", "forward+backward", partial(selective_scan.run_scan, backend="triton")).call
 
 
 def conv_call(shape: tuple[int, int, int], device: str = "cuda") -> Call:
     """Forward and backward of the convolution of width 4."""
     problem = causal_conv1d.Problem((*shape, 4), "BLD", torch.bfloat16, device)
-    return problem.run("forward+backward", partial(causal_conv1d.run_conv, backend="triton"))
+    return problem.variant("", "forward+backward", partial(causal_conv1d.run_conv, backend="triton")).call
 
 
 CALLS: dict[str, Callable[[tuple[int, int, int]], Call]] = {

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from bench.gpu import cases, commands, outcomes, processes, run
+from bench.gpu import cases, commands, outcomes, processes, run, testing
 from bench.gpu.steps import Outcome
 from bench.harness.results import ROOT
 from tests.support.gpu_sample import ALWAYS, chosen
@@ -16,7 +17,7 @@ SCAN = {"dtype": "torch.bfloat16", "order": "bld", "length": "197"}
 PAIR = {"dtype": "torch.float32", "kernel": "rbf", "samples": "64"}
 
 
-def failure(op="selective_scan", backend="cuda", **parameters):
+def failure(op="selective_scan", backend="cuda", /, **parameters):
     return outcomes.Test(op, backend, "test_it", parameters)
 
 
@@ -76,47 +77,95 @@ def test_what_a_test_of_pairs_is_about(parameters, expected):
 
 
 TESTS = """
+import os
 import pytest
 
 @pytest.mark.parametrize("backend", ["cuda"])
-@pytest.mark.parametrize("length", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 6, 7])
 def test_it(length, backend):
     if length == 2:
         pytest.skip("not here")
     assert length != 3, "wrong"
     if length == 4:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    if length == 6:
+        os._exit(9)
 """
-HOOKS = "note, pytest_collection_finish, pytest_collection_modifyitems, pytest_runtest_makereport"
+HOOKS = "pytest_collection_finish, pytest_collection_modifyitems, pytest_runtest_logstart, pytest_runtest_makereport"
 
 
 @pytest.fixture
 def process(tmp_path):
-    """A process of GPU tests with the hooks of tests/gpu, of which one fails and one loses the device."""
+    """A process of GPU tests with the hooks of tests/gpu; one fails, one loses the device and one ends the process."""
     (tmp_path / "conftest.py").write_text(f"from tests.gpu.conftest import {HOOKS}  # noqa")
     (tmp_path / "test_made_up.py").write_text(TESTS)
     name = processes.name_of("causal_conv1d_update", "cuda", 1)
     path = tmp_path / f"{name}{outcomes.SUFFIX}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "BDAM_FAST_GPU_OUTCOMES": str(path)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", str(tmp_path)]
+    command = [sys.executable, "-m", "bench.gpu.testing", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    command += ["--rootdir", str(tmp_path), str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert "the device no longer responds" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1 and done.stdout.count("the device no longer responds") == 1, done.stdout + done.stderr
     return tmp_path, name, path
 
 
-def test_tests_without_an_outcome_did_not_pass(process):
-    """The last test was not reached, as after a device that is lost or a process that is stopped."""
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device would respond")
+def test_tests_that_take_the_device_hide_no_others(process):
+    """Three rounds: to 4, which loses the device; 5 and 6, which ends its process; 7."""
     folder, name, path = process
     failed, everything = outcomes.read_tests(path, "causal_conv1d_update", "cuda")
-    assert [test.parameters["length"] for test in everything] == ["1", "2", "3", "4", "5"]
-    assert [test.parameters["length"] for test in failed] == ["3", "4", "5"]
+    assert [test.parameters["length"] for test in everything] == ["1", "2", "3", "4", "5", "6", "7"]
+    assert [test.parameters["length"] for test in failed] == ["3", "4", "6"]
     assert failed[0].parameters == {"length": "3", "backend": "cuda"}
+    begun = [json.loads(line)["test"] for line in path.read_text().splitlines() if '"passed": false' in line]
+    assert len(begun) == len(set(begun)) == 7
     path.write_text(path.read_text() + '{"test": "cut o')
     assert outcomes.read_tests(path, "causal_conv1d_update", "cuda") == (failed, everything)
     refused = outcomes.refused(folder, {name: Outcome(name, 1, 1.0, path)})
     assert refused.tests == failed
     everywhere = {(op, backend) for op, found in processes.BACKENDS.items() for backend in found}
     assert refused.untested == everywhere - {("causal_conv1d_update", "cuda")}
+
+
+def test_a_process_that_was_stopped(tmp_path):
+    """A test that has begun, and one that has not, did not pass."""
+    lines = [{"test": name, "parameters": {"length": name}} for name in "abc"]
+    lines += [{"test": "a", "passed": False}, {"test": "a", "passed": True}, {"test": "b", "passed": False}]
+    path = tmp_path / "x"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    failed, _ = outcomes.read_tests(path, "hsic", "triton")
+    assert [test.name for test in failed] == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected", "rounds"), [([0], 0, 1), ([1], 1, 1), ([2, 2, 5], 1, 3), ([-9, 0], 1, 2)]
+)
+def test_rounds_of_tests(codes, expected, rounds, monkeypatch, tmp_path):
+    """Again after an end that is none of pytest's own, as long as something was noted."""
+    notes, left = tmp_path / "notes", list(codes)
+
+    def run_once(command):
+        with notes.open("a") as file:
+            file.write("begun ")
+        return subprocess.CompletedProcess(command, left.pop(0))
+
+    monkeypatch.setattr(testing.subprocess, "run", run_once)
+    assert testing.run(["tests/gpu"], notes) == expected and len(codes) - len(left) == rounds
+
+
+def test_rounds_end_where_nothing_is_begun_or_every_test_takes_the_device(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(testing.subprocess, "run", lambda c: calls.append(c) or subprocess.CompletedProcess(c, 2))
+    assert testing.run([], tmp_path / "none") == 1 and len(calls) == 1
+    notes = tmp_path / "notes"
+
+    def longer(command):
+        notes.write_text("x" * (len(calls) + 1))
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr(testing.subprocess, "run", longer)
+    assert testing.run([], notes) == 1 and len(calls) == 1 + testing.ROUNDS
 
 
 def written(folder, name, *tests):

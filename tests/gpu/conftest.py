@@ -30,6 +30,21 @@ def note(**line):
             file.write(json.dumps(line) + "\n")
 
 
+def begun():
+    """Tests that an earlier process with the same outcomes has begun: one of them took the device with it."""
+    lines = Path(OUTCOMES).read_text().splitlines() if OUTCOMES and Path(OUTCOMES).exists() else []
+    return {entry["test"] for entry in map(json.loads, lines) if "passed" in entry}
+
+
+def device_responds():
+    """False once a kernel has gone astray: every further call of this process then fails."""
+    try:
+        torch.cuda.synchronize()
+    except (RuntimeError, AssertionError):
+        return False
+    return True
+
+
 def pytest_collection_finish(session):
     """Notes the tests of this process with their parameters."""
     for item in session.items:
@@ -37,13 +52,18 @@ def pytest_collection_finish(session):
         note(test=item.nodeid, parameters={name: str(value) for name, value in parameters.items()})
 
 
+def pytest_runtest_logstart(nodeid):
+    """Notes a test that begins, which has not passed until it has."""
+    note(test=nodeid, passed=False)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """Notes a test that passed or was skipped; ends the process where the GPU no longer answers it."""
     report = yield
-    if report.when == "call" and report.passed or report.skipped:
+    if (report.when == "call" and report.passed) or report.skipped:
         note(test=item.nodeid, passed=True)
-    if report.failed and call.excinfo is not None and "CUDA error" in str(call.excinfo.value):
+    if report.failed and call.excinfo is not None and "CUDA error" in str(call.excinfo.value) and not device_responds():
         item.session.shouldstop = "the device no longer responds to this process"
     return report
 
@@ -52,7 +72,8 @@ def pytest_collection_modifyitems(config, items):
     """Leaves this process its share of the tests."""
     number, shares = map(int, SHARE.split("/"))
     mine = sampled(items) if SAMPLE else items
-    mine = mine[number - 1 :: shares]
+    done = begun()
+    mine = [item for item in mine[number - 1 :: shares] if item.nodeid not in done]
     if len(mine) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(mine)])
         items[:] = mine

@@ -48,6 +48,14 @@ def test_many_tiles_and_chunks(monkeypatch, tile, programs, order):
         check(conv_problem(1, 3, 21, 3, order=order), order=order, seq_idx=packed_index(1, 21), reverse=reverse)
 
 
+@pytest.mark.parametrize("value", _tuning.CHOICES["causal_conv1d.tile"])
+@pytest.mark.parametrize("order", ["bld", "bdl"])
+def test_every_size_that_a_card_s_table_may_hold(value, order):
+    """Tiles that are not filled, and by the smallest one that are."""
+    with _tuning.fixed("causal_conv1d.tile", value):
+        check(conv_problem(1, 67, 19, order=order), order=order)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("order", ["bld", "bdl", "strided"])
 def test_dtypes(dtype, order):
