@@ -46,9 +46,10 @@ class Planned:
 
 
 def seconds_of_tests(op: str, backend: str) -> float:
-    """Seconds of a core that an operator's tests by a backend take: references, and what Triton compiles."""
-    references = COSTS["tests"][op]["references"] + COSTS["tests"][op]["inductor"] * COSTS["inductor_seconds"]
-    return references + (compile_seconds(COSTS["tests"][op]["triton"]) if backend == "triton" else 0.0)
+    """Seconds of a core of the slowest process of an operator's tests by a backend: references, and what is compiled."""
+    costs = COSTS["tests"][op]
+    even = (costs["references"] + costs["inductor"] * COSTS["inductor_seconds"]) / PROCESSES[op, backend]
+    return even + (costs["slowest"] if backend == "triton" else 0.0) + COSTS["start"]
 
 
 def compile_seconds(kernels: dict[str, int]) -> float:
@@ -60,8 +61,8 @@ def steps_of_tests(backend: str, share: float, after: str) -> list[Planned]:
     """Steps of a backend's tests, the longest first."""
     made = []
     for (op, b), processes in PROCESSES.items():
-        seconds = seconds_of_tests(op, b) / processes + COSTS["start"]
-        made += [Planned(name_of(op, b, n + 1), share, (seconds,), (after,)) for n in range(processes) if b == backend]
+        jobs = (seconds_of_tests(op, b),)
+        made += [Planned(name_of(op, b, n + 1), share, jobs, (after,)) for n in range(processes) if b == backend]
     return sorted(made, key=lambda step: -step.jobs[0])
 
 
@@ -92,7 +93,7 @@ def all_steps() -> list[Planned]:
         *steps_of_tests("triton", 240, "checks"),
         Planned("compile", 240, (compile_seconds(COSTS["benchmark"]) + COSTS["start"],), start),
         Planned("sizes", 120, (compile_seconds(COSTS["tuning"]) + COSTS["start"],), start),
-        Planned("peers", 285, tuple(COSTS["peers"]), start, 12, COSTS["link"], nice=True),
+        Planned("peers", 300, tuple(COSTS["peers"]), start, 12, COSTS["link"], nice=True),
         Planned("load", 25, (COSTS["start"],), ("build",)),
         *steps_of_tests("cuda", 90, "load"),
         sanitizer_step("memcheck", "cuda", 105, ["load"]),

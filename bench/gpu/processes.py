@@ -8,7 +8,7 @@ BACKENDS = {op: ("triton",) if op == "hsic" else ("cuda", "triton") for op in OP
 MEASURED = {op: list(backends) for op, backends in BACKENDS.items() if not op.endswith("_update")}
 # Triton compiles on one core, and so do the references run.
 PROCESSES = {(op, backend): 1 for op in OPERATORS for backend in BACKENDS[op]}
-PROCESSES |= {("selective_scan", "triton"): 8, ("causal_conv1d", "triton"): 2, ("hsic", "triton"): 3}
+PROCESSES |= {("selective_scan", "triton"): 10, ("causal_conv1d", "triton"): 2, ("hsic", "triton"): 3}
 PROCESSES |= {("selective_scan", "cuda"): 3, ("causal_conv1d", "cuda"): 2}
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ ALLOWED = 2e-2
 # (B, D, L) that the benchmark measures first.
 SHAPE = (64, 1536, 192)
 Measure = Callable[[Sequence[VariantRun], int, Callable[[str], None]], None]
-Call = Callable[[], "list[Tensor]"]
+Call = Callable[[], Any]
 
 
 def scan_call(shape: tuple[int, int, int], device: str = "cuda") -> Call:

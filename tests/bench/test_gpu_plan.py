@@ -1,10 +1,12 @@
 """The plan of `make gpu`: it fits into ten minutes, and the run is the plan."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from collections import defaultdict
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from bench.gpu import cases, commands, costs, plan, processes
 from bench.gpu.plan import Planned
 from bench.gpu.steps import Outcome
 from bench.harness.results import ROOT
+from tests.support.gpu_sample import shared
 
 
 def test_the_whole_takes_at_most_nine_minutes():
@@ -145,20 +148,30 @@ def test_what_is_left_out_says_why(tmp_path, monkeypatch):
     assert make("bench", {}) == "no backend passed a test, so nothing is measured"
 
 
-def recounted(*arguments: str) -> dict[str, int]:
+def recounted(*arguments: str) -> dict[str, Any]:
     """The counts of tests/support/triton/census.py."""
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "tests.support.triton.census", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "BDAM_FAST_GPU_SAMPLE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_the_compilations_of_the_benchmark_are_counted_again():
-    assert recounted("--benchmark") == costs.COSTS["benchmark"]
+    assert recounted("--benchmark") == {"triton": costs.COSTS["benchmark"]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("op", processes.OPERATORS)
 def test_the_compilations_of_the_tests_are_counted_again(op):
-    assert recounted(f"tests/gpu/test_{op}.py") == costs.COSTS["tests"][op]["triton"]
+    counted = recounted(f"tests/gpu/test_{op}.py", "--shares", str(processes.PROCESSES[op, "triton"]))
+    assert counted == {name: costs.COSTS["tests"][op][name] for name in counted}
+
+
+def test_processes_get_neighbours_of_about_the_same_weight():
+    functions = ["a"] * 4 + ["b"] * 8 + ["c"] * 2
+    weights = {"a": 36.0, "c": 38.0}
+    found = [shared(functions, weights, number, 3) for number in (1, 2, 3)]
+    assert sum(found, []) == list(range(14)) and found == [[0, 1, 2], [*range(3, 13)], [13]]
+    assert shared(functions, weights, 1, 1) == list(range(14)) and shared([], {}, 1, 2) == []

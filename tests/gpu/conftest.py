@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from bdam_fast import _native
-from tests.support.gpu_sample import sampled
+from bench.gpu.costs import COSTS
+from tests.support.gpu_sample import function_of, sampled, shared
 from tests.support.operators import poison_allocations
 
 # `make gpu` sets this: a backend that is absent is then an error and no reason to skip.
@@ -72,8 +73,13 @@ def pytest_collection_modifyitems(config, items):
     """Leaves this process its share of the tests."""
     number, shares = map(int, SHARE.split("/"))
     mine = sampled(items) if SAMPLE else items
+    if SAMPLE and mine:
+        weights = COSTS["tests"][mine[0].path.stem.removeprefix("test_")].get("seconds", {}) if shares > 1 else {}
+        mine = [mine[at] for at in shared([function_of(item.nodeid) for item in mine], weights, number, shares)]
+    else:
+        mine = mine[number - 1 :: shares]
     done = begun()
-    mine = [item for item in mine[number - 1 :: shares] if item.nodeid not in done]
+    mine = [item for item in mine if item.nodeid not in done]
     if len(mine) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(mine)])
         items[:] = mine

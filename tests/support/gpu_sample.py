@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 # Runs with one of these values are all in the sample: lengths of the GPU benchmark, which need no further compilation.
@@ -28,6 +29,24 @@ def chosen(runs: Sequence[Mapping[str, str]]) -> list[int]:
     count = max((len(values[name]) * slow[name] for name in values), default=1)
     wanted = [{name: own[t // slow[name] % len(own)] for name, own in values.items()} for t in range(count)]
     return [at for at, run in enumerate(runs) if run in wanted or any(run.get(k) in v for k, v in ALWAYS.items())]
+
+
+def shared(functions: Sequence[str], weights: Mapping[str, float], number: int, shares: int) -> list[int]:
+    """Places of the tests of process `number` of several: neighbours, which share much of what Triton compiles for them.
+
+    Args:
+        functions: the tests' functions, test by test.
+        weights: seconds that Triton compiles for all tests of a function; every test counts for a second more.
+    """
+    counts = Counter(functions)
+    own = [weights.get(name, 0.0) / counts[name] + 1 for name in functions]
+    middles = (end - weight / 2 for end, weight in zip(accumulate(own), own, strict=True))
+    return [at for at, middle in enumerate(middles) if min(shares, 1 + int(middle / sum(own) * shares)) == number]
+
+
+def function_of(nodeid: str) -> str:
+    """Name of the function of a test."""
+    return nodeid.partition("[")[0].rpartition("::")[2]
 
 
 def sampled(items: Sequence[Any]) -> list[Any]:

@@ -20,6 +20,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
 from bdam_fast import _backend
+from tests.support.gpu_sample import function_of, shared
 from tests.support.triton.launches import TARGETS
 
 Key = tuple[str, str]
@@ -119,6 +120,27 @@ def label(source: ASTSource) -> str:
     return name if tile is None else f"{name} {source.constants[tile,]}"
 
 
+def by_function(census: Census, seconds: dict[str, float]) -> dict[str, float]:
+    """Seconds that Triton compiles for each test function, each variant counted where it is first launched."""
+    taken: dict[str, float] = defaultdict(float)
+    known: set[Key] = set()
+    for test, keys in census.tests.items():
+        taken[function_of(test)] += sum(seconds[label(census.sources[key][0])] for key in keys - known)
+        known |= keys
+    return {name: round(value) for name, value in taken.items() if value >= 1}
+
+
+def slowest(census: Census, seconds: dict[str, float], shares: int) -> float:
+    """Seconds that Triton compiles in the slowest of so many processes, each of which compiles what its tests launch."""
+    tests, weights = list(census.tests.items()), by_function(census, seconds)
+    functions = [function_of(test) for test, _ in tests]
+    found = []
+    for number in range(1, shares + 1):
+        keys = set().union(*(tests[at][1] for at in shared(functions, weights, number, shares)))
+        found.append(sum(seconds[label(census.sources[key][0])] for key in keys))
+    return round(max(found))
+
+
 def compile_seconds(census: Census, most: int) -> dict[str, float]:
     """Mean seconds of a processor that compiling for sm_90 takes, of up to `most` variants of each label."""
     taken: dict[str, list[float]] = defaultdict(list)
@@ -142,11 +164,18 @@ def main() -> None:
     """Prints the counts as JSON, and with --compile the seconds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--benchmark", action="store_true", help="count for the GPU benchmark instead of the tests")
+    parser.add_argument("--shares", type=int, default=0, metavar="N", help="seconds of N processes, by the known costs")
     parser.add_argument("--compile", type=int, default=0, metavar="N", help="compile N variants of each kernel too")
     options, arguments = parser.parse_known_args()
     census = of_benchmark() if options.benchmark else of_tests(arguments or ["tests/gpu"])
     counts = Counter(label(source) for source, _ in census.sources.values())
-    print(json.dumps(dict(sorted(counts.items()))))
+    found: dict[str, Any] = {"triton": dict(sorted(counts.items()))}
+    if options.shares:
+        from bench.gpu.costs import COSTS
+
+        found |= {"seconds": by_function(census, COSTS["triton_seconds"])} if options.shares > 1 else {}
+        found["slowest"] = slowest(census, COSTS["triton_seconds"], options.shares)
+    print(json.dumps(found))
     if options.compile:
         seconds = compile_seconds(census, options.compile)
         print(json.dumps({name: round(value, 1) for name, value in sorted(seconds.items())}))
