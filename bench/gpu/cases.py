@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bench.gpu import outcomes
-from bench.gpu.costs import COSTS
 from bench.gpu.peers import causal_conv, mamba_scan, missing_peer
+from bench.gpu.processes import COSTS
 from bench.harness.case import Case, Variant
 from bench.ops import causal_conv1d, hsic, peers, selective_scan
 

@@ -91,7 +91,7 @@ def read_tests(path: Path, op: str, backend: str) -> tuple[list[Test], list[Test
 
 
 def refused(folder: Path, done: Mapping[str, Outcome]) -> Refused:
-    """What the outcomes of a run's tests, in `folder`, exclude from the benchmark."""
+    """Tests and backends that the outcomes of a run, in `folder`, exclude from the benchmark."""
     failed: list[Test] = []
     untested: set[tuple[str, str]] = set()
     for (op, backend), processes in PROCESSES.items():

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from bench.gpu import cases
-from bench.gpu.costs import COSTS
-from bench.gpu.processes import MEASURED, PROCESSES, name_of, names_of
+from bench.gpu.processes import COSTS, MEASURED, PROCESSES, name_of, names_of
 
 # Steps that are no commands of their own.
 IN_PROCESS = ("checks", "pack")

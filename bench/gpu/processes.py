@@ -1,7 +1,13 @@
-"""Processes of the GPU tests: which operators by which backends, and in how many processes each."""
+"""Processes of the GPU tests: which operators by which backends, in how many processes each, and their costs."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
+# Of all steps of `make gpu`, counted where there is no GPU; the file says how.
+COSTS: dict[str, Any] = json.loads(Path(__file__).with_name("costs.json").read_text())
 OPERATORS = ("selective_scan", "selective_state_update", "causal_conv1d", "causal_conv1d_update", "hsic")
 BACKENDS = {op: ("triton",) if op == "hsic" else ("cuda", "triton") for op in OPERATORS}
 # Operators that the benchmark measures, with their backends.

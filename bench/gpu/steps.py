@@ -21,16 +21,19 @@ PAUSE = 0.05
 
 
 class Share(Protocol):
-    """What the run has to know of a step of the plan: its name, the steps that end before it, and its seconds."""
+    """A step of the plan, as far as the run has to know it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the step, and of its log."""
 
     @property
-    def after(self) -> tuple[str, ...]: ...
+    def after(self) -> tuple[str, ...]:
+        """Names of the steps that end before it starts."""
 
     @property
-    def share(self) -> float: ...
+    def share(self) -> float:
+        """Seconds after its start at which it is stopped."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from bench.gpu import cases, commands, outcomes, processes, run, testing
 from bench.gpu.steps import Outcome
 from bench.harness.results import ROOT
-from tests.support.gpu_sample import ALWAYS, chosen
+from tests.support.triton.sample import ALWAYS, chosen
 
 SCAN = {"dtype": "torch.bfloat16", "order": "bld", "length": "197"}
 PAIR = {"dtype": "torch.float32", "kernel": "rbf", "samples": "64"}

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from bench.gpu import __main__ as gpu
-from bench.gpu import cases, commands, costs, plan, processes
+from bench.gpu import cases, commands, plan, processes
 from bench.gpu.plan import Planned
 from bench.gpu.steps import Outcome
 from bench.harness.results import ROOT
-from tests.support.gpu_sample import shared
+from tests.support.triton.sample import shared
 
 
 def test_the_whole_takes_at_most_nine_minutes():
@@ -108,8 +108,8 @@ def test_longer_sequences_and_compiled_peers_are_estimated_longer():
     seconds = {group.title: group.seconds for group in cases.groups(processes.MEASURED)}
     assert seconds["selective_scan 2 1536 8192 BLD bfloat16"] > 2 * seconds["selective_scan 2 1536 2048 BLD bfloat16"]
     compiled = seconds["causal_conv1d 64 768 256 BLD bfloat16"]
-    assert compiled > seconds["causal_conv1d 64 768 256 BDL bfloat16"] + costs.COSTS["inductor_seconds"]
-    assert all(value >= costs.COSTS["group"]["base"] for value in seconds.values())
+    assert compiled > seconds["causal_conv1d 64 768 256 BDL bfloat16"] + processes.COSTS["inductor_seconds"]
+    assert all(value >= processes.COSTS["group"]["base"] for value in seconds.values())
 
 
 def test_every_step_of_the_plan_has_a_command(tmp_path, monkeypatch):
@@ -159,14 +159,14 @@ def recounted(*arguments: str) -> dict[str, Any]:
 
 
 def test_the_compilations_of_the_benchmark_are_counted_again():
-    assert recounted("--benchmark") == {"triton": costs.COSTS["benchmark"]}
+    assert recounted("--benchmark") == {"triton": processes.COSTS["benchmark"]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("op", processes.OPERATORS)
 def test_the_compilations_of_the_tests_are_counted_again(op):
     counted = recounted(f"tests/gpu/test_{op}.py", "--shares", str(processes.PROCESSES[op, "triton"]))
-    assert counted == {name: costs.COSTS["tests"][op][name] for name in counted}
+    assert counted == {name: processes.COSTS["tests"][op][name] for name in counted}
 
 
 def test_processes_get_neighbours_of_about_the_same_weight():

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from bdam_fast import _native
-from bench.gpu.costs import COSTS
-from tests.support.gpu_sample import function_of, sampled, shared
+from bench.gpu.processes import COSTS
 from tests.support.operators import poison_allocations
+from tests.support.triton.sample import function_of, sampled, shared
 
 # `make gpu` sets this: a backend that is absent is then an error and no reason to skip.
 REQUIRED = os.environ.get("BDAM_FAST_GPU_TESTS") == "required"

@@ -20,8 +20,8 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
 from bdam_fast import _backend
-from tests.support.gpu_sample import function_of, shared
 from tests.support.triton.launches import TARGETS
+from tests.support.triton.sample import function_of, shared
 
 Key = tuple[str, str]
 
@@ -155,7 +155,7 @@ def compile_seconds(census: Census, most: int) -> dict[str, float]:
 
 
 def _processor_seconds() -> float:
-    """Of this process and of the compilers that it has started."""
+    """Seconds that this process and the compilers that it has started have used."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in used)
 
@@ -171,7 +171,7 @@ def main() -> None:
     counts = Counter(label(source) for source, _ in census.sources.values())
     found: dict[str, Any] = {"triton": dict(sorted(counts.items()))}
     if options.shares:
-        from bench.gpu.costs import COSTS
+        from bench.gpu.processes import COSTS
 
         found |= {"seconds": by_function(census, COSTS["triton_seconds"])} if options.shares > 1 else {}
         found["slowest"] = slowest(census, COSTS["triton_seconds"], options.shares)
