@@ -4,6 +4,7 @@
 #   CUDA_TORCH which CUDA build of torch `make cuda-check` builds against
 #   OP         which operator `make bench` measures
 #   GPU_PYTHON the interpreter of `make gpu`, whose torch is a CUDA build; no environment is made for it
+#   RESULTS    folder to which `make gpu` copies rows and logs, as one archive
 #   JOBS       runs at a time of `make tables`, each with an equal part of the cores
 #   KEPT       folder of the finished runs of `make tables`, a few kB each; they are read from there instead of trained again
 #   GALLERY, PORT    gallery and port of `make serve`

@@ -5,14 +5,17 @@ B batch, D channels, L length, N states, W width of the convolution; for hsic: b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from bench.gpu import outcomes
 from bench.gpu.peers import causal_conv, mamba_scan, missing_peer
+from bench.gpu.processes import COSTS
 from bench.harness.case import Case, Variant
 from bench.ops import causal_conv1d, hsic, peers, selective_scan
 
@@ -57,29 +60,59 @@ COMPILED_PAIR = ((64, 64, 768), FP32)
 class Group:
     """Both directions of one shape, which share inputs and exact results; these are computed when `cases` is called."""
 
-    # 0 is measured first; where time is short, the highest ranks are skipped.
+    # 0 is measured first; where time is short, the highest ranks are cut.
     rank: int
     op: str
     title: str
     cases: Callable[[], list[Case]]
+    # Estimated for the plan, of which costs.json says what was counted and what is assumed.
+    seconds: float = 0.0
 
 
-def groups(chosen: dict[str, Sequence[str]], device: str = "cuda") -> Iterator[Group]:
+def groups(
+    chosen: dict[str, Sequence[str]], device: str = "cuda", failed: Sequence[outcomes.Test] = ()
+) -> Iterator[Group]:
     """Groups of the chosen operators, each with its backends, in order of importance.
 
     Args:
         chosen: backends of an operator by its name; the first one is "ours", the others are shown beside it.
+        failed: tests that did not pass; a group goes without the backends that these concern, or is not there.
     """
-    found = [group for op, backends in chosen.items() if backends for group in _of(op, tuple(backends), device)]
+    found = [group for op, backends in chosen.items() if backends for group in _of(op, tuple(backends), device, failed)]
     yield from sorted(found, key=lambda group: group.rank)
 
 
-def _of(op: str, backends: tuple[str, ...], device: str) -> Iterator[Group]:
+def _of(op: str, backends: tuple[str, ...], device: str, failed: Sequence[outcomes.Test]) -> Iterator[Group]:
+    make = {"selective_scan": scan_cases, "causal_conv1d": conv_cases, "hsic": hsic_cases}[op]
     for rank, shape, ways, dtype in PAIRS if op == "hsic" else STREAMS:
-        make = {"selective_scan": scan_cases, "causal_conv1d": conv_cases, "hsic": hsic_cases}[op]
         for way in ways:
-            text = " ".join([op, *map(str, shape), way, str(dtype).removeprefix("torch.")])
-            yield Group(rank, op, text, partial(make, shape, way, dtype, backends, device))
+            names = {"dtype": str(dtype)}
+            names |= {"kernel": way, "samples": str(shape[1])} if op == "hsic" else {}
+            names |= {"order": way.lower(), "length": str(shape[2])} if op != "hsic" else {}
+            left = outcomes.remaining(failed, op, backends, names)
+            if left:
+                text = " ".join([op, *map(str, shape), way, str(dtype).removeprefix("torch.")])
+                yield Group(
+                    rank, op, text, partial(make, shape, way, dtype, left, device), _seconds(op, shape, way, dtype)
+                )
+
+
+def _seconds(op: str, shape: tuple[int, int, int], way: str, dtype: torch.dtype) -> float:
+    """Estimated seconds of a group."""
+    seconds = COSTS["group"]["base"]
+    if op == "selective_scan":
+        items = max(1, int(selective_scan.EXACT_STATES / (shape[1] * shape[2] * 16)))
+        seconds += COSTS["group"]["launches_a_step"] * COSTS["group"]["launch"] * shape[2] * -(-shape[0] // items)
+    compiles = (shape, way, dtype) == COMPILED_STREAM and op == "causal_conv1d" or (shape, dtype) == COMPILED_PAIR
+    return seconds + (2 * COSTS["inductor_seconds"] if compiles else 0.0)
+
+
+def within(found: Iterable[Group], seconds: float) -> tuple[list[Group], list[Group]]:
+    """Returns (the first groups, which together take at most so many seconds by their estimates; the others)."""
+    found = list(found)
+    ends = list(accumulate(group.seconds for group in found))
+    count = sum(end <= seconds for end in ends)
+    return found[:count], found[count:]
 
 
 def scan_cases(

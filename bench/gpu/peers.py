@@ -2,13 +2,14 @@
 
 An installed `mamba-ssm` or `causal-conv1d` is used as it is. Otherwise the folder BDAM_FAST_PEERS may hold their sources,
 `*.tar.gz` as `pip download --no-binary :all:` fetches them or unpacked: their `csrc` is compiled for the GPU at hand.
-`python -m bench.gpu.peers` builds them beforehand.
+`python -m bench.gpu.peers` builds them beforehand, side by side.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -195,8 +196,12 @@ CALLS: dict[str, Callable[..., Tensor]] = {"selective_scan": mamba_scan, "causal
 
 
 def main() -> None:
-    """Builds both and prints the result; absent peers are no error."""
-    for peer in PEERS.values():
+    """Builds the peers of the operators named, by default of all side by side; absent peers are no error."""
+    ops = sys.argv[1:]
+    if not ops:
+        processes = [subprocess.Popen([sys.executable, "-m", "bench.gpu.peers", op], cwd=ROOT) for op in PEERS]
+        sys.exit(max(process.wait() for process in processes))
+    for peer in (PEERS[op] for op in ops):
         try:
             result = f"ready, {module(peer).__file__}"
         except Exception as problem:  # the compiler's whole message belongs into this log

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from bench.gpu import cases, timer
+from bench.gpu import cases, outcomes, timer
 from bench.gpu.cases import Group
+from bench.gpu.processes import MEASURED
 from bench.gpu.steps import say
 from bench.harness import gpu_table, measure, results
 from bench.harness.machine import Machine
@@ -25,8 +26,6 @@ from bench.harness.results import Row
 
 # Evaluations of exp2 per clock and multiprocessor (CUDA C++ Programming Guide, throughput of native instructions).
 EXP_PER_CLOCK = 16
-# Assumed seconds of a group before any has been measured.
-GROUP_SECONDS = 5.0
 
 
 def parse_op(text: str) -> tuple[str, list[str]]:
@@ -41,9 +40,10 @@ def parse_op(text: str) -> tuple[str, list[str]]:
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.run", description=__doc__)
-    default = [("selective_scan", ["cuda", "triton"]), ("causal_conv1d", ["cuda", "triton"]), ("hsic", ["triton"])]
-    parser.add_argument("--ops", nargs="+", type=parse_op, default=default, metavar="OP=BACKENDS")
-    parser.add_argument("--seconds", type=float, default=210.0, help="start no group of cases after this time")
+    parser.add_argument("--ops", nargs="+", type=parse_op, default=[*MEASURED.items()], metavar="OP=BACKENDS")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="measure what should fit; by default all")
+    parser.add_argument("--failed", type=Path, help="JSON of tests that failed, whose cases are not measured")
+    parser.add_argument("--compile", action="store_true", help="call our Triton kernels once, measure nothing")
     parser.add_argument("--dry", action="store_true", help="print only, append no rows")
     return parser.parse_args(words)
 
@@ -110,14 +110,15 @@ def measure_groups(
 ) -> list[str]:
     """Measures groups in order while there is time, passes the rows of each case to `keep`, and returns the problems.
 
-    Skips, and reports, a group that would probably end too late, judged by the slowest one so far.
+    Cuts those that would probably end too late: by their estimates, which are corrected by what the groups before them took.
     """
-    start, longest, problems, skipped = time.perf_counter(), GROUP_SECONDS, [], []
+    start, expected, problems, cut = time.perf_counter(), 0.0, [], []
     for group in groups:
-        started = time.perf_counter()
-        if started - start + longest > seconds:
-            skipped.append(group.title)
+        spent = time.perf_counter() - start
+        if spent + group.seconds * max(1.0, spent / expected if expected else 1.0) > seconds:
+            cut.append(group.title)
             continue
+        expected += group.seconds
         try:
             for rows in measure_group(group, limits, stopwatch):
                 keep(rows)
@@ -130,10 +131,36 @@ def measure_groups(
                 break
         if stopwatch.device == "cuda":
             torch.cuda.empty_cache()
-        longest = max(longest, time.perf_counter() - started)
-    if skipped:
-        say(f"skipped for lack of time, {len(skipped)}: {'; '.join(skipped)}")
+    if cut:
+        say(f"cut, {len(cut)}, for this machine takes longer than planned: {'; '.join(cut)}")
     return problems
+
+
+def compile_groups(groups: Iterable[Group]) -> list[str]:
+    """Calls our variants of each case once, so that what they compile is there when they are measured; the problems."""
+    problems = []
+    for group in groups:
+        try:
+            for case in group.cases():
+                for variant in case.variants:
+                    if variant.kind in ("ours", "other"):
+                        variant.call()
+        except Exception as problem:  # as above: the benchmark will report it with the case
+            problems.append(f"{group.title}: {type(problem).__name__}: {str(problem).splitlines()[0][:200]}")
+    return problems
+
+
+def chosen_groups(options: argparse.Namespace) -> list[Group]:
+    """Groups to measure: those whose tests passed, as many as fit into the time by their estimates."""
+    failed = outcomes.read_failed(options.failed) if options.failed else []
+    chosen, cut = cases.within(cases.groups(dict(options.ops), failed=failed), options.seconds)
+    if cut:
+        say(f"cut, for they do not fit into {options.seconds:.0f} s: {'; '.join(group.title for group in cut)}")
+    kept = {group.title for group in (*chosen, *cut)}
+    gone = [group.title for group in cases.groups(dict(options.ops)) if group.title not in kept]
+    if gone:
+        say(f"not measured, for tests of these cases failed: {'; '.join(gone)}")
+    return chosen
 
 
 def summary(rows: list[Row]) -> str:
@@ -149,6 +176,9 @@ def main() -> None:
     options = arguments()
     if not torch.cuda.is_available():
         sys.exit("bench: there is no GPU that this PyTorch can use")
+    groups = chosen_groups(options)
+    if options.compile:
+        sys.exit("\n".join(compile_groups(groups)) or 0)
     stopwatch = timer.Stopwatch()
     limits, found = measure_machine(stopwatch)
     say(", ".join(f"{key} {value}" for key, value in found.items()))
@@ -158,7 +188,7 @@ def main() -> None:
         if not options.dry:
             paths.append(results.append(rows, mode="full", **found))
 
-    problems = measure_groups(cases.groups(dict(options.ops)), options.seconds, limits, stopwatch, keep)
+    problems = measure_groups(groups, options.seconds, limits, stopwatch, keep)
     if paths:
         say(gpu_table.write_page(paths[-1]))
         say(f"rows in {paths[-1]}, table in {paths[-1].with_suffix('.md')}")

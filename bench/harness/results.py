@@ -41,10 +41,16 @@ def malloc_setting(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def commit() -> str:
-    """Short hash of the checkout, with `-dirty` if a tracked file differs, files written by the benchmark excepted."""
+    """Short hash of the checkout, with `-dirty` if a tracked file differs, files written by the benchmark excepted.
+
+    `unknown` where git is not installed or this is no checkout of its own.
+    """
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip()
+        try:
+            return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip()
+        except FileNotFoundError:
+            return ""
 
     excluded = [":!bench/results", ":!docs/benchmarks.md", ":!docs/speed.png"]
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *excluded)

@@ -1,13 +1,16 @@
 """The GPU benchmark's own code, as far as it runs without a GPU: steps, peers, timing, rows, tables and the prediction."""
 
+import re
 import subprocess
 import sys
+import tarfile
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from bench.gpu import __main__ as gpu
-from bench.gpu import run, steps, timer
+from bench.gpu import commands, plan, run, steps, timer
 from bench.harness import gpu_table, measure, report, results
 from bench.harness.case import Variant
 from bench.harness.results import ROOT
@@ -42,61 +45,74 @@ def test_nothing_but_torch_is_needed():
 def test_obstacles_name_what_is_missing(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    monkeypatch.setattr(gpu.cpp_extension, "is_ninja_available", lambda: False)
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
     words = "\n".join(gpu.obstacles())
     for part in ("is not a CUDA build", "nvcc was not found", "package setuptools", "package pytest"):
         assert part in words
+    assert "ninja was not found; install it with `pip install ninja`" in words
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu.shutil, "which", lambda name: name)
+    monkeypatch.setattr(gpu.cpp_extension, "is_ninja_available", lambda: True)
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: object())
     assert gpu.obstacles() == ["this PyTorch finds no GPU (is the driver loaded? try nvidia-smi)"]
 
 
+@dataclass
+class Short:
+    """A step of a plan made up."""
+
+    name: str
+    share: float = 30.0
+    after: tuple[str, ...] = ()
+
+
+def script(name, code, **environment):
+    return steps.Step(name, [sys.executable, "-c", code], environment)
+
+
 def test_steps_run_side_by_side_and_say_how_they_ended(tmp_path, capsys):
     codes = {"good": "print('fine')", "bad": "print('why'); raise SystemExit(3)", "slow": "import time; time.sleep(60)"}
-    steps = [gpu.Step(name, [sys.executable, "-c", code]) for name, code in codes.items()]
-    steps.append(gpu.Step("told", [sys.executable, "-c", "import os; print(os.environ['WORD'])"], {"WORD": "said"}))
-    outcomes = {outcome.name: outcome for outcome in gpu.execute(steps, 3.0, tmp_path)}
+    codes["told"] = "import os; print(os.environ['WORD'])"
+    planned = [Short(name, 1.0 if name == "slow" else 30.0) for name in codes]
+    run = steps.Run(planned, lambda name, done: script(name, codes[name], WORD="said"), tmp_path)
+    outcomes = {outcome.name: outcome for outcome in run.all()}
     assert {name: o.code for name, o in outcomes.items()} == {"good": 0, "bad": 3, "slow": None, "told": 0}
-    assert [o.passed for o in outcomes.values()] == [True, False, False, True]
+    assert {name for name, o in outcomes.items() if o.passed} == {"good", "told"}
     assert (tmp_path / "told.log").read_text().strip() == "said"
     words = capsys.readouterr().out
     assert "good: ok" in words and "bad: FAILED (exit code 3)" in words and "why" in words
-    assert "slow: NOT FINISHED in time" in words
+    assert "slow: STOPPED at the end of its share" in words and outcomes["slow"].seconds < 30
 
 
-def test_only_what_passed_is_measured(tmp_path):
-    names = {"test-selective_scan-cuda-1": 0, "test-selective_scan-cuda-2": 0, "test-causal_conv1d-cuda-1": None}
-    names |= {f"test-selective_scan-triton-{n}": int(n == 4) for n in range(1, 5)}
-    names |= {"test-hsic-triton-1": 0, "test-hsic-triton-2": 0, "test-updates-cuda-1": 0}
-    outcomes = [gpu.Outcome(name, code, 1.0, tmp_path) for name, code in names.items()]
-    chosen = gpu.passed_backends(outcomes)
-    assert chosen == {"selective_scan": ["cuda"], "causal_conv1d": [], "hsic": ["triton"]}
-    step = gpu.bench_step(chosen, 99.4, with_peers=False)
-    assert step.command[-2:] == ["selective_scan=cuda", "hsic=triton"] and step.environment == {"BDAM_FAST_PEERS": ""}
-    options = run.arguments(list(step.command[3:]))
-    assert dict(options.ops) == {"selective_scan": ["cuda"], "hsic": ["triton"]} and options.seconds == 99
+def test_a_step_waits_for_those_before_it_however_they_end(tmp_path, capsys):
+    """`last` sees what the others have left, one of which fails, and one of which is left out."""
+    planned = [Short("first"), Short("gone", after=("first",)), Short("bad", after=("first",))]
+    planned.append(Short("last", after=("gone", "bad")))
+    seen = {}
+
+    def make(name, done):
+        seen[name] = {key: outcome.code for key, outcome in done.items()}
+        if name == "gone":
+            return "nothing to do"
+        return script(name, "raise SystemExit(1)" if name == "bad" else "")
+
+    names = [outcome.name for outcome in steps.Run(planned, make, tmp_path).all()]
+    assert names == ["first", "bad", "last"] and seen["last"] == {"first": 0, "bad": 1}
+    assert "[left out] gone: nothing to do" in capsys.readouterr().out
 
 
-def test_every_operator_and_backend_is_tested_and_sanitized():
-    found = gpu.test_steps(["cuda", "triton"])
-    names = {step.name for step in found}
-    assert {n.rpartition("-")[0] for n in names} == {f"test-{op}-{b}" for op, bs in gpu.BACKENDS.items() for b in bs}
-    shares = [step.environment["BDAM_FAST_GPU_SHARE"] for step in found if "scan-triton" in step.name]
-    assert shares == ["1/4", "2/4", "3/4", "4/4"]
-    everything = [gpu.Outcome(name, 0, 1.0, ROOT) for name in names]
-    assert gpu.passed_backends(everything) == {
-        op: list(bs) for op, bs in gpu.BACKENDS.items() if not op.endswith("_update")
-    }
-    assert all((ROOT / file).exists() for file in gpu.FILES.values())
-    assert {path.name for path in (ROOT / "tests/gpu").glob("test_*.py")} == {
-        f.split("/")[-1] for f in gpu.FILES.values()
-    }
-    assert all("-triton-" in s.name for s in gpu.test_steps(["triton"]))
-    steps = gpu.sanitizer_steps(["cuda", "triton"])
-    assert [s.name for s in steps] == ["memcheck-cuda", "memcheck-triton", "racecheck-cuda"]
-    assert [s.name for s in gpu.sanitizer_steps(["triton"])] == ["memcheck-triton"]
+def test_an_interrupted_run_leaves_no_process(tmp_path):
+    def make(name, done):
+        if name == "breaks":
+            raise KeyboardInterrupt
+        return script(name, "import time; time.sleep(60)")
+
+    run = steps.Run([Short("sleeps"), Short("breaks")], make, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run.all()
+    assert [process.poll() is None for process, _, _ in run._running.values()] == [False]
 
 
 @pytest.fixture
@@ -104,18 +120,28 @@ def pretended(monkeypatch, tmp_path):
     """A machine with a GPU whose steps print their name; `codes` has the exit codes of those that fail."""
     codes: dict[str, int] = {}
 
-    def step(name):
-        return gpu.Step(name, [sys.executable, "-c", f"print('did {name}'); raise SystemExit({codes.get(name, 0)})"])
+    class Pretended(commands.Commands):
+        def __call__(self, name, done):
+            made = super().__call__(name, done)
+            if isinstance(made, str):
+                return made
+            if name.startswith("test-"):
+                (self.folder / f"{name}.tests.jsonl").write_text('{"test": "t", "parameters": {"dtype": "no"}}\n')
+            words = " ".join(made.command[made.command.index("--ops") :]) if name == "bench" else ""
+            return script(name, f"print('did {name} {words}'); raise SystemExit({codes.get(name, 0)})")
 
-    monkeypatch.setattr(steps, "LOGS", tmp_path)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "old.log").write_text("of an earlier run")
+    monkeypatch.setattr(steps, "LOGS", logs)
+    monkeypatch.setattr(gpu, "Commands", Pretended)
     monkeypatch.setattr(gpu, "obstacles", list)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "X100")
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: name)
-    for name in ("build", "load"):
-        monkeypatch.setattr(gpu, f"{name}_step", lambda name=name: step(name))
-    for name, plural in (("test", gpu.test_steps), ("sanitizer", gpu.sanitizer_steps)):
-        monkeypatch.setattr(gpu, f"{name}_steps", lambda b, plural=plural: [step(s.name) for s in plural(b)])
-    monkeypatch.setattr(gpu, "bench_step", lambda chosen, seconds, ready: step(f"bench-{'-'.join(chosen['hsic'])}"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(commands.shutil, "which", lambda name: name)
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "rows")
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    monkeypatch.setenv("RESULTS", str(tmp_path / "out"))
     return codes
 
 
@@ -124,20 +150,47 @@ def pretended(monkeypatch, tmp_path):
     [({}, 0), ({"test-hsic-triton-1": 1}, 1), ({"load": 1}, 1)],
     ids=["all well", "a test fails", "what was built does not load"],
 )
-def test_all_steps(pretended, fails, code, monkeypatch, capsys):
-    """A failing test fails the whole, and the operators whose tests passed are still measured."""
+def test_all_steps(pretended, fails, code, capsys, tmp_path):
+    """The run is the plan; a failing test fails the whole, and what is left is measured; without a library Triton alone is."""
     pretended.update(fails)
-    monkeypatch.setattr(sys, "argv", ["gpu", "--minutes", "5"])
+    results.append([{"op": "x", "variant": "a"}], results.RESULTS, **FACTS)
     with pytest.raises(SystemExit) as end:
         gpu.main()
     words = capsys.readouterr().out
     assert end.value.code == code
+    ran = re.findall(r"^ +did ([\w-]+)", words, re.M) + re.findall(r"\] ([\w-]+): FAILED", words)
+    ran = {name for name in ran if name in plan.by_name()}
+    absent = {name for name in plan.by_name() if "cuda" in name} if "load" in fails else set()
+    assert ran == plan.by_name().keys() - set(plan.IN_PROCESS) - absent
     for name in fails:
-        assert f"{name}: FAILED (exit code 1)" in words and f"failed or not finished: {name}" in words
-    bench = "bench-" if "test-hsic-triton-1" in fails else "bench-triton"
-    assert f"did {bench}\n" in words and "mamba-ssm: " in words and "did memcheck-triton" in words
-    assert ("did test-selective_scan-cuda-1" in words) == ("load" not in fails)
+        assert f"{name}: FAILED (exit code 1)" in words and f"failed or stopped: {name}" in words
+    both = "triton" if "load" in fails else "cuda,triton"
+    assert f"did bench --ops selective_scan={both} causal_conv1d={both} hsic=triton\n" in words
     assert "all steps passed" in words or fails
+    with tarfile.open(tmp_path / "out" / "bdam_fast-gpu.tar") as made:
+        names = made.getnames()
+    assert {"logs/build.log", "logs/bench.log", "logs/failed.json", "rows/nvidia-x100-80gb.csv"} <= set(names)
+    assert "logs/old.log" not in names
+
+
+def test_a_results_folder_that_cannot_be_is_refused(pretended, monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RESULTS", str(tmp_path / "file" / "out"))
+    with pytest.raises(SystemExit) as end:
+        gpu.main()
+    assert (
+        end.value.code == 2 and "RESULTS must be a folder, or a path where one can be made" in capsys.readouterr().out
+    )
+
+
+def test_rows_without_git(monkeypatch):
+    """As on a machine to which the files were copied: no git, or no repository."""
+
+    def absent(*args, **kwargs):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(results.subprocess, "run", absent)
+    assert results.commit() == "unknown"
 
 
 @pytest.mark.parametrize("words", [["hsic"], ["hsic="], ["fast=cuda"]])
@@ -145,12 +198,6 @@ def test_wrong_operators_are_refused(words, capsys):
     with pytest.raises(SystemExit):
         run.arguments(["--ops", *words])
     assert "must be OP=BACKEND" in capsys.readouterr().err
-
-
-def test_the_clock_keeps_a_reserve():
-    clock = gpu.Clock(100.0)
-    assert clock.left(10.0) == 10.0
-    assert 80 < clock.left(1000.0) <= 85 and clock.left(1000.0, reserve=200) == 0
 
 
 def test_stopwatch_takes_turns_and_shortens_slow_peers(monkeypatch):

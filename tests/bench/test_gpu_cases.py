@@ -2,6 +2,8 @@
 
 import io
 import tarfile
+import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -160,11 +162,30 @@ def test_a_device_that_no_longer_answers_ends_the_run(monkeypatch, small_shapes,
     assert len(run.measure_groups(cases.groups(CHOSEN, "cpu"), 300, limits, stopwatch(), list)) == 1
 
 
-def test_what_the_time_does_not_suffice_for_is_said(small_shapes, capsys):
+def test_what_a_slower_machine_has_no_time_for_is_cut(small_shapes, monkeypatch, capsys):
+    """Estimates of a millisecond each, and groups that take a hundred: the second is expected to take as long as the first."""
+    monkeypatch.setattr(run, "measure_group", lambda *a: time.sleep(0.1) or [])
+    groups = [replace(group, seconds=1e-3) for group in cases.groups(CHOSEN, "cpu")]
     limits = timer.gpu_machine(1e9, 1e9, 1e9)
-    groups = cases.groups(CHOSEN, "cpu")
-    assert run.measure_groups(groups, run.GROUP_SECONDS / 2, limits, stopwatch(), list) == []
-    assert "skipped for lack of time, 6: hsic 2 16 20 linear float32" in capsys.readouterr().out
+    assert run.measure_groups(groups, 0.15, limits, stopwatch(), list) == []
+    assert "cut, 5, for this machine takes longer than planned: hsic 2 16 20 rbf float32; " in capsys.readouterr().out
+
+
+def test_kernels_are_compiled_beforehand(monkeypatch, small_shapes):
+    """Each of our variants is called once, peers are not; one that fails is named and hides no other."""
+    called = []
+
+    def scan(*tensors, backend):
+        called.append(backend)
+        if len(called) == 1:
+            raise RuntimeError("no such kernel")
+        return selective_scan.run_scan_before(*tensors, backend=backend)
+
+    monkeypatch.setattr(selective_scan, "run_scan_before", selective_scan.run_scan, raising=False)
+    monkeypatch.setattr(selective_scan, "run_scan", scan)
+    groups = cases.groups({"selective_scan": ["cpu", "reference"]}, "cpu")
+    assert run.compile_groups(groups) == ["selective_scan 2 16 9 BLD float32: RuntimeError: no such kernel"]
+    assert called == ["cpu"] + ["cpu", "reference"] * 2
 
 
 def test_shapes_that_count_are_there():

@@ -6,11 +6,16 @@ import torch
 import triton
 from torch import Tensor
 
+from bdam_fast import _tuning
 from bdam_fast._triton import on_device, unit_of
 from bdam_fast.ops.causal_conv1d.triton_kernels import backward_kernel, forward_kernel
 
-TILE = 1024  # elements of a tile: 8 for each of 128 threads, two to four 16-byte loads a tap
 PROGRAMS = 1024  # wanted: a few for each multiprocessor of a large GPU
+
+
+def _tile(x: Tensor) -> int:
+    """Elements of a tile: by default 1024, 8 for each of 128 threads, two to four 16-byte loads a tap."""
+    return _tuning.size("causal_conv1d.tile", x.device)
 
 
 def _tiling(x: Tensor, tile: int) -> dict[str, int]:
@@ -105,7 +110,7 @@ def forward(
     plan = None if seq_idx is None else packing_plan(seq_idx, reverse, width)
     pointers = (x, *_contiguous(weight, bias, initial_states), plan, out, final if final.numel() else None)
     flags = {"WIDTH": width, "SILU": silu, "REVERSE": reverse and plan is None}
-    _launch(forward_kernel, pointers, (x, out), _tiling(x, TILE), **flags)
+    _launch(forward_kernel, pointers, (x, out), _tiling(x, _tile(x)), **flags)
     return out, final
 
 
@@ -134,9 +139,8 @@ def backward(
             dinitial.zero_() if dfinal_states is None else dinitial.copy_(dfinal_states)
         sums = x.new_zeros((width + 1, channels), dtype=torch.float32)
     else:
-        tiling = _tiling(
-            x, TILE if width <= 4 and seq_idx is None else TILE // 2
-        )  # else registers spill (255 on sm_90)
+        # Wider or packed, a whole tile would have registers spill (255 on sm_90).
+        tiling = _tiling(x, _tile(x) if width <= 4 and seq_idx is None else _tile(x) // 2)
         partial = x.new_empty((batch * tiling["chunks"], width + 1, channels), dtype=torch.float32)
         target = (
             dinitial if dinitial.is_contiguous() else torch.empty(dinitial.shape, dtype=dinitial.dtype, device=x.device)

@@ -28,6 +28,7 @@ import torch
 import triton
 from torch import Tensor
 
+from bdam_fast import _tuning
 from bdam_fast._triton import on_device, parameter
 from bdam_fast.ops.selective_scan.triton_kernels import scan_forward
 from bdam_fast.ops.selective_scan.triton_kernels_backward import scan_backward
@@ -53,10 +54,13 @@ def saved_shape(batch: int, channels: int, length: int, states: int) -> tuple[in
     return (batch, tiles * (states * channels) + ZEROS)
 
 
-def blocks_of(channels: int, states: int) -> Blocks:
-    """512 states a program, 16 in a thread: 4 channels by 4 states at N = 16, which shares the work of both sums."""
+def blocks_of(channels: int, states: int, device: torch.device) -> Blocks:
+    """512 states a program, 16 in a thread: 4 channels by 4 states at N = 16, which shares the work of both sums.
+
+    A card's table may have fewer: more programs, with fewer registers each.
+    """
     N = triton.next_power_of_2(states)
-    block = min(64, max(1, 512 // N), triton.next_power_of_2(channels))
+    block = min(64, max(1, _tuning.size("selective_scan.states", device) // N), triton.next_power_of_2(channels))
     Q = min(8, block)
     return Blocks(block // Q, N, Q)
 
@@ -146,7 +150,7 @@ def forward(
     batch, channels, length = u.shape
     states = A.shape[1]
     groups = max(groups_of(B), groups_of(C))
-    block = blocks_of(channels // groups, states)
+    block = blocks_of(channels // groups, states, u.device)
     blocks = triton.cdiv(channels // groups, block.P * block.Q)
     out = torch.empty_like(u)
     last_shape = (batch, channels, states) if return_last_state else (0,)
@@ -195,7 +199,7 @@ def backward(
     batch, channels, length = u.shape
     states = A.shape[1]
     groups = max(groups_of(B), groups_of(C))
-    block = blocks_of(channels // groups, states)
+    block = blocks_of(channels // groups, states, u.device)
     blocks = triton.cdiv(channels // groups, block.P * block.Q)
     units = groups * blocks
 

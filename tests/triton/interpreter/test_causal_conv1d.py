@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from bdam_fast import _tuning
 from bdam_fast.ops.causal_conv1d import triton_impl
 from tests.support.operators import leaves, packed_index, same_bits, stream
 from tests.support.operators.causal_conv1d import check_conv, conv_problem, run_conv
@@ -40,11 +41,19 @@ def test_lengths(length, order):
 @pytest.mark.parametrize("order", ["bld", "bdl"])
 def test_many_tiles_and_chunks(monkeypatch, tile, programs, order):
     """Small tiles, so that short sequences are cut as long ones are: several tiles a program, several programs."""
-    monkeypatch.setattr(triton_impl, "TILE", tile)
+    monkeypatch.setitem(_tuning._override, "causal_conv1d.tile", tile)
     monkeypatch.setattr(triton_impl, "PROGRAMS", programs)
     for reverse in (False, True):
         check(conv_problem(1, 3, 21, 3, order=order), order=order, reverse=reverse)
         check(conv_problem(1, 3, 21, 3, order=order), order=order, seq_idx=packed_index(1, 21), reverse=reverse)
+
+
+@pytest.mark.parametrize("value", _tuning.CHOICES["causal_conv1d.tile"])
+@pytest.mark.parametrize("order", ["bld", "bdl"])
+def test_every_size_that_a_card_s_table_may_hold(value, order):
+    """Tiles that are not filled, and by the smallest one that are."""
+    with _tuning.fixed("causal_conv1d.tile", value):
+        check(conv_problem(1, 67, 19, order=order), order=order)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

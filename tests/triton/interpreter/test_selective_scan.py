@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bdam_fast import _tuning
 from bdam_fast.ops.selective_scan import triton_impl
 from tests.support.operators import leaves, packed_index, same_bits
 from tests.support.operators.kernels import SCAN
@@ -49,6 +50,15 @@ def test_states(states):
 @pytest.mark.parametrize("order", ["bld", "bdl"])
 def test_several_programs(shape, order):
     check(scan_problem(*shape, order=order), reverse=shape[0] == 2)
+
+
+@pytest.mark.parametrize("order", ["bld", "bdl"])
+@pytest.mark.parametrize("value", _tuning.CHOICES["selective_scan.states"][1:])
+def test_every_size_that_a_card_s_table_may_hold(value, order):
+    """A program has fewer channels then, and another program takes the rest."""
+    with _tuning.fixed("selective_scan.states", value):
+        assert triton_impl.blocks_of(37, 16, torch.device("cpu"))[:2] == (value // 16 // 8, 16)
+        check(scan_problem(1, 37, 10, 16, order=order), reverse=order == "bdl")
 
 
 @pytest.mark.parametrize("reverse", [False, True])
