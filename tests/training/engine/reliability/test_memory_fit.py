@@ -18,7 +18,7 @@ from training.data.datasets import read_dataset
 from training.data.loader import TrainLoader
 from training.data.tokenizer import build_tokenizer
 from training.engine import checkpoint, memory_fit
-from training.engine.memory_estimate import MemoryEstimate, _dry_peak, _LiveBytes, estimate_memory, smaller_steps
+from training.engine.memory_estimate import LiveBytes, MemoryEstimate, _dry_peak, estimate_memory, smaller_steps
 from training.engine.train_step import Stepper
 from training.models.retrieval_model import RetrievalModel
 from training.train import train
@@ -33,7 +33,7 @@ def built(config: Config) -> tuple[RetrievalModel, TrainLoader]:
     return checkpoint.build_model(config, tokenizer), TrainLoader(dataset, tokenizer, config.data, 0)
 
 
-class _RealBytes(_LiveBytes):
+class _RealBytes(LiveBytes):
     """Counts a step on real tensors, whose values need no answers."""
 
     def _answer(self, func: object, args: object) -> None:
