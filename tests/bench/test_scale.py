@@ -200,7 +200,7 @@ def test_tables_of_tiny_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert [(cell.options, cell.fits) for cell in cells] == [("checkpointing", False)] * 2
     text = sizing.counted_table(cells) + sizing.predicted_table(first)
     assert text.count(": too much") == 2 and "images/s" in text
-    assert "100.00%" not in (text := sizing.linear_table(sizing.Counts(arguments.counts), (8,), (1, 2)))
+    assert "100.00%" not in (text := sizing.linear_table(sizing.Counts(arguments.counts), (8,), 2))
     assert counting.StepCount.memory.fget(first[0].count) > 16 * first[0].count.trained and "tiny" in text
 
 

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 # Left out of the comparison of two logs: measured, or a digest of what is measured.
 MEASURED = ("seconds", "memory_mb", "crc32")
 # A kill that finds no ranks within so many seconds is an error: the job has ended or hangs.
-PATIENCE = 300.0
+PATIENCE = 1200.0
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,21 @@ def torchrun(*words: str, prefix: Sequence[str] = (), **environment: str) -> sub
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 1800.0) -> str:
-    """Output of a process; its whole session ends with it. Raises RuntimeError where it fails."""
+    """Output of an agent of torchrun, whose ranks end with it. Raises RuntimeError where it fails."""
     try:
         output, _ = process.communicate(timeout=seconds)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        end(process)
     if process.returncode:
         raise RuntimeError(f"a job failed with status {process.returncode}: {output[-2000:]}")
     return output
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kills an agent of torchrun that still runs, and its ranks, which have sessions of their own."""
+    if process.poll() is None:
+        for pid in (process.pid, *ranks_of(process.pid)):
+            os.kill(pid, signal.SIGKILL)
 
 
 def ranks_of(agent: int) -> list[int]:
@@ -129,18 +135,17 @@ def kill_after(process: subprocess.Popen[str], run_dir: Path, step: int, size: i
 
     Raises RuntimeError where the job ends before.
     """
-    end = time.monotonic() + PATIENCE
+    latest = time.monotonic() + PATIENCE
     while steps_in(run_dir) < step or len(ranks := ranks_of(process.pid)) < size:
-        if process.poll() is not None or time.monotonic() > end:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is not None or time.monotonic() > latest:
+            end(process)
             raise RuntimeError(f"no ranks to kill after step {step}: {process.communicate()[0][-2000:]}")
         time.sleep(0.02)
     time.sleep(draw.uniform(0, 0.5))
     chosen = draw.randrange(size)
     os.kill(ranks[chosen], signal.SIGKILL)
     # The other ranks end too, and new ones take their place.
-    while set(ranks_of(process.pid)) & set(ranks) and time.monotonic() < end:
+    while set(ranks_of(process.pid)) & set(ranks) and time.monotonic() < latest:
         time.sleep(0.02)
     return chosen
 

@@ -33,6 +33,8 @@ MARKERS = ("<!-- sizing -->", "<!-- end of sizing -->")
 VOCABULARY = 30522
 # Images of a rank in a micro-batch where a step does not fit as a whole.
 MICRO_BATCH = 256
+# They leave the heads as they are, which take most of it.
+MOST_SAVED = 2.0
 
 
 class Pair(NamedTuple):
@@ -140,13 +142,21 @@ def memory(count: StepCount) -> float:
     return count.memory * (1 + RESERVE[0])
 
 
-def fitting(counts: Counts, pair: Pair, images: int, ranks: int, ceilings: Ceilings) -> Cell:
-    """The step as it is, else with checkpointing, else in micro-batches too."""
-    parts = -(-images // (ranks * MICRO_BATCH))
+def fitting(counts: Counts, pair: Pair, images: int, ranks: int, ceilings: Ceilings, least: Counter[bool]) -> Cell:
+    """The step as it is, else with checkpointing, else in micro-batches too, where these could halve the memory enough.
+
+    least: images of a rank from which a step is known not to fit without and with checkpointing, 0 for unknown; kept up to date.
+    """
+    rows, parts = images // ranks, -(-images // (ranks * MICRO_BATCH))
     tried = [("", 1, False), ("checkpointing", 1, True), (f"checkpointing, {parts} micro-batches", parts, True)]
     for words, accumulate, checkpointing in tried[: 3 if parts > 1 else 2]:
+        if not checkpointing and 0 < least[False] <= rows:
+            continue
         options, count = words, counts.step(pair, images, ranks, accumulate, checkpointing)
-        if fits := memory(count) <= ceilings.memory:
+        fits = memory(count) <= ceilings.memory
+        if not fits:
+            least[checkpointing] = min(rows, least[checkpointing] or rows)
+        if fits or (checkpointing and memory(count) > MOST_SAVED * ceilings.memory):
             break
     return Cell(pair, images, ranks, options, fits, count, predict(count, ranks, ceilings))
 
@@ -155,10 +165,11 @@ def cells(arguments: Arguments) -> Iterator[Cell]:
     """All steps of the tables, in their order."""
     counts = Counts(arguments.counts)
     for pair in pairs():
+        least = Counter[bool]()
         for images in arguments.batches:
             for ranks in arguments.ranks:
                 if images >= ranks:
-                    yield fitting(counts, pair, images, ranks, arguments.ceilings)
+                    yield fitting(counts, pair, images, ranks, arguments.ceilings, least)
 
 
 def counted_table(found: list[Cell]) -> str:
@@ -202,15 +213,20 @@ def _predicted_row(cell: Cell) -> list[str]:
     return [str(cell.images), str(cell.ranks), *numbers, made.limiter, f"{cell.images / made.seconds:,.0f}"]
 
 
-def linear_table(counts: Counts, batches: tuple[int, ...], ranks: tuple[int, ...] = (1, 2, 4, 8, 64)) -> str:
-    """FLOPs of one process over those of all ranks together: 100 % is linear."""
+def linear_table(counts: Counts, batches: tuple[int, ...], most: int, ranks: tuple[int, ...] = (2, 4, 8, 64)) -> str:
+    """FLOPs of one process over those of all ranks together: 100 % is linear.
+
+    Counted are one process and `most` ranks; the others follow, since every further rank repeats the losses and nothing else.
+    """
     rows = []
     for pair in pairs():
         for images in batches:
-            whole = counts.step(pair, images, 1).flops
-            shares = [f"{whole / n / counts.step(pair, images, n).flops:.2%}" if images >= n else "" for n in ranks[1:]]
-            rows.append([pair.name, str(images), f"{whole / 1e12:,.1f}", *shares])
-    return markdown(["encoders", "batch", "TFLOP, one process", *(f"{n} ranks" for n in ranks[1:])], rows)
+            whole, part = (counts.step(pair, images, n).flops for n in (1, most))
+            losses = (most * part - whole) / (most - 1)
+            shares = [f"{whole / (whole + (n - 1) * losses):.2%}" for n in ranks]
+            rows.append([pair.name, str(images), f"{whole / 1e12:,.1f}", f"{losses / 1e12:.3f}", *shares])
+    head = ["encoders", "batch", "TFLOP, one process", "repeated", *(f"{n} ranks" for n in ranks)]
+    return markdown(head, rows)
 
 
 def sharding_table(found: list[Cell], ceilings: Ceilings) -> str:
@@ -238,7 +254,7 @@ def main() -> None:
     ends = tuple(dict.fromkeys((arguments.batches[0], arguments.batches[-1])))
     texts = [
         "### Counted\n\n" + counted_table(found),
-        "Work of one process over that of all ranks together:\n\n" + linear_table(counts, ends),
+        "Work of one process over that of all ranks together:\n\n" + linear_table(counts, ends, max(arguments.ranks)),
         f"### Predicted, not measured\n\n{arguments.ceilings.describe()}\n\n" + predicted_table(found),
         sharding_table(found, arguments.ceilings),
     ]
