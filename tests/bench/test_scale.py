@@ -251,7 +251,7 @@ def gradients(block: Mamba, x_BLC: torch.Tensor, weight_BLC: torch.Tensor) -> di
 
 
 def test_decay_skip_and_step_bias_lose_digits_in_bf16_that_float32_keeps() -> None:
-    """What sharding must not round, as docs/scale.md says: each alone, in a float64 block with weights off their first values."""
+    """Each alone, in a float64 block with weights off their first values: docs/scale.md says what sharding must not round."""
     block = Mamba(64, backend="cpu").double()
     with torch.no_grad():
         for parameter in (block.A_log, block.D):

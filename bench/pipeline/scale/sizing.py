@@ -246,24 +246,37 @@ def sharding_table(found: list[Cell], ceilings: Ceilings) -> str:
     return markdown(head, rows)
 
 
+def page(arguments: Arguments) -> str:
+    """All tables as Markdown."""
+    found, counts = list(cells(arguments)), Counts(arguments.counts)
+    ends = tuple(dict.fromkeys((arguments.batches[0], arguments.batches[-1])))
+    texts = [
+        "### Counted",
+        counted_table(found),
+        'Work of one process over that of all ranks together, without options; "repeated" is what every rank does again, TFLOP:',
+        linear_table(counts, ends, max(arguments.ranks)),
+        "### Predicted, not measured",
+        arguments.ceilings.describe(),
+        predicted_table(found),
+        sharding_table(found, arguments.ceilings),
+    ]
+    return "\n\n".join(texts)
+
+
+def write(text: str) -> None:
+    """Puts the tables in their place in docs/scale.md."""
+    before, _, rest = PAGE.read_text().partition(MARKERS[0])
+    after = rest.partition(MARKERS[1])[2]
+    write_bytes(PAGE, f"{before}{MARKERS[0]}\n\n{text}\n\n{MARKERS[1]}{after}".encode())
+
+
 def main() -> None:
     """Entry point."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    counts = Counts(arguments.counts)
-    found = list(cells(arguments))
-    ends = tuple(dict.fromkeys((arguments.batches[0], arguments.batches[-1])))
-    texts = [
-        "### Counted\n\n" + counted_table(found),
-        "Work of one process over that of all ranks together:\n\n" + linear_table(counts, ends, max(arguments.ranks)),
-        f"### Predicted, not measured\n\n{arguments.ceilings.describe()}\n\n" + predicted_table(found),
-        sharding_table(found, arguments.ceilings),
-    ]
-    text = "\n\n".join(texts)
+    text = page(arguments)
     print(text)
     if arguments.write:
-        before, _, rest = PAGE.read_text().partition(MARKERS[0])
-        after = rest.partition(MARKERS[1])[2]
-        write_bytes(PAGE, f"{before}{MARKERS[0]}\n\n{text}\n\n{MARKERS[1]}{after}".encode())
+        write(text)
 
 
 if __name__ == "__main__":
