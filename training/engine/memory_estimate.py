@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from training.config import Config
 from training.data.loader import Batch, TextBatch, TrainLoader
-from training.engine.distributed.ranks import ONE_RANK
+from training.engine.distributed.ranks import ONE_RANK, Ranks
 from training.engine.gradnorm import GradNorm
 from training.engine.losses import task_names
 from training.engine.train_step import DTYPES, Stepper, configure_model
@@ -103,7 +103,7 @@ def smaller_steps(config: Config) -> Iterator[Config]:
         parts = min(batch, 2 * parts)
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operators make, and answers what a fake tensor cannot: its values.
 
     integers: answers for `int(tensor)`, in turn; a truth value is True, a float 1.0.
@@ -154,12 +154,13 @@ class _LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-class _DryStepper(Stepper):
+class DryStepper(Stepper):
     """A training step without the optimiser, whose fused kernel takes no fake tensors."""
 
-    def __init__(self, config: Config, model: RetrievalModel) -> None:
-        self.config, self.model, self.ranks = config, model, ONE_RANK
+    def __init__(self, config: Config, model: RetrievalModel, ranks: Ranks = ONE_RANK) -> None:
+        self.config, self.model, self.ranks = config, model, ranks
         self.device = next(model.parameters()).device
+        ranks.prepare(model)
         self.dtype = DTYPES.get(config.optim.precision)
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
@@ -183,11 +184,11 @@ def _dry_peak(model: RetrievalModel, config: Config, loader: TrainLoader) -> int
     known = [*memo.values()]
     dry, device = copy.deepcopy(model, memo), next(model.parameters()).device
     lengths, batch_size = _lengths(loader, config), _batch_size(config)
-    live = _LiveBytes(known, itertools.cycle(lengths))
+    live = LiveBytes(known, itertools.cycle(lengths))
     # Without this the dry step would draw from the generators of the training.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), fake_mode, live:
-        batch = _batch(batch_size, config, lengths[-1], device)
-        _DryStepper(config, dry.train()).run(batch, measure=config.gradnorm.enabled)
+        batch = plain_batch(batch_size, config, lengths[-1], device)
+        DryStepper(config, dry.train()).run(batch, measure=config.gradnorm.enabled)
         del batch
         with torch.no_grad():
             images = torch.zeros(config.eval.batch_size, 3, *config.data.image_size, device=device)
@@ -207,7 +208,8 @@ def _lengths(loader: TrainLoader, config: Config) -> list[int]:
     return [round(value) for value in torch.quantile(lengths[:1_000_000], shares).tolist()]
 
 
-def _batch(size: int, config: Config, length: int, device: torch.device) -> Batch:
+def plain_batch(size: int, config: Config, length: int, device: torch.device) -> Batch:
+    """A batch of `size` images with texts of `length` tokens, all of one person."""
     texts = TextBatch(*(torch.ones(size, length, dtype=torch.int64, device=device) for _ in range(2)))
     ids = torch.zeros(size, dtype=torch.int64, device=device)
     images = torch.zeros(size, 3, *config.data.image_size, device=device)

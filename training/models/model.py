@@ -186,7 +186,8 @@ class Model(RetrievalModel):
         order_N = lengths_N.argsort(stable=True)
         tokens = []
         for rows in order_N.chunk(parts):
-            longest = int(lengths_N[rows[-1]])
+            # Not rows[-1], which would be read from the device as well.
+            longest = int(lengths_N[rows[-1:]])
             encoded = self.text(input_ids_NT[rows, :longest], mask_NT[rows, :longest])
             tokens.append(F.pad(encoded, (0, 0, 0, mask_NT.shape[1] - longest)))
         return torch.cat(tokens).index_select(0, order_N.argsort())

@@ -38,7 +38,7 @@ T = TypeVar("T")
 # Seconds after which an exchange of tensors, which all ranks reach within a step, counts as lost.
 EXCHANGE_SECONDS = 600.0
 # torch 2.13 has a new name for it, and warns of the old one.
-ALL_GATHER: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 # Key of the random numbers of ranks, beside those of the samplers.
 PURPOSE = 3
 
@@ -48,6 +48,9 @@ class RankGroup(Ranks):
 
     `sent` counts the bytes that this rank has put into exchanges, by purpose, whatever the library makes of them.
     """
+
+    # What exchanges the tensors of a step: a count of a step on ranks that do not exist has one that sends nothing.
+    library: Any = dist
 
     def __init__(self, register: Register, device: torch.device, local_rank: int, machine: str) -> None:
         self.rank, self.size = register.rank, register.size
@@ -104,7 +107,7 @@ class RankGroup(Ranks):
             return lambda: None
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         with self._exchanging("gradients", flat):
-            work: Any = dist.all_reduce(flat, async_op=True)
+            work: Any = self.library.all_reduce(flat, async_op=True)
 
         def finish() -> None:
             with self._exchanging("gradients"):
@@ -211,20 +214,20 @@ class RankGroup(Ranks):
         """(size, *x.shape): tensors of one shape, by rank."""
         out = x.new_empty(self.size, *x.shape)
         with self._exchanging(what, x):
-            ALL_GATHER(out.flatten(), x.contiguous().flatten())
+            getattr(self.library, ALL_GATHER)(out.flatten(), x.contiguous().flatten())
         return out
 
     def all_reduce(self, x: Tensor, what: str) -> Tensor:
         """Sum over the ranks, written to x."""
         with self._exchanging(what, x):
-            dist.all_reduce(x)
+            self.library.all_reduce(x)
         return x
 
     def all_to_all(self, x: Tensor, received: list[int], sent: list[int], what: str) -> Tensor:
         """Rows from every rank, by rank; `sent` counts the rows of x for each, `received` those from each."""
         out = x.new_empty(sum(received), *x.shape[1:])
         with self._exchanging(what):
-            dist.all_to_all_single(out, x.contiguous(), received, sent)
+            self.library.all_to_all_single(out, x.contiguous(), received, sent)
         self.sent[what] += (len(x) - sent[self.rank]) * (x[:1].nbytes if len(x) else 0)
         return out
 

@@ -99,16 +99,17 @@ class RankRows(BatchRows):
 
     def pick(self, index_O: Tensor | None) -> Pick:
         """The rows of these positions in the whole batch, wherever they lie."""
-        return Pick(None) if index_O is None else _RankPick(self, index_O)
-
-
-class _RankPick(Pick):
-    """Rows that lie on any rank."""
-
-    def __init__(self, rows: RankRows, index_O: Tensor) -> None:
-        super().__init__(index_O)
+        if index_O is None:
+            return Pick(None)
         # The choice of its rank counts, so that all agree on what is sent, whatever their last digits.
-        wanted_B = rows.gather(index_O, "choice of pairs").cpu()
+        return RankPick(self, index_O, self.gather(index_O, "choice of pairs").cpu())
+
+
+class RankPick(Pick):
+    """Rows that lie on any rank. wanted_B: the choices of all ranks, on the CPU."""
+
+    def __init__(self, rows: RankRows, index_O: Tensor, wanted_B: Tensor) -> None:
+        super().__init__(index_O)
         rank, self.exchange = rows.exchange.rank, rows.exchange
         by_rank = [wanted_B[positions] for positions in rows.by_rank]
         mine = [wanted[rows.owner[wanted] == rank] for wanted in by_rank]
@@ -150,10 +151,10 @@ class _Share(torch.autograd.Function):
 
 
 class _Exchanged(torch.autograd.Function):
-    """The rows of a `_RankPick`; their gradients are sent back and added to those of the rows."""
+    """The rows of a `RankPick`; their gradients are sent back and added to those of the rows."""
 
     @staticmethod
-    def forward(ctx: Any, x_O: Tensor, pick: _RankPick) -> Tensor:
+    def forward(ctx: Any, x_O: Tensor, pick: RankPick) -> Tensor:
         ctx.pick, ctx.rows = pick, len(x_O)
         sent = x_O.index_select(0, pick.outgoing)
         received = pick.exchange.all_to_all(sent, pick.received, pick.sent, "wrong pairs")

@@ -6,10 +6,7 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -17,66 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from bench.pipeline.scale.kills import finish, kill_after, torchrun
 from tests.support.tiny_run import read_lines, tiny_config
 from tests.training.engine.distributed.test_same_numbers import exact
 from training.config import Config, to_dict
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 KILLS = 3
-
-
-def torchrun(*words: str, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
-    command = [*prefix, sys.executable, "-m", "torch.distributed.run", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
-    return subprocess.Popen(command, env=ENVIRONMENT | environment, cwd=ROOT, **pipes)  # type: ignore[call-overload]
 
 
 def train_words(config: Config, run_dir: Path) -> list[str]:
     path = run_dir.with_name(f"{run_dir.name}.json")
     path.write_text(json.dumps(to_dict(config)))
     return ["-m", "training.train", "--config", str(path), "--out", str(run_dir), "--resume", "--no-check-memory"]
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """Output of a process, which must succeed; its whole session ends with it."""
-    try:
-        output, _ = process.communicate(timeout=500)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output
-    return output
-
-
-def ranks_of(agent: int) -> list[int]:
-    """Processes that an agent has started and that train, by /proc."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            words = (path / "cmdline").read_bytes().split(b"\0")
-        except (OSError, ValueError):
-            continue
-        if parent == agent and b"training.train" in words:
-            found.append(int(path.name))
-    return sorted(found)
-
-
-def steps_in(run_dir: Path) -> int:
-    path = run_dir / "metrics.jsonl"
-    return path.read_text().count('"step"') if path.exists() else 0
-
-
-def kill_one(agent: int, draw: random.Random) -> None:
-    """SIGKILL to a rank, once both are there, after a random part of a second."""
-    end = time.monotonic() + 200
-    while len(ranks := ranks_of(agent)) < 2 and time.monotonic() < end:
-        time.sleep(0.05)
-    time.sleep(draw.uniform(0, 0.5))
-    os.kill(draw.choice(ranks), signal.SIGKILL)
-    while ranks_of(agent) == ranks and time.monotonic() < end:
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -90,11 +39,8 @@ def test_a_job_that_loses_ranks_ends_with_the_numbers_of_one_that_does_not(root:
     restarting = ["--standalone", "--nproc-per-node", "2", "--max-restarts", str(KILLS)]
     process = torchrun(*restarting, *train_words(config, run_dir))
     # The first while nothing is written yet, the others at random steps.
-    for step in [0, *sorted(draw.sample(range(1, 20), KILLS - 1))]:
-        while steps_in(run_dir) < step and process.poll() is None:
-            time.sleep(0.02)
-        assert process.poll() is None, process.communicate()[0]
-        kill_one(process.pid, draw)
+    for step in [0, *sorted(draw.sample(range(1, 10), KILLS - 1))]:
+        kill_after(process, run_dir, step, 2, draw)
     output = finish(process)
     assert output.count("ended without a word") + output.count("has ended, and its store with it") >= 1, output
     assert read_lines(run_dir) == read_lines(tmp_path / "whole")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from training.data.datasets import read_dataset
 from training.data.loader import TrainLoader
 from training.data.tokenizer import build_tokenizer
 from training.engine import checkpoint, memory_fit
-from training.engine.memory_estimate import MemoryEstimate, _dry_peak, _LiveBytes, estimate_memory, smaller_steps
+from training.engine.memory_estimate import LiveBytes, MemoryEstimate, _dry_peak, estimate_memory, smaller_steps
 from training.engine.train_step import Stepper
 from training.models.retrieval_model import RetrievalModel
 from training.train import train
@@ -33,7 +34,7 @@ def built(config: Config) -> tuple[RetrievalModel, TrainLoader]:
     return checkpoint.build_model(config, tokenizer), TrainLoader(dataset, tokenizer, config.data, 0)
 
 
-class _RealBytes(_LiveBytes):
+class _RealBytes(LiveBytes):
     """Counts a step on real tensors, whose values need no answers."""
 
     def _answer(self, func: object, args: object) -> None:
@@ -69,6 +70,18 @@ def test_a_dry_step_allocates_what_a_real_one_does(options: dict[str, object], r
     with _RealBytes([*model.parameters(), *model.buffers(), *known], iter(())) as real:
         stepper.run(next(batches), measure=True)
     assert dry == pytest.approx(real.peak, rel=0.15)
+
+
+def test_the_estimate_takes_texts_of_more_tokens_than_the_batch_has_texts(root: Path) -> None:
+    """64 texts, in two parts by their length: 80 is a length, and no place of one of them."""
+    config = tiny_config(root)
+    config = replace(config, data=replace(config.data, ids_per_batch=8, text_length=80))
+    model, _ = built(config)
+    found = []
+    for length in (20, 80):
+        loader = SimpleNamespace(images=None, table=SimpleNamespace(lengths=torch.tensor([length])))
+        found.append(estimate_memory(model, config, loader, 0.0).activations)  # type: ignore[arg-type]
+    assert found[1] > 1.5 * found[0]
 
 
 def test_parts_of_the_estimate(root: Path) -> None:
