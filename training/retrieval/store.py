@@ -26,6 +26,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,18 @@ class Snapshot:
 
     def __len__(self) -> int:
         """Number of images."""
-        return int((self.ids_P >= 0).sum())
+        return len(self._alive[0])
 
     def positions(self, ids_N: np.ndarray) -> np.ndarray:
         """Position of each id, which must exist; ids grow with their positions."""
-        alive = np.flatnonzero(self.ids_P >= 0)
-        return alive[np.searchsorted(self.ids_P[alive], ids_N)]
+        positions_N, known_N = self._alive
+        return positions_N[np.searchsorted(known_N, ids_N)]
+
+    @cached_property
+    def _alive(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions that hold an image, and the ids of these."""
+        positions_N = np.flatnonzero(self.ids_P >= 0)
+        return positions_N, self.ids_P[positions_N]
 
 
 class Gallery:
