@@ -98,7 +98,7 @@ def test_no_object_is_kept_for_a_request(finder, tmp_path, make_client, monkeypa
     before = objects()
     for number in range(40, 240):
         ask(client, number)
-    # 2,600 requests: one object each would be 2,600.
+    # One object for each request would be 2,800.
     assert objects() - before < 200
 
 
