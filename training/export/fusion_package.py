@@ -46,10 +46,12 @@ class FusionPackage:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"{path} is damaged: {reason}; copy the export again") from error
 
-    def match(self, images_B3HW: np.ndarray, input_ids_BT: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
+    def match(self, images_B3HW: np.ndarray, input_ids_BT: np.ndarray, mask_BT: np.ndarray, pad_id: int) -> np.ndarray:
         """Match of images, normalised, with texts as `OnnxTowers.tokens` gives them, in units of the score; float32 (B,)."""
-        # Ids of padding have no influence.
         missing = max(0, LEAST_LENGTH - input_ids_BT.shape[1])
-        tokens = [torch.from_numpy(np.pad(values, ((0, 0), (0, missing)))) for values in (input_ids_BT, mask_BT)]
+        tokens = [
+            torch.from_numpy(np.pad(values, ((0, 0), (0, missing)), constant_values=padding))
+            for values, padding in ((input_ids_BT, pad_id), (mask_BT, 0))
+        ]
         with torch.inference_mode():
             return self.module(torch.from_numpy(images_B3HW), *tokens).float().numpy()

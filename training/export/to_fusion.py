@@ -99,6 +99,6 @@ def fusion_difference(run: TrainedModel, folder: Path, records: Sequence[Record]
         paths = [records[i].path for i in image_P[rows].tolist()]
         pixels = np.stack([towers.read_image(path.read_bytes(), str(path)) for path in paths])
         tokens = towers.tokens([captions[i] for i in text_P[rows].tolist()])
-        found = package.match(towers.normalised(pixels), *tokens)
+        found = package.match(towers.normalised(pixels), *tokens, towers.facts.pad_id)
         worst = float(np.maximum(worst, np.abs(found - expected_P[rows].numpy()).max()))
     return 2 * count, worst

@@ -209,7 +209,7 @@ class OnnxEmbedder(Embedder):
     def match(self, text: str, pixels_N3HW: np.ndarray) -> np.ndarray:
         """See `Embedder`. Raises ValueError without PyTorch too."""
         tokens = [np.repeat(values, len(pixels_N3HW), 0) for values in self.towers.tokens([text])]
-        return self._fusion.match(self.towers.normalised(pixels_N3HW), *tokens)
+        return self._fusion.match(self.towers.normalised(pixels_N3HW), *tokens, self.towers.facts.pad_id)
 
     @cached_property
     def _fusion(self) -> Any:

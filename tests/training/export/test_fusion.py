@@ -117,9 +117,9 @@ def test_it_loads_without_the_classes_of_the_model(exported, trained, root, tmp_
 def test_a_text_without_a_word_is_padded(exported):
     package = FusionPackage(exported)
     images = np.zeros((1, 3, 32, 16), np.float32)
-    ids, mask = np.array([[2, 3]]), np.ones((1, 2), np.int64)
-    padded = package.match(images, np.array([[2, 3, 7]]), np.array([[1, 1, 0]]))
-    np.testing.assert_array_equal(package.match(images, ids, mask), padded)
+    ids, mask, pad = np.array([[2, 3]]), np.ones((1, 2), np.int64), OnnxTowers(exported).facts.pad_id
+    padded = package.match(images, np.array([[2, 3, pad]]), np.array([[1, 1, 0]]), pad)
+    np.testing.assert_array_equal(package.match(images, ids, mask, pad), padded)
 
 
 def test_parity_is_reported_and_a_package_that_differs_is_not_kept(
