@@ -209,14 +209,14 @@ def compare(run: TrainedModel, folder: Path, records: list[Record]) -> Parity:
         one = tokenize(run.tokenizer, texts[:1], run.config.data.text_length)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        seconds = [
-            _seconds(lambda: towers.embed_images(pixels.numpy())),
-            _seconds(lambda: image_tower(normalise(pixels))),
-            _seconds(lambda: towers.embed_texts(texts[:1])),
-            _seconds(lambda: text_tower(one.input_ids_BT, one.attention_mask_BT)),
-        ]
+        seconds = {
+            "image_seconds": _seconds(lambda: towers.embed_images(pixels.numpy())),
+            "image_seconds_torch": _seconds(lambda: image_tower(normalise(pixels))),
+            "text_seconds": _seconds(lambda: towers.embed_texts(texts[:1])),
+            "text_seconds_torch": _seconds(lambda: text_tower(one.input_ids_BT, one.attention_mask_BT)),
+        }
         torch.set_num_threads(threads)
-    return Parity(len(paths), len(texts), float(image_worst), float(text_worst), *seconds)
+    return Parity(len(paths), len(texts), float(image_worst), float(text_worst), **seconds)
 
 
 def _seconds(call: Callable[[], Any]) -> float:
