@@ -209,14 +209,17 @@ def compare(run: TrainedModel, folder: Path, records: list[Record]) -> Parity:
         one = tokenize(run.tokenizer, texts[:1], run.config.data.text_length)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        seconds = {
-            "image_seconds": _seconds(lambda: towers.embed_images(pixels.numpy())),
-            "image_seconds_torch": _seconds(lambda: image_tower(normalise(pixels))),
-            "text_seconds": _seconds(lambda: towers.embed_texts(texts[:1])),
-            "text_seconds_torch": _seconds(lambda: text_tower(one.input_ids_BT, one.attention_mask_BT)),
-        }
+        image, image_torch = (
+            _seconds(lambda: towers.embed_images(pixels.numpy())),
+            _seconds(lambda: image_tower(normalise(pixels))),
+        )
+        text, text_torch = (
+            _seconds(lambda: towers.embed_texts(texts[:1])),
+            _seconds(lambda: text_tower(one.input_ids_BT, one.attention_mask_BT)),
+        )
         torch.set_num_threads(threads)
-    return Parity(len(paths), len(texts), float(image_worst), float(text_worst), **seconds)
+    worst = float(image_worst), float(text_worst)
+    return Parity(len(paths), len(texts), *worst, image, image_torch, text, text_torch)
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -119,12 +119,10 @@ class Snapshot:
 
     def positions(self, ids_N: np.ndarray) -> np.ndarray:
         """Position of each id, which must exist; ids grow with their positions."""
-        positions_N, known_N = self._alive
-        return positions_N[np.searchsorted(known_N, ids_N)]
+        return self._alive[0][np.searchsorted(self._alive[1], ids_N)]
 
     @cached_property
     def _alive(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positions that hold an image, and the ids of these."""
         positions_N = np.flatnonzero(self.ids_P >= 0)
         return positions_N, self.ids_P[positions_N]
 
@@ -217,10 +215,8 @@ class Gallery:
         for start in range(0, len(ids), 500):
             part = [int(i) for i in ids[start : start + 500]]
             marks = ",".join("?" * len(part))
-            found |= {
-                r.id: r
-                for r in map(self._row, self.query(f"SELECT {self._columns} FROM images WHERE id IN ({marks})", part))
-            }
+            sql = f"SELECT {self._columns} FROM images WHERE id IN ({marks})"
+            found |= {row.id: row for row in map(self._row, self.query(sql, part))}
         return [found[int(i)] for i in ids if int(i) in found]
 
     def row_of(self, path: str) -> ImageRow | None:
