@@ -167,7 +167,7 @@ def test_a_run_without_a_fusion_has_no_package_and_says_so(without_head, towers_
     said = capsys.readouterr().out
     assert "no fusion.pt2: the run was trained without a fusion and a matching head" in said
     assert not (out / "fusion.pt2").exists()
-    assert json.loads((out / "parity.json").read_text())["fusion_difference"] is None
+    assert "fusion_difference" not in json.loads((out / "parity.json").read_text())
     with pytest.raises(ValueError, match=r"re-ranking needs a fusion, and .*out has no fusion.pt2"):
         OnnxEmbedder(out).match("red", np.zeros((1, 3, 32, 16), np.uint8))
 
