@@ -17,7 +17,7 @@ GRID = 2.0**26
 LARGEST_BETA = 1e6
 # Weight of the marked image that a candidate is closest to, beside a score of at most 1, and how fast it falls with the
 # distance: by identity, which finds a confirmed person in other clothes, and in looks, where clothes count LOOKS_BETA
-# times whatever their weight in the query is. Chosen on the validation split of the demo (docs/retrieval.md).
+# times whatever their weight in the query is. Chosen on the validation split of the synthetic set (docs/retrieval.md).
 LOOKS_BETA = 2.5
 CONFIRMED_IDENTITY, IDENTITY_REACH = 4.0, 0.4
 CONFIRMED_LOOKS, REJECTED_LOOKS, LOOKS_REACH = 8.0, 0.6, 0.1
