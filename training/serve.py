@@ -64,7 +64,10 @@ def main(argv: Sequence[str]) -> None:
     from training.retrieval.embedders import open_embedder
     from training.retrieval.finder import Finder
     from training.retrieval.store import Gallery
+    from training.utils.machine import return_freed_memory
 
+    # Before anything large is allocated: blocks of an arena stay there.
+    return_freed_memory()
     token = choose_token(arguments.host, arguments.token or os.environ.get(TOKEN, ""))
     local = is_local(arguments.host)
     # Before the model is loaded: a port in use is said at once.

@@ -2,8 +2,10 @@
 
 Both are chosen on the validation split; --split test measures them. Calibration: shares that it gives to the ten best images of
 every caption and the true ones, and how often "nothing good found" hides the results of a person who is in the gallery and of one
-who is not. Feedback: mAP of the images that are not marked, before and after marks by the truth, of the first five results, and
-of the first five right ones (at least one is left) and the first five wrong ones.
+who is not. Feedback: mAP of the images that are not marked, before and after marks by the truth: of the first five results;
+of the first five right ones (at least one is left) and the first five wrong ones; and, where the outfits are known (synthetic
+data), of the first three right ones in the outfit of the best right one and the first five wrong ones, mAP of the person's images
+in other outfits (those in the marked one count neither as right nor as wrong).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 import tyro
 
 from training.data.datasets import read_dataset
+from training.data.ground_truth import FACTORS, read_factors
 from training.engine.checkpoint import load_run
 from training.evaluation.calibration import Calibration, calibrate
 from training.evaluation.dual import DualEmbeddings, embed_dual
@@ -24,7 +27,8 @@ from training.retrieval.scoring import Marks, Query, best, exact_scores
 
 # Results whose shares are compared, and groups of equal size in which they are.
 BEST, GROUPS = 10, 10
-MARKED = 5
+MARKED, MARKED_OUTFIT = 5, 3
+MARKINGS = ("the first five results", "five right, five wrong", "three right of one outfit, five wrong; other outfits")
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,11 @@ def main() -> None:
         for beta in betas:
             print(calibration_row(calibration, dual, beta, part), flush=True)
     print("\n| marks | beta | confirmed | mAP of the rest, before | after |\n|---|---|---|---|---|")
-    for each in (False, True):
+    root, records = Path(run.config.data.root), splits[arguments.split]
+    outfits = np.array(read_factors(root, records).outfits) if (root / FACTORS).is_file() else None
+    for marking in MARKINGS[: 2 if outfits is None else 3]:
         for beta in sorted({0.0, run.beta}):
-            print(feedback_row(dual, beta, each, arguments.every), flush=True)
+            print(feedback_row(dual, beta, marking, arguments.every, outfits), flush=True)
 
 
 def calibration_row(calibration: Calibration, dual: DualEmbeddings, beta: float, part: int) -> str:
@@ -85,8 +91,8 @@ def calibration_row(calibration: Calibration, dual: DualEmbeddings, beta: float,
     return f"| {len(images):,} | {beta:g} | {' | '.join(f'{100 * cell:.1f} %' for cell in cells)} |"
 
 
-def feedback_row(dual: DualEmbeddings, beta: float, each: bool, every: int) -> str:
-    """Row of the table; each: five right and five wrong images are marked, else the first five results."""
+def feedback_row(dual: DualEmbeddings, beta: float, marking: str, every: int, outfits_G: np.ndarray | None) -> str:
+    """Row of the table for one of MARKINGS; outfits_G: number of each image's outfit, for the last one."""
     branches = [dual.v_id_GE] + ([] if dual.v_clo_GE is None else [dual.v_clo_GE])
     table_GW, ids_G = torch.cat(branches, dim=1).numpy(), dual.gallery_ids_G.numpy()
     values, confirmed_count = [], []
@@ -94,13 +100,9 @@ def feedback_row(dual: DualEmbeddings, beta: float, each: bool, every: int) -> s
         query, right_G = Query(t_E, t_E, beta), ids_G == person
         before_G = exact_scores(table_GW, query).score_M
         order_G = best(before_G, len(ids_G))
-        true_G = right_G[order_G]
-        confirmed, rejected = order_G[:MARKED][true_G[:MARKED]], order_G[:MARKED][~true_G[:MARKED]]
-        if each:
-            confirmed = order_G[true_G][: min(MARKED, int(right_G.sum()) - 1)]
-            rejected = order_G[~true_G][:MARKED]
-        rest_G = np.ones(len(ids_G), bool)
-        rest_G[np.concatenate([confirmed, rejected])] = False
+        confirmed, rejected, known_G = _marks(marking, order_G, right_G, outfits_G)
+        rest_G = ~known_G
+        rest_G[rejected] = False
         if not right_G[rest_G].any():
             continue
         marked = replace(query, marks=Marks(table_GW[confirmed], table_GW[rejected]))
@@ -108,8 +110,25 @@ def feedback_row(dual: DualEmbeddings, beta: float, each: bool, every: int) -> s
         values.append([_average_precision(scores_G[rest_G], right_G[rest_G]) for scores_G in (before_G, after_G)])
         confirmed_count.append(len(confirmed))
     before, after = 100 * np.mean(values, axis=0)
-    name = "five right, five wrong" if each else "the first five results"
-    return f"| {name} | {beta:g} | {np.mean(confirmed_count):.1f} | {before:.1f} | {after:.1f} |"
+    return f"| {marking} | {beta:g} | {np.mean(confirmed_count):.1f} | {before:.1f} | {after:.1f} |"
+
+
+def _marks(
+    marking: str, order_G: np.ndarray, right_G: np.ndarray, outfits_G: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Confirmed and rejected images of a ranking, and the right ones that are not measured any more, bool (G,)."""
+    right, wrong = order_G[right_G[order_G]], order_G[~right_G[order_G]]
+    known_G = np.zeros(len(order_G), bool)
+    if marking == MARKINGS[0]:
+        confirmed, rejected = right[np.isin(right, order_G[:MARKED])], wrong[np.isin(wrong, order_G[:MARKED])]
+    elif marking == MARKINGS[1]:
+        confirmed, rejected = right[: min(MARKED, len(right) - 1)], wrong[:MARKED]
+    else:
+        assert outfits_G is not None
+        known_G = right_G & (outfits_G == outfits_G[right[0]])
+        confirmed, rejected = right[known_G[right]][:MARKED_OUTFIT], wrong[:MARKED]
+    known_G[confirmed] = True
+    return confirmed, rejected, known_G
 
 
 def _average_precision(scores_N: np.ndarray, right_N: np.ndarray) -> float:

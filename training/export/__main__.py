@@ -1,6 +1,7 @@
 """Writes the model of a run as a folder for others: `python -m training.export RUN FOLDER`.
 
---form onnx: both encoders as ONNX, with which search, gallery and page need no PyTorch. --form weights: safetensors,
+--form onnx: both encoders as ONNX, with which search, gallery and page need no PyTorch, and the fusion, where the run has one,
+as fusion.pt2 for re-ranking with PyTorch and the operators, without the classes of the model. --form weights: safetensors,
 configuration, tokenizer, preprocessing and a model card, which need neither the run nor its data;
 `training.export.person_search.PersonSearch.from_pretrained(FOLDER)` loads them, `hf upload NAME FOLDER` publishes them.
 """
@@ -59,6 +60,10 @@ def _write_onnx(run_dir: Path, out: Path, int8: bool) -> None:
         f"image {1e3 * parity.image_seconds:.1f} ms (PyTorch {1e3 * parity.image_seconds_torch:.1f}), "
         f"text {1e3 * parity.text_seconds:.1f} ms (PyTorch {1e3 * parity.text_seconds_torch:.1f})"
     )
+    if parity.fusion_difference is None:
+        print("no fusion.pt2: the run was trained without a fusion and a matching head, so results cannot be re-ranked")
+    else:
+        print(f"fusion.pt2: largest difference {parity.fusion_difference:.1e} of {parity.pairs} pairs")
     if parity.r1_int8 is not None:
         print(f"int8: R-1 on the validation split {parity.r1_int8:.2f}, before {parity.r1:.2f}")
 

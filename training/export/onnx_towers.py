@@ -1,6 +1,7 @@
 """Image and text tower in ONNX Runtime, without PyTorch.
 
-Files of an export folder: image.onnx, text.onnx, tokenizer.json, preprocess.json, parity.json.
+Files of an export folder: image.onnx, text.onnx, tokenizer.json, preprocess.json, parity.json, and fusion.pt2 for PyTorch
+(fusion_package.py, to_fusion.py) where the run has a fusion.
 
 Shapes: B images or texts, H, W pixels, T tokens, E embedding width.
 """
@@ -29,6 +30,7 @@ IMAGE, TEXT, TOKENIZER, PREPROCESS, PARITY = (
     "preprocess.json",
     "parity.json",
 )
+FUSION = "fusion.pt2"
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,15 @@ class OnnxTowers:
             raise ValueError(f"{name} is truncated or not a readable image: {error}") from error
         return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
 
+    def normalised(self, pixels_B3HW: np.ndarray) -> np.ndarray:
+        """uint8 (B, 3, H, W) -> float32, as the model reads images."""
+        x_B3HW = np.subtract(pixels_B3HW, np.float32(255 * self.facts.mean), dtype=np.float32)
+        x_B3HW /= np.float32(255 * self.facts.std)
+        return x_B3HW
+
     def embed_images(self, pixels_B3HW: np.ndarray) -> np.ndarray:
         """uint8 (B, 3, H, W) -> float32 (B, E) or (B, 2 E): [v_id; v_clo]."""
-        x = np.subtract(pixels_B3HW, np.float32(255 * self.facts.mean), dtype=np.float32)
-        x /= np.float32(255 * self.facts.std)
-        return self.image.run(None, {"images": x})[0]
+        return self.image.run(None, {"images": self.normalised(pixels_B3HW)})[0]
 
     def __call__(self, texts: Sequence[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
         """Token ids of texts, not cut, as a tokenizer of transformers gives them."""

@@ -1,4 +1,5 @@
-"""Export of the towers of a run to ONNX, compared with PyTorch on the validation split before anything is kept.
+"""Export of a run to ONNX, and of its fusion (to_fusion.py), compared with PyTorch on the validation split before anything is
+kept.
 
 Shapes: B images or texts, H, W pixels, T tokens, E embedding width.
 """
@@ -26,7 +27,8 @@ from training.engine.checkpoint import TrainedModel
 from training.evaluation.calibration import CALIBRATION, calibrate
 from training.evaluation.dual import embed_dual
 from training.export.int8 import quantise
-from training.export.onnx_towers import IMAGE, PARITY, PREPROCESS, TEXT, TOKENIZER, OnnxTowers, Preprocess
+from training.export.onnx_towers import FUSION, IMAGE, PARITY, PREPROCESS, TEXT, TOKENIZER, OnnxTowers, Preprocess
+from training.export.to_fusion import fusion_difference, has_fusion, write_fusion
 from training.models.retrieval_model import RetrievalModel
 from training.utils.io import file_digest, write_record
 
@@ -51,6 +53,9 @@ class Parity:
     # R-1 on the whole validation split, percent, where the towers were then made int8; before and after.
     r1: float | None = None
     r1_int8: float | None = None
+    # Pairs of image and text, and the largest difference of the match by fusion.pt2; None where the run has no fusion.
+    pairs: int = 0
+    fusion_difference: float | None = None
 
 
 class _ImageTower(nn.Module):
@@ -89,18 +94,24 @@ def export_run(run_dir: Path, out: Path, int8: bool = False) -> Parity:
         made.mkdir()
         with torch.inference_mode(False), torch.no_grad():
             _write_towers(run, made)
+        if has_fusion(run):
+            write_fusion(run, made / FUSION)
         _write_tokenizer(run.tokenizer, made / TOKENIZER)
         facts = _preprocess(run, run_dir)
         write_record(made / PREPROCESS, facts)
         validation = embed_dual(run.model, records, run.tokenizer, run.config)
         write_record(made / CALIBRATION, calibrate(validation, run.beta, facts.model))
         parity = compare(run, made, records)
-        write_record(made / PARITY, parity)
-        worst = max(parity.image_difference, parity.text_difference)
+        if has_fusion(run):
+            pairs, difference = fusion_difference(run, made, records)
+            parity = replace(parity, pairs=pairs, fusion_difference=difference)
+        # Not max, which passes over NaN.
+        worst = float(np.max([parity.image_difference, parity.text_difference, parity.fusion_difference or 0.0]))
         if not worst <= TOLERANCE:
             raise ValueError(
                 f"the export differs from PyTorch by {worst:.2g}, at most {TOLERANCE:g} is accepted; nothing was kept"
             )
+        write_record(made / PARITY, parity)
         if int8:
             r1, r1_int8 = quantise(made, records)
             parity = replace(parity, r1=r1, r1_int8=r1_int8)
@@ -188,24 +199,27 @@ def compare(run: TrainedModel, folder: Path, records: list[Record]) -> Parity:
             part = paths[start : start + BATCH]
             expected = image_tower(normalise(torch.stack([decode(path, size, max_pixels=most) for path in part])))
             found = towers.embed_images(np.stack([towers.read_image(path.read_bytes(), str(path)) for path in part]))
-            image_worst = max(image_worst, float(np.abs(expected.numpy() - found).max()))
+            image_worst = np.maximum(image_worst, np.abs(expected.numpy() - found).max())
         for start in range(0, len(texts), BATCH):
             words = texts[start : start + BATCH]
             batch = tokenize(run.tokenizer, words, run.config.data.text_length)
             expected = text_tower(batch.input_ids_BT, batch.attention_mask_BT)
-            text_worst = max(text_worst, float(np.abs(expected.numpy() - towers.embed_texts(words)).max()))
+            text_worst = np.maximum(text_worst, np.abs(expected.numpy() - towers.embed_texts(words)).max())
         pixels = decode(paths[0], size, max_pixels=most)[None]
         one = tokenize(run.tokenizer, texts[:1], run.config.data.text_length)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        seconds = [
+        image, image_torch = (
             _seconds(lambda: towers.embed_images(pixels.numpy())),
             _seconds(lambda: image_tower(normalise(pixels))),
+        )
+        text, text_torch = (
             _seconds(lambda: towers.embed_texts(texts[:1])),
             _seconds(lambda: text_tower(one.input_ids_BT, one.attention_mask_BT)),
-        ]
+        )
         torch.set_num_threads(threads)
-    return Parity(len(paths), len(texts), image_worst, text_worst, *seconds)
+    worst = float(image_worst), float(text_worst)
+    return Parity(len(paths), len(texts), *worst, image, image_torch, text, text_torch)
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ class Embedder(ABC):
     def match(self, text: str, pixels_N3HW: np.ndarray) -> np.ndarray:
         """Log-odds that the fusion of the text with each image adds to its score, in units of the score; float32 (N,). Raises
         ValueError for a model that has no fusion with a matching head."""
-        raise ValueError("re-ranking needs the fusion of a run folder (--run), which an exported model does not hold")
+        raise ValueError("re-ranking needs a model with a fusion, which this one has not")
 
     @abstractmethod
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -184,11 +185,12 @@ class TorchEmbedder(Embedder):
 
 
 class OnnxEmbedder(Embedder):
-    """The export of a run (training.export), without PyTorch. threads, errors: as of `OnnxTowers`."""
+    """The export of a run (training.export), without PyTorch but for `match`. threads, errors: as of `OnnxTowers`."""
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
         from training.export.onnx_towers import OnnxTowers
 
+        self.folder, self.threads = Path(folder), threads
         self.towers: Any = OnnxTowers(folder, threads)
         facts = self.towers.facts
         self.image_size, self.text_length = (facts.image_size[0], facts.image_size[1]), facts.text_length
@@ -203,6 +205,20 @@ class OnnxEmbedder(Embedder):
     def read_image(self, content: bytes, name: str) -> np.ndarray:
         """See `Embedder`."""
         return self.towers.read_image(content, name)
+
+    def match(self, text: str, pixels_N3HW: np.ndarray) -> np.ndarray:
+        """See `Embedder`. Raises ValueError without PyTorch too."""
+        tokens = [np.repeat(values, len(pixels_N3HW), 0) for values in self.towers.tokens([text])]
+        return self._fusion.match(self.towers.normalised(pixels_N3HW), *tokens, self.towers.facts.pad_id)
+
+    @cached_property
+    def _fusion(self) -> Any:
+        # When the first results are re-ranked: everything else needs no PyTorch.
+        try:
+            from training.export.fusion_package import FusionPackage
+        except ImportError as error:
+            raise ValueError(f"re-ranking by an exported model needs PyTorch and bdam_fast ({error})") from error
+        return FusionPackage(self.folder, self.threads)
 
     def token_texts(self, text: str) -> list[str]:
         """See `Embedder`."""

@@ -21,7 +21,7 @@ from training.retrieval.engines.exact import ExactEngine
 from training.retrieval.engines.faiss_engine import FaissEngine
 from training.retrieval.engines.pgvector_engine import PgvectorEngine
 from training.retrieval.engines.qdrant_engine import QdrantEngine
-from training.retrieval.scoring import Marks, Query, best, combined, exact_scores
+from training.retrieval.scoring import LOOKS_BETA, Marks, Query, best, combined, exact_scores
 from training.retrieval.store import DATABASE, Gallery, ImageRow, Snapshot
 
 EngineName = Literal["exact", "faiss", "qdrant", "pgvector"]
@@ -210,12 +210,13 @@ class Finder:
         return [replace(result, share=share(result.score, query.beta, count)) for result in found]
 
     def _candidates(self, engine: Engine, query: Query, k: int, where: Filter) -> np.ndarray:
-        """Ids, in rising order, among which the best k are; with marks also those close to the confirmed images."""
+        """Ids, in rising order, among which the best k are; with marks also those close to the confirmed images, by identity and
+        in looks."""
         branches, width = self.gallery.about.branches, self.gallery.about.width
         if query.marks is None:
             return np.sort(engine.search(query.vector(branches), k, where))
-        latest = query.marks.confirmed_CW[-MARKED_SEARCHES:]
-        queries = [query, *(Query(row_W[:width], row_W[-width:], query.beta) for row_W in latest)]
+        latest, betas = query.marks.confirmed_CW[-MARKED_SEARCHES:], (0.0, LOOKS_BETA)[:branches]
+        queries = [query, *(Query(row_W[:width], row_W[-width:], beta) for row_W in latest for beta in betas)]
         return np.unique(
             np.concatenate([engine.search(q.vector(branches), k + MARKED_CANDIDATES, where) for q in queries])
         )

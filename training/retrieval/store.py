@@ -26,6 +26,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,16 @@ class Snapshot:
 
     def __len__(self) -> int:
         """Number of images."""
-        return int((self.ids_P >= 0).sum())
+        return len(self._alive[0])
 
     def positions(self, ids_N: np.ndarray) -> np.ndarray:
         """Position of each id, which must exist; ids grow with their positions."""
-        alive = np.flatnonzero(self.ids_P >= 0)
-        return alive[np.searchsorted(self.ids_P[alive], ids_N)]
+        return self._alive[0][np.searchsorted(self._alive[1], ids_N)]
+
+    @cached_property
+    def _alive(self) -> tuple[np.ndarray, np.ndarray]:
+        positions_N = np.flatnonzero(self.ids_P >= 0)
+        return positions_N, self.ids_P[positions_N]
 
 
 class Gallery:
@@ -210,10 +215,8 @@ class Gallery:
         for start in range(0, len(ids), 500):
             part = [int(i) for i in ids[start : start + 500]]
             marks = ",".join("?" * len(part))
-            found |= {
-                r.id: r
-                for r in map(self._row, self.query(f"SELECT {self._columns} FROM images WHERE id IN ({marks})", part))
-            }
+            sql = f"SELECT {self._columns} FROM images WHERE id IN ({marks})"
+            found |= {row.id: row for row in map(self._row, self.query(sql, part))}
         return [found[int(i)] for i in ids if int(i) in found]
 
     def row_of(self, path: str) -> ImageRow | None:

@@ -126,8 +126,6 @@ def test_words_calibration_and_bounds_are_those_of_the_run(exported, trained):
     run = load_run(trained, device="cpu")
     validation = embed_dual(run.model, read_dataset(run.config.data).splits["val"], run.tokenizer, run.config)
     assert onnx.calibration == calibrate(validation, run.beta, onnx.about.model)
-    with pytest.raises(ValueError, match="re-ranking needs the fusion of a run folder"):
-        onnx.match("red", np.zeros((1, 3, 32, 16), np.uint8))
 
 
 def test_int8_is_a_model_of_its_own_and_says_what_it_loses(exported, trained, root, tmp_path, capsys):

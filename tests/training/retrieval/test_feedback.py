@@ -56,6 +56,22 @@ def test_confirmed_images_of_two_outfits_bring_the_others_of_both(beta, table, t
     assert after > min(before + 0.05, 0.99) and after > 0.9
 
 
+def test_identity_only_still_finds_the_confirmed_clothes_and_the_other_outfit(table, tmp_path):
+    """The weight of clothes is that of the query: in a confirmed image clothes are known to be the person's."""
+    others = np.random.default_rng(1).standard_normal((40, 2, WIDTH))
+    # Twenty people of the first person's identity embedding in clothes of their own, and twenty in that person's clothes.
+    others[:20, 0], others[20:, 1] = table[0, :WIDTH] * 4, table[0, WIDTH:] * 4
+    others += 0.35 * np.random.default_rng(2).standard_normal(others.shape)
+    found = finder(tmp_path, np.concatenate([table, unit(others).reshape(-1, 2 * WIDTH)]))
+    asked = found.query(Wanted(confirmed=[1, 2], rejected=[23]), 0.0)
+    marks = {result.image.id - 1: result.marks for result in found.search(asked, len(found.snapshot))}
+    first, second, same_identity, same_clothes = (
+        np.mean([marks[row] for row in rows])
+        for rows in (range(2, 10), range(10, 20), range(1530, 1550), range(1550, 1570))
+    )
+    assert first > same_identity + 1 and min(same_identity, second) > same_clothes + 1
+
+
 def test_a_rejected_image_takes_only_its_like_along(table, tmp_path):
     found = finder(tmp_path, table)
     before, after = order(found), order(found, rejected=[23])

@@ -18,12 +18,15 @@ from training.retrieval.cases import Case, Cases
 from training.retrieval.finder import Finder, Result, Wanted, nothing_good
 from training.retrieval.outputs import BOX, thumbnail_bytes
 from training.retrieval.reranking import rerank
+from training.retrieval.web.kept_bytes import KeptBytes
 from training.retrieval.web.parameters import MOST_PAGES, Search
 from training.retrieval.web.uploads import Uploads, require_size
 
 # Seconds between two looks for additions of other processes.
 REFRESH_EVERY = 1.0
-KEPT_UPLOADS, KEPT_TEXTS, KEPT_THUMBNAILS = 64, 1024, 4096
+KEPT_UPLOADS, KEPT_TEXTS = 64, 1024
+# Bytes of JPEG: 8,000 thumbnails, or 200 images of LARGE; by number, large ones would be a gigabyte.
+KEPT_THUMBNAILS = 2**26
 # Results that are sorted by time.
 SORTED = 240
 # Upper bounds of the histogram of latencies, seconds.
@@ -96,7 +99,7 @@ class Service:
         self._text_lock = threading.Lock()
         # Every change of a filter or the weight of clothes asks for the same text again.
         self.read_text = lru_cache(KEPT_TEXTS)(self._read_text)
-        self.thumbnail = lru_cache(KEPT_THUMBNAILS)(self._thumbnail)
+        self._thumbnails = KeptBytes(KEPT_THUMBNAILS)
 
     def search(self, asked: Search, who: str) -> Answer:
         """The page of results that is asked for. Raises ValueError for a search that cannot be made."""
@@ -161,17 +164,20 @@ class Service:
         return key
 
     def _vector(self, key: str) -> np.ndarray:
-        if key not in self._vectors:
+        # Once: other uploads may push it out meanwhile.
+        vector_W = self._vectors.get(key)
+        if vector_W is None:
             raise ValueError("the uploaded image is not kept any more; upload it again")
-        return self._vectors[key]
+        return vector_W
 
-    def _thumbnail(self, image: int, large: bool) -> bytes | None:
+    def thumbnail(self, image: int, large: bool) -> bytes | None:
         """JPEG of an image of the gallery; None when its file is missing or damaged, or the gallery has no such image."""
+        # Asked each time: an image that was removed from the gallery is not shown from memory either.
         rows = self.finder.gallery.rows([image])
         if not rows:
             return None
-        path = Path(rows[0].path)
-        return thumbnail_bytes(path, LARGE if large else BOX, self.finder.embedder.max_pixels)
+        path, box, most = Path(rows[0].path), LARGE if large else BOX, self.finder.embedder.max_pixels
+        return self._thumbnails.get((image, large), lambda: thumbnail_bytes(path, box, most))
 
     def cameras(self) -> list[str]:
         """Names of all cameras."""

@@ -22,7 +22,7 @@ from training.retrieval.embedders import TorchEmbedder
 from training.retrieval.finder import Wanted
 from training.retrieval.store import Gallery
 from training.retrieval.web.app import build_app, choose_token
-from training.utils import cli
+from training.utils import cli, machine
 
 
 def ids(html: str) -> list[int]:
@@ -131,7 +131,7 @@ BAD = {
     "order=up": "order must be one of score, time",
     "least=inf": "least must be a finite number",
     "rerank=201": "rerank must be a whole number from 0 to 200",
-    "rerank=2": "re-ranking needs the fusion of a run folder",
+    "rerank=2": "re-ranking needs a model with a fusion",
     "from=soon": "from: time must be seconds or ISO 8601",
     "upload=x": "the uploaded image is not kept any more",
     "case=../x": "a case has a name of letters",
@@ -238,9 +238,10 @@ def test_a_text_is_read_once_for_all_its_pages_filters_and_weights(finder, monke
     assert client.get("/api/search?q=blue").json()["notes"] == [] and texts == ["red coat", "blue"]
 
 
-def test_a_call_has_one_thread(trained, tmp_path, monkeypatch):
+def test_a_call_has_one_thread_and_freed_memory_is_returned(trained, tmp_path, monkeypatch):
     Gallery.create(tmp_path / "g", TorchEmbedder(trained).about)
-    threads = []
+    threads, returned = [], []
+    monkeypatch.setattr(machine, "return_freed_memory", lambda: returned.append(True))
 
     def serve_nothing(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
         threads.extend(
@@ -259,7 +260,7 @@ def test_a_call_has_one_thread(trained, tmp_path, monkeypatch):
             serve.main(["--gallery", str(tmp_path / "g"), "--run", str(trained), "--port", "0", "--device", "cpu"])
         finally:
             torch.set_num_threads(before)
-    assert len(threads) >= 2 and set(threads) == {1}
+    assert len(threads) >= 2 and set(threads) == {1} and returned == [True]
 
 
 def test_an_error_of_the_server_is_a_page(finder, monkeypatch):
