@@ -36,8 +36,9 @@ PATIENCE = 1200.0
 class Arguments:
     """Arguments of the command."""
 
-    # Kills in all, and in one job at most.
+    # Kills in all.
     count: int = 20
+    # Kills in one job at most.
     per_job: int = 5
     # Processes of a job.
     ranks: int = 2

@@ -44,8 +44,9 @@ WARM_UP = 2
 class Arguments:
     """Arguments of the command."""
 
-    # Processes, and steps of each that are traced.
+    # Processes.
     ranks: int = 2
+    # Steps of each process that are traced.
     steps: int = 4
     # Images of a batch; 0: those of the recipe.
     images: int = 0
