@@ -19,6 +19,7 @@ from training.retrieval.finder import Finder
 from training.retrieval.web import api, pages
 from training.retrieval.web.guard import Guard
 from training.retrieval.web.search_service import Service
+from training.retrieval.web.uploads import remove_abandoned
 
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
@@ -59,6 +60,8 @@ def build_app(
     )
     app.state.service = Service(finder, audit)
     app.state.writable = not read_only and os.access(finder.gallery.folder, os.W_OK)
+    if app.state.writable:
+        remove_abandoned(finder.gallery.folder)
     return app
 
 

@@ -18,7 +18,7 @@ from training.retrieval.image_names import format_time
 from training.retrieval.web.api import client
 from training.retrieval.web.parameters import Search, read_search
 from training.retrieval.web.search_service import Answer, Service
-from training.retrieval.web.uploads import MOST_BYTES, MOST_IMAGE_BYTES
+from training.retrieval.web.uploads import ARCHIVE, MOST_BYTES, MOST_IMAGE_BYTES
 
 _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -165,13 +165,16 @@ def _place(span: tuple[float, float] | None) -> Any:
 
 async def query_image(request: Request) -> Response:
     """`POST /query-image`: the bytes of an image to search for; answers with the key for `upload=`."""
-    content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > MOST_IMAGE_BYTES:
-            return JSONResponse({"error": f"an image may have {MOST_IMAGE_BYTES >> 20} MiB"}, 413)
+    service, content = _service(request), bytearray()
     try:
-        return JSONResponse({"upload": await run_in_threadpool(_service(request).keep_image, bytes(content))})
+        with service.uploads.receive_image():
+            async for part in request.stream():
+                content += part
+                if len(content) > MOST_IMAGE_BYTES:
+                    return JSONResponse({"error": f"an image may have {MOST_IMAGE_BYTES >> 20} MiB"}, 413)
+            return JSONResponse({"upload": await run_in_threadpool(service.keep_image, bytes(content))})
+    except BlockingIOError as error:
+        return JSONResponse({"error": str(error)}, 503)
     except ValueError as error:
         return JSONResponse({"error": str(error)}, 400)
 
@@ -179,8 +182,13 @@ async def query_image(request: Request) -> Response:
 async def add(request: Request) -> Response:
     """`POST /add?name=NAME`: the bytes of a zip of images, which is added in the background."""
     _require_writable(request)
-    folder = _service(request).finder.gallery.folder
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".upload-")
+    service = _service(request)
+    try:
+        # Before a gigabyte is received for nothing; `start` asks again.
+        service.uploads.require_free()
+    except BlockingIOError as error:
+        return JSONResponse({"error": str(error)}, 409)
+    handle, name = tempfile.mkstemp(dir=service.finder.gallery.folder, prefix=ARCHIVE)
     archive, started = Path(name), False
     try:
         size = 0
@@ -190,14 +198,14 @@ async def add(request: Request) -> Response:
                 if size > MOST_BYTES:
                     return JSONResponse({"error": f"a zip may have {MOST_BYTES >> 30} GiB"}, 413)
                 file.write(part)
-        _service(request).uploads.start(archive, request.query_params.get("name", "zip"))
+        service.uploads.start(archive, request.query_params.get("name", "zip"))
         started = True
     except BlockingIOError as error:
         return JSONResponse({"error": str(error)}, 409)
     finally:
         # The job deletes it at its end; nothing else does, not even a client that goes away.
         if not started:
-            archive.unlink()
+            archive.unlink(missing_ok=True)
     return JSONResponse({"started": True}, 202)
 
 

@@ -7,9 +7,12 @@ import lzma
 import re
 import sys
 import threading
+import time
 import traceback
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -22,7 +25,11 @@ from training.utils.io import write_bytes
 
 MOST_BYTES, MOST_IMAGE_BYTES, MOST_PIXELS = 2**30, 2**25, 50_000_000
 MOST_FILES, MOST_UNPACKED_BYTES = 20_000, 2**32
+# Images to search for that are received at a time, each of at most MOST_IMAGE_BYTES in memory.
+MOST_RECEIVED = 8
 FOLDER = "uploads"
+# Zips while they are received and added; one so old (seconds since its last byte) is of a server that was killed.
+ARCHIVE, ABANDONED = ".upload-", 3600.0
 # A damaged, cut or encrypted entry of a zip raises one of these, by its method; and an image that is not fit, ValueError.
 DAMAGED = (ValueError, RuntimeError, OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
@@ -62,12 +69,28 @@ class Uploads:
         self.finder = finder
         self.job: Job | None = None
         self._lock = threading.Lock()
+        self._received = 0
+
+    @contextmanager
+    def receive_image(self) -> Iterator[None]:
+        """Counts an image to search for while it is received. Raises BlockingIOError when there are MOST_RECEIVED already."""
+        if self._received >= MOST_RECEIVED:
+            raise BlockingIOError(f"{MOST_RECEIVED} images are being received already; try again")
+        self._received += 1
+        try:
+            yield
+        finally:
+            self._received -= 1
+
+    def require_free(self) -> None:
+        """Raises BlockingIOError while a job runs."""
+        if self.job is not None and not self.job.finished:
+            raise BlockingIOError("another upload is being added; wait until it has ended")
 
     def start(self, archive: Path, name: str) -> Job:
         """Begins to add the images of a zip, which is deleted at the end. Raises BlockingIOError while another job runs."""
         with self._lock:
-            if self.job is not None and not self.job.finished:
-                raise BlockingIOError("another upload is being added; wait until it has ended")
+            self.require_free()
             self.job = Job(name[:100])
             threading.Thread(target=self._run, args=(archive, self.job), daemon=True).start()
             return self.job
@@ -110,6 +133,13 @@ class Uploads:
         for path in strays:
             path.unlink()
         return len(files) - len(strays)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Deletes the zips that a killed server has left in the folder of its gallery."""
+    for path in folder.glob(f"{ARCHIVE}*"):
+        if time.time() - path.stat().st_mtime > ABANDONED:
+            path.unlink(missing_ok=True)
 
 
 def unpack(archive: Path, folder: Path, job: Job) -> list[Path]:
