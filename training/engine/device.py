@@ -74,7 +74,10 @@ def describe_device(name: str, device: torch.device, precision: str) -> str:
 def machine_facts(device: torch.device) -> dict[str, str]:
     """Facts that the last digits of a result depend on: `cpu`, `threads` and, on a card, `gpu`; see `machine_name`."""
     # Clouds give processors of several generations one name; the vector instructions that torch chose tell them apart.
-    facts = {"cpu": f"{cpu_name()} with {torch.backends.cpu.get_cpu_capability()}", "threads": str(torch.get_num_threads())}
+    facts = {
+        "cpu": f"{cpu_name()} with {torch.backends.cpu.get_cpu_capability()}",
+        "threads": str(torch.get_num_threads()),
+    }
     return facts | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
 
 
