@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from training.retrieval.cases import case_csv, case_sheet, sightings
 from training.retrieval.image_names import format_time
+from training.retrieval.web import uploads
 from training.retrieval.web.api import client
 from training.retrieval.web.parameters import Search, read_search
 from training.retrieval.web.search_service import Answer, Service
@@ -165,18 +167,30 @@ def _place(span: tuple[float, float] | None) -> Any:
 
 async def query_image(request: Request) -> Response:
     """`POST /query-image`: the bytes of an image to search for; answers with the key for `upload=`."""
-    service, content = _service(request), bytearray()
+    service = _service(request)
     try:
         with service.uploads.receive_image():
-            async for part in request.stream():
-                content += part
-                if len(content) > MOST_IMAGE_BYTES:
-                    return JSONResponse({"error": f"an image may have {MOST_IMAGE_BYTES >> 20} MiB"}, 413)
-            return JSONResponse({"upload": await run_in_threadpool(service.keep_image, bytes(content))})
+            # Else a few clients that stop half way would hold all places.
+            content = await asyncio.wait_for(_image_bytes(request), uploads.IMAGE_SECONDS)
+            if content is None:
+                return JSONResponse({"error": f"an image may have {MOST_IMAGE_BYTES >> 20} MiB"}, 413)
+            return JSONResponse({"upload": await run_in_threadpool(service.keep_image, content)})
     except BlockingIOError as error:
         return JSONResponse({"error": str(error)}, 503)
+    except asyncio.TimeoutError:
+        return JSONResponse({"error": f"an image must arrive within {uploads.IMAGE_SECONDS:g} s"}, 408)
     except ValueError as error:
         return JSONResponse({"error": str(error)}, 400)
+
+
+async def _image_bytes(request: Request) -> bytes | None:
+    """The body of a request; None where it has more than MOST_IMAGE_BYTES."""
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > MOST_IMAGE_BYTES:
+            return None
+    return bytes(content)
 
 
 async def add(request: Request) -> Response:

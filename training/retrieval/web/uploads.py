@@ -12,7 +12,7 @@ import traceback
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -27,6 +27,8 @@ MOST_BYTES, MOST_IMAGE_BYTES, MOST_PIXELS = 2**30, 2**25, 50_000_000
 MOST_FILES, MOST_UNPACKED_BYTES = 20_000, 2**32
 # Images to search for that are received at a time, each of at most MOST_IMAGE_BYTES in memory.
 MOST_RECEIVED = 8
+# Within which one of them must have arrived.
+IMAGE_SECONDS = 30.0
 FOLDER = "uploads"
 # Zips while they are received and added; one so old (seconds since its last byte) is of a server that was killed.
 ARCHIVE, ABANDONED = ".upload-", 3600.0
@@ -138,8 +140,10 @@ class Uploads:
 def remove_abandoned(folder: Path) -> None:
     """Deletes the zips that a killed server has left in the folder of its gallery."""
     for path in folder.glob(f"{ARCHIVE}*"):
-        if time.time() - path.stat().st_mtime > ABANDONED:
-            path.unlink(missing_ok=True)
+        # Another server of the gallery may delete the same.
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
 
 
 def unpack(archive: Path, folder: Path, job: Job) -> list[Path]:

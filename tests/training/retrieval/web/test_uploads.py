@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
-import os
 import re
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -239,57 +236,3 @@ def test_one_upload_at_a_time(client, monkeypatch):
     job.finished = True
     assert client.post("/add", content=zipped({"a.png": png()})).status_code == 202
     assert wait_for_job(client)["added"] == 1
-
-
-def test_a_zip_is_refused_before_it_is_received(client, tmp_path):
-    client.app.state.service.uploads.job = uploads.Job("first.zip")
-    received = asyncio.run(_post(client.app, "/add"))
-    assert received == (409, 0) and not list((tmp_path / "g").glob(".upload-*"))
-
-
-def test_images_that_are_received_at_a_time_are_bounded(client, monkeypatch):
-    monkeypatch.setattr(uploads, "MOST_RECEIVED", 1)
-    state = client.app.state.service.uploads
-    with state.receive_image():
-        response = client.post("/query-image", content=png())
-        assert response.status_code == 503 and "1 images are being received already" in response.json()["error"]
-    # A refused, a broken and a whole image each leave the place free again.
-    assert client.post("/query-image", content=b"no image").status_code == 400
-    assert client.post("/query-image", content=png()).status_code == 200
-
-
-def test_zips_of_a_killed_server_are_deleted_at_the_next_start(finder, make_client):
-    folder = finder.gallery.folder
-    old, new = folder / ".upload-old", folder / ".upload-new"
-    for path, age in ((old, 4000), (new, 60)):
-        path.write_bytes(b"PK")
-        os.utime(path, (time.time() - age,) * 2)
-    make_client(finder, read_only=True)
-    assert old.exists()
-    make_client(finder)
-    assert not old.exists() and new.exists()
-
-
-async def _post(app: Any, path: str) -> tuple[int, int]:
-    """Status of a request, and how many parts of its body the server asked for."""
-    asked, statuses = 0, []
-
-    async def receive() -> dict[str, Any]:
-        nonlocal asked
-        asked += 1
-        return {"type": "http.request", "body": b"x", "more_body": False}
-
-    async def send(message: dict[str, Any]) -> None:
-        statuses.append(message.get("status"))
-
-    headers = [(b"host", b"localhost"), (b"origin", b"http://localhost")]
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": headers,
-    }
-    await app(scope | {"scheme": "http", "server": ("localhost", 80), "client": ("127.0.0.1", 1)}, receive, send)
-    return statuses[0], asked
