@@ -1,4 +1,4 @@
-"""What a server refuses while images and zips arrive: too many, too slow, too soon; and what a killed one has left."""
+"""Bounds on what arrives at a server: images that are too many or too slow, zips that come too soon or that a killed server has left."""
 
 from __future__ import annotations
 
