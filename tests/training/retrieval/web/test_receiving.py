@@ -1,4 +1,4 @@
-"""Bounds on what arrives at a server: images that are too many or too slow, zips that come too soon or that a killed server has left."""
+"""Bounds on what arrives at a server: too many or too slow images, zips that come too soon or were left by a killed server."""
 
 from __future__ import annotations
 
