@@ -156,6 +156,19 @@ def _write_files(folder: Path, parameters: Parameters, workers: int, progress: C
     return summary
 
 
+def _read_finished(out: Path, parameters: Parameters) -> Row | None:
+    """`synthetic.json` of a data set in `out` that this version has made with the same parameters and that has all its images."""
+    try:
+        summary = json.loads((out / "synthetic.json").read_text("utf-8"))
+        images = sum(split["images"] for split in summary["counts"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    made = (summary.get("version"), summary.get("pillow"), summary.get("parameters"))
+    if made != (VERSION, PIL.__version__, asdict(parameters)):
+        return None
+    return summary if sum(1 for _ in out.glob("imgs/*/*")) == images else None
+
+
 def generate(
     out: Path,
     ids: int,
@@ -170,11 +183,12 @@ def generate(
 ) -> Row:
     """Writes a data set to the folder `out`, which appears complete or not at all, and returns `synthetic.json`.
 
+    A folder that has the same data set is left as it is: a process that was killed just after the last write can be repeated.
     A tenth of the identities goes to validation and 15 % to test unless `val_ids` and `test_ids` say otherwise.
     More than one worker starts processes, so the calling script must be importable (`if __name__ == "__main__"`).
     `progress` is called with (identities done, `ids`).
 
-    Raises FileExistsError when `out` exists and is not an empty folder, TypeError or ValueError for a bad parameter.
+    Raises FileExistsError when `out` holds anything else, TypeError or ValueError for a bad parameter.
     """
     if val_ids is None:
         val_ids = max(1, ids // 10)
@@ -183,6 +197,9 @@ def generate(
     parameters = Parameters(ids, seed, images_per_id, val_ids, test_ids, height, width)
     if not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers!r}")
+    finished = _read_finished(out, parameters)
+    if finished:
+        return finished
     with new_folder(out) as folder:
         return _write_files(folder, parameters, workers, progress)
 

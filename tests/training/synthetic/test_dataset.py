@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from tests.support import ROOT
-from training import prepare
 from training.config import DataConfig
 from training.data.datasets import read_dataset
 from training.synthetic import attributes
@@ -25,7 +24,6 @@ from training.synthetic.rng import KeyedRng, cosine, sine
 from training.synthetic.text.captions import MAX_WORDS, MIN_WORDS, STYLES, tokenize_caption, write_captions
 from training.synthetic.text.descriptions import write_descriptions
 from training.synthetic.text.vocabulary import COLOUR_WORDS
-from training.utils import cli
 
 CLOTHING = "shirt|coat|jacket|hoodie|sweater|dress|trousers|jeans|shorts|skirt|leggings|sneakers|shoes|boots|sandals"
 CLOTHING += "|heels|backpack|bag|handbag|cap|hat|beanie|scarf|striped|checked|dotted|wear|wears|wearing|worn|clothes"
@@ -230,53 +228,6 @@ def test_cameras_keep_their_look_and_differ():
         corners[camera] = np.mean(skies, axis=0)
     distances = [np.abs(corners[a] - corners[b]).sum() for a in corners for b in corners if a < b]
     assert min(distances) > 8
-
-
-def test_a_used_folder_is_refused_and_left_alone(tmp_path, capsys):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="already exists and is not an empty folder; nothing was written"):
-        generate(tmp_path, ids=5)
-    assert cli.run(prepare.main, ["synthetic", str(tmp_path), "--ids", "5"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path} already exists")
-    assert digest(tmp_path) == {"notes.txt": hashlib.sha256(b"mine").hexdigest()}
-
-
-def test_the_command_fills_an_empty_folder(tmp_path, capsys):
-    (tmp_path / "set").mkdir()
-    command = ["synthetic", str(tmp_path / "set"), "--ids", "4", "--images-per-id", "2", "--test-ids", "2"]
-    assert cli.run(prepare.main, command) == 0
-    assert "identities" in capsys.readouterr().err
-    counts = json.loads((tmp_path / "set" / "synthetic.json").read_text())["counts"]
-    assert counts["test"] == {"ids": 2, "images": 4, "captions": 8}
-
-
-def test_an_interrupted_run_leaves_nothing(tmp_path):
-    def stop(done: int, total: int) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        generate(tmp_path / "set", ids=5, progress=stop)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("changed", "error", "message"),
-    [
-        ({"ids": 2}, ValueError, "ids must be at least 3, got 2"),
-        ({"images_per_id": 1}, ValueError, "images_per_id must be at least 2, got 1"),
-        ({"height": 100}, ValueError, "height must be at least 160, got 100"),
-        ({"width": 48}, ValueError, "width must be at least 64, got 48"),
-        ({"val_ids": 0}, ValueError, "val_ids must be at least 1, got 0"),
-        ({"val_ids": 3, "test_ids": 2}, ValueError, r"3 \+ 2 must leave identities for training, got ids = 5"),
-        ({"seed": 1.5}, TypeError, "seed must be an integer, got 1.5"),
-        ({"workers": 0}, ValueError, "workers must be at least 1, got 0"),
-    ],
-)
-def test_bad_parameters(tmp_path, changed, error, message):
-    with pytest.raises(error, match=message):
-        generate(tmp_path / "set", **({"ids": 5} | changed))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_sine_is_a_sine():
