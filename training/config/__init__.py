@@ -13,7 +13,7 @@ from training.config.stages import (
     OptimConfig,
     StyleMethod,
 )
-from training.config.storage import complete, from_dict, to_dict
+from training.config.storage import complete, from_dict, to_dict, without_places
 
 __all__ = [
     "AdversarialMode",
@@ -34,4 +34,5 @@ __all__ = [
     "complete",
     "from_dict",
     "to_dict",
+    "without_places",
 ]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from training.config.recipes import get_recipe, texts_of, with_row
 from training.config.stages import Config
-from training.config.storage import to_dict
+from training.config.storage import to_dict, without_places
 
 # The whole method, with which every other row is compared.
 FULL = "full"
@@ -115,13 +115,13 @@ class Row:
 
 
 def run_key(config: Config) -> str:
-    """Twelve hexadecimal digits of the configuration without its name and seed."""
+    """Twelve hexadecimal digits of the configuration without its name, its seed and the folder of its data."""
     return stored_key(to_dict(config))
 
 
 def stored_key(values: dict[str, Any]) -> str:
     """`run_key` of a configuration as `to_dict` returns it and result files hold it."""
-    kept = {name: value for name, value in values.items() if name not in ("recipe", "seed")}
+    kept = {name: value for name, value in without_places(values).items() if name not in ("recipe", "seed")}
     # A run without an average is the run that early versions trained, and keeps its key.
     kept["optim"] = {name: value for name, value in kept["optim"].items() if (name, value) != ("ema", 0.0)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
@@ -161,4 +161,5 @@ def alongside(base: Config, recipe: str) -> Config:
     config = get_recipe(recipe)
     files = {name: getattr(base.data, name) for name in ("dataset", "root", "descriptions", "cache")}
     data = replace(config.data, **files)
-    return replace(config, data=data, optim=replace(config.optim, epochs=base.optim.epochs))
+    warmup = min(config.optim.warmup_epochs, base.optim.epochs - 1)
+    return replace(config, data=data, optim=replace(config.optim, epochs=base.optim.epochs, warmup_epochs=warmup))

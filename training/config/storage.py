@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import typing
+from pathlib import Path
 from typing import Any
 
 from training.config.stages import Config
@@ -55,6 +56,24 @@ def complete(values: dict[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(to_dict(from_dict(values))))
     except ValueError:
         return values
+
+
+# Stands for the folder of any data set. This one leaves the names of the kept runs in bench/results as they are.
+ANY_FOLDER = Path("data/synthetic")
+
+
+def without_places(values: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration in which one fixed folder stands for that of the data and of the generated texts in it, and no
+    packed cache is named: equal for runs that differ only in where these are, which changes no number. One that is no
+    configuration is returned as it is."""
+    try:
+        data = values["data"]
+        texts, root = Path(data["descriptions"]), Path(data["root"])
+    except (KeyError, TypeError):
+        return values
+    inside = data["descriptions"] and texts.is_relative_to(root)
+    descriptions = str(ANY_FOLDER / texts.relative_to(root)) if inside else data["descriptions"]
+    return {**values, "data": {**data, "root": str(ANY_FOLDER), "descriptions": descriptions, "cache": ""}}
 
 
 def _completed(values: Any) -> Any:

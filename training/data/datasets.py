@@ -174,6 +174,11 @@ def descriptions_path(config: DataConfig) -> Path:
     return Path(config.descriptions) if config.descriptions else Path(config.root) / "descriptions.jsonl"
 
 
+def fingerprint_of(config: DataConfig) -> str | None:
+    """Fingerprint of a data set; None where its folder does not exist."""
+    return read_dataset(config).fingerprint if Path(config.root).is_dir() else None
+
+
 def at_root(config: DataConfig, root: Path | None) -> DataConfig:
     """The configuration of a data set that was moved to `root`, with generated texts that were in its folder; None: not moved.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from training.config import Config, complete, to_dict
+from training.config import Config, complete, to_dict, without_places
 from training.data.datasets import Dataset, read_dataset
 from training.data.image_digests import ImageDigests, read_digests, require_unchanged, write_digests
 from training.data.images.readable import require_readable
@@ -283,7 +283,8 @@ def _check_folder(config: Config, run_dir: Path, options: RunOptions) -> bool:
     epochs = stored["optim"]["epochs"], ours["optim"]["epochs"]
     if options.extend and epochs[0] < epochs[1]:
         stored = {**stored, "optim": {**stored["optim"], "epochs": epochs[1]}}
-    if stored != ours:
+    # The fingerprint says whether data elsewhere are the same.
+    if without_places(stored) != without_places(ours):
         different = ", ".join(_differences(stored, ours)) or "fields of another version"
         hint = "; more epochs need --extend" if epochs[0] < epochs[1] else ""
         raise ValueError(f"cannot resume {run_dir}: its config.json differs from the command in {different}{hint}")

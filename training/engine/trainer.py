@@ -19,7 +19,7 @@ from rich.console import Console
 
 import bdam_fast
 from bdam_fast.profiling import span
-from training.config import Config, complete, to_dict
+from training.config import Config, complete, to_dict, without_places
 from training.data.loader import Batch, TrainLoader
 from training.engine import checkpoint, metrics_log
 from training.engine.checkpoint import RunProgress
@@ -162,10 +162,13 @@ class Trainer:
 
     def _require_same(self, path: Path, state: dict[str, Any], extend: bool) -> None:
         """Raises ValueError unless last.pt is of this configuration (extend: or of fewer epochs) and data."""
-        stored, ours = state["config"], to_dict(self.config)
+        stored, ours = state["config"], without_places(to_dict(self.config))
         if extend:
             stored = {**stored, "optim": {**stored["optim"], "epochs": ours["optim"]["epochs"]}}
-        pairs = {"config": (complete(stored), ours), "fingerprint": (state["fingerprint"], self.inputs.fingerprint)}
+        pairs = {
+            "config": (without_places(complete(stored)), ours),
+            "fingerprint": (state["fingerprint"], self.inputs.fingerprint),
+        }
         for name, (theirs, expected) in pairs.items():
             if json.dumps(theirs) != json.dumps(expected):
                 raise ValueError(f"cannot resume from {path}: its {name} differs from that of this run")

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from training.config import to_dict
+from training.config import DataConfig, to_dict
 from training.config.ablations import DISENTANGLED, PROTOCOLS, Row
-from training.data.datasets import read_dataset
+from training.data.datasets import fingerprint_of, read_dataset
 from training.data.ground_truth import FACTORS
 from training.evaluation.run_folder import Run
 from training.experiment.summary import run_folder
@@ -19,6 +19,8 @@ from training.utils.io import read_json, write_json
 
 # child_process.run_command, or its substitute in tests.
 Launch = Callable[..., None]
+# Fields of DataConfig that say where files are.
+PLACES = ("root", "descriptions", "cache")
 # Seconds that a run's two processes need to import everything.
 IMPORTS = 10.0
 
@@ -47,16 +49,24 @@ class Job(NamedTuple):
         """Words of `python -m` that train the run, or continue it."""
         own = self.folder / "config.json"
         words = ["training.train", "--out", str(self.folder), "--seed", str(self.seed), *device_words(self.device)]
-        # A run that another table has begun keeps the name of that table's row.
-        file = [str(own), "--resume"] if own.exists() else [str(config_file(self.folder.parent))]
-        return [*words, "--config", *file]
+        if not own.exists():
+            return [*words, "--config", str(config_file(self.folder.parent))]
+        # A run that another table has begun keeps the name of that table's row; its data may have been moved.
+        moved = [
+            f"--data.{name}={value}"
+            for name, value in to_dict(self.row.config)["data"].items()
+            if name in PLACES and value != read_json(own)["data"].get(name)
+        ]
+        return [*words, "--config", str(own), "--resume", *moved]
 
     @property
     def measurements(self) -> list[list[str]]:
         """Words of `python -m` that measure the trained run: dual at last, so that a finished run has everything else."""
         protocols = (f"--protocol={name}" for name in (*self.protocols, "dual"))
-        evaluation = ["training.evaluate", str(self.folder), *protocols, *device_words(self.device)]
-        probes = ["training.disentangle", str(self.folder), *device_words(self.device)]
+        # best.pt may be older than a move of the data.
+        words = [str(self.folder), f"--data.root={self.row.config.data.root}", *device_words(self.device)]
+        evaluation = ["training.evaluate", *words, *protocols]
+        probes = ["training.disentangle", *words]
         return [probes, evaluation] if self.disentangled else [evaluation]
 
 
@@ -102,6 +112,7 @@ def missing_jobs(
     missing = [job for job in everything if not Run(job.folder).is_finished]
     text = f"{len(rows)} rows are {len(configurations)} configurations x {len(seeds)} seeds = {len(everything)} runs"
     done = len(everything) - len(missing)
+    require_same_data([job for job in everything if job not in missing])
     console.print(f"{text}: {done} finished, {len(missing)} to run", highlight=False)
     if not missing:
         return []
@@ -116,6 +127,20 @@ def missing_jobs(
     text = f"about {minutes(total / jobs)} in all: {each}{f', {jobs} at a time' if jobs > 1 else ''}"
     console.print(f"{text}; {out} can be continued at any time", highlight=False)
     return missing
+
+
+def require_same_data(finished: Sequence[Job]) -> None:
+    """Raises ValueError for a finished run of other data than those of its row, where these are on this machine."""
+    known: dict[DataConfig, str | None] = {}
+    for job in finished:
+        data = job.row.config.data
+        expected = known[data] = known[data] if data in known else fingerprint_of(data)
+        evaluation = Run(job.folder).evaluation
+        if expected and evaluation.data and evaluation.data.fingerprint != expected:
+            raise ValueError(
+                f"{job.folder} was trained on different data than that of {data.root}: fingerprint "
+                f"{evaluation.data.fingerprint[:12]}, expected {expected[:12]}; use its data, or another --out"
+            )
 
 
 def _can_be_disentangled(row: Row) -> bool:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from training.config import Config
 from training.config.ablations import Row, stored_key
-from training.data.datasets import read_dataset
+from training.data.datasets import fingerprint_of
 from training.engine.metrics_log import parse_line
 from training.evaluation.diagnosis.diagnosis_result import DIAGNOSIS
 from training.evaluation.disentangle_result import RESULT
@@ -156,8 +156,7 @@ def read_kept(run: KeptRun) -> Evaluation:
 def _check_data(run: KeptRun, evaluation: Evaluation, config: Config, known: dict[Any, str | None]) -> None:
     """Compares the run's data with the data of its configuration, where that exists; `known`: fingerprints read before."""
     if config.data not in known:
-        exists = Path(config.data.root).is_dir()
-        known[config.data] = read_dataset(config.data).fingerprint if exists else None
+        known[config.data] = fingerprint_of(config.data)
     if (fingerprint := known[config.data]) is not None:
         _require_fingerprint(run, evaluation, config.data.root, fingerprint)
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.config.test_recipes import changed
 from training.config import STYLE_METHODS
-from training.config.ablations import ABLATIONS, FOLDERS, FULL, PLAIN, PRINTED, TITLES, run_key, table_rows
+from training.config.ablations import ABLATIONS, FOLDERS, FULL, PLAIN, PRINTED, TITLES, alongside, run_key, table_rows
 from training.config.recipes import ROWS, get_recipe, with_row
 
 CHANGES = {
@@ -84,11 +84,22 @@ def test_other_recipes_are_rows_of_tables(name: str, recipe: str, tables: list[s
     assert name not in {row.name for row in table_rows(list(ABLATIONS), get_recipe("cuhk-pedes"))}
 
 
-def test_a_run_s_key_ignores_name_and_seed_only() -> None:
+def test_a_recipe_beside_one_of_a_single_epoch_has_no_warm_up() -> None:
+    base = get_recipe("synthetic-tables")
+    short = replace(base, optim=replace(base.optim, epochs=1, warmup_epochs=0))
+    assert alongside(short, "synthetic-baseline").optim.warmup_epochs == 0
+
+
+def test_a_run_s_key_ignores_name_seed_and_places_only() -> None:
     config = get_recipe("synthetic-tables")
     assert run_key(replace(config, recipe="other", seed=7)) == run_key(config)
     assert run_key(replace(config, optim=replace(config.optim, lr=1e-5))) != run_key(config)
-    assert run_key(replace(config, data=replace(config.data, root="elsewhere"))) != run_key(config)
+    moved = replace(config.data, root="elsewhere", cache="cache")
+    assert run_key(replace(config, data=moved)) == run_key(config)
+    texts = [replace(config.data, root=root, descriptions=f"{root}/texts.jsonl") for root in ("a", "elsewhere/b")]
+    keys = {run_key(replace(config, data=data)) for data in texts}
+    assert len(keys) == 1 and run_key(config) not in keys
+    assert run_key(replace(config, data=replace(texts[0], root="c"))) not in keys, "texts outside the data folder stay"
 
 
 def test_the_three_data_sets_are_the_rows_of_table_5() -> None:

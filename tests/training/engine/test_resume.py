@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from tests.support.commands import run_here
 from tests.support.tiny_run import Interrupting, read_events, read_lines, same_state, tiny_config
 from training.config import Config, to_dict
 from training.config.ablations import FULL, Row
+from training.data.datasets import at_root
 from training.data.loader import TrainLoader
 from training.engine import checkpoint
 from training.experiment.jobs import Job, config_file
@@ -73,6 +75,28 @@ def test_interrupted_within_an_epoch(
     interrupt(config, tmp_path / "run", 4, monkeypatch, resume=True)
     train(config, tmp_path / "run", resume=True)
     check_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_interrupted_and_moved_with_its_data(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    shutil.copytree(root, before)
+    texts = str(before / "descriptions.jsonl")
+    config = replace(tiny_config(before), data=replace(tiny_config(before).data, descriptions=texts))
+    train(config, tmp_path / "whole")
+    interrupt(config, tmp_path / "run", 7, monkeypatch, resume=False)
+    before.rename(after)
+    moved = replace(config, data=at_root(config.data, after))
+    train(moved, tmp_path / "run", resume=True)
+    assert read_json(tmp_path / "run" / "config.json")["data"]["root"] == str(after)
+    weights = [checkpoint.load(tmp_path / name / "last.pt")["model"] for name in ("run", "whole")]
+    assert same_state(*weights) and read_lines(tmp_path / "run") == read_lines(tmp_path / "whole")
+    # Elsewhere, but not the same.
+    file = after / "reid_raw.json"
+    file.write_text(file.read_text().replace("red", "blue"))
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match="its fingerprint differs from that of this run"):
+        train(moved, tmp_path / "run", resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == kept
 
 
 def test_interrupted_in_the_validation_of_an_epoch(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

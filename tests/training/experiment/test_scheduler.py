@@ -107,8 +107,11 @@ def test_a_job_is_a_command_that_can_be_repeated_by_hand(base: Config, tmp_path:
     words = ["training.train", "--out", str(job.folder), "--seed", "4", "--config"]
     assert job.command == [*words, str(tmp_path / f"{row.key}.json")]
     job.folder.mkdir(parents=True)
-    (job.folder / "config.json").write_text("{}")
-    assert job.command == [*words, str(job.folder / "config.json"), "--resume"]
+    write_json(job.folder / "config.json", to_dict(base))
+    continued = [*words, str(job.folder / "config.json"), "--resume"]
+    assert job.command == continued
+    moved = replace(base, data=replace(base.data, root="elsewhere"))
+    assert job._replace(row=replace(row, config=moved)).command == [*continued, "--data.root=elsewhere"]
 
 
 def test_a_run_is_evaluated_by_the_protocols_of_all_its_tables(base: Config, tmp_path: Path) -> None:
@@ -126,7 +129,8 @@ def test_a_run_is_evaluated_by_the_protocols_of_all_its_tables(base: Config, tmp
     }
     job = found[[job.row.name for job in found].index("no-mamba")]
     # dual at last: what it writes says that the run is finished.
-    evaluation = ["training.evaluate", str(job.folder), "--protocol=rerank", "--protocol=dual"]
+    root = f"--data.root={base.data.root}"
+    evaluation = ["training.evaluate", str(job.folder), root, "--protocol=rerank", "--protocol=dual"]
     # This data has no factors of its images.
     assert job.measurements == [evaluation] and not any(job.disentangled for job in found)
     (Path(base.data.root) / "factors.jsonl").touch()
@@ -136,7 +140,7 @@ def test_a_run_is_evaluated_by_the_protocols_of_all_its_tables(base: Config, tmp
     plain = alongside(replace(base, recipe="synthetic-tables"), "synthetic-baseline")
     (job,) = missing_jobs([Row("table1", "plain", "", plain)], [0], tmp_path, Console(file=StringIO()), launch)
     assert not job.disentangled
-    assert again[0].measurements[0] == ["training.disentangle", str(again[0].folder)]
+    assert again[0].measurements[0] == ["training.disentangle", str(again[0].folder), root]
     assert set(PROTOCOLS) == set(TITLES), "every table says what its rows can differ in"
     assert all(name in BESIDE_DUAL for names in PROTOCOLS.values() for name in names)
 
