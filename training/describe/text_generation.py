@@ -31,6 +31,7 @@ from training.describe.session import GenerationResult, GenerationSession, Serve
 from training.describe.text.prompts import Prompt, build_prompt
 from training.describe.text.schema import Kind
 from training.describe.text.text_checks import NearDuplicates
+from training.utils.io import remove_temporary
 
 # Part of the settings of the provider template: increment when the templates change.
 TEMPLATE_VERSION = 1
@@ -93,6 +94,7 @@ def open_session(options: GenerationOptions, inputs: Inputs, console: Console) -
             yield GenerationSession(inputs.task, inputs.items, options.limit, answers, descriptions, meter, console)
         finally:
             descriptions.lines.close()
+        remove_temporary(options.out)
     finally:
         answers.lines.close()
 

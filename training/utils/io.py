@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import types
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 # Key of the digest in a JSON file that `write_json` was asked to seal.
 DIGEST = "content_sha256"
+# Names of the files of `atomic` before they replace others.
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 # Errors of a disk, a quota or a size limit that is reached.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -67,6 +70,13 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             if output.error is not None:
                 raise output.error from None
             raise
+
+
+def remove_temporary(folder: Path) -> None:
+    """Removes the files of `atomic` that killed processes have left in a folder; the caller keeps other writers out of it."""
+    for path in folder.iterdir():
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

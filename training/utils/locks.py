@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from training.utils.io import remove_temporary
+
 LOCK = ".lock"
 # Errors of a file system that has no locks: NFS without its lock service, some FUSE and Lustre mounts.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -26,17 +28,21 @@ _held: set[Path] = set()
 @contextmanager
 def folder_lock(folder: Path, file: Path | None = None) -> Iterator[None]:
     """Keeps other processes out of `folder`, by FOLDER/.lock or `file`, which exists only as long as the lock.
+    A block that succeeds with FOLDER/.lock ends with the removal of what killed processes have left of unfinished files.
 
     Creates the folder of the lock file, and removes it again if the block fails and leaves it empty. A folder that cannot be
     written to needs no lock; one whose file system has none gets a warning on stderr. Raises RuntimeError naming the holder.
     """
     path = Path(os.path.abspath(file or Path(folder) / LOCK))
     created = [p for p in (path.parent, *path.parent.parents) if not p.exists()]
-    descriptor = None
+    descriptor, alone = None, False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(path, folder, new=bool(created))
+        descriptor, alone = _acquire(path, folder, new=bool(created))
         yield
+        if file is None and alone:
+            with suppress(OSError):
+                remove_temporary(path.parent)
     except BaseException:
         _release(path, descriptor)
         descriptor = None
@@ -48,8 +54,8 @@ def folder_lock(folder: Path, file: Path | None = None) -> Iterator[None]:
         _release(path, descriptor)
 
 
-def _acquire(path: Path, folder: Path, new: bool) -> int | None:
-    """Descriptor of the locked file; None for a folder that cannot be written to."""
+def _acquire(path: Path, folder: Path, new: bool) -> tuple[int | None, bool]:
+    """(descriptor of the lock file, True if it is locked); no descriptor for a folder that cannot be written to."""
     while True:
         if path in _held:
             raise RuntimeError(f"{folder} is in use by another part of this process")
@@ -57,15 +63,15 @@ def _acquire(path: Path, folder: Path, new: bool) -> int | None:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             if not new and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-                return None
+                return None, False
             raise
         try:
-            _lock(descriptor, path, folder)
+            locked = _lock(descriptor, path, folder)
             if _is_current(descriptor, path):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, _holder().encode(), 0)
                 _held.add(path)
-                return descriptor
+                return descriptor, locked
         except BaseException:
             os.close(descriptor)
             raise
@@ -73,7 +79,8 @@ def _acquire(path: Path, folder: Path, new: bool) -> int | None:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path, folder: Path) -> None:
+def _lock(descriptor: int, path: Path, folder: Path) -> bool:
+    """False where the file system has no locks."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -83,13 +90,14 @@ def _lock(descriptor: int, path: Path, folder: Path) -> None:
                 "of this folder; start no other one in it",
                 file=sys.stderr,
             )
-        elif error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        if error.errno in (errno.EACCES, errno.EAGAIN):
             holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
             raise RuntimeError(
                 f"{folder} is in use by {holder}, which holds {path}; wait for it to end, or choose another folder"
             ) from None
-        else:
-            raise
+        raise
+    return True
 
 
 def _is_current(descriptor: int, path: Path) -> bool:

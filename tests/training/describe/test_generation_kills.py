@@ -69,6 +69,8 @@ def survive(tmp_path: Path, faulty: Fault, images: int, kills: int) -> dict[str,
     out, output = tmp_path / "out", tmp_path / "output.txt"
     command = [*COMMAND, str(root), "--out", str(out), "--base-url", f"http://127.0.0.1:{faulty.port}/v1", *OPTIONS]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "FAKE_KEY": KEY}
+    out.mkdir()
+    (left := out / ".generation.json.0a1b2c3d.tmp").touch()
     rng = random.Random(images)
     marks: list[tuple[int, set[str]]] = []
     for number in range(kills + 1):
@@ -81,6 +83,7 @@ def survive(tmp_path: Path, faulty: Fault, images: int, kills: int) -> dict[str,
                 process.send_signal(signal.SIGKILL)
         marks.append((len(faulty.lines()), stored_keys(out)))
     assert process.returncode == 0, output.read_text()[-2000:]
+    assert not left.exists(), "files that a kill left unfinished are removed"
     check_payments(faulty.lines(), marks, stored_keys(out), kills)
     written = [path.read_text() for path in out.iterdir()] + [output.read_text()]
     # The server tells the key back in its errors; it must be nowhere.

@@ -35,6 +35,32 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+def test_what_killed_processes_left_unfinished_is_removed_by_the_next_that_succeeds(tmp_path: Path) -> None:
+    left, kept = tmp_path / ".eval.json.0a1b2c3d.tmp", tmp_path / ".mine.tmp"
+    left.touch()
+    kept.touch()
+    with pytest.raises(ValueError), folder_lock(tmp_path):
+        raise ValueError
+    assert left.exists(), "a command that fails changes nothing"
+    with folder_lock(tmp_path, tmp_path.with_name(".beside.lock")):
+        pass
+    assert left.exists()
+    with folder_lock(tmp_path):
+        pass
+    assert sorted(tmp_path.iterdir()) == [kept]
+
+
+def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    (tmp_path / ".eval.json.0a1b2c3d.tmp").touch()
+    monkeypatch.setattr("training.utils.locks.fcntl.lockf", refuse)
+    with folder_lock(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".eval.json.0a1b2c3d.tmp"]
+
+
 def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
     with holder(tmp_path / "run") as process:
         expected = (
