@@ -106,11 +106,17 @@ def test_the_bytes_are_those_that_two_processes_send(options: dict[str, int], gr
         assert sum(e.bytes for e in counted.exchanges) == sum(counted.sent.values())
 
 
-def test_only_the_heads_gradients_go_beside_the_backward_pass() -> None:
-    counted = count_step(tiny(Path("none"), 4), {}, VOCABULARY, ranks=2)
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"checkpointing": True}], ids=str)
+def test_sums_of_gradients_begin_before_and_during_the_backward_pass(options: dict[str, int]) -> None:
+    config = tiny(Path("none"), 4)
+    config = replace(config, optim=replace(config.optim, **options))  # type: ignore[arg-type]
+    counted = count_step(config, {}, VOCABULARY, ranks=2)
     behind = [e for e in counted.exchanges if e.behind]
-    assert [e.part for e in behind] == ["heads", "exchange of gradients"]
+    assert [e.part for e in behind] == ["heads"] + ["backward encoders"] * (len(behind) - 1) and len(behind) > 4
     assert sum(e.bytes for e in behind) == counted.sent["gradients"] > 0
+    # Most of the pass is still to come when the second half of the gradients begins to travel.
+    begun = [op.begun for op in counted.operations if op.part == "backward encoders"]
+    assert {*begun} >= {*range(1, len(behind))}
 
 
 def test_a_batch_that_is_too_small_is_an_error() -> None:
@@ -152,15 +158,23 @@ def test_prediction_by_hand() -> None:
 def test_what_the_backward_pass_of_the_encoders_hides_costs_nothing() -> None:
     exchanges = [
         Exchange("heads", "all_gather", 10**8),
-        Exchange("heads", "all_reduce", 10**9, True),
-        Exchange("exchange of gradients", "all_reduce", 10**9, True),
+        Exchange("heads", "all_reduce", 10**8, True),
+        Exchange("backward encoders", "all_reduce", 10**9, True),
+        Exchange("backward encoders", "all_reduce", 10**8, True),
     ]
-    backward = {Operation("backward encoders", True, 4 * 10**11, 0): 1}
-    # Of two ranks: a gather sends once, a sum once in all; 0.1 s and twice 1 s, of which 0.4 s are hidden.
+    # 0.3 s of the pass after the heads' sum has begun, 0.4 s after the first one of the encoders', none after the last.
+    backward = {
+        Operation("backward encoders", True, 3 * 10**11, 0, 1): 1,
+        Operation("backward encoders", True, 4 * 10**11, 0, 2): 1,
+    }
+    # Of two ranks: a gather sends once, a sum once in all. Sums end after 0.1 s, 0.3 + 1 s and 1.3 + 0.1 s, the pass after 0.7.
     made = predict(step(backward, exchanges), 2, CARD)
-    assert made.network == pytest.approx(0.1 + 1.0 + 0.6) and made.limiter == "network"
-    # Of four on two machines: the gather sends 3 times, the sum 1.5 times, ten times as slow.
-    assert predict(step(backward, exchanges), 4, CARD).network == pytest.approx(3.0 + 15.0 + 14.6)
+    assert made.network == pytest.approx(0.1 + 0.7) and made.limiter == "network"
+    # Of four on two machines: the gather sends 3 times, the sum 1.5 times, ten times as slow; the heads' ends after 1.5 s.
+    assert predict(step(backward, exchanges), 4, CARD).network == pytest.approx(3.0 + 1.5 + 15.0 + 1.5 - 0.7)
+    # A host that needs 1 s for each operator is the slower one: the pass ends after 2 s, the sums after 1 + 1 and 2 + 0.1 s.
+    slow = predict(step(backward, exchanges), 2, replace(CARD, start=1.0))
+    assert slow.network == pytest.approx(0.1 + 0.1) and slow.seconds == pytest.approx(2.2)
 
 
 def test_the_encoders_of_the_tables_have_the_published_sizes() -> None:
@@ -209,14 +223,14 @@ def event(name: str, start: float, duration: float, numbers: int = 0) -> dict[st
 
 
 def test_shares_of_a_trace_by_hand(tmp_path: Path) -> None:
-    """A sum of the heads from 10 to 30 beside a backward pass to 25, one of the encoders from 25 to 65 behind it."""
+    """A sum of the heads from 0 to 30 beside a backward pass from 5 to 25, sums of the encoders from 15 to 45 and 20 to 65."""
     path = tmp_path / "rank0.json"
-    events = [event(overlap.BACKWARD, 5, 20), event(overlap.SUM, 10, 20, 1000), event(overlap.SUM, 25, 40, 3000)]
+    sums = [event(overlap.SUM, 0, 30, 1000), event(overlap.SUM, 15, 30, 2000), event(overlap.SUM, 20, 45, 1000)]
     # Batch statistics, and the mark of a thread's name.
-    events += [event(overlap.SUM, 6, 1, 8), {"ph": "M", "name": "thread_name"}]
+    events = [event(overlap.BACKWARD, 5, 20), *sums, event(overlap.SUM, 6, 1, 2), {"ph": "M", "name": "thread_name"}]
     path.write_text(json.dumps({"traceEvents": events}))
     found = overlap.shares(path)
-    assert (found.whole, found.hidden, found.heads) == (60, 15, 0.25) and found.share == 0.25
+    assert found == (0.25, pytest.approx(20 / 65), pytest.approx(10 / 50))
     path.write_text(json.dumps({"traceEvents": events[:1]}))
     with pytest.raises(ValueError, match="1 backward passes and 0 sums of gradients, expected both"):
         overlap.shares(path)
@@ -228,7 +242,7 @@ def test_ranks_say_in_their_traces_what_they_sum(group: Ranks, tmp_path: Path) -
     assert found.statuses == [0, 0], found.outputs
     for rank in range(2):
         shares = overlap.shares(tmp_path / f"rank{rank}.json")
-        assert 0 <= shares.hidden <= shares.whole and 0.05 < shares.heads < 0.95
+        assert 0 <= shares.hidden <= 1 and 0 < shares.encoders_hidden <= 1 and 0.05 < shares.heads < 0.95
 
 
 def test_a_job_that_ends_leaves_nobody_to_kill(tmp_path: Path) -> None:

@@ -165,8 +165,7 @@ class DryStepper(Stepper):
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self.gradnorm = GradNorm(task_names(config.loss, config.model.fusion.enabled), config.gradnorm)
-        self.head_parameters, self.encoder_parameters = model.head_parameters(), model.encoder_parameters()
-        self.parameters = [*self.encoder_parameters, *self.head_parameters]
+        self._divide_parameters()
         configure_model(model, replace(config.optim, compile=False))
 
     def _update(self, scale: float) -> bool:

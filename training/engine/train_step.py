@@ -27,6 +27,8 @@ from training.models.model_outputs import EncoderOutput
 from training.models.retrieval_model import RetrievalModel
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Parts in which ranks add up the gradients of the encoders while their backward pass goes on.
+BUCKETS = 16
 # Modules compiled by torch.compile, one graph each.
 COMPILED = ("visual", "text", "bdam", "identity_projection", "clothing_head", "text_projection", "fusion")
 
@@ -108,9 +110,14 @@ class Stepper:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.gradnorm = GradNorm(task_names(config.loss, config.model.fusion.enabled), config.gradnorm)
-        self.head_parameters, self.encoder_parameters = model.head_parameters(), model.encoder_parameters()
-        self.parameters = [*self.encoder_parameters, *self.head_parameters]
+        self._divide_parameters()
         configure_model(model, config.optim)
+
+    def _divide_parameters(self) -> None:
+        self.head_parameters, self.encoder_parameters = self.model.head_parameters(), self.model.encoder_parameters()
+        self.parameters = [*self.encoder_parameters, *self.head_parameters]
+        self.head_sum = self.ranks.gradient_sum(self.head_parameters)
+        self.encoder_sum = self.ranks.gradient_sum(self.encoder_parameters, BUCKETS)
 
     def state_dict(self) -> dict[str, Any]:
         """State for `load_state_dict`, as tensors and plain values, without the weights of the model."""
@@ -162,12 +169,12 @@ class Stepper:
         norms = self.ranks.norms(norms)
         if scale <= 1.0:
             _require_finite({f"gradient norm of {name}": norm for name, norm in norms.items()})
-        wait_for_heads = self.ranks.sum_gradients(self.head_parameters)
+        self.head_sum.start()
         with span("backward encoders"), tf32(self.device):
             self._backward(encoded, parts, states, leaves)
-        wait_for_encoders = self.ranks.sum_gradients(self.encoder_parameters)
-        wait_for_heads()
-        wait_for_encoders()
+        self.encoder_sum.start()
+        self.head_sum.wait()
+        self.encoder_sum.wait()
         with span("optimiser"):
             skipped = self._update(scale)
         if skipped or not all(map(math.isfinite, norms.values())):
@@ -206,6 +213,7 @@ class Stepper:
     ) -> None:
         """Backward pass through the encoders; several micro-batches are encoded again, with their first random numbers."""
         if len(parts) == 1:
+            self.encoder_sum.follow()
             encoded.backward(leaves)
             return
         after, start = random_state(self.device), 0
@@ -213,6 +221,8 @@ class Stepper:
             set_random_state(state, self.device)
             with self._autocast():
                 encoded = self.model.encode(part)
+            if part is parts[-1]:
+                self.encoder_sum.follow()
             encoded.backward(leaves, slice(start, start + len(part.paths)))
             start += len(part.paths)
         set_random_state(after, self.device)

@@ -91,10 +91,11 @@ class Model(RetrievalModel):
         views = [batch.captions, batch.identity, batch.clothing, batch.other][: len(self.views)]
         input_ids = torch.cat([view.input_ids_BT for view in views])
         mask = torch.cat([view.attention_mask_BT for view in views])
-        with span("text encoder"):
-            tokens = self._encode_texts(input_ids, mask)
+        # In this order the backward pass comes to the word vectors, which are large, early: their sum over ranks is hidden.
         with span("visual encoder"):
             image = self.visual(batch.images_BCHW)
+        with span("text encoder"):
+            tokens = self._encode_texts(input_ids, mask)
         split = (len(views), batch.images_BCHW.shape[0])
         return EncoderOutput(image, tokens.unflatten(0, split), mask.unflatten(0, split), batch.ids_B)
 

@@ -38,12 +38,14 @@ FREE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"
 
 
 class Operation(NamedTuple):
-    """Work of one call of an operator: the part of the step, its precision (True: 16 bits), FLOPs, bytes read and written."""
+    """Work of one call of an operator: the part of the step, its precision (True: 16 bits), FLOPs, bytes read and written, and
+    the number of exchanges that have begun behind the step before it."""
 
     part: str
     half: bool
     flops: int
     bytes: int
+    begun: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Work(TorchDispatchMode):
         half = any(x.dtype in HALF for x in tensors)
         # A broadcast tensor is read from less than its shape says.
         moved = sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in tensors)
-        self.operations[Operation(self.progress.part, half, flops, moved)] += 1
+        self.operations[Operation(self.progress.part, half, flops, moved, self.progress.begun)] += 1
         return result
 
 

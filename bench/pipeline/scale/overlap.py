@@ -1,8 +1,8 @@
 """Share of the reduction of gradients that runs beside computing, from traces: `python -m bench.pipeline.scale.overlap`.
 
 torchrun starts ranks that make a few steps of the recipe `synthetic` on noise, by gloo on the CPU, under torch's profiler. The
-gradients of the heads are added up while the encoders' backward pass runs, those of the encoders after it. The traces
-(FOLDER/rank0.json, …, for chrome://tracing too) say when each sum ran, and when each backward pass.
+gradients of the heads are added up while the encoders' backward pass runs, those of the encoders in parts that begin during it.
+The traces (FOLDER/rank0.json, …, for chrome://tracing too) say when each sum ran, and when each backward pass.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from training.utils.preemption import preemption
 VOCABULARY = 400
 BACKWARD, SUM = "backward pass of the encoders", "gloo:all_reduce"
 # Numbers of the smallest sum of gradients, relative to the largest.
-SMALL = 0.01
+SMALL = 0.001
 # Steps before those that are traced: the first ones connect the ranks and make the moments.
 WARM_UP = 2
 
@@ -68,17 +68,12 @@ class Interval(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Sums of gradients in the trace of a rank: microseconds in all, and beside a backward pass of the encoders; and the share
-    of the gradients that are the heads', whose sum is meant to be hidden."""
+    """Sums of gradients in the trace of a rank: share of their numbers that are the heads', and shares of the time of both sums,
+    and of that of the encoders' gradients, that are hidden beside a backward pass of the encoders."""
 
-    whole: float
-    hidden: float
     heads: float
-
-    @property
-    def share(self) -> float:
-        """Share of the time that is hidden."""
-        return self.hidden / self.whole
+    hidden: float
+    encoders_hidden: float
 
 
 class _TracedStep(Stepper):
@@ -121,13 +116,27 @@ def shares(path: Path) -> Shares:
     if not passes or not sums:
         raise ValueError(f"{path}: {len(passes)} backward passes and {len(sums)} sums of gradients, expected both")
     sizes = [sum(map(math.prod, event["args"]["Input Dims"])) for event in sums]
-    # The others, batch statistics and norms, are a thousand times smaller.
-    gradients = [(_interval(e), size) for e, size in zip(sums, sizes, strict=True) if size > SMALL * max(sizes)]
+    # The others, batch statistics and norms, are much smaller.
+    gradients = sorted((_interval(e), size) for e, size in zip(sums, sizes, strict=True) if size > SMALL * max(sizes))
+    intervals = [interval for interval, _ in gradients]
+    # Every step begins that of the heads first.
+    each = len(gradients) // len(passes)
     return Shares(
-        whole=sum(interval.end - interval.start for interval, _ in gradients),
-        hidden=sum(interval.common(other) for interval, _ in gradients for other in passes),
-        heads=min(size for _, size in gradients) * len(passes) / sum(size for _, size in gradients),
+        heads=sum(size for _, size in gradients[::each]) / sum(size for _, size in gradients),
+        hidden=_hidden(intervals, passes),
+        encoders_hidden=_hidden([interval for i, interval in enumerate(intervals) if i % each], passes),
     )
+
+
+def _hidden(sums: list[Interval], passes: list[Interval]) -> float:
+    """Share of the time in which sums run, one or several at once, that is in a pass."""
+    whole = hidden = end = 0.0
+    for interval in sorted(sums):
+        rest = Interval(max(interval.start, end), max(interval.end, end))
+        end = rest.end
+        whole += rest.end - rest.start
+        hidden += sum(rest.common(one) for one in passes)
+    return hidden / whole
 
 
 def _interval(event: dict[str, Any]) -> Interval:
@@ -147,8 +156,8 @@ def main() -> None:
         words += ["--worker", "--steps", str(arguments.steps), "--images", str(arguments.images), "--out", str(folder)]
         finish(torchrun(*words))
         found = [shares(folder / f"rank{rank}.json") for rank in range(arguments.ranks)]
-    head = ["rank", "steps", "heads' share of the gradients", "share of the time of sums that is hidden"]
-    rows = [[str(rank), str(arguments.steps), f"{x.heads:.0%}", f"{x.share:.0%}"] for rank, x in enumerate(found)]
+    head = ["rank", "steps", "heads' share of the gradients", "time of all sums that is hidden", "of the encoders'"]
+    rows = [[str(rank), str(arguments.steps), *(f"{value:.0%}" for value in x)] for rank, x in enumerate(found)]
     print(markdown(head, rows))
 
 

@@ -29,9 +29,10 @@ class Exchange(NamedTuple):
 
 
 class Progress:
-    """Name of the part of the step that runs."""
+    """Name of the part of the step that runs, and number of exchanges that have begun behind it."""
 
     part = "encoders"
+    begun = 0
 
 
 class Noting:
@@ -59,6 +60,7 @@ class Noting:
 
     def _note(self, kind: str, count: int, behind: bool = False) -> Noting:
         self.exchanges.append(Exchange(self.progress.part, kind, count, behind))
+        self.progress.begun += behind
         return self
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,7 +78,9 @@ class Prediction(NamedTuple):
 def predict(count: StepCount, ranks: int, ceilings: Ceilings) -> Prediction:
     """Seconds of one step of a rank among so many."""
     bandwidth = ceilings.bandwidth * ceilings.memory_share
-    products = traffic = behind = 0.0
+    products = traffic = 0.0
+    # Seconds of the backward pass of the encoders after so many sums of gradients have begun: of the card, of the host.
+    card, host = Counter[int](), Counter[int]()
     for op, number in count.operations.items():
         peak = (ceilings.half if op.half else ceilings.single) * ceilings.products_share
         arithmetic, moving = op.flops / peak, op.bytes / bandwidth
@@ -85,13 +89,23 @@ def predict(count: StepCount, ranks: int, ceilings: Ceilings) -> Prediction:
         else:
             traffic += number * moving
         if op.part == "backward encoders":
-            behind += number * max(arithmetic, moving)
+            card[op.begun] += number * max(arithmetic, moving)
+            host[op.begun] += number * ceilings.start
     traffic += OPTIMISER_BYTES * count.trained / bandwidth
-    times = [(e, exchange_seconds(e, ranks, ceilings)) for e in count.exchanges]
-    # The sum of the heads' gradients runs beside the encoders' backward pass.
-    hidden = sum(seconds for e, seconds in times if e.behind and e.part == "heads")
-    network = sum(seconds for _, seconds in times) - min(hidden, behind)
-    return Prediction(products, traffic, count.calls * ceilings.start, network)
+    starting = count.calls * ceilings.start
+    waiting = sum(exchange_seconds(e, ranks, ceilings) for e in count.exchanges if not e.behind)
+    behind = [exchange_seconds(e, ranks, ceilings) for e in count.exchanges if e.behind]
+    network = waiting + _left(behind, host if starting > products + traffic else card)
+    return Prediction(products, traffic, starting, network)
+
+
+def _left(sums: list[float], backward: Mapping[int, float]) -> float:
+    """Seconds that sums, one after another, need after a backward pass; backward: its seconds after so many have begun."""
+    clock = end = 0.0
+    for number, seconds in enumerate(sums, 1):
+        end = max(end, clock) + seconds
+        clock += backward.get(number, 0.0)
+    return max(0.0, end - clock)
 
 
 def exchange_seconds(exchange: Exchange, ranks: int, ceilings: Ceilings) -> float:

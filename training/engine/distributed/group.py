@@ -25,8 +25,9 @@ from training.data.loader import OwnRows
 from training.engine.distributed.agreement import differences
 from training.engine.distributed.batch_norm import gather_batch_norms
 from training.engine.distributed.failures import RankLost, Register
+from training.engine.distributed.gradient_sum import BucketedSum
 from training.engine.distributed.rank_rows import RankRows, own_rows
-from training.engine.distributed.ranks import Ranks
+from training.engine.distributed.ranks import GradientSum, Ranks
 from training.models.batch_rows import BatchRows
 from training.models.retrieval_model import RetrievalModel
 from training.utils.locks import folder_lock
@@ -100,22 +101,19 @@ class RankGroup(Ranks):
         squares = torch.tensor([value**2 for value in norms.values()], dtype=torch.float64, device=self.device)
         return dict(zip(norms, self.all_reduce(squares, "norms").sqrt().tolist(), strict=True)) if norms else norms
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> Callable[[], None]:
-        """Starts to add up the gradients of all processes; the result waits until they are in place."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if not gradients:
-            return lambda: None
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+    def gradient_sum(self, parameters: Sequence[nn.Parameter], buckets: int = 1) -> GradientSum:
+        """Sum over all processes of the gradients of these parameters, in so many parts at most."""
+        return BucketedSum(parameters, buckets, self._begin_sum)
+
+    def _begin_sum(self, flat: Tensor) -> Callable[[], None]:
         with self._exchanging("gradients", flat):
             work: Any = self.library.all_reduce(flat, async_op=True)
 
-        def finish() -> None:
+        def wait() -> None:
             with self._exchanging("gradients"):
                 work.wait()
-            parts = flat.split([gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)])
 
-        return finish
+        return wait
 
     def largest(self, values: Mapping[str, float]) -> dict[str, float]:
         """The largest of each value in any process."""

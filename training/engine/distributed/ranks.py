@@ -17,8 +17,17 @@ from training.utils.locks import folder_lock
 T = TypeVar("T")
 
 
-def nothing() -> None:
-    """No work left to wait for."""
+class GradientSum:
+    """Sum of gradients over a single process, which has nothing to do."""
+
+    def follow(self) -> None:
+        """Starts every part as soon as the backward pass that comes has left its last gradient."""
+
+    def start(self) -> None:
+        """Starts all parts that have not been started."""
+
+    def wait(self) -> None:
+        """Waits until all sums are in place of the gradients."""
 
 
 class Ranks:
@@ -58,9 +67,9 @@ class Ranks:
         """L2 norms of gradients from those of the rows of each process."""
         return norms
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> Callable[[], None]:
-        """Starts to add up the gradients of all processes; the result waits until they are in place."""
-        return nothing
+    def gradient_sum(self, parameters: Sequence[nn.Parameter], buckets: int = 1) -> GradientSum:
+        """Sum over all processes of the gradients of these parameters, in so many parts at most."""
+        return GradientSum()
 
     def largest(self, values: Mapping[str, float]) -> dict[str, float]:
         """The largest of each value in any process."""
