@@ -1,7 +1,8 @@
 """A large gallery evaluated by several processes: `python -m bench.pipeline.scale.gallery --images 20000`.
 
 Makes a set of tiny noise images with a caption each, trains a miniature model on it, evaluates it in one process and by ranks of
-torchrun with the same number of threads, and compares all that eval.json and eval-queries.npz say. No time is measured.
+torchrun with one thread each, and compares all that eval.json and eval-queries.npz say. The seconds of both are those of
+whole commands, with their start.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +82,12 @@ def main() -> None:
         make_set(root, arguments.images, arguments.seed)
         train = ["training.train", "synthetic-captions", "--out", str(run), "--data.root", str(root), *TINY]
         alone([*train, "--optim.epochs", "2"])
+        begun = time.perf_counter()
         alone(["training.evaluate", str(run)])
-        one = result(run, work)
+        seconds = [time.perf_counter() - begun]
+        one, begun = result(run, work), time.perf_counter()
         finish(torchrun("--standalone", "--nproc-per-node", str(arguments.ranks), "-m", "training.evaluate", str(run)))
+        seconds.append(time.perf_counter() - begun)
         several = result(run, work)
     values, _ = one
     print(f"counts {values['counts']}; metrics of one process {values['metrics']}")
@@ -90,6 +95,7 @@ def main() -> None:
     print(
         f"{arguments.ranks} ranks: every metric, count and rank of a query {'equal to the bit' if same else 'NOT equal'}"
     )
+    print(f"seconds of the commands: one process {seconds[0]:.1f}, {arguments.ranks} ranks {seconds[1]:.1f}")
     if not same:
         raise SystemExit(1)
 
