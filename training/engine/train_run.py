@@ -179,12 +179,8 @@ def _device(options: RunOptions, local_rank: int | None) -> torch.device:
 
 def _require_possible(config: Config, options: RunOptions, ranks: Ranks) -> None:
     """Raises ValueError for what several ranks cannot do."""
-    given = {"optim.compile": config.optim.compile, "--fit": options.fit}
-    names = [name for name, on in given.items() if on and ranks.size > 1]
-    if names:
-        raise ValueError(
-            f"{' and '.join(names)} cannot be used by several ranks: leave it out, or train in one process"
-        )
+    if options.fit and ranks.size > 1:
+        raise ValueError("--fit cannot be used by several ranks: leave it out, or train in one process")
 
 
 def _command(config: Config, options: RunOptions) -> dict[str, Any]:

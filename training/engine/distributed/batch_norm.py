@@ -38,6 +38,8 @@ class GatheredBatchNorm(_BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         """Any rows of C channels."""
 
+    # Compiled graphs hold no exchanges: they would have to be compiled at the same moments on all ranks.
+    @torch.compiler.disable
     def forward(self, input: Tensor) -> Tensor:
         """(N, C) or (N, C, ...), in the kind of the input; running statistics as torch keeps them."""
         if not self.training:

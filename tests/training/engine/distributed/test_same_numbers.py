@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from tests.support.distributed.ranks import Job, Ranks, run_steps
 from tests.support.tiny_run import tiny_config
 from training.config import Config
+from training.engine import train_step
 
 SIZES = [1, 2, pytest.param(4, marks=pytest.mark.slow)]
 STEPS = 6
@@ -95,3 +97,19 @@ def test_the_kernels_of_a_cpu_train_to_the_numbers_of_one_too(
     assert one.statuses == [0] and several.statuses == [0] * size, "\n".join([*one.outputs, *several.outputs])
     for result in several.results:
         check_same(result, one.results[0], 1e-9)
+
+
+def compiled_steps(config: Config, run_dir: Path, steps: int) -> dict[str, Any]:
+    """`run_steps` with a compiler that traces and leaves the operators as they are."""
+    train_step.configure_model = partial(train_step.configure_model, compiler="aot_eager")
+    return run_steps(config, run_dir, steps)
+
+
+@pytest.mark.slow
+def test_compiled_ranks_train_to_the_numbers_of_one(ranks: Ranks, root: Path, tmp_path: Path) -> None:
+    config = exact(root, optim__compile=True)
+    one = ranks.run(Job(compiled_steps, (config, tmp_path, 2), 1, tmp_path / "one"))
+    several = ranks.run(Job(compiled_steps, (config, tmp_path, 2), 2, tmp_path / "several"))
+    assert one.statuses == [0] and several.statuses == [0, 0], "\n".join([*one.outputs, *several.outputs])
+    for result in several.results:
+        check_same(result, one.results[0], 1e-11)

@@ -73,7 +73,7 @@ def _ip(*words: str) -> None:
 
 @pytest.mark.slow
 def test_two_machines_train_to_the_numbers_of_one_process(root: Path, tmp_path: Path) -> None:
-    """Two network namespaces of this machine, which reach each other through one address each."""
+    """Two network namespaces of this machine with two ranks each, which reach each other through one address each."""
     if shutil.which("ip") is None:
         pytest.skip("there is no `ip` to make network namespaces")
     config = exact(root, optim__epochs=1)
@@ -84,12 +84,12 @@ def test_two_machines_train_to_the_numbers_of_one_process(root: Path, tmp_path: 
         jobs = []
         for number, name in enumerate(machines, 1):
             meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "10.203.0.1:29400", "--rdzv-id", "job"]
-            here = ["--nnodes", "2", "--nproc-per-node", "1", "--local-addr", f"10.203.0.{number}"]
+            here = ["--nnodes", "2", "--nproc-per-node", "2", "--local-addr", f"10.203.0.{number}"]
             here += ["--rdzv-conf", f"is_host={int(number == 1)}"]
             prefix = ("ip", "netns", "exec", name)
             jobs.append(torchrun(*here, *meeting, *words, prefix=prefix, GLOO_SOCKET_IFNAME="cable"))
         outputs = [finish(job) for job in jobs]
-    assert sum("2 ranks share every batch (gloo)" in output for output in outputs) == 1, outputs
+    assert sum("4 ranks share every batch (gloo)" in output for output in outputs) == 1, outputs
     ours, theirs = read_lines(tmp_path / "two"), read_lines(tmp_path / "one")
     assert len(ours) == len(theirs) > 0
     for mine, other in zip(ours, theirs, strict=True):

@@ -130,7 +130,6 @@ def test_starts_from_another_run_on_all_ranks(trained: Path, ranks: Ranks, root:
 
 
 REFUSED = {
-    "compile": ({"optim__compile": True}, {}, "optim.compile cannot be used by several ranks"),
     "fit": ({}, {"fit": True}, "--fit cannot be used by several ranks"),
     "one card": ({}, {"device": "cuda:0"}, "device 'cuda:0' is one card for all ranks"),
     "small batch": ({"optim__accumulate": 4}, {}, "a batch of 6 images cannot be shared by 2 ranks in 4 micro-batches"),
