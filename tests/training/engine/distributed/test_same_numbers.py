@@ -57,7 +57,8 @@ def check_same(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float) -
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "recommended": {},
-    "micro-batches": {"optim__accumulate": 2},
+    # Every rank needs an image of each micro-batch.
+    "micro-batches": {"optim__accumulate": 2, "data__ids_per_batch": 6},
     "checkpointing": {"optim__checkpointing": True},
     "next negatives": {"loss__final_negatives": "next"},
     "critic": {"loss__adversarial_mode": "critic"},
