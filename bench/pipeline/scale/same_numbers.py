@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "micro-batches": {"optim.accumulate": 2},
     "checkpointing": {"optim.checkpointing": True},
-    "EMA, AdamW, clipping": {"optim.ema": 0.9, "optim.optimizer": "adamw", "optim.clip_norm": 1.0},
+    "EMA": {"optim.ema": 0.9},
     "backend cpu": {"model.backend": "cpu"},
     "float32": {"model.backend": "cpu", "optim.precision": "fp32"},
     "bf16": {"model.backend": "cpu", "optim.precision": "bf16"},
