@@ -61,7 +61,7 @@ def build_app(
     app.state.service = Service(finder, audit)
     app.state.writable = not read_only and os.access(finder.gallery.folder, os.W_OK)
     if app.state.writable:
-        remove_abandoned(finder.gallery.folder)
+        remove_abandoned(finder.gallery)
     return app
 
 

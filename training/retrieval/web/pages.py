@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from training.retrieval.web import uploads
 from training.retrieval.web.api import client
 from training.retrieval.web.parameters import Search, read_search
 from training.retrieval.web.search_service import Answer, Service
-from training.retrieval.web.uploads import ARCHIVE, MOST_BYTES, MOST_IMAGE_BYTES
+from training.retrieval.web.uploads import MOST_BYTES, MOST_IMAGE_BYTES
 
 _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -196,31 +195,30 @@ async def _image_bytes(request: Request) -> bytes | None:
 async def add(request: Request) -> Response:
     """`POST /add?name=NAME`: the bytes of a zip of images, which is added in the background."""
     _require_writable(request)
-    service = _service(request)
     try:
-        # Before a gigabyte is received for nothing; `start` asks again.
-        service.uploads.require_free()
+        with _service(request).uploads.receive_zip(request.query_params.get("name", "zip")) as archive:
+            await _store(request, archive)
     except BlockingIOError as error:
-        return JSONResponse({"error": str(error)}, 409)
-    handle, name = tempfile.mkstemp(dir=service.finder.gallery.folder, prefix=ARCHIVE)
-    archive, started = Path(name), False
-    try:
-        size = 0
-        with open(handle, "wb") as file:
-            async for part in request.stream():
-                size += len(part)
-                if size > MOST_BYTES:
-                    return JSONResponse({"error": f"a zip may have {MOST_BYTES >> 30} GiB"}, 413)
-                file.write(part)
-        service.uploads.start(archive, request.query_params.get("name", "zip"))
-        started = True
-    except BlockingIOError as error:
-        return JSONResponse({"error": str(error)}, 409)
-    finally:
-        # The job deletes it at its end; nothing else does, not even a client that goes away.
-        if not started:
-            archive.unlink(missing_ok=True)
+        return JSONResponse({"error": str(error)}, 503)
+    except asyncio.TimeoutError:
+        return JSONResponse({"error": f"nothing of the zip has arrived for {uploads.ZIP_SILENCE:g} s"}, 408)
+    except ValueError as error:
+        return JSONResponse({"error": str(error)}, 413)
+    except OSError as error:
+        return JSONResponse({"error": f"the zip cannot be stored: {error.strerror or error}"}, 507)
     return JSONResponse({"started": True}, 202)
+
+
+async def _store(request: Request, archive: Path) -> None:
+    """Writes the body of a request to a file. Raises ValueError for more than MOST_BYTES, TimeoutError of asyncio for a client
+    that falls silent."""
+    size, parts = 0, request.stream()
+    with open(archive, "wb") as file:
+        while (part := await asyncio.wait_for(anext(parts, None), uploads.ZIP_SILENCE)) is not None:
+            size += len(part)
+            if size > MOST_BYTES:
+                raise ValueError(f"a zip may have {MOST_BYTES >> 30} GiB")
+            file.write(part)
 
 
 def job(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Images that come over the network: bounds on bytes, pixels, files and decompression; one zip is added at a time."""
+"""Images that come over the network: bounds on bytes, pixels, files and decompression; one zip at a time."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import lzma
 import re
 import sys
 import threading
-import time
 import traceback
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -21,7 +20,9 @@ from PIL import Image
 
 from training.retrieval.finder import Finder
 from training.retrieval.ingest import IMAGE_SUFFIXES, add_images
+from training.retrieval.store import Gallery
 from training.utils.io import write_bytes
+from training.utils.locks import LOCK, folder_lock
 
 MOST_BYTES, MOST_IMAGE_BYTES, MOST_PIXELS = 2**30, 2**25, 50_000_000
 MOST_FILES, MOST_UNPACKED_BYTES = 20_000, 2**32
@@ -29,9 +30,10 @@ MOST_FILES, MOST_UNPACKED_BYTES = 20_000, 2**32
 MOST_RECEIVED = 8
 # Within which one of them must have arrived.
 IMAGE_SECONDS = 30.0
-FOLDER = "uploads"
-# Zips while they are received and added; one so old (seconds since its last byte) is of a server that was killed.
-ARCHIVE, ABANDONED = ".upload-", 3600.0
+# Longest silence of a client that sends a zip.
+ZIP_SILENCE = 30.0
+# Folder of the gallery with one of each zip's images; there the zip is while it is received and added.
+FOLDER, ARCHIVE = "uploads", ".zip"
 # A damaged, cut or encrypted entry of a zip raises one of these, by its method; and an image that is not fit, ValueError.
 DAMAGED = (ValueError, RuntimeError, OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
@@ -54,7 +56,7 @@ class Job:
     """Progress of adding one zip."""
 
     name: str
-    stage: str = "unpacking"
+    stage: str = "receiving"
     done: int = 0
     total: int = 0
     # Names and reasons of files that were left out.
@@ -65,7 +67,7 @@ class Job:
 
 
 class Uploads:
-    """The one job that adds images to the gallery of a finder."""
+    """Images that are received for a finder, and the one job that adds a zip to its gallery."""
 
     def __init__(self, finder: Finder) -> None:
         self.finder = finder
@@ -84,34 +86,47 @@ class Uploads:
         finally:
             self._received -= 1
 
-    def require_free(self) -> None:
-        """Raises BlockingIOError while a job runs."""
-        if self.job is not None and not self.job.finished:
-            raise BlockingIOError("another upload is being added; wait until it has ended")
-
-    def start(self, archive: Path, name: str) -> Job:
-        """Begins to add the images of a zip, which is deleted at the end. Raises BlockingIOError while another job runs."""
+    @contextmanager
+    def receive_zip(self, name: str) -> Iterator[Path]:
+        """Path for the bytes of a zip, whose images are added in the background once the block has ended without an error. Raises
+        BlockingIOError while another zip is received or added."""
         with self._lock:
-            self.require_free()
-            self.job = Job(name[:100])
-            threading.Thread(target=self._run, args=(archive, self.job), daemon=True).start()
-            return self.job
-
-    def _run(self, archive: Path, job: Job) -> None:
+            if self.job is not None and not self.job.finished:
+                what = "received" if self.job.stage == "receiving" else "added"
+                raise BlockingIOError(f"another zip is being {what}; try again when that has ended")
+            before, self.job = self.job, Job(name[:100])
         folder = self.finder.gallery.folder / FOLDER / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        held = ExitStack()
         try:
-            self._add(archive, folder, job)
+            # Other servers of the gallery delete what nobody holds (`remove_abandoned`).
+            held.enter_context(folder_lock(folder))
+            yield folder / ARCHIVE
+            threading.Thread(target=self._run, args=(folder, self.job, held), daemon=True).start()
+        except BaseException:
+            (folder / ARCHIVE).unlink(missing_ok=True)
+            held.close()
+            _remove_empty(folder)
+            self.job = before
+            raise
+
+    def _run(self, folder: Path, job: Job, held: ExitStack) -> None:
+        try:
+            with held:
+                try:
+                    self._add(folder / ARCHIVE, folder, job)
+                finally:
+                    job.added = _remove_strays(self.finder.gallery, folder)
         except Exception as error:
             # Whatever ends the thread, the page says so; a defect leaves its traceback in the log of the server too.
             job.error = reason_of(error)
             if not isinstance(error, (ValueError, OSError, RuntimeError)):
                 traceback.print_exc(file=sys.stderr)
-            job.added = self._keep_added(folder)
         finally:
-            archive.unlink(missing_ok=True)
+            _remove_empty(folder)
             job.finished = True
 
     def _add(self, archive: Path, folder: Path, job: Job) -> None:
+        job.stage = "unpacking"
         paths = unpack(archive, folder, job)
         job.stage, job.total = "embedding", len(paths)
 
@@ -126,24 +141,31 @@ class Uploads:
             # After an error too: batches that were added before it are in the gallery.
             self.finder.refresh()
         job.left_out += [(str(Path(path).relative_to(folder)), reason) for path, reason in report.unreadable]
-        job.added = report.added
-
-    def _keep_added(self, folder: Path) -> int:
-        """Deletes the unpacked images that are not in the gallery and returns the number of those that are."""
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        strays = [path for path in files if self.finder.gallery.row_of(str(path.absolute())) is None]
-        for path in strays:
-            path.unlink()
-        return len(files) - len(strays)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Deletes the zips that a killed server has left in the folder of its gallery."""
-    for path in folder.glob(f"{ARCHIVE}*"):
-        # Another server of the gallery may delete the same.
-        with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > ABANDONED:
-                path.unlink()
+def remove_abandoned(gallery: Gallery) -> None:
+    """Deletes what a killed server was receiving and adding: files of which the gallery has no image."""
+    # A lock file is left by a killed server only, and held by one that lives.
+    for lock in (gallery.folder / FOLDER).glob(f"*/{LOCK}"):
+        with suppress(RuntimeError), folder_lock(lock.parent):
+            _remove_strays(gallery, lock.parent)
+        _remove_empty(lock.parent)
+
+
+def _remove_strays(gallery: Gallery, folder: Path) -> int:
+    """Deletes the files below a folder that are not in the gallery and returns the number of those that are."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
+    strays = [path for path in files if gallery.row_of(str(path.absolute())) is None]
+    for path in strays:
+        path.unlink()
+    return len(files) - len(strays)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Deletes the folders without a file from this one down."""
+    for path in sorted([folder, *folder.rglob("*")], reverse=True):
+        with suppress(OSError):
+            path.rmdir()
 
 
 def unpack(archive: Path, folder: Path, job: Job) -> list[Path]:

@@ -103,7 +103,7 @@ function describe(job) {
   if (!job) return "";
   if (job.error) return `${job.name}: ${job.error}${job.added ? `; ${job.added} images had been added` : ""}`;
   const out = job.left_out.length ? `, ${job.left_out.length} left out (${job.left_out[0].join(": ")})` : "";
-  return job.finished ? `${job.name}: ${job.added} images added${out}` : `${job.name}: ${job.stage} ${job.done} of ${job.total}${out}`;
+  return job.finished ? `${job.name}: ${job.added} images added${out}` : `${job.name}: ${job.stage}${job.total ? ` ${job.done} of ${job.total}` : ""}${out}`;
 }
 
 async function follow() {
