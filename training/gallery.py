@@ -197,8 +197,8 @@ def info(arguments: Info) -> None:
         found = read_record(measured, CellSearch)
         print(
             f"faiss     of {found.cells} cells the nearest {found.probes} are searched, which hold {100 * found.recall:.1f} % of "
-            f"the ten best images; at weights of clothes below 1 {found.probes_identity}, {100 * found.recall_identity:.1f} % "
-            f"(measured at {found.images} images)"
+            f"the ten best images at weight 1 of clothes; by identity or clothes alone {found.probes_alone}, "
+            f"{100 * found.recall_alone:.1f} % (measured at {found.images} images)"
         )
 
 

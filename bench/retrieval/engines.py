@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import tyro
 
-from training.retrieval.engines.engine import Engine, Filter, Metadata
+from training.retrieval.engines import faiss_engine
+from training.retrieval.engines.engine import Engine, Filter, Metadata, near
 from training.retrieval.engines.exact import ExactEngine
 from training.retrieval.engines.faiss_engine import FaissEngine
 from training.retrieval.scoring import Query, best, exact_scores
@@ -27,16 +29,21 @@ class Arguments:
 
     # Images of the gallery.
     images: int = 100_000
-    # Queries, each answered by every engine.
+    # Number of queries, each answered by every engine.
     turns: int = 21
     # Engines beside numpy.
     engines: tuple[str, ...] = ("exact", "faiss")
+    # Images that `faiss` scans at most; of more it searches the nearest cells.
+    scanned: int = faiss_engine.SCANNED
+    # Kind of queries: near one image, or between two, by both sides or by identity alone.
+    queries: Literal["near", "between", "identity"] = "near"
 
 
 def main() -> None:
     """Entry point."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    table_NW, queries = make(arguments.images, arguments.turns)
+    faiss_engine.SCANNED = arguments.scanned
+    table_NW, queries = make(arguments.images, arguments.turns, arguments.queries)
     cameras = np.arange(arguments.images, dtype=np.int32) % CAMERAS
     values = {"camera": [f"c{i}" for i in range(CAMERAS)]}
     metadata = Metadata(np.zeros(arguments.images), {"camera": cameras}, values)
@@ -48,16 +55,16 @@ def main() -> None:
         start = time.process_time()
         engine.add(np.arange(arguments.images), table_NW, metadata)
         print(f"{name}: built in {time.process_time() - start:.0f} CPU-s", flush=True)
-        if isinstance(engine, FaissEngine) and engine.measured:
-            size = engine.faiss.serialize_index(engine.index).nbytes / arguments.images
-            print(f"{engine.measured}, {size:.0f} bytes an image", flush=True)
+        if isinstance(engine, FaissEngine):
+            size = sum(engine.faiss.serialize_index(index).nbytes for index in (engine.flat, engine.index) if index)
+            print(f"{engine.measured or 'a scan'}, {size / arguments.images:.0f} bytes an image", flush=True)
         found[name] = search(engine, table_NW, Filter())
         found[f"{name}, one of {CAMERAS} cameras"] = search(engine, table_NW, Filter({"camera": ("c3",)}))
     report(found, queries, table_NW, cameras)
 
 
-def make(images: int, queries: int) -> tuple[np.ndarray, list[Query]]:
-    """Table (N, 2 WIDTH) around one point for 50 images, and queries near its rows."""
+def make(images: int, queries: int, kind: str = "near") -> tuple[np.ndarray, list[Query]]:
+    """Table (N, 2 WIDTH) around one point for 50 images, and queries of a kind."""
     rng = np.random.default_rng(0)
     points = rng.standard_normal((max(images // 50, 1), 2, WIDTH), np.float32)
     table = np.empty((images, 2, WIDTH), np.float32)
@@ -66,10 +73,10 @@ def make(images: int, queries: int) -> tuple[np.ndarray, list[Query]]:
         part[:] = points[rng.integers(0, len(points), len(part))] + 0.7 * rng.standard_normal(part.shape, np.float32)
         part /= np.linalg.norm(part, axis=2, keepdims=True)
     made = []
-    for row in rng.integers(0, images, queries):
-        near = table[row] + 0.03 * rng.standard_normal((2, WIDTH), np.float32)
-        identity, clothing = near / np.linalg.norm(near, axis=1, keepdims=True)
-        made.append(Query(identity, clothing, 1.0))
+    for row, other in rng.integers(0, images, (queries, 2)):
+        sides = table[row] + (0.03 * rng.standard_normal((2, WIDTH), np.float32) if kind == "near" else table[other])
+        identity, clothing = sides / np.linalg.norm(sides, axis=1, keepdims=True)
+        made.append(Query(identity, clothing, 0.0 if kind == "identity" else 1.0))
     return table.reshape(images, 2 * WIDTH), made
 
 
@@ -85,6 +92,7 @@ def search(engine: Engine, table_NW: np.ndarray, where: Filter) -> Callable[[np.
 
     def find(query_W: np.ndarray, query: Query) -> np.ndarray:
         ids_M = np.sort(engine.search(query_W, K, where))
+        ids_M = ids_M[near(table_NW[ids_M], query_W, K)]
         return ids_M[best(exact_scores(table_NW[ids_M], query).score_M, K)]
 
     return find

@@ -16,7 +16,7 @@ import numpy as np
 
 from training.evaluation.calibration import KEPT, Calibration
 from training.retrieval.embedders import Embedder
-from training.retrieval.engines.engine import Engine, Filter, Metadata
+from training.retrieval.engines.engine import Engine, Filter, Metadata, near
 from training.retrieval.engines.exact import ExactEngine
 from training.retrieval.engines.faiss_engine import FaissEngine
 from training.retrieval.engines.pgvector_engine import PgvectorEngine
@@ -129,7 +129,8 @@ class Finder:
             snapshot = self.gallery.snapshot()
             before = self._loaded
             engine = before.engine
-            if snapshot.generation != before.snapshot.generation or isinstance(engine, ExactEngine):
+            outgrown = isinstance(engine, FaissEngine) and engine.is_outgrown(len(snapshot))
+            if snapshot.generation != before.snapshot.generation or isinstance(engine, ExactEngine) or outgrown:
                 engine = self._build(snapshot)
             else:
                 first = len(before.snapshot.ids_P)
@@ -192,9 +193,7 @@ class Finder:
         if not 1 <= k <= MOST_RESULTS:
             raise ValueError(f"k must be from 1 to {MOST_RESULTS}, got {k}")
         loaded, where = self._loaded, where or Filter()
-        ids_M = self._candidates(loaded.engine, query, k, where)
-        # An engine outside this process may hold images that this snapshot does not.
-        ids_M = ids_M[np.isin(ids_M, loaded.ids)] if self.engine_name in REMOTE else ids_M
+        ids_M = self._candidates(loaded, query, k, where)
         table_MW = loaded.snapshot.table_PW[loaded.snapshot.positions(ids_M)]
         scores = exact_scores(table_MW, query)
         order = best(scores.score_M, k)
@@ -209,17 +208,23 @@ class Finder:
         share, count = self.calibration.share, len(loaded.ids)
         return [replace(result, share=share(result.score, query.beta, count)) for result in found]
 
-    def _candidates(self, engine: Engine, query: Query, k: int, where: Filter) -> np.ndarray:
+    def _candidates(self, loaded: _Loaded, query: Query, k: int, where: Filter) -> np.ndarray:
         """Ids, in rising order, among which the best k are; with marks also those close to the confirmed images, by identity and
         in looks."""
         branches, width = self.gallery.about.branches, self.gallery.about.width
         if query.marks is None:
-            return np.sort(engine.search(query.vector(branches), k, where))
+            return self._nearest(loaded, query.vector(branches), k, where)
         latest, betas = query.marks.confirmed_CW[-MARKED_SEARCHES:], (0.0, LOOKS_BETA)[:branches]
         queries = [query, *(Query(row_W[:width], row_W[-width:], beta) for row_W in latest for beta in betas)]
-        return np.unique(
-            np.concatenate([engine.search(q.vector(branches), k + MARKED_CANDIDATES, where) for q in queries])
-        )
+        found = [self._nearest(loaded, q.vector(branches), k + MARKED_CANDIDATES, where) for q in queries]
+        return np.unique(np.concatenate(found))
+
+    def _nearest(self, loaded: _Loaded, query_W: np.ndarray, k: int, where: Filter) -> np.ndarray:
+        """Ids, in rising order, of an engine's candidates that may be among the best k."""
+        ids_M = np.sort(loaded.engine.search(query_W, k, where))
+        # An engine outside this process may hold images that this snapshot does not.
+        ids_M = ids_M[np.isin(ids_M, loaded.ids)] if self.engine_name in REMOTE else ids_M
+        return ids_M[near(np.asarray(loaded.snapshot.table_PW)[loaded.snapshot.positions(ids_M)], query_W, k)]
 
     def _require_intact(self, row: ImageRow, snapshot: Snapshot) -> None:
         at = row.position

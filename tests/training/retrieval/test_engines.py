@@ -29,8 +29,10 @@ def build(name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReq
     pytest.importorskip("qdrant_client" if name == "qdrant" else "faiss")
     if name == "qdrant":
         return QdrantEngine(2 * E, ":memory:", "people")
-    monkeypatch.setattr(faiss_engine, "IVF_FROM", 1000)
-    monkeypatch.setattr(faiss_engine, "LEAST_FILTERED", 1000)
+    monkeypatch.setattr(faiss_engine, "SCANNED", 1000)
+    if name == "faiss cells":
+        # Few of the images, as in a large gallery.
+        monkeypatch.setattr(faiss_engine, "LEAST_CANDIDATES", 256)
     return FaissEngine(2 * E, 4000 if name == "faiss cells" else 10)
 
 
@@ -141,12 +143,12 @@ def test_a_saved_index_is_completed(tmp_path, monkeypatch, request):
     again = build("faiss cells", monkeypatch, request)
     assert isinstance(again, FaissEngine) and again.load(tmp_path / "index", 4000)
     again.add(np.arange(10, 4010), table, metadata(4000))
-    assert again.index.ntotal == again.count() == 4000
+    assert again.index.ntotal == again.flat.ntotal == again.count() == 4000
     assert found(again, table, query(0.5), 5, Filter()) == expected(table, query(0.5), np.ones(4000, bool), 5)
     assert not again.load(tmp_path / "index", 2999) and not FaissEngine(E).load(tmp_path / "index", 4000)
     measured = read_record(tmp_path / "index.json", faiss_engine.CellSearch)
-    assert measured == engine.measured == again.measured and 0.99 <= min(measured.recall, measured.recall_identity)
-    assert (measured.images, measured.cells) == (3000, 256) and 4 <= measured.probes <= measured.probes_identity < 256
+    assert measured == engine.measured == again.measured and 0.99 <= min(measured.recall, measured.recall_alone)
+    assert (measured.images, measured.cells) == (3000, 256) and 4 <= measured.probes <= measured.probes_alone < 256
     # Of an earlier version, and of a gallery that has grown: it is measured again.
     (tmp_path / "index.json").unlink()
     for images in (3000, 9000):
@@ -157,6 +159,23 @@ def test_a_saved_index_is_completed(tmp_path, monkeypatch, request):
         older.save(tmp_path / "index")
     (tmp_path / "index").write_bytes(b"damaged")
     assert not again.load(tmp_path / "index", 4000) and not again.load(tmp_path / "none", 4000)
+
+
+def test_codes_of_few_images_are_outgrown():
+    pytest.importorskip("faiss")
+    table, engine = clustered(40, E), FaissEngine(2 * E)
+    engine.add(np.arange(10, 20), table[:10], Metadata(np.zeros(10)))
+    assert not engine.is_outgrown(20) and engine.is_outgrown(21)
+    engine.close()
+    assert engine.count() == 0 and not len(engine.search(query(0.5).vector(2), 5, Filter()))
+
+
+def test_the_cells_that_a_query_needs_follow_the_weight_of_clothes():
+    pytest.importorskip("faiss")
+    engine = FaissEngine(2 * E, 10**6, E)
+    engine.measured = faiss_engine.CellSearch(10**6, 4096, 100, 500, 0.995, 0.995)
+    needed = [round(engine._needed(query(beta).vector(2))) for beta in (0.0, 0.5, 1.0, 2.0, 1e6)]
+    assert needed == [500, 300, 100, 300, 500] and FaissEngine(E, 10**6).cells == engine.cells == 4096
 
 
 def test_engines_that_are_not_installed_are_named(monkeypatch):

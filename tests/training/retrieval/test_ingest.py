@@ -263,7 +263,7 @@ def test_a_finder_follows_its_gallery(engine, photos, tmp_path):
     assert len(finder.search(ask, 10)) == 5 and not finder.refresh()
     paint(photos, [f"more/{i}.png" for i in range(30)], seed=4)
     add(photos, gallery, embedder)
-    assert finder.refresh() and len(finder.search(ask, 100)) == 35
+    assert finder.refresh() and len(finder.search(ask, 100)) == 35 == getattr(finder._loaded.engine, "trained", 35)
     # One by one, then so many that the table is compacted.
     remove_images(gallery, [str(photos / "e.png")], False)
     assert finder.refresh() and len(finder.search(ask, 100)) == 34

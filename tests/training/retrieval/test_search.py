@@ -143,7 +143,7 @@ def test_gallery_command_from_end_to_end(run_dir, root, tmp_path, capsys):
     write_record(Path(gallery) / "faiss-0.json", CellSearch(24, 16, 4, 9, 0.995, 0.99))
     assert cli.run(gallery_command.main, ["info", gallery]) == 0
     out = capsys.readouterr().out
-    assert "of 16 cells the nearest 4 are searched, which hold 99.5 %" in out and "below 1 9, 99.0 %" in out
+    assert "of 16 cells the nearest 4 are searched, which hold 99.5 %" in out and "alone 9, 99.0 %" in out
     filters = {
         ("--camera", "gate", "door"): 2,
         ("--where", "site=north"): 1,

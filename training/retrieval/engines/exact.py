@@ -9,13 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.retrieval.engines.engine import Filter, Metadata
+from training.retrieval.engines.engine import Filter, Metadata, least_score
 from training.retrieval.gathering import Gathered
 
-# Bound of the error of a float32 product of W numbers, relative to the product of the lengths: W roundings of half a unit.
-ROUNDING = 2.0**-24
-# Lengths of table rows: two embeddings of unit length, and what float32 adds.
-ROW_LENGTH = 1.4143
 # Queries that are answered by one product, and their scores (64 MB), at most.
 MOST_QUERIES, MOST_SCORES = 32, 2**24
 # Rows that several queries share while they are in the cache. CPU-ms a query of 100,000 rows of 512: 17 for one, 16 of two, 5 of
@@ -67,8 +63,7 @@ class ExactEngine:
         if not kept.all():
             scores_N[~kept] = -np.inf
         if k < len(scores_N):
-            margin = 2 * self.width * ROUNDING * ROW_LENGTH * float(np.linalg.norm(query_W.astype(np.float64)))
-            kept &= scores_N >= _largest(scores_N, k) - margin
+            kept &= scores_N >= least_score(scores_N, k, query_W)
         return self.ids_N[kept]
 
     def delete(self, ids_N: np.ndarray) -> None:
@@ -82,15 +77,3 @@ class ExactEngine:
     def close(self) -> None:
         """Lets the mapped tables go."""
         self.parts.clear()
-
-
-def _largest(scores_N: np.ndarray, k: int) -> float:
-    """The k-th largest score."""
-    # Of blocks of 64, only those whose best reaches the k-th best block can hold it: 1 instead of 9 ms of a million.
-    block = 64
-    whole = len(scores_N) // block * block
-    if whole // block > 4 * k:
-        best = scores_N[:whole].reshape(-1, block).max(1)
-        floor = np.partition(best, len(best) - k)[len(best) - k]
-        scores_N = scores_N[scores_N >= floor]
-    return float(np.partition(scores_N, len(scores_N) - k)[len(scores_N) - k])
