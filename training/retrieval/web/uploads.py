@@ -128,7 +128,7 @@ class Uploads:
     def _add(self, archive: Path, folder: Path, job: Job) -> None:
         job.stage = "unpacking"
         paths = unpack(archive, folder, job)
-        job.stage, job.total = "embedding", len(paths)
+        job.stage, job.done, job.total = "embedding", 0, len(paths)
 
         def progress(done: int) -> None:
             job.done = done

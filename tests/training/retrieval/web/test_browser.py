@@ -140,6 +140,25 @@ def test_a_user_searches_by_images_adds_some_and_exports_a_case(address, browser
     assert own_requests(browser, address)
 
 
+def test_a_page_that_is_opened_later_shows_the_progress_of_a_zip(address, browser, tmp_path, monkeypatch):
+    goes_on, embed = threading.Event(), ColourEmbedder.embed_images
+
+    def embed_later(self, pixels_N3HW):
+        goes_on.wait(60)
+        return embed(self, pixels_N3HW)
+
+    monkeypatch.setattr(ColourEmbedder, "embed_images", embed_later)
+    with zipfile.ZipFile(tmp_path / "walk.zip", "w") as packed:
+        packed.write(paint(tmp_path / "new", ["x.png"], seed=9)[0], "x.png")
+    browser.open(address)
+    browser.choose_file("#zip", tmp_path / "walk.zip")
+    browser.wait("document.getElementById('job').textContent.includes('embedding')")
+    browser.open(address)
+    browser.wait("document.getElementById('job').innerText.includes('walk.zip: embedding 0 of 1')")
+    goes_on.set()
+    browser.wait("document.getElementById('job').innerText.includes('1 images added')")
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_wider_than_the_window(width, address, browser):
     browser.resize(width, 800)

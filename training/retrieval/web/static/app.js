@@ -112,8 +112,12 @@ async function follow() {
   byId("count").textContent = images.toLocaleString("en");
   byId("progress").hidden = !job || job.finished;
   byId("progress").value = job && job.total ? job.done / job.total : 0;
-  if (job && !job.finished) setTimeout(follow, 500);
+  if (!job || job.finished) return;
+  byId("progress").closest("details").open = true;
+  setTimeout(follow, 500);
 }
+// Also that of a zip that was sent before the page was opened, here or elsewhere.
+if (byId("zip")) follow();
 
 byId("zip")?.addEventListener("change", async (event) => {
   const file = event.target.files[0];
