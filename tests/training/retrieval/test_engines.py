@@ -161,6 +161,21 @@ def test_a_saved_index_is_completed(tmp_path, monkeypatch, request):
     assert not again.load(tmp_path / "index", 4000) and not again.load(tmp_path / "none", 4000)
 
 
+def test_saved_codes_are_completed_and_are_none_for_cells(tmp_path, monkeypatch, request):
+    table = clustered(4000, E)
+    engine, again, cells = (build(name, monkeypatch, request) for name in ("faiss", "faiss", "faiss cells"))
+    assert isinstance(engine, FaissEngine) and isinstance(again, FaissEngine) and isinstance(cells, FaissEngine)
+    engine.add(np.arange(10, 3010), table[:3000], metadata(3000))
+    engine.save(tmp_path / "index")
+    assert (
+        again.load(tmp_path / "index", 4000)
+        and not again.is_outgrown(4000)
+        and not cells.load(tmp_path / "index", 4000)
+    )
+    again.add(np.arange(10, 4010), table, metadata(4000))
+    assert found(again, table, query(0.5), 5, Filter()) == expected(table, query(0.5), np.ones(4000, bool), 5)
+
+
 def test_codes_of_few_images_are_outgrown():
     pytest.importorskip("faiss")
     table, engine = clustered(40, E), FaissEngine(2 * E)
