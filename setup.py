@@ -125,7 +125,8 @@ def cuda_extensions(include: list[str]) -> list:
         py_limited_api=True,
         extra_compile_args={
             "cxx": [*CXX, "-DUSE_CUDA", f"-DBDAM_CUDA_ARCHITECTURES={architectures.replace(';', ',')}"],
-            "nvcc": ["-O3", "-std=c++17", TORCH_TARGET, "-DUSE_CUDA", "-lineinfo"],
+            # Without compression the code of one architecture takes 40 MB, not 10.
+            "nvcc": ["-O3", "-std=c++17", TORCH_TARGET, "-DUSE_CUDA", "-lineinfo", "-Xfatbin=-compress-all"],
         },
     )
     return [library]
