@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 LABEL = re.compile(r"^(\.L_x_\d+):")
-SECTION = re.compile(r"^//-+ \.text\.(\S+) -+$")
+SECTION = re.compile(r"^//-+ \.text\.(\S+) +-+$")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;")
 BRANCH = re.compile(r"\bBRA\b.*`\((\.L_x_\d+)\)")
 GUARD = re.compile(r"^@!?U?P\w+\s+")

@@ -251,6 +251,18 @@ BDAM_DEVICE void softplus(float x, float& sp, float& dsp) {
   sp = x > 20.f ? x : x < -7.f ? low : middle;
   dsp = e * rcp(1.f + e);
 }
+// softplus alone: e^x may be infinite where x stands for it.
+BDAM_DEVICE float softplus(float x) {
+  const float e = ex2(x * kLog2e);
+  const float middle = kLn2 * lg2(1.f + e), low = e * fmaf(-0.5f, e, 1.f);
+  return x > 20.f ? x : x < -7.f ? low : middle;
+}
+// softplus(x ln 2) / ln 2
+BDAM_DEVICE float binary_softplus(float x) {
+  const float e = ex2(x);
+  const float middle = lg2(1.f + e), low = e * fmaf(-0.5f * kLog2e, e, kLog2e);
+  return x > 20.f * kLog2e ? x : x < -7.f * kLog2e ? low : middle;
+}
 BDAM_DEVICE float sigmoid(float x) { return rcp(1.f + ex2(-x * kLog2e)); }
 // A log2(e) of a state's A. Beyond the largest number it would be infinite, and NaN in a step of dt = 0.
 BDAM_DEVICE float decay_rate(float A) {

@@ -9,7 +9,7 @@ import pytest
 import torch.utils.cpp_extension as cpp_extension
 
 from bench.gpu import sass
-from tests.support.cuda_host import build, nvcc
+from tests.support.cuda_host import build, flow, nvcc
 
 needs_nvcc = pytest.mark.skipif(nvcc.nvcc() is None, reason="nvcc was not found: install the CUDA toolkit to compile")
 needs_disassembler = pytest.mark.skipif(
@@ -60,6 +60,22 @@ def test_every_kernel_stays_within_its_budget():
     assert over == []
 
 
+def test_the_budget_of_whole_scans():
+    """Instructions for an element-state at vision models' lengths, in any memory order, and of the passes over chunks."""
+    most = {"forward": 11, "backward": 25, "state": 6, "carry": 8}
+    found = Counter()
+    for name, row in json.loads(nvcc.BUDGET.read_text()).items():
+        for what, value in row.items():
+            if what.startswith("whole_"):
+                kind = (
+                    "backward" if "backward" in name else ("forward", "state", "carry")[int(name.split("Pass)")[1][0])]
+                )
+                found[kind] += 1
+                assert value <= most[kind], f"{name}: {what} {value}"
+    # Four lengths; by channels and by rows, the backward also by vectors of steps.
+    assert found == {"forward": 8, "backward": 12, "state": 2, "carry": 2}
+
+
 # The usual scan in bfloat16 with 16 states: element-states of a thread in a tile of 8 steps (of 1 channel with 16 states,
 # of 4 with 4), turns of the innermost loop in it, most instructions for one state, fewest warps of a multiprocessor.
 # Without the element-by-element code at the edges, which whole tiles branch over, the backward takes 20.9 instead of 21.4.
@@ -88,7 +104,7 @@ def test_the_usual_scan_is_lean():
         executed = kernel.count(*tile).total() + (turns - 1) * kernel.count(*inner).total()
         assert 0 < executed / states <= most, f"{name}: {executed / states} instructions an element-state"
         assert kernel.hot_path("MUFU.EX2").total() * turns / states <= 21
-        assert used.spill <= 2 * 64, f"{name}: {used.spill} bytes stored and loaded again, at most 64 each"
+        assert used.spill <= 2 * 66, f"{name}: {used.spill} bytes stored and loaded again, at most 66 each"
         # 65536 registers of a multiprocessor, given out to warps of 32 threads in eights; blocks of 4 warps.
         assert 65536 // (-(-used.registers // 8) * 8 * 128) * 4 >= warps, f"{name}: {used.registers} registers"
 
@@ -127,6 +143,55 @@ def test_instruction_counts(tmp_path, monkeypatch):
     assert name == "f<4>" and len(kernel.instructions) == 14 and kernel.loops == [(1, 11)]
     assert kernel.hot_path("MUFU.EX2") == Counter({"LDG": 1, "BRA": 4, "IADD3": 1, "MUFU.EX2": 1})
     assert kernel.hot_path("MUFU.RCP") == Counter()
+
+
+LOOPS = """
+//--------------------- .text.scan        --------------------------
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/               @P3 BRA `(.L_x_5) ;
+        /*0020*/                   LDG.E R9, [R4] ;
+        /*0030*/                   LDG.E R9, [R4] ;
+.L_x_5:
+        /*0040*/                   NOP ;
+.L_x_0:
+        /*0050*/                   MOV R2, R3 ;
+.L_x_1:
+        /*0060*/                   MUFU.EX2 R3, R2 ;
+        /*0070*/               @P0 BRA `(.L_x_1) ;
+        /*0080*/               @P1 BRA `(.L_x_2) ;
+        /*0090*/                   LDGSTS.E [R4], [R6.64] ;
+        /*00a0*/                   BRA `(.L_x_3) ;
+.L_x_2:
+        /*00b0*/                   LDG.E R2, [R4] ;
+        /*00c0*/                   STS [R4], R2 ;
+        /*00d0*/                   STS [R4], R2 ;
+        /*00e0*/                   STS [R4], R2 ;
+.L_x_3:
+        /*00f0*/               @P2 BRA `(.L_x_0) ;
+        /*0100*/                   EXIT ;
+.L_x_4:
+        /*0110*/                   BRA `(.L_x_4);
+"""
+
+
+def test_counts_of_whole_kernels(tmp_path, monkeypatch):
+    """A loop in a loop: copies rather than the longer way, and the longest way outside."""
+    tool = tmp_path / "nvdisasm"
+    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{LOOPS}\nEND\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(sass, "disassembler", lambda: tool)
+    (kernel,) = sass.kernels(tmp_path / "any.cubin").values()
+    found = flow.Flow(kernel)
+    tile, inner = found.main
+    assert (len(tile.nodes), len(inner.nodes)) == (11, 2)
+    # In a tile MOV, two turns of MUFU and BRA, and BRA, LDGSTS, BRA, BRA.
+    assert found.way({inner: 2}, flow.shortest, tile) == flow.Way(3, 9)
+    # Outside MOV, BRA, two LDG, NOP and EXIT, or without the LDG.
+    assert found.way({tile: 3, inner: 2}, flow.longest) == flow.Way(9, 33)
+    assert found.way({tile: 3, inner: 2}, flow.shortest) == flow.Way(9, 31)
+    # Two tiles of 8 steps, in each the inner loop turns twice.
+    assert flow.whole_count(kernel, 16) == (6 + 2 * 9) / (16 * 16)
+    assert flow.scan_counts("scan", kernel) == {} and flow.Flow(sass.Kernel(("EXIT",), {})).main == []
 
 
 PTXAS = """ptxas info    : Compiling entry function '_Z1fILi4EEvi' for 'sm_90'

@@ -49,6 +49,40 @@ def test_channels(channels, order):
     check(scan_problem(1, channels, 24, 32, order=order))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [5, 23, 48, 77])
+def test_rows_of_adjacent_steps(length, reverse, dtype):
+    """Rows of an odd length begin at every place of an aligned word; more channels than a block has."""
+    check(scan_problem(2, 133, length, 16, dtype=dtype, order="bdl"), reverse=reverse)
+
+
+@pytest.mark.parametrize("states", [3, 32, 64])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rows_of_other_states_and_packed(reverse, states):
+    problem = scan_problem(1, 37, 29, states, dtype=torch.bfloat16, order="bdl")
+    check(problem, reverse=reverse)
+    check(problem, reverse=reverse, seq_idx=packed_index(1, 29))
+
+
+def shifted(tensor: Tensor, elements: int) -> Tensor:
+    """The tensor in memory that begins some elements after an aligned place."""
+    return torch.empty(tensor.numel() + elements, dtype=tensor.dtype)[elements:].view(tensor.shape).copy_(tensor)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rows_may_begin_anywhere(reverse):
+    """At one place in all tensors words are read whole, else elements one by one."""
+    problem = scan_problem(2, 9, 45, 16, dtype=torch.bfloat16, order="bdl")
+    flags = {"reverse": reverse, "save_states": False}
+    out, last, _ = SCAN.raw("cuda")(*SCAN.raw_arguments(problem, **flags))
+    for places in ((3, 3, 3), (3, 3, 4)):
+        moved = problem | {n: shifted(problem[n], k) for n, k in zip(("u", "delta", "z"), places, strict=True)}
+        again = SCAN.raw("cuda")(*SCAN.raw_arguments(moved, **flags))
+        assert torch.allclose(again[0].float(), out.float(), rtol=8e-3, atol=1e-3)
+        assert torch.allclose(again[1], last, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("states", [3, 16, 40])
 @pytest.mark.parametrize("order", ["bld", "bdl"])
 @pytest.mark.parametrize("reverse", [False, True])
@@ -89,6 +123,9 @@ def test_a_long_length_is_split_in_chunks(length, packed, order):
 
 
 def test_chunks_of_every_kind():
+    for order in ("bld", "bdl"):  # vectors of channels and rows, in every pass
+        check(scan_problem(1, 8, 523, 16, dtype=torch.bfloat16, order=order))
+        check(scan_problem(1, 8, 523, 16, order=order), reverse=True)
     check(scan_problem(1, 4, 520, 16, dtype=torch.bfloat16, order="bld"))
     check(scan_problem(1, 4, 520, 16, groups=(2, 1)), seq_idx=packed_index(1, 520))
     check(scan_problem(1, 4, 520, 16, groups=(2, None)), seq_idx=packed_index(1, 520))  # left whole

@@ -67,6 +67,14 @@ def test_the_linker_is_shown_the_toolkit_behind_a_script(setup, tmp_path):
     assert "csrc/module_cuda.cpp" in sources and not [s for s in sources if "/cpu/" in s]
 
 
+def test_code_is_compressed_and_has_line_numbers_for_one_architecture(setup, monkeypatch):
+    for architectures, line_numbers in (("9.0", True), ("9.0+PTX", True), ("8.0 9.0", False), ("", False)):
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", architectures)
+        ((_, _, options),) = setup.cuda_extensions([])
+        flags = options["extra_compile_args"]["nvcc"]
+        assert "-Xfatbin=-compress-all" in flags and ("-lineinfo" in flags) == line_numbers, architectures
+
+
 def test_an_nvcc_that_does_not_work_is_one_sentence(setup, tmp_path):
     write_nvcc(tmp_path / "wrapper/bin/nvcc", "echo broken >&2; exit 1")
     with pytest.raises(SystemExit, match=r"wrapper/bin/nvcc does not work \(broken\); set CUDA_HOME to a toolkit"):

@@ -16,13 +16,14 @@
 #pragma once
 #include <type_traits>
 
-#include "selective_scan/cuda/backward_parts.cuh"
+#include "selective_scan/cuda/backward_rows.cuh"
 
 namespace bdam_fast::device {
 
 template <class T, int NC, int NS, int LN, int V, Access A, Case K>
 struct Backward {
   using Layout = BackwardLayout<T, NC, NS, LN, V, A, K>;
+  using Row = BackwardRows<T, Layout>;
   using Offset = std::conditional_t<A == Access::scalar, int64_t, int>;  // within a chunk; the launcher sees to it
   static constexpr int NP = NS * LN, kPitch = Layout::kPitch, kEach = Layout::kEach, kThreads = kScanThreads;
   static constexpr int kTile = kCudaTile;
@@ -48,23 +49,23 @@ struct Backward {
         s(threadIdx.x % LN),
         g(threadIdx.x / LN) {
 #pragma unroll
-    for (int c = 0; c < NC; ++c)
+    for (int c = 0; c < NC; ++c) {
+      const float* rates = p.A.at(0, s * NS, at.first + g * NC + c);
 #pragma unroll
       for (int i = 0; i < NS; ++i) {
-        const int n = s * NS + i, own = g * NC + c, channel = at.first + own;
+        const int n = s * NS + i, own = g * NC + c;
         const bool present = own < at.count && n < p.states;
-        a[c][i] = present ? decay_rate(*p.A.at(0, n, channel)) : 0.f;
+        a[c][i] = next_rate(p, rates, present);
         dA[c][i] = h[c][i] = carry[c][i] = 0.f;
-        if (own < at.count && at.begin + at.steps < p.length)
-          carry[c][i] = p.chunk_state[row(at.chunk, channel) * NP + n];
-        else if (present && p.dlast.data)
-          carry[c][i] = *p.dlast.at(at.batch, n, channel);
         if (Constant) {
+          const int channel = at.first + own;
           fixed_B[c][i] = present && p.B.constant ? *p.B.channel.at(0, n, channel) : 0.f;
           fixed_C[c][i] = present && p.C.constant ? *p.C.channel.at(0, n, channel) : 0.f;
           dB[c][i] = dC[c][i] = 0.f;
         }
       }
+    }
+    enter_from_behind<NC, NS, NP>(p, at, g, s, carry);
 #pragma unroll
     for (int i = 0; i < kEach * V; ++i) skip_sum[i] = bias_sum[i] = 0.f;
     note_places();
@@ -94,12 +95,6 @@ struct Backward {
   BDAM_DEVICE U* element(Tensor which, const View<U>& v, int l, int c) const {
     return static_cast<U*>(const_cast<void*>(base(which))) + (l * v.time + c * v.channel);
   }
-  BDAM_DEVICE TwoPointers& own_pointers(int pair) const {
-    return reinterpret_cast<TwoPointers*>(shared + Layout::pointers)[pair * kThreads + threadIdx.x];
-  }
-  BDAM_DEVICE const void*& last_pointer() const {
-    return reinterpret_cast<const void**>(shared + Layout::pointers + 3 * kThreads * 4)[threadIdx.x];
-  }
   // Notes all of them; unit_channel is the place of fetch_vectors.
   BDAM_DEVICE void note_places() {
     if (threadIdx.x == 0) {
@@ -114,12 +109,13 @@ struct Backward {
       base(kSumC) = Constant && p.C.constant ? nullptr : p.sum_C + (block * p.length + at.begin) * NP;
     }
     if constexpr (A != Access::scalar) {
-      const int c = at.first + min(unit_channel(), at.count - (A == Access::channel_vectors ? kWide : 1));
-      own_pointers(0) = {p.u.at(at.batch, at.begin, c), p.delta.at(at.batch, at.begin, c)};
-      own_pointers(1) = {p.z.at(at.batch, at.begin, c), p.dout.at(at.batch, at.begin, c)};
-      const int64_t l = at.begin + items.step, d = at.first + items.channel;
-      own_pointers(2) = {p.du.at(at.batch, l, d), p.ddelta.at(at.batch, l, d)};
-      last_pointer() = p.dz.at(at.batch, l, d);
+      const int c = min(unit_channel(), at.count - (A == Access::channel_vectors ? kWide : 1));
+      own_pointers<Layout>(shared, 0) = {near(at, p.u, 0, c), near(at, p.delta, 0, c)};
+      own_pointers<Layout>(shared, 1) = {near(at, p.z, 0, c), near(at, p.dout, 0, c)};
+      const int l = A == Access::rows ? Row::result_step() : items.step;
+      const int d = A == Access::rows ? Row::result_channel() : items.channel;
+      own_pointers<Layout>(shared, 2) = {near(at, p.du, l, d), near(at, p.ddelta, l, d)};
+      last_pointer<Layout>(shared) = near(at, p.dz, l, d);
     }
   }
   BDAM_DEVICE bool item_exists() const {
@@ -132,10 +128,10 @@ struct Backward {
     return Packed && p.steps && l < at.steps && p.steps[at.batch * p.length + at.begin + l] == kPadding;
   }
   // Step of element v of a vector, and its D or bias
-  BDAM_DEVICE static int step_in(int v) { return A == Access::time_vectors ? v : 0; }
+  BDAM_DEVICE static int step_in(int v) { return Layout::kAlongSteps ? v : 0; }
   BDAM_DEVICE void of_channels(int which, int c, float (&x)[V]) const {
     const float* const source = shared + Layout::vectors + which * Layout::kChannels + c;
-    if constexpr (A == Access::time_vectors)
+    if constexpr (Layout::kAlongSteps)
       for (float& value : x) value = *source;
     else
       load<V>(source, x);
@@ -160,6 +156,8 @@ struct Backward {
   BDAM_DEVICE void fetch(int first) {
     if constexpr (A == Access::scalar)
       fetch_elements(first);
+    else if constexpr (A == Access::rows)
+      Row(p, shared, at).fetch(first);
     else
       fetch_vectors(first);
     const int own = at.count - g * NC;
@@ -169,7 +167,7 @@ struct Backward {
 #pragma unroll
     for (int c = 0; c < NC; ++c)
       if (own > (A == Access::channel_vectors ? 0 : c)) cp_async<NS * 4>(saved(c), source + c * 4);
-    projections.template fetch<K>(p, at, at.begin, 1, first);
+    projections.template fetch<K>(p, at, at.begin, 1, first, first);
   }
   // Vectors of 16 bytes, whoever will use them: the elementwise vectors are half as long, and the copy of 8 bytes takes
   // three further instructions on sm_90. A thread keeps to one place among the channels.
@@ -180,7 +178,7 @@ struct Backward {
     return static_cast<int>(threadIdx.x) % kUnitRow * (A == Access::channel_vectors ? kWide : 1);
   }
   BDAM_DEVICE void fetch_vectors(int first) {
-    const TwoPointers x = own_pointers(0), y = own_pointers(1);
+    const TwoPointers x = own_pointers<Layout>(shared, 0), y = own_pointers<Layout>(shared, 1);
 #pragma unroll
     for (int i = 0; i * kThreads < kUnits; ++i) {
       if (kUnits % kThreads != 0 && i * kThreads + static_cast<int>(threadIdx.x) >= kUnits) break;
@@ -218,10 +216,14 @@ struct Backward {
         const int t = items.step_of(half, i), c = items.channel_of(i);
         const bool there = present(first, half, i);
         float u[V], x[V], z[V], go[V], bias[V], dt[V], slope[V], dy[V], dz[V], xu[V];
-        load<V>(raw(half, i, 0), u);
-        load<V>(raw(half, i, 1), x);
-        load<V>(raw(half, i, 2), z);
-        load<V>(raw(half, i, 3), go);
+        if constexpr (A == Access::rows) {
+          Row(p, shared, at).read(half, u, x, z, go);
+        } else {
+          load<V>(raw(half, i, 0), u);
+          load<V>(raw(half, i, 1), x);
+          load<V>(raw(half, i, 2), z);
+          load<V>(raw(half, i, 3), go);
+        }
         of_channels(1, c, bias);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
@@ -236,7 +238,8 @@ struct Backward {
           prefer_branch();
 #pragma unroll
           for (int v = 0; v < V; ++v)
-            if (!there || padded(first + t + step_in(v))) u[v] = dt[v] = slope[v] = dy[v] = dz[v] = xu[v] = 0.f;
+            if (!there || first + t + step_in(v) >= at.steps || padded(first + t + step_in(v)))
+              u[v] = dt[v] = slope[v] = dy[v] = dz[v] = xu[v] = 0.f;
         }
         items.put(shared + Layout::dt, t, c, dt);
         items.put(shared + Layout::xu, t, c, xu);
@@ -362,18 +365,6 @@ struct Backward {
     if (s < kRows) store<NC>(shared + Layout::y + (half_t * kRows + s) * kPitch + g * NC, y);
   }
 
-  // Sum over the rows of step t
-  template <int Rows>
-  BDAM_DEVICE void add_rows(const float* array, int t, int c, float (&sum)[V]) const {
-    items.get(array, t, Rows * kPitch, c, sum);
-#pragma unroll
-    for (int r = 1; r < Rows; ++r) {
-      float more[V];
-      items.get(array + r * kPitch, t, Rows * kPitch, c, more);
-#pragma unroll
-      for (int v = 0; v < V; ++v) sum[v] += more[v];
-    }
-  }
   // 3: the results of one half
   BDAM_DEVICE void leave(int first, int half) {
 #pragma unroll
@@ -386,9 +377,9 @@ struct Backward {
       load<V>(kept(half, i, 2), dz);
       items.get(shared + Layout::dt, t, Layout::kStepPitch, c, dt);
       items.get(shared + Layout::dy, t, Layout::kStepPitch, c, dy);
-      add_rows<Layout::kYRows>(shared + Layout::y, ht, c, y);
-      add_rows<LN>(shared + Layout::dxu, ht, c, dxu);
-      add_rows<LN>(shared + Layout::ddt, ht, c, ddt);
+      items.template add<Layout::kYRows>(shared + Layout::y, ht, c, y);
+      items.template add<LN>(shared + Layout::dxu, ht, c, dxu);
+      items.template add<LN>(shared + Layout::ddt, ht, c, ddt);
       of_channels(0, c, skip);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
@@ -403,6 +394,13 @@ struct Backward {
         for (int v = 0; v < V; ++v)
           if (padded(first + t + step_in(v))) du[v] = ddelta[v] = dz[v] = 0.f;
       }
+      if constexpr (A == Access::rows) {
+        const Row rows(p, shared, at);
+        __syncwarp();  // what was kept has been read
+        rows.put(half, 0, du), rows.put(half, 1, ddelta), rows.put(half, 2, dz);
+        if (half == 0) rows.leave(first, K == Case::usual || p.gated);
+        continue;
+      }
       if (!present(first, half, i)) continue;
       if constexpr (A == Access::scalar) {
         store(element(kDu, p.du, first + t, c), du);
@@ -410,10 +408,10 @@ struct Backward {
         if (K == Case::usual || p.gated) store(element(kDz, p.dz, first + t, c), dz);
       } else {
         static_assert(kEach == 1);
-        const TwoPointers x = own_pointers(2);
+        const TwoPointers x = own_pointers<Layout>(shared, 2);
         store(later(x.first, p.du, first + half * kHalf), du);
         store(later(x.second, p.ddelta, first + half * kHalf), ddelta);
-        if (K == Case::usual || p.gated) store(later(last_pointer(), p.dz, first + half * kHalf), dz);
+        if (K == Case::usual || p.gated) store(later(last_pointer<Layout>(shared), p.dz, first + half * kHalf), dz);
       }
     }
     add_groups<Layout, Constant, Offset>(shared + Layout::dbc, &base(kSumB), first + half * kHalf, at.steps);
@@ -462,10 +460,11 @@ struct Backward {
         if (p.B.constant) store<NS>(p.sum_B + place, dB[c]);
         if (p.C.constant) store<NS>(p.sum_C + place, dC[c]);
       }
+      if (!p.dfirst.data || at.chunk > 0) continue;
+      float* to = p.dfirst.at(at.batch, s * NS, channel);
 #pragma unroll
-      for (int i = 0; i < NS; ++i)
-        if (p.dfirst.data && at.chunk == 0 && s * NS + i < p.states)
-          *p.dfirst.at(at.batch, s * NS + i, channel) = carry[c][i];
+      for (int i = 0; i < NS; ++i, to += p.dfirst.time)
+        if (s * NS + i < p.states) *to = carry[c][i];
     }
     __syncthreads();
 #pragma unroll

@@ -24,20 +24,26 @@ void start_cases(const CudaScanParams& p, const BackwardViews<T>& v, Access acce
   const Case which = case_of(p);
   const int64_t chunks = p.chunks();
   BDAM_SWITCH_STATES(p.padded(), NP, {
-    constexpr bool kVectors = NP <= 64;
+    constexpr bool kVectors = NP <= 64, kHasRows = NP <= 16 && sizeof(T) == 2;
     constexpr Access kChannels = kVectors ? Access::channel_vectors : Access::scalar;
     constexpr Access kSteps = kVectors ? Access::time_vectors : Access::scalar;
+    constexpr Access kRows = kHasRows ? Access::rows : Access::scalar;
     constexpr Case kUsual = kVectors ? Case::usual : Case::general;
+    const bool usual = which == Case::usual, steps = access == Access::time_vectors;
     if (which == Case::constant)
       start_backward<T, NP, Access::scalar, Case::constant>(v, blocks, chunks, stream);
-    else if (kVectors && access == Access::channel_vectors && which == Case::usual)
+    else if (kVectors && access == Access::channel_vectors && usual)
       start_backward<T, NP, kChannels, kUsual>(v, blocks, chunks, stream);
     else if (kVectors && access == Access::channel_vectors)
       start_backward<T, NP, kChannels, Case::general>(v, blocks, chunks, stream);
-    else if (kVectors && access == Access::time_vectors && which == Case::usual)
+    else if (kVectors && steps && usual)
       start_backward<T, NP, kSteps, kUsual>(v, blocks, chunks, stream);
-    else if (kVectors && access == Access::time_vectors)
-      start_backward<T, NP, kSteps, Case::general>(v, blocks, chunks, stream);
+    else if (kVectors && !kHasRows && steps)
+      start_backward<T, NP, kHasRows ? kRows : kSteps, Case::general>(v, blocks, chunks, stream);
+    else if (kHasRows && access == Access::rows && usual)
+      start_backward<T, NP, kRows, kHasRows ? Case::usual : Case::general>(v, blocks, chunks, stream);
+    else if (kHasRows && access != Access::scalar)
+      start_backward<T, NP, kRows, Case::general>(v, blocks, chunks, stream);
     else
       start_backward<T, NP, Access::scalar, Case::general>(v, blocks, chunks, stream);
   });

@@ -33,7 +33,10 @@ struct BackwardLayout {
   static constexpr int kItems = kHalf * kChannels / V;  // vectors of half a tile
   static constexpr int kEach = kItems > kThreads ? kItems / kThreads : 1;
   static constexpr int kInputs = 4, kKept = 3;  // u, delta, z, d out; u, d dt / d delta, d out y / d z
-  static constexpr int kRaw = A == Access::scalar ? 2 * kEach * kThreads : kTile * kChannels;  // of one input
+  static constexpr bool kAlongSteps = A == Access::time_vectors || A == Access::rows;  // so are the vectors
+  static constexpr int kRaw = A == Access::scalar ? 2 * kEach * kThreads               // of one input
+                              : A == Access::rows ? kChannels * Rows<T>::kElements
+                                                  : kTile * kChannels;
 
   static constexpr int dt = 0, xu = dt + kTile * kStepPitch, dy = xu + kTile * kStepPitch;
   static constexpr int bc = dy + kTile * kStepPitch;                     // [step][B or C][NP]
@@ -49,7 +52,7 @@ struct BackwardLayout {
   static constexpr int bases = kinds + kTile;                            // [10] pointers
   // Vectors: each thread's own pointers, [thread][2] of u, delta; of z, d out; of du, ddelta; [thread] of dz
   static constexpr int pointers = bases + 20;
-  // Elements of T, for each input: [2 * kEach][thread], or [step][channel], or [channel][step]
+  // Elements of T, for each input: [2 * kEach][thread], or [step][channel], or [channel][step], or the words of Rows
   static constexpr int raw = pointers + (A == Access::scalar ? 0 : 7 * kThreads * 2);
   static constexpr size_t bytes = raw * sizeof(float) + kInputs * kRaw * sizeof(T);
 };
@@ -62,7 +65,7 @@ struct Items {
 
   BDAM_DEVICE explicit Items(bool scalar_time_first) {
     const int thread = threadIdx.x;
-    time_first = A == Access::time_vectors || (A == Access::scalar && scalar_time_first);
+    time_first = Layout::kAlongSteps || (A == Access::scalar && scalar_time_first);
     if (time_first) {
       constexpr int kVectors = kHalf / V;
       step = thread % kVectors * V, channel = thread / kVectors;
@@ -78,7 +81,7 @@ struct Items {
   BDAM_DEVICE int channel_of(int i) const { return channel + i * channels_between; }
   // [step][kStepPitch] arrays in shared memory
   BDAM_DEVICE static void put(float* array, int t, int c, const float (&x)[V]) {
-    if constexpr (A == Access::time_vectors) {
+    if constexpr (Layout::kAlongSteps) {
 #pragma unroll
       for (int v = 0; v < V; ++v) array[(t + v) * Layout::kStepPitch + c] = x[v];
     } else {
@@ -86,11 +89,23 @@ struct Items {
     }
   }
   BDAM_DEVICE static void get(const float* array, int t, int pitch, int c, float (&x)[V]) {
-    if constexpr (A == Access::time_vectors) {
+    if constexpr (Layout::kAlongSteps) {
 #pragma unroll
       for (int v = 0; v < V; ++v) x[v] = array[(t + v) * pitch + c];
     } else {
       load<V>(array + t * pitch + c, x);
+    }
+  }
+  // Sum of x over the `Count` rows of step t
+  template <int Count>
+  BDAM_DEVICE static void add(const float* array, int t, int c, float (&sum)[V]) {
+    get(array, t, Count * Layout::kPitch, c, sum);
+#pragma unroll
+    for (int r = 1; r < Count; ++r) {
+      float more[V];
+      get(array + r * Layout::kPitch, t, Count * Layout::kPitch, c, more);
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[v] += more[v];
     }
   }
 };
@@ -98,11 +113,46 @@ struct Items {
 struct alignas(16) TwoPointers {
   const void *first, *second;
 };
+// Address l steps and c channels from a block's first, where such offsets fit an int.
+template <class U>
+BDAM_DEVICE U* near(const Place& at, const View<U>& v, int l, int c) {
+  return v.at(at.batch, at.begin, at.first) + (l * static_cast<int>(v.time) + c * static_cast<int>(v.channel));
+}
+template <class Layout>
+BDAM_DEVICE TwoPointers& own_pointers(float* shared, int pair) {
+  return reinterpret_cast<TwoPointers*>(shared + Layout::pointers)[pair * Layout::kThreads + threadIdx.x];
+}
+template <class Layout>
+BDAM_DEVICE const void*& last_pointer(float* shared) {
+  return reinterpret_cast<const void**>(shared + Layout::pointers + 3 * Layout::kThreads * 4)[threadIdx.x];
+}
 // Element `l` steps further on, within a batch item
 template <class U>
 BDAM_DEVICE U* later(const void* p, const View<U>& v, int l) {
   const int step = static_cast<int>(v.time) * static_cast<int>(sizeof(U));
   return reinterpret_cast<U*>(static_cast<char*>(const_cast<void*>(p)) + static_cast<int64_t>(l) * step);
+}
+
+// The gradient of the state after the chunk's last step, of the states of a thread: the s-th of those that share the
+// channels of group g.
+template <int NC, int NS, int NP, class T>
+BDAM_DEVICE void enter_from_behind(const BackwardViews<T>& p, const Place& at, int g, int s, float (&carry)[NC][NS]) {
+  const int64_t row = (static_cast<int64_t>(at.chunk) * p.batch + at.batch) * p.channels + at.first;
+  if (at.begin + at.steps < p.length) {
+    prefer_branch();
+#pragma unroll
+    for (int c = 0; c < NC; ++c)
+      if (g * NC + c < at.count) load<NS>(p.chunk_state + (row + g * NC + c) * NP + s * NS, carry[c]);
+  } else if (p.dlast.data) {
+    prefer_branch();
+#pragma unroll
+    for (int c = 0; c < NC; ++c) {
+      const float* from = p.dlast.at(at.batch, s * NS, at.first + g * NC + c);
+#pragma unroll
+      for (int i = 0; i < NS; ++i, from += p.dlast.time)
+        if (g * NC + c < at.count && s * NS + i < p.states) carry[c][i] = *from;
+    }
+  }
 }
 
 // The sums over the block's channels for dB and dC (targets[0] and [1], null if constant) of the half tile from step

@@ -68,6 +68,14 @@ BDAM_DEVICE Place place_of(const ScanViews<T>& p, int block_channels) {
   return q;
 }
 
+// A log2(e) of the state at `A`, which moves on to the next, or 0 of a state that is not there.
+template <class T>
+BDAM_DEVICE float next_rate(const ScanViews<T>& p, const float*& A, bool present) {
+  const float value = present ? *A : 0.f;
+  A += p.A.time;
+  return decay_rate(value);
+}
+
 // State i of a thread that is the s-th of a channel's LN: quads of states go around the threads, so that a warp reads
 // B, C and writes saved states in runs of 16 bytes.
 template <int LN>
@@ -75,16 +83,19 @@ BDAM_DEVICE int state_index(int s, int i) {
   return (i / 4 * LN + s) * 4 + i % 4;
 }
 
+// Which of B and C a pass reads.
+enum class Read { both, B, C };
+
 // B and C of a tile of steps on their way to shared memory, [step][B or C][NP] floats. Lanes go along the states.
 // Offset: int where an offset within a batch item fits.
-template <class T, int NP, class Offset>
+template <class T, int NP, class Offset, Read R = Read::both>
 struct Projections {
-  static constexpr int kRow = 2 * NP, kEach = kCudaTile * kRow / kScanThreads;
+  static constexpr int kRow = (R == Read::both ? 2 : 1) * NP, kEach = kCudaTile * kRow / kScanThreads;
   static constexpr bool kWhole = kRow <= kScanThreads;  // a thread keeps to one of B and C and to one state
   static constexpr int kRows = kWhole ? kScanThreads / kRow : 1;
   static_assert(kCudaTile * kRow % kScanThreads == 0 && (kWhole || kRow % kScanThreads == 0));
   T value[kEach];
-  const T* data;  // of the first item at step `begin`
+  const T* data;  // of the first item, if it stood at step `begin`
   Offset time;
   int end;  // steps from here on are absent; 0 for a surplus state
 
@@ -95,29 +106,36 @@ struct Projections {
     return kWhole ? static_cast<int>(threadIdx.x) % kRow
                   : static_cast<int>(threadIdx.x) + i % (kRow / kScanThreads) * kScanThreads;
   }
+  BDAM_DEVICE static const ProjectionView<T>& view(const ScanViews<T>& p, int column) {
+    return R == Read::B || (R == Read::both && column < NP) ? p.B : p.C;
+  }
   BDAM_DEVICE static const T* at(const ScanViews<T>& p, const Place& place, int column, int64_t l) {
-    const ProjectionView<T>& q = column < NP ? p.B : p.C;
+    const ProjectionView<T>& q = view(p, column);
     return q.steps.at(place.batch, l, column % NP) + place.group * q.group;
   }
   // Steps count up from `begin` or, with direction -1, down.
   BDAM_DEVICE Projections(const ScanViews<T>& p, const Place& place, int64_t begin, int direction, int length) {
-    const ProjectionView<T>& q = column(0) < NP ? p.B : p.C;
+    const ProjectionView<T>& q = view(p, column(0));
     data = at(p, place, column(0), begin);
     time = direction * static_cast<Offset>(q.steps.time);
 #pragma unroll
     for (int i = 0; i < kEach; ++i) value[i] = from_f<T>(0.f);
     end = kWhole && (column(0) % NP >= p.states || q.constant) ? 0 : length;
   }
-  // Zero past the end, in padding and in surplus states: nothing there may reach a sum, not even NaN.
+  // The same for a walk that fetches one tile after another, each by the offset 0.
+  BDAM_DEVICE void move_on() { data += kCudaTile * time; }
+  // Zero past the end, in padding and in surplus states: nothing there may reach a sum, not even NaN. `offset` is the
+  // distance of step `first` from where `data` stands.
   template <Case K>
-  BDAM_DEVICE void fetch(const ScanViews<T>& p, const Place& place, int64_t begin, int direction, int first) {
+  BDAM_DEVICE void fetch(const ScanViews<T>& p, const Place& place, int64_t begin, int direction, int first,
+                         int offset) {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int l = first + step(i);
       bool present = l < end;
-      const T* source = data + l * time;
+      const T* source = data + (offset + step(i)) * time;
       if (!kWhole && present) {
-        const ProjectionView<T>& q = column(i) < NP ? p.B : p.C;
+        const ProjectionView<T>& q = view(p, column(i));
         present = column(i) % NP < p.states && !q.constant;
         source = at(p, place, column(i), begin + direction * l);
       }
@@ -133,8 +151,49 @@ struct Projections {
   }
 };
 
-// A block's way to read and write (B, D, L) tensors: vectors of adjacent channels, vectors of adjacent steps, or
-// elements one by one with any strides.
-enum class Access { channel_vectors, time_vectors, scalar };
+// A block's way to read and write (B, D, L) tensors: vectors of adjacent channels, vectors of adjacent steps, rows of
+// adjacent steps (Rows), or elements one by one with any strides.
+enum class Access { channel_vectors, time_vectors, rows, scalar };
+
+// Steps of a channel that lie side by side in memory, upwards or (direction -1) downwards, from any element on: a tile
+// of them lies in kWords aligned words of 16 bytes, which are copied whole. Only words that hold one of the steps are
+// read, so that no read leaves the tensor by more than the alignment of all memory.
+template <class T>
+struct Rows {
+  static constexpr int kWide = 16 / sizeof(T), kWords = kCudaTile / kWide + 1, kElements = kWords * kWide;
+
+  // A tile's first step among the elements of its words, `first` its address.
+  BDAM_DEVICE static int place(const T* first, int direction) {
+    const T* const lowest = direction > 0 ? first : first - (kCudaTile - 1);
+    const int odd = static_cast<int>(reinterpret_cast<uintptr_t>(lowest) / sizeof(T) % kWide);
+    return direction > 0 ? odd : odd + kCudaTile - 1;
+  }
+  // True if all words of the tile from step `first` on lie within the row.
+  BDAM_DEVICE static bool inside(int first, int length, int direction) {
+    return direction > 0 ? first + kCudaTile + kWide <= length : first >= kWide && first + kCudaTile <= length;
+  }
+  // Begins to copy a tile of N tensors, `plane` elements apart, of which `count` steps exist.
+  template <int N>
+  BDAM_DEVICE static void copy(T* shared, int plane, const T* const (&words)[N], int place, int direction, int count,
+                               bool inside) {
+    if (inside) {
+      // No step of an aligned tile lies in the last word: the one before is read again, which takes less than a branch.
+      const int last = (place == (direction > 0 ? 0 : kCudaTile - 1) ? kWords - 2 : kWords - 1) * kWide;
+#pragma unroll
+      for (int q = 0; q < N; ++q) {
+#pragma unroll
+        for (int w = 0; w < kWords - 1; ++w) cp_async<16>(shared + q * plane + w * kWide, words[q] + w * kWide);
+        cp_async<16>(shared + q * plane + (kWords - 1) * kWide, words[q] + last);
+      }
+    } else {
+      int e = place;
+      asm volatile("" : "+r"(e)::"memory");  // else pointers to it would be kept over the whole walk
+#pragma unroll 1
+      for (int t = 0; t < kCudaTile && t < count; ++t, e += direction)
+#pragma unroll
+        for (int q = 0; q < N; ++q) cp_async<sizeof(T)>(shared + q * plane + e, words[q] + e);
+    }
+  }
+};
 
 }  // namespace bdam_fast::device

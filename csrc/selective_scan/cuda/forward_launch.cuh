@@ -13,28 +13,29 @@ void start_forward(const ForwardViews<T>& v, int64_t blocks, int64_t chunks, cud
               dim3(kScanThreads), (forward_shared_bytes<T, NS, LN, A>()), stream, v);
 }
 
-// The passes over chunks are compiled for the general case and scalar access only: there are few blocks then, and the
-// special function unit limits them.
+// Vectors and rows are compiled for up to 64 states; for the passes over chunks, which are few blocks, for up to 16 in
+// the usual case. Else elements are read one by one.
 template <class T, Pass P>
 void start_pass(const CudaScanParams& p, const ForwardViews<T>& v, Access access, int64_t blocks, int64_t chunks,
                 cudaStream_t stream) {
-  const Case which = P == Pass::scan ? case_of(p) : Case::general;
+  const Case which = P == Pass::state && p.call.softplus && !p.steps ? Case::usual : case_of(p);
   BDAM_SWITCH_STATES(p.padded(), NP, {
-    constexpr bool kVectors = NP <= 64 && P == Pass::scan;
+    constexpr bool kScan = P == Pass::scan, kVectors = NP <= (kScan ? 64 : 16);
     constexpr Access kChannels = kVectors ? Access::channel_vectors : Access::scalar;
-    constexpr Access kSteps = kVectors ? Access::time_vectors : Access::scalar;
+    constexpr Access kRows = kVectors ? Access::rows : Access::scalar;
     constexpr Case kUsual = kVectors ? Case::usual : Case::general;
-    constexpr Case kConstant = P == Pass::scan ? Case::constant : Case::general;
+    constexpr Case kConstant = kScan ? Case::constant : Case::general;
+    const bool usual = which == Case::usual, vectors = kVectors && (kScan || usual) && access != Access::scalar;
     if (which == Case::constant)
       start_forward<T, NP, Access::scalar, P, kConstant>(v, blocks, chunks, stream);
-    else if (kVectors && access == Access::channel_vectors && which == Case::usual)
+    else if (vectors && access == Access::channel_vectors && usual)
       start_forward<T, NP, kChannels, P, kUsual>(v, blocks, chunks, stream);
-    else if (kVectors && access == Access::channel_vectors)
-      start_forward<T, NP, kChannels, P, Case::general>(v, blocks, chunks, stream);
-    else if (kVectors && access == Access::time_vectors && which == Case::usual)
-      start_forward<T, NP, kSteps, P, kUsual>(v, blocks, chunks, stream);
-    else if (kVectors && access == Access::time_vectors)
-      start_forward<T, NP, kSteps, P, Case::general>(v, blocks, chunks, stream);
+    else if (vectors && access == Access::channel_vectors)
+      start_forward<T, NP, kScan ? kChannels : Access::scalar, P, Case::general>(v, blocks, chunks, stream);
+    else if (vectors && usual)
+      start_forward<T, NP, kRows, P, kUsual>(v, blocks, chunks, stream);
+    else if (vectors)
+      start_forward<T, NP, kScan ? kRows : Access::scalar, P, Case::general>(v, blocks, chunks, stream);
     else
       start_forward<T, NP, Access::scalar, P, Case::general>(v, blocks, chunks, stream);
   });
@@ -66,13 +67,15 @@ void forward(const CudaScanParams& p) {
 template <class T>
 void carry(const CudaScanParams& p) {
   const cudaStream_t stream = static_cast<cudaStream_t>(p.stream);
-  const int64_t channels = forward_channels(p.padded());
+  const ScanParams& c = p.call;
+  const int64_t channels = forward_channels(p.padded()), vector = 16 / static_cast<int64_t>(sizeof(T));
   ForwardViews<T> v{};
   fill(v, p, channels);
-  v.u = view_of<const T>(p.call.dout);
-  if (!p.call.z) v.z = v.u;
-  start_pass<T, Pass::carry>(p, v, Access::scalar, p.blocks(channels), p.chunks(), stream);
-  combine(p, p.call.dlast, true, stream);
+  v.u = view_of<const T>(c.dout);
+  if (!c.z) v.z = v.u;
+  const Access access = access_of({&c.u, &c.delta, &c.z, &c.dout}, p, std::min(vector, channels / 4), vector);
+  start_pass<T, Pass::carry>(p, v, access, p.blocks(channels), p.chunks(), stream);
+  combine(p, c.dlast, true, stream);
 }
 
 }  // namespace bdam_fast::device

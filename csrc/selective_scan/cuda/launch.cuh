@@ -65,22 +65,33 @@ inline bool vectors_of_steps(const Stream& s, const ScanParams& p, int64_t eleme
          (p.channels < 2 || s.channel % elements == 0) &&
          reinterpret_cast<uintptr_t>(s.data) % (elements * s.element_size()) == 0;
 }
+// True if the steps of both are adjacent, in one direction, and those of a channel begin at the same place of a vector.
+inline bool rows_like(const Stream& s, const Stream& u, const ScanParams& p, int64_t elements) {
+  const auto place = [&](const Stream& x) { return reinterpret_cast<uintptr_t>(x.data) / x.element_size() % elements; };
+  return s.time == u.time && (u.time == 1 || u.time == -1) && place(s) == place(u) &&
+         (p.batch < 2 || (s.batch - u.batch) % elements == 0) &&
+         (p.channels < 2 || (s.channel - u.channel) % elements == 0);
+}
 // Offsets in bytes within a batch item fit an int, whatever the type.
 inline bool is_narrow(const Stream& s, const ScanParams& p) {
   return p.length * std::abs(s.time) + p.channels * std::abs(s.channel) < int64_t{1} << 29;
 }
 inline Access access_of(std::initializer_list<const Stream*> streams, const CudaScanParams& p, int64_t channels,
                         int64_t steps) {
-  bool by_channels = channels > 1 && !p.constant(), by_steps = steps > 1 && !p.constant();
+  bool by_channels = channels > 1 && !p.constant(), by_steps = steps > 1 && !p.constant(), by_rows = !p.constant();
   for (const Stream* s : streams) {
     if (!*s) continue;
     by_channels = by_channels && is_narrow(*s, p.call) && vectors_of_channels(*s, p.call, channels);
     by_steps = by_steps && is_narrow(*s, p.call) && vectors_of_steps(*s, p.call, steps);
+    by_rows = by_rows && is_narrow(*s, p.call) && rows_like(*s, p.call.u, p.call, steps);
   }
   const bool narrow = is_narrow(p.call.B, p.call) && is_narrow(p.call.C, p.call) &&
                       p.tiles() * p.padded() * p.call.channels < int64_t{1} << 31;
   if (!narrow) return Access::scalar;
-  return by_channels ? Access::channel_vectors : by_steps ? Access::time_vectors : Access::scalar;
+  return by_channels ? Access::channel_vectors
+         : by_steps  ? Access::time_vectors
+         : by_rows   ? Access::rows
+                     : Access::scalar;
 }
 
 inline dim3 grid_of(int64_t count, int64_t rows = 1) {

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch.utils.cpp_extension as cpp_extension
 
 from bench.gpu import sass
-from tests.support.cuda_host import build
+from tests.support.cuda_host import build, flow
 
 BUDGET = build.ROOT / "tests/cuda_host/budget.json"
 BUDGET_ARCH = "90"
@@ -91,7 +91,8 @@ def read_resources(text: str) -> dict[str, Resources]:
 def measure() -> dict[str, dict[str, float | None]]:
     """Every kernel: its resources, and how many instructions its main loop takes for one exp2.
 
-    In the convolution an exp2 is one element (its SiLU), in the scan one state of one element.
+    In the convolution an exp2 is one element (its SiLU), in the scan one state of one element. Of the usual scans also the
+    instructions of the whole kernel for each element-state, by length (`whole_77`).
     """
     rows: dict[str, dict[str, float | None]] = {}
     for source in sources():
@@ -99,7 +100,7 @@ def measure() -> dict[str, dict[str, float | None]]:
         for name, kernel in sass.kernels(cubin).items():
             path = kernel.hot_path("MUFU.EX2")
             ratio = path.total() / path["MUFU.EX2"] if path else None
-            rows[name] = {**asdict(resources[name]), "instructions_per_exp2": ratio}
+            rows[name] = {**asdict(resources[name]), "instructions_per_exp2": ratio, **flow.scan_counts(name, kernel)}
     return dict(sorted(rows.items()))
 
 
