@@ -16,6 +16,7 @@ from typing import Any
 from bdam_fast import _backend
 from bdam_fast.integrations.transformers.mamba import slow_forward
 from bdam_fast.integrations.transformers.mamba_functions import OURS, continuing, functions
+from bdam_fast.integrations.transformers.one_row import decoding
 
 MIXERS = {
     "mamba": "MambaMixer",
@@ -140,7 +141,10 @@ def _changes(module: ModuleType, family: str, mixer_name: str, backend: str, con
         if _parameters(getattr(module, name, None)) != _parameters(OURS[name]):
             raise _UnknownError(f"{module.__name__}.{name} is missing or has other arguments")
     changes: Changes = [(module, name, function) for name, function in replacements.items()]
-    return [*changes, (mixer, "forward", continuing(mixer.forward))] if continue_cache else changes
+    forward = decoding(mixer.forward, backend)
+    changes.append((mixer, "forward", continuing(forward) if continue_cache else forward))
+    models = [m for n, m in vars(module).items() if n.endswith("ForCausalLM") and m.__module__ == module.__name__]
+    return [*changes, *((model, "forward", decoding(model.forward, backend)) for model in models)]
 
 
 def _parameters(function: Any) -> list[str]:
