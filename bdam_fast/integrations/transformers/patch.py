@@ -50,7 +50,8 @@ def patch_transformers(*, backend: str = "auto", continue_cache: bool = False) -
 
     Mamba, FalconMamba, Jamba and Zamba. Logits, gradients and generated tokens stay what they were, up to rounding; masks,
     caches and beam search are not touched. What the operators do not take (packed sequences) the models' own functions
-    compute. A second call with the same options does nothing; `unpatch_transformers()` puts everything back.
+    compute. Without gradients, in float32 on a CPU, the large linear layers take a single row on all threads (decoding).
+    A second call with the same options does nothing; `unpatch_transformers()` puts everything back.
 
     Args:
         backend: as everywhere. `auto` takes tensors on a CPU, and those on a GPU where the package mamba_ssm is not
