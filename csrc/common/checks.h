@@ -70,8 +70,8 @@ struct Device {
 };
 inline Device device_of(const Tensor& t) {
   Device d;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &d.type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &d.index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &d.type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &d.index));
   return d;
 }
 
@@ -104,8 +104,7 @@ inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, size_t
                             const Device& device = {}) {
   const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes, strides, type, device.type, device.index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, type, device.type, device.index, &handle));
   return poisoned(Tensor(handle));
 }
 // On the CPU, or on the device that is given.

@@ -28,7 +28,7 @@ class CudaScope {
   explicit CudaScope(const Tensor& t) : device_(t.get_device_index()), guard_(device_) {}
   void* stream() const {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     return stream;
   }
 

@@ -73,6 +73,9 @@ def test_wheels_are_built_with_the_oldest_torch_that_is_supported():
     )
     major, minor = map(int, oldest.split("."))
     assert f"TORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000" in (ROOT / "setup.py").read_text()
+    # Names of its headers that 2.11 lacks; `make arm` compiles against it.
+    newer = [p for p in (ROOT / "csrc").rglob("*") if p.is_file() and "STABLE_TORCH_ERROR_CODE_CHECK" in p.read_text()]
+    assert newer == []
 
 
 def test_the_library_does_not_name_the_folders_of_the_build():
@@ -98,6 +101,30 @@ def test_the_check_of_a_wheel():
     command = [sys.executable, ROOT / "tests/support/house/wheel_check.py"]
     found = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert found.returncode == 0 and "error " in found.stdout, found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("qemu-x86_64-static") is None, reason="needs qemu-user-static")
+@pytest.mark.parametrize("processor, isa", [("Haswell", "avx2"), ("Nehalem", "baseline")])
+def test_older_processors_run_what_they_have(processor, isa):
+    """The emulator stops at an instruction that the processor lacks, wherever the compiler put it."""
+    emulated = ["qemu-x86_64-static", "-cpu", processor, sys.executable]
+    # Its OpenBLAS, which numpy loads, takes the emulated Nehalem for a newer processor.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_CORETYPE": "Nehalem"}
+    code = "from bdam_fast import _native; print(_native.extension().isa())"
+    found = subprocess.run([*emulated, "-c", code], env=environment, capture_output=True, text=True)
+    assert found.stdout.split() == [isa], found.stderr
+    subprocess.run([*emulated, ROOT / "tests/support/house/wheel_check.py"], env=environment, check=True)
+
+
+def test_make_arm_says_what_it_needs(tmp_path):
+    command = [sys.executable, "-m", "tests.support.house.aarch64", tmp_path / "arm"]
+    found = subprocess.run(command, cwd=ROOT, env=os.environ | {"PATH": ""}, capture_output=True, text=True)
+    assert found.returncode != 0 and found.stderr.strip() == (
+        "make arm needs debootstrap, qemu-aarch64-static, aarch64-linux-gnu-g++: "
+        "apt-get install debootstrap qemu-user-static g++-aarch64-linux-gnu"
+    )
+    assert not (tmp_path / "arm").exists()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from typing import Any
 from bdam_fast import _backend
 from bdam_fast.integrations.transformers.mamba import slow_forward
 from bdam_fast.integrations.transformers.mamba_functions import OURS, continuing, functions
+from bdam_fast.integrations.transformers.one_row import decoding
 
 MIXERS = {
     "mamba": "MambaMixer",
@@ -49,7 +50,8 @@ def patch_transformers(*, backend: str = "auto", continue_cache: bool = False) -
 
     Mamba, FalconMamba, Jamba and Zamba. Logits, gradients and generated tokens stay what they were, up to rounding; masks,
     caches and beam search are not touched. What the operators do not take (packed sequences) the models' own functions
-    compute. A second call with the same options does nothing; `unpatch_transformers()` puts everything back.
+    compute. Without gradients, in float32 on a CPU, the large linear layers take a single row on all threads (decoding).
+    A second call with the same options does nothing; `unpatch_transformers()` puts everything back.
 
     Args:
         backend: as everywhere. `auto` takes tensors on a CPU, and those on a GPU where the package mamba_ssm is not
@@ -140,7 +142,10 @@ def _changes(module: ModuleType, family: str, mixer_name: str, backend: str, con
         if _parameters(getattr(module, name, None)) != _parameters(OURS[name]):
             raise _UnknownError(f"{module.__name__}.{name} is missing or has other arguments")
     changes: Changes = [(module, name, function) for name, function in replacements.items()]
-    return [*changes, (mixer, "forward", continuing(mixer.forward))] if continue_cache else changes
+    forward = decoding(mixer.forward, backend)
+    changes.append((mixer, "forward", continuing(forward) if continue_cache else forward))
+    models = [m for n, m in vars(module).items() if n.endswith("ForCausalLM") and m.__module__ == module.__name__]
+    return [*changes, *((model, "forward", decoding(model.forward, backend)) for model in models)]
 
 
 def _parameters(function: Any) -> list[str]:
