@@ -98,6 +98,19 @@ def test_gradients_autocast_and_other_dtypes_take_the_layers_as_they_are(calls):
     assert calls == []
 
 
+def test_what_a_forward_sets_is_set_on_the_module(calls):
+    def forward(self, x):
+        self.calls_seen = getattr(self, "calls_seen", 0) + 1
+        return self.lm_head(x)
+
+    module = torch.nn.Module()
+    module.lm_head = torch.nn.Linear(256, 512)
+    with torch.no_grad():
+        for _ in range(2):
+            one_row.decoding(forward, "auto")(module, torch.ones(1, 256))
+    assert module.calls_seen == 2 and calls == [(512, 256)] * 2
+
+
 @pytest.mark.parametrize("kind", PLAIN)
 def test_the_decoding_step_is_one_graph(kernels, kind):
     """Compiled, a step takes the layers as they are: the compiler has products of its own."""

@@ -37,7 +37,10 @@ class _Decoding:
     """A module as its `forward` sees it: all is its own but the calls of its large layers."""
 
     def __init__(self, module: nn.Module, backend: str) -> None:
-        self._module, self._backend = module, backend
+        self.__dict__.update(_module=module, _backend=backend)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._module, name, value)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._module, name)
