@@ -68,6 +68,7 @@ def page(request: Request) -> Response:
         count=len(service.finder.snapshot),
         cameras=service.cameras(),
         has_times=service.has_times(),
+        alone=False,
         best_beta=service.finder.beta,
         branches=service.finder.gallery.about.branches,
         cases=service.cases.names(),
@@ -82,7 +83,7 @@ def results(request: Request) -> Response:
     # htmx shows no body of another status.
     status = 400 if error and "hx-request" not in request.headers else 200
     count = len(_service(request).finder.snapshot)
-    response = _render(template, status, asked=asked, answer=answer, error=error, count=count)
+    response = _render(template, status, asked=asked, answer=answer, error=error, count=count, alone=True)
     if asked.page == 1 and not error:
         # The address of the page, to be reloaded and shared, is that of the search.
         response.headers["hx-replace-url"] = f"/?{asked.url()}"

@@ -60,6 +60,7 @@ def test_a_user_searches_marks_and_adds(address, browser, tmp_path):
     browser.run("document.getElementById('q').focus()")
     browser.type("red")
     browser.wait(f"{CARDS} >= 24 && location.search.includes('q=red')")
+    assert browser.run("document.title") == "red"
     first = browser.run(FIRST)
     assert browser.run("document.querySelector('#results img').alt").startswith("Result 1, score ")
     # Pages without end.
