@@ -133,13 +133,23 @@ SASS = """
 """
 
 
-def test_instruction_counts(tmp_path, monkeypatch):
+@pytest.fixture
+def kernels(tmp_path, monkeypatch):
+    """Reads the kernels of a listing, which a disassembler of this test prints."""
+
+    def read(listing):
+        tool = tmp_path / "nvdisasm"
+        tool.write_text(f"#!/bin/sh\ncat <<'END'\n{listing}\nEND\n")
+        tool.chmod(0o755)
+        monkeypatch.setattr(sass, "disassembler", lambda: tool)
+        return sass.kernels(tmp_path / "any.cubin")
+
+    return read
+
+
+def test_instruction_counts(kernels):
     """The path with the exponential, past the store that a branch leaves out; not the longer way round it."""
-    tool = tmp_path / "nvdisasm"
-    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{SASS}\nEND\n")
-    tool.chmod(0o755)
-    monkeypatch.setattr(sass, "disassembler", lambda: tool)
-    ((name, kernel),) = sass.kernels(tmp_path / "any.cubin").items()
+    ((name, kernel),) = kernels(SASS).items()
     assert name == "f<4>" and len(kernel.instructions) == 14 and kernel.loops == [(1, 11)]
     assert kernel.hot_path("MUFU.EX2") == Counter({"LDG": 1, "BRA": 4, "IADD3": 1, "MUFU.EX2": 1})
     assert kernel.hot_path("MUFU.RCP") == Counter()
@@ -174,13 +184,9 @@ LOOPS = """
 """
 
 
-def test_counts_of_whole_kernels(tmp_path, monkeypatch):
+def test_counts_of_whole_kernels(kernels):
     """A loop in a loop: copies rather than the longer way, and the longest way outside."""
-    tool = tmp_path / "nvdisasm"
-    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{LOOPS}\nEND\n")
-    tool.chmod(0o755)
-    monkeypatch.setattr(sass, "disassembler", lambda: tool)
-    (kernel,) = sass.kernels(tmp_path / "any.cubin").values()
+    (kernel,) = kernels(LOOPS).values()
     found = flow.Flow(kernel)
     tile, inner = found.main
     assert (len(tile.nodes), len(inner.nodes)) == (11, 2)

@@ -52,11 +52,8 @@ class Job(NamedTuple):
         if not own.exists():
             return [*words, "--config", str(config_file(self.folder.parent))]
         # A run that another table has begun keeps the name of that table's row; its data may have been moved.
-        moved = [
-            f"--data.{name}={value}"
-            for name, value in to_dict(self.row.config)["data"].items()
-            if name in PLACES and value != read_json(own)["data"].get(name)
-        ]
+        before, now = read_json(own)["data"], to_dict(self.row.config)["data"]
+        moved = [f"--data.{name}={now[name]}" for name in PLACES if now[name] != before.get(name)]
         return [*words, "--config", str(own), "--resume", *moved]
 
     @property
@@ -109,11 +106,11 @@ def missing_jobs(
         for seed in seeds
         for key, row in configurations.items()
     ]
-    missing = [job for job in everything if not Run(job.folder).is_finished]
+    finished = [job for job in everything if Run(job.folder).is_finished]
+    missing = [job for job in everything if job not in finished]
     text = f"{len(rows)} rows are {len(configurations)} configurations x {len(seeds)} seeds = {len(everything)} runs"
-    done = len(everything) - len(missing)
-    require_same_data([job for job in everything if job not in missing])
-    console.print(f"{text}: {done} finished, {len(missing)} to run", highlight=False)
+    require_same_data(finished)
+    console.print(f"{text}: {len(finished)} finished, {len(missing)} to run", highlight=False)
     if not missing:
         return []
     for data in {job.row.config.data for job in missing}:
