@@ -14,6 +14,7 @@ from training.config.ablations import DISENTANGLED, PROTOCOLS, Row
 from training.data.datasets import fingerprint_of, read_dataset
 from training.data.ground_truth import FACTORS
 from training.evaluation.run_folder import Run
+from training.experiment.same_data import require_fingerprint
 from training.experiment.summary import run_folder
 from training.utils.io import read_json, write_json
 
@@ -132,12 +133,8 @@ def require_same_data(finished: Sequence[Job]) -> None:
     for job in finished:
         data = job.row.config.data
         expected = known[data] = known[data] if data in known else fingerprint_of(data)
-        evaluation = Run(job.folder).evaluation
-        if expected and evaluation.data and evaluation.data.fingerprint != expected:
-            raise ValueError(
-                f"{job.folder} was trained on different data than that of {data.root}: fingerprint "
-                f"{evaluation.data.fingerprint[:12]}, expected {expected[:12]}; use its data, or another --out"
-            )
+        if expected:
+            require_fingerprint(str(job.folder), Run(job.folder).evaluation, data.root, expected, "another --out")
 
 
 def _can_be_disentangled(row: Row) -> bool:

@@ -34,6 +34,7 @@ from training.evaluation.run_folder import (
     Run,
     protocol_queries,
 )
+from training.experiment.same_data import require_fingerprint
 from training.experiment.summary import run_folder
 from training.utils.io import decode, parse_json, read_json, write_bytes
 
@@ -162,12 +163,7 @@ def _check_data(run: KeptRun, evaluation: Evaluation, config: Config, known: dic
 
 
 def _require_fingerprint(run: KeptRun, evaluation: Evaluation, source: str, expected: str) -> None:
-    found = evaluation.data.fingerprint if evaluation.data else "none"
-    if found != expected:
-        raise ValueError(
-            f"{run.path} was trained on different data than that of {source}: fingerprint {found[:12]}, expected "
-            f"{expected[:12]}; use its data, or move it away to train its run again"
-        )
+    require_fingerprint(str(run.path), evaluation, source, expected, "move it away to train its run again")
 
 
 def _unpack(path: Path, target: Path) -> None:
