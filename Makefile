@@ -74,7 +74,8 @@ $(DATA)/reid_raw.json: | $(READY)
 	$(PY) -m training.prepare synthetic $(DATA) --ids $(IDS) --val-ids $$(( $(IDS) / 20 )) --test-ids $$(( $(IDS) / 10 )) --seed 11
 
 # train continues where an interrupted run stopped, evaluate and report reuse what is there. Not --protocol all: rerank scores
-# 300,000 pairs, 40 CPU seconds.
+# 300,000 pairs, 40 CPU seconds. glibc keeps freed memory: a tenth of the time (training/experiment/child_process.py).
+demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824
 demo: $(READY) | $(DATA)/reid_raw.json
 	$(PY) -m training.train synthetic --out $(RUN) --data.root $(DATA) $$(test ! -e $(RUN)/config.json || echo --resume)
 	$(PY) -m training.evaluate $(RUN) --protocol dual --protocol identity --protocol other-outfit

@@ -1,6 +1,7 @@
 """Commands that test_scheduler runs in other processes; imports nothing that takes long."""
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -18,6 +19,10 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(argv[1])
     elif argv[0] == "defect":
         raise TypeError(argv[1])
+    elif argv[0] == "allocate":
+        for _ in range(20):
+            [b"x" * (24 << 20) for _ in range(3)]
+        print("page faults", resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
     elif argv[0] == "exit":
         os._exit(int(argv[1]))
     elif argv[0] == "vanish":

@@ -13,6 +13,11 @@ from training.utils.cli import END_WITH_INPUT
 
 # Seconds between two calls of tick().
 INTERVAL = 0.5
+# What is freed is kept for the next allocation, in huge pages, in place of being returned to Linux and zeroed again page by
+# page: a step of the recipe synthetic on one thread takes 0.53 in place of 0.57 s, for 6 % more memory.
+GLIBC_TUNABLES = ":".join(
+    f"glibc.malloc.{name}" for name in ("hugetlb=1", "mmap_threshold=33554432", "trim_threshold=1073741824")
+)
 
 
 def run_command(
@@ -21,10 +26,11 @@ def run_command(
     """Runs `python -m WORDS`, whose main passes through `cli.run`; tick() is called in the meantime.
 
     log: gets the command line, to repeat it by hand, and the output, after its present content. threads: number of threads of
-    torch; its own choice by default. The process does not outlive this one. Raises RuntimeError with the last line of
-    its output when it fails, and with the signal when it was killed.
+    torch; its own choice by default. glibc's malloc keeps what is freed, unless GLIBC_TUNABLES is set. The process does not
+    outlive this one. Raises RuntimeError with the last line of its output when it fails, and with the signal when it was killed.
     """
-    environment, line = os.environ | {END_WITH_INPUT: "1"}, shlex.join(["python", "-m", *words])
+    environment = {"GLIBC_TUNABLES": GLIBC_TUNABLES, **os.environ, END_WITH_INPUT: "1"}
+    line = shlex.join(["python", "-m", *words])
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
         line = f"OMP_NUM_THREADS={threads} {line}"
