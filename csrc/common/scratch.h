@@ -1,4 +1,4 @@
-// Working memory of one task: one growing 64-byte aligned buffer for each thread, handed out front to back.
+// Working memory of one task: growing 64-byte aligned buffers, two for each thread, handed out front to back.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -16,17 +16,17 @@ struct ThreadBuffer {
   size_t size = 0;
   ~ThreadBuffer() { std::free(data); }
 };
-inline thread_local ThreadBuffer thread_buffer;
+inline thread_local ThreadBuffer thread_buffers[2];
 }  // namespace detail
 
-// One live Scratch per thread: a second one would hand out the same memory.
+// One live Scratch per thread and buffer: a second one would hand out the same memory.
 class Scratch {
  public:
   // `bytes` bounds the sum of all pieces, `pieces` the number of calls of take() (each is rounded up to a cache
-  // line).
-  explicit Scratch(size_t bytes, size_t pieces = 64) {
+  // line). `outer`: for a task that runs tasks with a Scratch of their own.
+  explicit Scratch(size_t bytes, size_t pieces = 64, bool outer = false) {
     bytes += 64 * pieces;
-    auto& buffer = detail::thread_buffer;
+    auto& buffer = detail::thread_buffers[outer];
     if (buffer.size < bytes) {
       std::free(buffer.data);
       buffer.size = (bytes + 63) / 64 * 64;

@@ -22,7 +22,7 @@ using int_vec = vec<std::conditional_t<is_double<V>, int64_t, int32_t>, lanes<V>
 
 template <class V>
 BDAM_INLINE V set1(elem_t<V> x) {
-  return V{} + x;
+  return x - V{};  // one broadcast; 0 + x is an addition before it, since that turns -0 into 0
 }
 
 // --- memory: conversion to and from every element type, rounding to nearest even

@@ -2,6 +2,7 @@
 #include "hsic/hsic.h"
 
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <tuple>
 #include <vector>
@@ -54,6 +55,8 @@ HsicParams parameters(const Tensor& x, const Tensor& y, bool gaussian, bool unbi
   p.form = form_of(p.samples, p.side[0].features, p.side[1].features, gaussian);
   p.tile = p.samples <= kHsicSmall ? 16 : 64;
   p.saved_stride = saved_size(p);
+  const int64_t item_bytes = p.samples * (p.side[0].row + p.side[1].row) * (p.is_double ? 8 : 4);
+  p.by_item = p.batch * p.sides() >= torch::stable::get_num_threads() && item_bytes <= kHsicItem;
   const double n = static_cast<double>(p.samples);
   p.scale = unbiased ? 1 / (n * (n - 3)) : 1 / ((n - 1) * (n - 1));
   p.cross = unbiased ? 2 / (n - 2) : 2 / n;
@@ -87,7 +90,7 @@ void place_saved(HsicParams& p, const Tensor& saved) {
 
 void allocate_workspace(HsicParams& p, const Tensor& x, bool is_forward, Workspace& w) {
   for (HsicSide& s : p.side) {
-    s.centred = w.add(x, p.batch * p.samples * s.row);
+    if (!p.by_item) s.centred = w.add(x, p.batch * p.samples * s.row);
     if (p.form == HsicForm::gaussian || p.unbiased) s.norms = w.add(x, p.batch * p.samples);
     if (p.form == HsicForm::gaussian && is_forward) s.partial_sums = w.add(x, p.batch * p.groups() * p.samples);
   }

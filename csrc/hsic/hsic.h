@@ -18,6 +18,10 @@ constexpr int64_t kHsicGroups = 32;   // Gaussian: partial row sums that are kep
 constexpr double kHsicLeast = -80;    // exp of it and of its negative are normal numbers
 constexpr int64_t kHsicColumns = 64;  // features: samples that are added to M at a time
 constexpr int64_t kHsicTile = 64;     // largest tile
+constexpr int64_t kHsicCentre = 128;  // features that a task centres
+// Items, or with Gram matrices their sides, are a task each where there are enough of them and both sides of one,
+// centred, have at most so many bytes: these stay in the cache of one core, and are no fresh memory in every call.
+constexpr int64_t kHsicItem = 1 << 20;
 // Rows whose squared distance is below this part of their squared lengths' sum are close: an inner product would leave
 // less than 2e-6 relative of it.
 constexpr double kHsicClose = 1.0 / 32;
@@ -36,7 +40,7 @@ struct HsicSide {
   int64_t depth = 0;       // D rounded up to kHsicRow
   int64_t row = 0;         // elements from one centred row to the next: an odd multiple of kHsicRow, so that columns of
                            // many rows do not fall into a few sets of the cache
-  void* centred = nullptr;  // [batch][N][row]
+  void* centred = nullptr;  // [batch][N][row]; null until the task where items are tasks
   void* norms = nullptr;    // [batch][N]: squared lengths of the centred rows; not for the biased linear kernel
   // Within `saved`, items saved_stride apart:
   void* width = nullptr;         // Gaussian: sigma, then t = -m / (2 sigma^2), not below kHsicLeast, where m is the
@@ -44,12 +48,15 @@ struct HsicSide {
   void* sums = nullptr;          // Gaussian: [N], row sums of c expm1(t_ij - t)
   void* gram = nullptr;          // samples: [N][N]
   void* partial_sums = nullptr;  // Gaussian: [batch][groups][N]
+
+  int64_t centre_tasks() const { return (depth + kHsicCentre - 1) / kHsicCentre; }
 };
 
 struct HsicParams {
   HsicSide side[2];  // x, y
   HsicForm form = HsicForm::samples;
   bool unbiased = false, is_double = false;
+  bool by_item = false;  // an item, or a side of it, is a task, which centres into memory of its thread
   int64_t batch = 0, samples = 0;
   int64_t tile = 16;  // samples on a side of a tile
   int64_t saved_stride = 0;
@@ -58,6 +65,8 @@ struct HsicParams {
   const void* upstream = nullptr;  // [batch]: gradient of the value
   double scale = 0, cross = 0, product_scale = 0;
 
+  // Parts of an item that need nothing of each other.
+  int sides() const { return form == HsicForm::samples ? 2 : 1; }
   int64_t tiles() const { return (samples + tile - 1) / tile; }
   int64_t groups() const { return tiles() < kHsicGroups ? tiles() : kHsicGroups; }
   int64_t partials() const {

@@ -9,7 +9,16 @@ template <class V>
 static void write_gradient(const HsicSide& s, int64_t b, int64_t i0, int ni, const elem_t<V>* rows,
                            elem_t<V>* scratch) {
   constexpr int W = lanes<V>;
-  for (int64_t d0 = 0; d0 < s.features; d0 += W) {
+  int64_t d0 = 0;
+  if (s.gradient.channel == 1) {
+    d0 = s.features / W * W;
+    for (int i = 0; i < ni; ++i) {
+      Stream row = s.gradient.at(b, i0 + i, 0);
+      row.time = W;
+      write_tile<V>(row, static_cast<int>(d0 / W), W, rows + i * s.row);
+    }
+  }
+  for (; d0 < s.features; d0 += W) {
     const int n = static_cast<int>(std::min<int64_t>(W, s.features - d0));
     for (int i = 0; i < ni; ++i) store<V>(scratch + i * W, load<V>(rows + i * s.row + d0));
     write_tile<V>(s.gradient.at(b, i0, d0), ni, n, scratch);
@@ -18,13 +27,12 @@ static void write_gradient(const HsicSide& s, int64_t b, int64_t i0, int ni, con
 
 struct RowTask {
   int64_t b, tile, i0;
-  int which, ni;
+  int ni;
 };
 BDAM_INLINE RowTask row_task(const HsicParams& p, int64_t task) {
   RowTask r;
-  r.which = static_cast<int>(task % 2);
-  r.tile = task / 2 % p.tiles();
-  r.b = task / 2 / p.tiles();
+  r.tile = task % p.tiles();
+  r.b = task / p.tiles();
   r.i0 = r.tile * p.tile;
   r.ni = tile_count(p, r.tile);
   return r;
@@ -33,19 +41,23 @@ BDAM_INLINE RowTask row_task(const HsicParams& p, int64_t task) {
 template <class V>
 struct Sensitivity {
   elem_t<V> scale, half_cross, constant;
-  const elem_t<V>* sums;  // null: zeros
-  elem_t<V> sign;         // of the sums: -1 where they are minus the diagonal
+  const elem_t<V>* sums = nullptr;  // null: zeros
+  int64_t stride = 1;               // of the sums
+  elem_t<V> sign = -1;              // of the sums: -1 where they are minus the diagonal
 
-  elem_t<V> sum(int64_t i) const { return sums ? sign * sums[i] : elem_t<V>(0); }
+  elem_t<V> sum(int64_t i) const { return sums ? sign * sums[i * stride] : elem_t<V>(0); }
 };
 template <class V>
 static Sensitivity<V> sensitivity(const HsicParams& p, const HsicSide& other, int64_t b) {
-  const bool gaussian = p.form == HsicForm::gaussian;
   Sensitivity<V> s;
   s.scale = static_cast<elem_t<V>>(p.scale * static_cast<const elem_t<V>*>(p.upstream)[b]);
   s.half_cross = static_cast<elem_t<V>>(p.cross / 2);
-  s.sums = gaussian ? saved_of<V>(p, other.sums, b) : p.unbiased ? norms_of<V>(p, other, b) : nullptr;
-  s.sign = gaussian ? 1 : -1;
+  if (p.form == HsicForm::gaussian)
+    s.sums = saved_of<V>(p, other.sums, b), s.sign = 1;
+  else if (p.unbiased && p.form == HsicForm::features)
+    s.sums = norms_of<V>(p, other, b);
+  else if (p.unbiased)  // the squared lengths of rows that this task has not centred
+    s.sums = saved_of<V>(p, other.gram, b), s.stride = p.samples + 1;
   double total = 0;
   for (int64_t i = 0; i < p.samples; ++i) total += s.sum(i);
   s.constant = static_cast<elem_t<V>>(p.product_scale * total);
@@ -53,9 +65,9 @@ static Sensitivity<V> sensitivity(const HsicParams& p, const HsicSide& other, in
 }
 
 template <class V>
-static void hsic_samples_gradient(const HsicParams& p, int64_t task) {
+static void hsic_samples_gradient(const HsicParams& p, int which, int64_t task) {
   const RowTask t = row_task(p, task);
-  const HsicSide &own = p.side[t.which], &other = p.side[1 - t.which];
+  const HsicSide &own = p.side[which], &other = p.side[1 - which];
   const int64_t N = p.samples;
   Scratch buffer((t.ni * (N + own.row) + t.ni * lanes<V>)*sizeof(elem_t<V>));
   elem_t<V>*weights = buffer.take<elem_t<V>>(t.ni * N), *rows = buffer.take<elem_t<V>>(t.ni * own.row);
@@ -76,16 +88,16 @@ static void hsic_samples_gradient(const HsicParams& p, int64_t task) {
 // rows = 2 scale (other M^T or other M - cross / 2 sum_j l_j x_j - (l_ii - cross l_i + constant) x_i), the last two
 // terms for a zero diagonal only, where l_i = -l_ii.
 template <class V>
-static void hsic_features_gradient(const HsicParams& p, int64_t task) {
+static void hsic_features_gradient(const HsicParams& p, int which, int64_t task) {
   const RowTask t = row_task(p, task);
-  const HsicSide &own = p.side[t.which], &other = p.side[1 - t.which];
+  const HsicSide &own = p.side[which], &other = p.side[1 - which];
   const int64_t row = own.row, count = t.ni * row;
   Scratch buffer((count + row + t.ni * lanes<V>)*sizeof(elem_t<V>));
   elem_t<V>*rows = buffer.take<elem_t<V>>(count), *shift = buffer.take<elem_t<V>>(row);
   const elem_t<V>* M = saved_of<V>(p, p.product, t.b);
   const elem_t<V>* from = row_of<V>(p, other, t.b, t.i0);
   std::fill(rows, rows + count, elem_t<V>(0));
-  if (t.which == 0)
+  if (which == 0)
     dot_tile<V>(from, M, other, t.ni, static_cast<int>(own.features), rows, row);
   else
     weighted_sum<V>(from, other.row, 1, M, row, t.ni, static_cast<int>(other.features), rows, row, own.depth);

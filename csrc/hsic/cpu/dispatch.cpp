@@ -25,14 +25,12 @@ void parallel(int64_t tasks, int64_t multiplications_per_task, const F& f) {
   });
 }
 
-void centre(const HsicParams& p) {
-  for (int k = 0; k < 2; ++k) {
-    parallel(p.batch * p.side[k].depth / kHsicRow, 4 * p.samples * kHsicRow,
-             [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_centre, p, k, i); });
-    if (p.side[k].norms)
-      parallel(p.batch * p.samples, 8 * p.side[k].depth,
-               [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_norm, p, k, i); });
-  }
+void centre(const HsicParams& p, int which) {
+  const HsicSide& s = p.side[which];
+  parallel(p.batch * s.centre_tasks(), 4 * p.samples * kHsicCentre,
+           [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_centre, p, which, i); });
+  if (s.norms)
+    parallel(p.batch * p.samples, 8 * s.depth, [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_norm, p, which, i); });
 }
 
 // The median of the squared distances |x_i - x_j|^2, i < j, of one item: the lower of the two in the middle. T float
@@ -168,42 +166,123 @@ double combine(const HsicParams& p, int64_t b) {
     }
   return p.scale * (product - p.cross * cross + p.product_scale * total[0] * total[1]);
 }
+
+void gram_tile(const HsicParams& p, int which, int64_t task) {
+  BDAM_FOR_ISA(p.is_double, hsic_gram_tile, p, which, task);
+}
+void gram_product(const HsicParams& p, int64_t task) { BDAM_FOR_ISA(p.is_double, hsic_gram_product, p, task); }
+
+void forward_samples(const HsicParams& p) {
+  parallel(p.batch * p.partials(), p.tile * p.tile * (p.side[0].depth + p.side[1].depth), [&](int64_t i) {
+    for (int k = 0; k < 2; ++k) gram_tile(p, k, i);
+    gram_product(p, i);
+  });
+}
+void forward_features(const HsicParams& p) {
+  parallel(p.batch * p.partials(), 16 * p.samples * p.side[1].depth,
+           [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_features_rows, p, i); });
+}
+void forward_gaussian(const HsicParams& p, const bool (&find_sigma)[2]) {
+  for (int k = 0; k < 2; ++k) {
+    if (find_sigma[k]) find_sigmas(p, k);
+    for (int64_t b = 0; b < p.batch && !find_sigma[k]; ++b)
+      p.is_double ? find_shift<double>(p, p.side[k], b) : find_shift<float>(p, p.side[k], b);
+  }
+  const int64_t features = p.side[0].depth + p.side[1].depth;
+  parallel(p.batch * p.partials(), p.samples * p.samples / p.groups() * (features + 32) / 2,
+           [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_gaussian_group, p, i); });
+  for (int k = 0; k < 2; ++k)
+    parallel(p.batch, p.samples * p.groups(), [&](int64_t b) { BDAM_FOR_ISA(p.is_double, hsic_add_sums, p, k, b); });
+}
+
+void backward_samples(const HsicParams& p, int which) {
+  parallel(p.batch * p.tiles(), p.tile * p.samples * p.side[which].depth,
+           [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_samples_gradient, p, which, i); });
+}
+void backward_features(const HsicParams& p) {
+  for (int k = 0; k < 2; ++k)
+    parallel(p.batch * p.tiles(), p.tile * p.side[0].depth * p.side[1].depth,
+             [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_features_gradient, p, k, i); });
+}
+void backward_gaussian(const HsicParams& p) {
+  parallel(p.batch * p.tiles(), 2 * p.tile * p.samples * (p.side[0].depth + p.side[1].depth),
+           [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_gaussian_gradient, p, i); });
+}
+
+// The item b as a problem of its own, whose centred sides stand in `centred`.
+HsicParams item_of(HsicParams p, int64_t b, Scratch& centred) {
+  const int64_t size = p.is_double ? 8 : 4;
+  auto move = [&](void*& data, int64_t stride) {
+    if (data) data = static_cast<char*>(data) + b * stride * size;
+  };
+  for (HsicSide& s : p.side) {
+    s.input = s.input.at(b, 0, 0);
+    if (s.gradient) s.gradient = s.gradient.at(b, 0, 0);
+    s.centred = centred.take<char>(p.samples * s.row * size);
+    move(s.norms, p.samples);
+    for (void** saved : {&s.width, &s.sums, &s.gram}) move(*saved, p.saved_stride);
+    move(s.partial_sums, p.groups() * p.samples);
+  }
+  move(p.product, p.saved_stride);
+  if (p.partial) p.partial += b * p.partials();
+  if (p.upstream) p.upstream = static_cast<const char*>(p.upstream) + b * size;
+  p.batch = 1;
+  return p;
+}
+// Calls f with every item, its number and, where sides need nothing of each other, each of them. What f runs in
+// parallel runs in one thread where several of its calls do.
+template <class F>
+void each_item(const HsicParams& p, const F& f) {
+  const int64_t sides = p.sides();
+  parallel(p.batch * sides, p.samples * p.samples * (p.side[0].depth + p.side[1].depth) / 2, [&](int64_t task) {
+    Scratch centred(kHsicItem, 2, true);
+    f(item_of(p, task / sides, centred), task / sides, static_cast<int>(task % sides));
+  });
+}
+
+void forward_items(const HsicParams& p, const bool (&find_sigma)[2]) {
+  each_item(p, [&](const HsicParams& item, int64_t, int which) {
+    centre(item, which);
+    if (p.form == HsicForm::samples) {
+      for (int64_t i = 0; i < item.partials(); ++i) gram_tile(item, which, i);
+      return;
+    }
+    centre(item, 1);
+    p.form == HsicForm::features ? forward_features(item) : forward_gaussian(item, find_sigma);
+  });
+  if (p.form == HsicForm::samples)
+    parallel(p.batch * p.partials(), p.tile * p.tile, [&](int64_t i) { gram_product(p, i); });
+}
+void backward_items(const HsicParams& p) {
+  each_item(p, [&](const HsicParams& item, int64_t, int which) {
+    centre(item, which);
+    if (p.form == HsicForm::samples) return backward_samples(item, which);
+    centre(item, 1);
+    p.form == HsicForm::features ? backward_features(item) : backward_gaussian(item);
+  });
+}
 }  // namespace
 
 void hsic_forward_cpu(const HsicParams& p, const bool (&find_sigma)[2], double* value) {
-  centre(p);
-  const int64_t features = p.side[0].depth + p.side[1].depth, tasks = p.batch * p.partials();
-  if (p.form == HsicForm::samples) {
-    parallel(tasks, p.tile * p.tile * features, [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_samples_tile, p, i); });
-  } else if (p.form == HsicForm::features) {
-    parallel(tasks, 16 * p.samples * p.side[1].depth,
-             [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_features_rows, p, i); });
+  if (p.by_item) {
+    forward_items(p, find_sigma);
   } else {
-    for (int k = 0; k < 2; ++k) {
-      if (find_sigma[k]) find_sigmas(p, k);
-      for (int64_t b = 0; b < p.batch && !find_sigma[k]; ++b)
-        p.is_double ? find_shift<double>(p, p.side[k], b) : find_shift<float>(p, p.side[k], b);
-    }
-    parallel(tasks, p.samples * p.samples / p.groups() * (features + 32) / 2,
-             [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_gaussian_group, p, i); });
-    for (int k = 0; k < 2; ++k)
-      parallel(p.batch, p.samples * p.groups(), [&](int64_t b) { BDAM_FOR_ISA(p.is_double, hsic_add_sums, p, k, b); });
+    for (int k = 0; k < 2; ++k) centre(p, k);
+    if (p.form == HsicForm::samples)
+      forward_samples(p);
+    else
+      p.form == HsicForm::features ? forward_features(p) : forward_gaussian(p, find_sigma);
   }
   for (int64_t b = 0; b < p.batch; ++b) value[b] = p.is_double ? combine<double>(p, b) : combine<float>(p, b);
 }
 
 void hsic_backward_cpu(const HsicParams& p) {
-  centre(p);
-  const int64_t features = p.side[0].depth + p.side[1].depth, tasks = p.batch * p.tiles();
+  if (p.by_item) return backward_items(p);
+  for (int k = 0; k < 2; ++k) centre(p, k);
   if (p.form == HsicForm::samples)
-    parallel(2 * tasks, p.tile * p.samples * features / 2,
-             [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_samples_gradient, p, i); });
-  else if (p.form == HsicForm::features)
-    parallel(2 * tasks, p.tile * p.side[0].depth * p.side[1].depth,
-             [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_features_gradient, p, i); });
+    for (int k = 0; k < 2; ++k) backward_samples(p, k);
   else
-    parallel(tasks, 2 * p.tile * p.samples * features,
-             [&](int64_t i) { BDAM_FOR_ISA(p.is_double, hsic_gaussian_gradient, p, i); });
+    p.form == HsicForm::features ? backward_features(p) : backward_gaussian(p);
 }
 
 }  // namespace bdam_fast

@@ -30,8 +30,8 @@ BDAM_INLINE V sum_each(V* v) {
 }
 
 // out[i][j] = <a_i, b_j> for i < ni, j < nj, for rows that lie as the side's. Rows behind the last are computed as the
-// last once more and not stored. Every product has the same order of additions, so that <a, a> = <a, b> exactly where
-// rows are equal.
+// last once more and not stored; with themselves (a == b) only one of two equal products is computed. Every product has
+// the same order of additions, so that <a, a> = <a, b> exactly where rows are equal.
 template <class V>
 struct DotShape {
   static constexpr int W = lanes<V>, rows = 4, columns = W >= 16 ? 4 : 2;  // as many as the registers hold
@@ -58,11 +58,11 @@ template <class V>
 static void dot_tile(const elem_t<V>* a, const elem_t<V>* b, const HsicSide& s, int ni, int nj, elem_t<V>* out,
                      int64_t stride) {
   constexpr int R = DotShape<V>::rows, C = DotShape<V>::columns;
-  static_assert(R * C % lanes<V> == 0);
+  static_assert(R * C % lanes<V> == 0 && R % C == 0);
   for (int i = 0; i < ni; i += R) {
     const elem_t<V>* pa[R];
     for (int r = 0; r < R; ++r) pa[r] = a + (i + r < ni ? i + r : ni - 1) * s.row;
-    for (int j = 0; j < nj; j += C) {
+    for (int j = a == b ? i : 0; j < nj; j += C) {
       const elem_t<V>* pb[C];
       for (int c = 0; c < C; ++c) pb[c] = b + (j + c < nj ? j + c : nj - 1) * s.row;
       elem_t<V> sums[R * C];
@@ -71,6 +71,8 @@ static void dot_tile(const elem_t<V>* a, const elem_t<V>* b, const HsicSide& s, 
         for (int c = 0; c < C && j + c < nj; ++c) out[(i + r) * stride + j + c] = sums[r * C + c];
     }
   }
+  for (int i = 0; a == b && i < ni; ++i)
+    for (int j = 0; j < i; ++j) out[i * stride + j] = out[j * stride + i];
 }
 
 // out[i] += sum over j < nj of w[i * wi + j * wj] b_j, for i < ni and the first `depth` columns (a multiple of
@@ -102,21 +104,24 @@ BDAM_INLINE void weighted_block(const elem_t<V>* w, int64_t wi, int64_t wj, cons
     for (int c = 0; c < C; ++c) store<V>(out + i * out_stride + c * W, acc[i * C + c]);
   }
 }
-template <class V, int R>
-BDAM_INLINE void weighted_rows(const elem_t<V>* w, int64_t wi, int64_t wj, const elem_t<V>* b, int64_t b_stride, int nj,
-                               elem_t<V>* out, int64_t out_stride, int64_t depth) {
-  constexpr int W = lanes<V>, C = W >= 16 ? 4 : 2;
-  int64_t k = 0;
-  for (; k + C * W <= depth; k += C * W) weighted_block<V, R, C>(w, wi, wj, b + k, b_stride, nj, out + k, out_stride);
-  for (; k < depth; k += W) weighted_block<V, R, 1>(w, wi, wj, b + k, b_stride, nj, out + k, out_stride);
+// A few columns of all rows of b after the other: they stay in the first cache while all of `out` takes its part of
+// them.
+template <class V, int C>
+BDAM_INLINE void weighted_columns(const elem_t<V>* w, int64_t wi, int64_t wj, const elem_t<V>* b, int64_t b_stride,
+                                  int ni, int nj, elem_t<V>* out, int64_t out_stride) {
+  int i = 0;
+  for (; i + 4 <= ni; i += 4)
+    weighted_block<V, 4, C>(w + i * wi, wi, wj, b, b_stride, nj, out + i * out_stride, out_stride);
+  for (; i < ni; ++i) weighted_block<V, 1, C>(w + i * wi, wi, wj, b, b_stride, nj, out + i * out_stride, out_stride);
 }
 template <class V>
 static void weighted_sum(const elem_t<V>* w, int64_t wi, int64_t wj, const elem_t<V>* b, int64_t b_stride, int ni,
                          int nj, elem_t<V>* out, int64_t out_stride, int64_t depth) {
-  int i = 0;
-  for (; i + 4 <= ni; i += 4)
-    weighted_rows<V, 4>(w + i * wi, wi, wj, b, b_stride, nj, out + i * out_stride, out_stride, depth);
-  for (; i < ni; ++i) weighted_rows<V, 1>(w + i * wi, wi, wj, b, b_stride, nj, out + i * out_stride, out_stride, depth);
+  constexpr int W = lanes<V>, C = W >= 16 ? 4 : 2;
+  int64_t k = 0;
+  for (; k + C * W <= depth; k += C * W)
+    weighted_columns<V, C>(w, wi, wj, b + k, b_stride, ni, nj, out + k, out_stride);
+  for (; k < depth; k += W) weighted_columns<V, 1>(w, wi, wj, b + k, b_stride, ni, nj, out + k, out_stride);
 }
 
 // e^x - 1 to 2e-7 of itself, for x up to 80.
@@ -140,9 +145,34 @@ BDAM_INLINE V expm1(V x) {
 }
 
 // --- centring
-// W columns: rows minus the first (which removes an offset without rounding), then minus their mean.
+// C vectors of columns: rows minus the first (which removes an offset without rounding), then minus their mean. `from`
+// may be the centred rows themselves.
+template <class V, int C, class S>
+BDAM_INLINE void centre_block(const S* from, int64_t from_stride, int n_rows, elem_t<V>* to, int64_t to_stride) {
+  constexpr int W = lanes<V>;
+  V pivot[C], mean[C] = {};
+  BDAM_UNROLL
+  for (int c = 0; c < C; ++c) pivot[c] = load<V>(from + c * W);
+  for (int i = 0; i < n_rows; i += 32) {  // in two levels: the error grows with 32 + N / 32 additions
+    V part[C] = {};
+    for (int k = i; k < std::min(i + 32, n_rows); ++k) {
+      BDAM_UNROLL
+      for (int c = 0; c < C; ++c) part[c] += load<V>(from + k * from_stride + c * W) - pivot[c];
+    }
+    BDAM_UNROLL
+    for (int c = 0; c < C; ++c) mean[c] += part[c];
+  }
+  BDAM_UNROLL
+  for (int c = 0; c < C; ++c) mean[c] /= static_cast<elem_t<V>>(n_rows);
+  for (int i = 0; i < n_rows; ++i) {
+    BDAM_UNROLL
+    for (int c = 0; c < C; ++c)
+      store<V>(to + i * to_stride + c * W, load<V>(from + i * from_stride + c * W) - pivot[c] - mean[c]);
+  }
+}
+// One vector of columns of any input; zeros behind the last feature.
 template <class V>
-BDAM_INLINE void centre_columns(const HsicParams& p, const HsicSide& s, int64_t b, int64_t d0) {
+static void centre_columns(const HsicParams& p, const HsicSide& s, int64_t b, int64_t d0) {
   const int n = static_cast<int>(std::min<int64_t>(lanes<V>, s.features - d0)), n_rows = static_cast<int>(p.samples);
   elem_t<V>* first = row_of<V>(p, s, b, 0) + d0;
   if (n <= 0) {
@@ -150,21 +180,23 @@ BDAM_INLINE void centre_columns(const HsicParams& p, const HsicSide& s, int64_t 
     return;
   }
   read_tile<V>(s.input.at(b, 0, d0), n_rows, n, first, s.row);
-  const V pivot = load<V>(first);
-  V total = {};
-  for (int i = 0; i < n_rows; i += 32) {  // in two levels: the error grows with 32 + N / 32 additions
-    V part = {};
-    for (int k = i; k < std::min(i + 32, n_rows); ++k) part += load<V>(first + k * s.row) - pivot;
-    total += part;
-  }
-  const V mean = total / static_cast<elem_t<V>>(n_rows);
-  for (int i = 0; i < n_rows; ++i) store<V>(first + i * s.row, load<V>(first + i * s.row) - pivot - mean);
+  centre_block<V, 1>(first, s.row, n_rows, first, s.row);
 }
+// Adjacent features are read as they lie, several vectors of a row at a time: alone they would be out of the hardware
+// prefetcher's sight, and on an Intel Xeon 16 problems of 64 x 768 would take twice as long.
 template <class V>
 static void hsic_centre(const HsicParams& p, int which, int64_t task) {
+  constexpr int W = lanes<V>, C = W >= 16 ? 8 : 4;
   const HsicSide& s = p.side[which];
-  const int64_t blocks = s.depth / kHsicRow, b = task / blocks, d0 = task % blocks * kHsicRow;
-  for (int64_t d = d0; d < d0 + kHsicRow; d += lanes<V>) centre_columns<V>(p, s, b, d);
+  const int64_t b = task / s.centre_tasks();
+  int64_t d = task % s.centre_tasks() * kHsicCentre;
+  const int64_t end = std::min(d + kHsicCentre, s.depth);
+  BDAM_SWITCH_DTYPE(s.input.dtype, S, {
+    for (; s.input.channel == 1 && d + C * W <= std::min(end, s.features); d += C * W)
+      centre_block<V, C>(reinterpret_cast<const S*>(s.input.at(b, 0, d).data), s.input.time,
+                         static_cast<int>(p.samples), row_of<V>(p, s, b, 0) + d, s.row);
+  })
+  for (; d < end; d += W) centre_columns<V>(p, s, b, d);
 }
 template <class V>
 static void hsic_norm(const HsicParams& p, int which, int64_t task) {
@@ -190,24 +222,28 @@ BDAM_INLINE TilePair tile_pair(int64_t tiles, int64_t index) {
   return t;
 }
 template <class V>
-static void hsic_samples_tile(const HsicParams& p, int64_t task) {
+static void hsic_gram_tile(const HsicParams& p, int which, int64_t task) {
   const int64_t b = task / p.partials(), N = p.samples;
   const TilePair at = tile_pair(p.tiles(), task % p.partials());
   const int64_t i0 = at.i * p.tile, j0 = at.j * p.tile;
   const int ni = tile_count(p, at.i), nj = tile_count(p, at.j);
-  elem_t<V>* gram[2];
-  for (int k = 0; k < 2; ++k) {
-    const HsicSide& s = p.side[k];
-    gram[k] = saved_of<V>(p, s.gram, b);
-    dot_tile<V>(row_of<V>(p, s, b, i0), row_of<V>(p, s, b, j0), s, ni, nj, gram[k] + i0 * N + j0, N);
-    for (int i = 0; at.i != at.j && i < ni; ++i)
-      for (int j = 0; j < nj; ++j) gram[k][(j0 + j) * N + i0 + i] = gram[k][(i0 + i) * N + j0 + j];
-  }
+  const HsicSide& s = p.side[which];
+  elem_t<V>* gram = saved_of<V>(p, s.gram, b);
+  dot_tile<V>(row_of<V>(p, s, b, i0), row_of<V>(p, s, b, j0), s, ni, nj, gram + i0 * N + j0, N);
+  for (int i = 0; at.i != at.j && i < ni; ++i)
+    for (int j = 0; j < nj; ++j) gram[(j0 + j) * N + i0 + i] = gram[(i0 + i) * N + j0 + j];
+}
+template <class V>
+static void hsic_gram_product(const HsicParams& p, int64_t task) {
+  const int64_t b = task / p.partials(), N = p.samples;
+  const TilePair at = tile_pair(p.tiles(), task % p.partials());
+  const int64_t i0 = at.i * p.tile, j0 = at.j * p.tile;
+  const elem_t<V>*x = saved_of<V>(p, p.side[0].gram, b), *y = saved_of<V>(p, p.side[1].gram, b);
   double sum = 0;
-  for (int i = 0; i < ni; ++i) {
+  for (int64_t i = i0; i < i0 + tile_count(p, at.i); ++i) {
     elem_t<V> part = 0;
-    for (int j = 0; j < nj; ++j)
-      if (!p.unbiased || i0 + i != j0 + j) part += gram[0][(i0 + i) * N + j0 + j] * gram[1][(i0 + i) * N + j0 + j];
+    for (int64_t j = j0; j < j0 + tile_count(p, at.j); ++j)
+      if (!p.unbiased || i != j) part += x[i * N + j] * y[i * N + j];
     sum += part;
   }
   p.partial[task] = at.i == at.j ? sum : 2 * sum;
