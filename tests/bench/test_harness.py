@@ -182,3 +182,12 @@ def test_every_operator_has_cases_and_tests_of_its_own(op):
 def test_malloc_setting():
     assert results.malloc_setting({}) == "default"
     assert results.malloc_setting({"MALLOC_TRIM_THRESHOLD_": "9"}) == "MALLOC_TRIM_THRESHOLD_=9"
+
+
+@pytest.mark.parametrize(
+    ("machine_name", "name"),
+    [("AMD EPYC", "amd-epyc-2t"), ("Intel(R) Core(TM) i7-1165G7 @ 2.80GHz", "intel-core-i7-1165g7-2-80ghz-2t")],
+)
+def test_rows_are_kept_by_processor(machine_name: str, name: str) -> None:
+    assert results.machine_file({"machine": machine_name, "threads": "2"}).name == f"{name}.csv"
+    assert results.machine_file({"machine": machine_name, "threads": "2", "gpu": "A (R) card"}).name == "a-card.csv"
