@@ -27,6 +27,9 @@ TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 # What is built where no card is in the machine and none is asked for; newer cards run the PTX of the last.
 ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 CXX = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi", "-Wno-maybe-uninitialized", TORCH_TARGET]
+# Where the operators are registered below torch.ops.
+(NAMESPACE,) = re.findall(r'^NAMESPACE = "(\w+)"$', (ROOT / "bdam_fast/_namespace.py").read_text(), re.M)
+CXX += [f"-DBDAM_OPS={NAMESPACE}"]
 # Checks carry the name of their file: without these a library would hold the folders of the machine that built it, and two
 # builds of one commit would differ.
 CXX += [f"-ffile-prefix-map={ROOT}=.", f"-ffile-prefix-map={Path(torch.__file__).parent}=torch"]

@@ -5,8 +5,7 @@ import sys
 
 import torch
 
-import bdam_fast
-from bdam_fast import _backend, _native
+from . import __version__, _backend, _native
 
 OPERATORS = _native.OPERATORS
 # Device, backend, and what is known of the kernels there. The README's table is this one.
@@ -23,7 +22,7 @@ SUPPORT = (
 def describe() -> str:
     """The whole report as text."""
     lines = [
-        f"bdam_fast {bdam_fast.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"bdam_fast {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}",
         *_extension_lines(),
     ]

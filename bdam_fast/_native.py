@@ -40,7 +40,7 @@ def _attempt() -> tuple[ModuleType | None, str]:
     The environment variable BDAM_FAST_ISA (baseline, avx2 or avx512) is read here, once.
     """
     try:
-        module = importlib.import_module("bdam_fast._C")
+        module = importlib.import_module("._C", __package__)
     except ImportError as error:
         return None, str(error)
     asked = os.environ.get("BDAM_FAST_ISA")
@@ -80,7 +80,7 @@ def _attempt_cuda() -> tuple[ModuleType | None, str]:
     if _attempt()[0] is None:
         return None, _attempt()[1]
     try:
-        return importlib.import_module("bdam_fast._C_cuda"), ""
+        return importlib.import_module("._C_cuda", __package__), ""
     except ImportError as error:
         return None, str(error)
 

@@ -86,6 +86,8 @@ def test_the_library_does_not_name_the_folders_of_the_build():
         built = []
         for folder in map(Path, (one, two)):
             shutil.copy(ROOT / "setup.py", folder)
+            (folder / "bdam_fast").mkdir()
+            shutil.copy(ROOT / "bdam_fast/_namespace.py", folder / "bdam_fast")
             (folder / "check.cpp").write_text(source)
             flags = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
             words = [w for w in flags.stdout.split() if not w.startswith("-DTORCH")]
