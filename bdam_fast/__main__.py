@@ -47,7 +47,8 @@ def _extension_lines() -> list[str]:
 
 def _cuda_lines() -> list[str]:
     if not _native.cuda_available():
-        return []
+        found, reason = _native.cuda_library(), _native._attempt_cuda()[1]
+        return [f"CUDA kernels: {found} is not used: {reason}"] if found else []
     built = _backend.architectures() or "unknown architectures"
     return [f"CUDA kernels: {_native.cuda_extension().__file__}", f"  compute capabilities: {built}"]
 
