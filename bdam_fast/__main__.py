@@ -10,8 +10,9 @@ from . import __version__, _backend, _native
 OPERATORS = _native.OPERATORS
 # Device, backend, and what is known of the kernels there. The README's table is this one.
 SUPPORT = (
-    ("CPU, x86-64", "cpu", "run with AVX-512, and on emulated processors with AVX2 and without AVX"),
+    ("CPU, x86-64", "cpu", "run with AVX-512, and on emulated processors with AVX2 and without AVX; GCC and Clang"),
     ("CPU, aarch64", "cpu", "run under emulation (Linux, NEON); on no such processor yet"),
+    ("CPU, macOS arm64", "cpu", "compiled by Clang for macOS 11, without Apple's libraries; not run yet"),
     ("CPU, others", "cpu", "portable vectors; not run yet"),
     ("NVIDIA GPU", "cuda", "not run on a GPU yet; compiled with nvcc 13.0; run on a CPU, under an emulation of CUDA"),
     ("NVIDIA GPU", "triton", "not run on a GPU yet; compiled by Triton; run on a CPU, under Triton's interpreter"),

@@ -5,9 +5,9 @@
 //
 // BDAM_ISA_SOURCE is included after simd.inl inside the namespaces bdam_fast::avx512, ::avx2 and ::baseline (internal
 // linkage), where kWidth is the number of float lanes. It must include .inl files only and define templates on the
-// vector type. BDAM_FOR_ISA picks one at run time. Other compilers than GCC and other processors build the
-// baseline alone, whose four lanes are SSE2 or NEON. No -ffast-math anywhere: NaN must stay NaN, and linking with it
-// would set flush-to-zero for the whole process.
+// vector type. BDAM_FOR_ISA picks one at run time. Other compilers than GCC and Clang and other processors build
+// the baseline alone, whose four lanes are SSE2 or NEON. No -ffast-math anywhere: NaN must stay NaN, and linking with
+// it would set flush-to-zero for the whole process.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -24,7 +24,8 @@
 #include <immintrin.h>
 #define BDAM_PRAGMA(text) _Pragma(#text)
 #ifdef __clang__
-// Clang has no pragma for all that follows; each function is given the attribute. Lambdas get its features, not its arch=.
+// Clang has no pragma for all that follows; each function is given the attribute. Lambdas get its features, not its
+// arch=.
 #define BDAM_V3 "avx2,fma,f16c,bmi,bmi2,lzcnt,movbe,popcnt"
 #define BDAM_V4 BDAM_V3 ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl"
 #define BDAM_BEGIN_ISA(isa) BDAM_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
