@@ -5,6 +5,7 @@
 #   OP         which operator `make bench` measures
 #   GPU_PYTHON the interpreter of `make gpu`, whose torch is a CUDA build; no environment is made for it
 #   EMULATED_TESTS   what `make old-cpus` and `make arm` run
+#   CLANG_TESTS      what `make clang` runs
 #   RESULTS    folder to which `make gpu` copies rows and logs, as one archive
 #   JOBS       runs at a time of `make tables`, each with an equal part of the cores
 #   KEPT       folder of the finished runs of `make tables`, a few kB each; they are read from there instead of trained again
@@ -40,7 +41,7 @@ GALLERY ?= $(RUN)/gallery
 PORT ?= 8000
 KEPT ?= bench/results/synthetic-tables
 
-.PHONY: demo serve tables test test-all check format bench gpu cuda-check wheel old-cpus arm report build clean help
+.PHONY: demo serve tables test test-all check format bench gpu cuda-check wheel hub old-cpus arm clang report build clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -53,6 +54,8 @@ help:
 	@echo "make gpu       on a machine with an NVIDIA GPU: build, GPU tests, compute-sanitizer, benchmark, in ten minutes"
 	@echo "make cuda-check on a machine with nvcc: the CUDA library, built and loaded as a user would (no GPU needed)"
 	@echo "make wheel     the wheel of the CPU library, audited, in dist/"
+	@echo "make hub       the package as a kernel of the Hugging Face Hub, in build/hub, loaded by its package kernels"
+	@echo "make clang     the CPU library compiled by Clang, tested; and compiled for macOS, not run"
 	@echo "make old-cpus  the operators' tests on an emulated Haswell (AVX2) and Nehalem (no AVX); make arm: on aarch64"
 	@echo "make report    renders the report of RUN=$(RUN) again"
 	@echo "make build     the environment and the extension only (make clean: removes the extension)"
@@ -123,9 +126,18 @@ $(CUDA_PY):
 	$(PYTHON) -m venv $(CUDA_VENV)
 	$(CUDA_PY) -m pip install -q --disable-pip-version-check "$(CUDA_TORCH)" "setuptools>=77" wheel ninja
 
-# The real CUDA library, built, installed and loaded as a user would, for one architecture; needs nvcc and no GPU.
+# The two distributions, bdam-fast and bdam-fast-cuda with the real CUDA library for one architecture, built, installed into one
+# environment and loaded as a user would; needs nvcc and no GPU. An index takes files of up to 100 MB.
+CUDA_WHEELS := build/cuda-wheels
+CUDA_PIP := $(CUDA_PY) -m pip --disable-pip-version-check
 cuda-check: | $(CUDA_PY)
-	BDAM_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall .
+	rm -rf build/lib* build/bdist* $(CUDA_WHEELS)
+	BDAM_FAST_CUDA=0 $(CUDA_PIP) wheel -q --no-build-isolation --no-deps -w $(CUDA_WHEELS) .
+	rm -rf build/lib* build/bdist*
+	BDAM_FAST_CUDA=only TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PIP) wheel -q --no-build-isolation --no-deps -w $(CUDA_WHEELS) .
+	ls -l $(CUDA_WHEELS)
+	test -z "$$(find $(CUDA_WHEELS) -size +100M)"
+	$(CUDA_PIP) install -q --no-deps --no-index --force-reinstall $(CUDA_WHEELS)/*.whl
 	$(CUDA_PY) -I -m bdam_fast
 	TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PY) -I tests/support/cuda_check.py
 
@@ -160,6 +172,22 @@ arm: | $(PY)
 	$(PY) -m tests.support.house.aarch64 $(ARM)
 	cd $(ARM)/checkout && ../python -m bdam_fast
 	cd $(ARM)/checkout && ../python -m pytest $(EMULATED_OPTIONS) $(EMULATED_TESTS)
+
+# The CPU library as Clang compiles it, AVX included, and the operators' tests on it; and compiled for macOS on arm64, which nothing
+# here can run.
+CLANG := ziglang==0.17.1
+CLANG_TESTS ?= tests/ops
+clang: $(READY)
+	$(PY) -m pip install -q --disable-pip-version-check $(CLANG)
+	$(PY) -m tests.support.house.clang build/clang
+	cd build/clang/checkout && PYTHONPATH=. $(abspath $(PY)) -m bdam_fast
+	cd build/clang/checkout && PYTHONPATH=. $(abspath $(PY)) -m pytest -p no:cacheprovider $(CLANG_TESTS)
+
+# The package as a kernel of the Hugging Face Hub, to be uploaded from build/hub.
+hub: $(READY)
+	rm -rf build/hub
+	$(PY) -m tests.support.house.hub_kernel build/hub
+	TRITON_INTERPRET=1 HF_HUB_OFFLINE=1 PYTHONPATH=. $(PY) tests/support/house/hub_check.py build/hub/build/torch-cuda
 
 clean:
 	rm -rf build dist *.egg-info bdam_fast/*.so

@@ -1,4 +1,7 @@
-"""Builds bdam_fast._C (CPU kernels and every schema) and, where it can, bdam_fast._C_cuda, from csrc/ by file suffix."""
+"""Builds bdam_fast._C (CPU kernels and every schema) and, where it can, bdam_fast._C_cuda, from csrc/ by file suffix.
+
+BDAM_FAST_CUDA=only builds the distribution bdam-fast-cuda instead, which adds _C_cuda to the bdam-fast of its version.
+"""
 
 import os
 import re
@@ -18,7 +21,7 @@ except ImportError:  # pip's isolated build hides the environment's packages: bu
     except ImportError:
         sys.exit("bdam_fast: torch is not installed here; run `pip install torch` first, then install bdam_fast again")
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent
@@ -26,7 +29,20 @@ ROOT = Path(__file__).resolve().parent
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 # What is built where no card is in the machine and none is asked for; newer cards run the PTX of the last.
 ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
-CXX = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi", "-Wno-maybe-uninitialized", TORCH_TARGET]
+# -Wno-maybe-uninitialized is GCC's alone, and Clang warns of what it does not know.
+CXX = [
+    "-O3",
+    "-std=c++17",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+    "-Wno-unknown-warning-option",
+    "-Wno-maybe-uninitialized",
+]
+CXX += [TORCH_TARGET]
+# Where the operators are registered below torch.ops.
+(NAMESPACE,) = re.findall(r'^NAMESPACE = "(\w+)"$', (ROOT / "bdam_fast/_namespace.py").read_text(), re.M)
+CXX += [f"-DBDAM_OPS={NAMESPACE}"]
+(VERSION,) = re.findall(r'^__version__ = "([\w.]+)"$', (ROOT / "bdam_fast/__init__.py").read_text(), re.M)
 # Checks carry the name of their file: without these a library would hold the folders of the machine that built it, and two
 # builds of one commit would differ.
 CXX += [f"-ffile-prefix-map={ROOT}=.", f"-ffile-prefix-map={Path(torch.__file__).parent}=torch"]
@@ -50,17 +66,17 @@ def require_compiler() -> None:
 
 
 def wants_cuda() -> bool:
-    """BDAM_FAST_CUDA=0 never, =1 always (an error when impossible), else when nvcc and a CUDA torch are both there."""
+    """BDAM_FAST_CUDA=0 never, =1 or =only always (an error when impossible), else when nvcc and a CUDA torch are both there."""
     asked = os.environ.get("BDAM_FAST_CUDA", "auto")
-    if asked not in ("0", "1", "auto"):
-        sys.exit(f"bdam_fast: BDAM_FAST_CUDA must be 0, 1 or auto, got {asked!r}")
+    if asked not in ("0", "1", "auto", "only"):
+        sys.exit(f"bdam_fast: BDAM_FAST_CUDA must be 0, 1, only or auto, got {asked!r}")
     missing = []
     if torch.version.cuda is None:
         missing.append(f"torch {torch.__version__} is a CPU build (install a CUDA build of torch)")
     elif cpp_extension.CUDA_HOME is None:
         missing.append("nvcc was not found (install the CUDA toolkit or set CUDA_HOME)")
-    if asked == "1" and missing:
-        sys.exit("bdam_fast: BDAM_FAST_CUDA=1, but " + "; ".join(missing))
+    if asked in ("1", "only") and missing:
+        sys.exit(f"bdam_fast: BDAM_FAST_CUDA={asked}, but " + "; ".join(missing))
     return asked != "0" and not missing
 
 
@@ -118,10 +134,11 @@ def cuda_extensions(include: list[str]) -> list:
     try:
         architectures = os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_architectures(toolkit)
     except Unsupported as error:
-        if os.environ.get("BDAM_FAST_CUDA") == "1" or "TORCH_CUDA_ARCH_LIST" in os.environ:
+        if os.environ.get("BDAM_FAST_CUDA") in ("1", "only") or "TORCH_CUDA_ARCH_LIST" in os.environ:
             sys.exit(f"bdam_fast: {error}; set BDAM_FAST_CUDA=0 to build without them")
         print(f"bdam_fast: built without CUDA kernels: {error}", file=sys.stderr)
         return []
+    stated = [f"-DBDAM_VERSION={VERSION}", f"-DBDAM_CUDA_ARCHITECTURES={architectures.replace(';', ',')}"]
     library = cpp_extension.CUDAExtension(
         "bdam_fast._C_cuda",
         [*sources(".cu", ".cpp", cuda=True), "csrc/common/runtime.cpp"],
@@ -130,7 +147,7 @@ def cuda_extensions(include: list[str]) -> list:
         depends=[*sources(".h"), *sources(".h", ".cuh", cuda=True)],
         py_limited_api=True,
         extra_compile_args={
-            "cxx": [*CXX, "-DUSE_CUDA", f"-DBDAM_CUDA_ARCHITECTURES={architectures.replace(';', ',')}"],
+            "cxx": [*CXX, "-DUSE_CUDA", *stated],
             "nvcc": ["-O3", "-std=c++17", TORCH_TARGET, "-DUSE_CUDA", *code_flags(architectures)],
         },
     )
@@ -140,6 +157,8 @@ def cuda_extensions(include: list[str]) -> list:
 def extensions() -> list:
     """The extension modules to build on this machine."""
     include = [str(ROOT / "csrc")]
+    if cuda_only():
+        return cuda_extensions(include) if building() else []
     cpu = cpp_extension.CppExtension(
         "bdam_fast._C",
         sources(".cpp"),
@@ -150,6 +169,28 @@ def extensions() -> list:
         extra_link_args=["-s"] if sys.platform.startswith("linux") else [],
     )
     return [cpu, *(cuda_extensions(include) if building() else [])]
+
+
+def cuda_only() -> bool:
+    """True if the CUDA library is to be a distribution of its own."""
+    return os.environ.get("BDAM_FAST_CUDA") == "only"
+
+
+class CudaDistribution(Distribution):
+    """The distribution bdam-fast-cuda: the CUDA library alone, in the folder of the package, for that version of it."""
+
+    def parse_config_files(self, *arguments: object, **options: object) -> None:
+        """Reads pyproject.toml, then changes what differs."""
+        super().parse_config_files(*arguments, **options)
+        self.metadata.name = "bdam-fast-cuda"
+        self.metadata.description = "The CUDA C++ kernels of bdam-fast"
+        self.packages, self.package_data = [], {}
+        for place in (self, self.metadata):
+            place.install_requires, place.extras_require = [f"bdam-fast=={VERSION}"], {}
+
+    def has_ext_modules(self) -> bool:
+        """True where a metadata query has built nothing too: the name of the wheel is that of a platform."""
+        return True
 
 
 def building() -> bool:
@@ -164,4 +205,5 @@ if __name__ == "__main__":
         ext_modules=extensions(),
         cmdclass={"build_ext": cpp_extension.BuildExtension},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
+        distclass=CudaDistribution if cuda_only() else Distribution,
     )

@@ -5,14 +5,14 @@ import sys
 
 import torch
 
-import bdam_fast
-from bdam_fast import _backend, _native
+from . import __version__, _backend, _native
 
 OPERATORS = _native.OPERATORS
 # Device, backend, and what is known of the kernels there. The README's table is this one.
 SUPPORT = (
-    ("CPU, x86-64", "cpu", "run with AVX-512, and on emulated processors with AVX2 and without AVX"),
+    ("CPU, x86-64", "cpu", "run with AVX-512, and on emulated processors with AVX2 and without AVX; GCC and Clang"),
     ("CPU, aarch64", "cpu", "run under emulation (Linux, NEON); on no such processor yet"),
+    ("CPU, macOS arm64", "cpu", "compiled by Clang for macOS 11, without Apple's libraries; not run yet"),
     ("CPU, others", "cpu", "portable vectors; not run yet"),
     ("NVIDIA GPU", "cuda", "not run on a GPU yet; compiled with nvcc 13.0; run on a CPU, under an emulation of CUDA"),
     ("NVIDIA GPU", "triton", "not run on a GPU yet; compiled by Triton; run on a CPU, under Triton's interpreter"),
@@ -23,7 +23,7 @@ SUPPORT = (
 def describe() -> str:
     """The whole report as text."""
     lines = [
-        f"bdam_fast {bdam_fast.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"bdam_fast {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}",
         *_extension_lines(),
     ]
@@ -48,7 +48,8 @@ def _extension_lines() -> list[str]:
 
 def _cuda_lines() -> list[str]:
     if not _native.cuda_available():
-        return []
+        found, reason = _native.cuda_library(), _native._attempt_cuda()[1]
+        return [f"CUDA kernels: {found} is not used: {reason}"] if found else []
     built = _backend.architectures() or "unknown architectures"
     return [f"CUDA kernels: {_native.cuda_extension().__file__}", f"  compute capabilities: {built}"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from bdam_fast import _backend
+from . import _backend
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _libraries: list[torch.library.Library] = []  # a registration lives as long as its Library object

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from bdam_fast import _native
+from . import _native
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
 _warned: set[str] = set()

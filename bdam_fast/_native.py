@@ -9,6 +9,8 @@ from functools import lru_cache
 from types import ModuleType
 from typing import TypeVar
 
+import torch
+
 REMEDY = (
     "build it with `pip install --no-build-isolation .` (or, in a checkout, `python setup.py build_ext --inplace`), "
     'or pass backend="reference"'
@@ -16,7 +18,8 @@ REMEDY = (
 OPERATORS = ("selective_scan", "selective_state_update", "causal_conv1d", "causal_conv1d_update", "hsic")
 CUDA_OPERATORS = ("selective_scan", "selective_state_update", "causal_conv1d", "causal_conv1d_update")
 CUDA_REMEDY = (
-    "build it on a machine with nvcc and a CUDA build of torch (`BDAM_FAST_CUDA=1 pip install --no-build-isolation .`), "
+    "install bdam-fast-cuda of the same version, or build it on a machine with nvcc and a CUDA build of torch "
+    "(`BDAM_FAST_CUDA=1 pip install --no-build-isolation .`), "
     'or pass backend="triton"'
 )
 _python_calls: Counter[str] = Counter()
@@ -40,7 +43,7 @@ def _attempt() -> tuple[ModuleType | None, str]:
     The environment variable BDAM_FAST_ISA (baseline, avx2 or avx512) is read here, once.
     """
     try:
-        module = importlib.import_module("bdam_fast._C")
+        module = importlib.import_module("._C", __package__)
     except ImportError as error:
         return None, str(error)
     asked = os.environ.get("BDAM_FAST_ISA")
@@ -79,10 +82,31 @@ def _attempt_cuda() -> tuple[ModuleType | None, str]:
     """The module with the CUDA C++ kernels, or None and why not. Importing it registers them."""
     if _attempt()[0] is None:
         return None, _attempt()[1]
+    if cuda_library() and torch.version.cuda is None:
+        return None, f"torch {torch.__version__} is not a CUDA build; install one, or uninstall bdam-fast-cuda"
     try:
-        return importlib.import_module("bdam_fast._C_cuda"), ""
+        module = importlib.import_module("._C_cuda", __package__)
     except ImportError as error:
         return None, str(error)
+    ours, theirs = _version(), module.version()
+    if ours != theirs:
+        return None, (
+            f"they are those of version {theirs}, and bdam_fast is of {ours}: `pip install bdam-fast-cuda=={ours}`"
+        )
+    return module, ""
+
+
+def _version() -> str:
+    """The version of the package, which is complete when an operator is called."""
+    from . import __version__
+
+    return __version__
+
+
+def cuda_library() -> str:
+    """Path of the library with the CUDA C++ kernels, whether or not it can be used; empty if there is none."""
+    spec = importlib.util.find_spec("._C_cuda", __package__)
+    return (spec.origin or "") if spec else ""
 
 
 def cuda_available() -> bool:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bdam_fast import _autograd, _backend, _native, profiling
+from . import _autograd, _backend, _native, profiling
+from ._namespace import NAMESPACE
 
-NAMESPACES = {"cpu": "bdam_fast", "cuda": "bdam_fast", "triton": "bdam_fast_triton"}
+NAMESPACES = {"cpu": NAMESPACE, "cuda": NAMESPACE, "triton": f"{NAMESPACE}_triton"}
 OPERATORS: dict[str, "Operator"] = {}
 _registered: set[tuple[str, str]] = set()  # one namespace may serve two backends, by device
 _libraries: list[torch.library.Library] = []  # a registration lives as long as its Library object
@@ -165,7 +166,7 @@ class Operator:
 
     def _define(self, namespace: str, fakes: dict[str, Callable[..., Any]]) -> None:
         """Registers the Triton kernels, each behind the check of its arguments."""
-        kernels = importlib.import_module(f"bdam_fast.ops.{self.name}.triton_impl")
+        kernels = importlib.import_module(f".ops.{self.name}.triton_impl", __package__)
         library = torch.library.Library(namespace, "FRAGMENT")
         for name, fake in fakes.items():
             library.define(name + torch.library.infer_schema(fake, mutates_args={self.writes} if self.writes else ()))

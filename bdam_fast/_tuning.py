@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bdam_fast import _backend
+from . import _backend
 
 TABLE = Path(__file__).with_name("tuned.json")
 # By size: the default first, then the others that are tested and measured.

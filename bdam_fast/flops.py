@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bdam_fast import _native, _operators
+from . import _native, _operators
 
 Shape = Sequence[int]
 Formula = Callable[..., int]

@@ -6,15 +6,22 @@
 #ifndef BDAM_CUDA_ARCHITECTURES
 #define BDAM_CUDA_ARCHITECTURES
 #endif
+#ifndef BDAM_VERSION
+#define BDAM_VERSION
+#endif
 #define BDAM_TEXT_OF(...) #__VA_ARGS__
 #define BDAM_TEXT(...) BDAM_TEXT_OF(__VA_ARGS__)
 
 namespace {
 PyObject* architectures(PyObject*, PyObject*) { return PyUnicode_FromString(BDAM_TEXT(BDAM_CUDA_ARCHITECTURES)); }
 
+// The library may come from a distribution of its own: the package asks whether it is of the same version.
+PyObject* version(PyObject*, PyObject*) { return PyUnicode_FromString(BDAM_TEXT(BDAM_VERSION)); }
+
 PyMethodDef methods[] = {
     BDAM_MODULE_METHODS,
     {"architectures", architectures, METH_NOARGS, "What the kernels are compiled for, such as 8.0,9.0+PTX."},
+    {"version", version, METH_NOARGS, "The version of bdam_fast whose kernels these are."},
     {nullptr, nullptr, 0, nullptr}};
 }  // namespace
 

@@ -10,7 +10,8 @@ What is not supported raises and names the argument.
 Face's Mamba models run on the operators.
 """
 
-from bdam_fast.compat.conv import (
+from ..integrations.transformers.patch import patch_transformers, unpatch_transformers
+from .conv import (
     causal_conv1d_fn,
     causal_conv1d_ref,
     causal_conv1d_update,
@@ -18,22 +19,21 @@ from bdam_fast.compat.conv import (
     causal_conv1d_varlen_states,
     causal_conv1d_varlen_states_ref,
 )
-from bdam_fast.compat.inner import (
+from .inner import (
     bimamba_inner_fn,
     bimamba_inner_ref,
     mamba_inner_fn,
     mamba_inner_fn_no_out_proj,
     mamba_inner_ref,
 )
-from bdam_fast.compat.provider import install, uninstall
-from bdam_fast.compat.scan import (
+from .provider import install, uninstall
+from .scan import (
     selective_scan_fn,
     selective_scan_ref,
     selective_state_update,
     selective_state_update_ref,
     vmamba_selective_scan,
 )
-from bdam_fast.integrations.transformers.patch import patch_transformers, unpatch_transformers
 
 __all__ = [
     "bimamba_inner_fn",

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import bdam_fast
-from bdam_fast import _autograd, _checks
-from bdam_fast.compat.rows import at_rows, check_index, check_rows, packed, without_padding
-from bdam_fast.ops.causal_conv1d_update import op as conv_update
+from .. import _autograd, _checks
+from ..ops.causal_conv1d.op import causal_conv1d
+from ..ops.causal_conv1d_update import op as conv_update
+from .rows import at_rows, check_index, check_rows, packed, without_padding
 
 
 def causal_conv1d_fn(
@@ -36,7 +36,7 @@ def causal_conv1d_fn(
     """
     if final_states_out is not None and not return_final_states:
         raise ValueError("causal_conv1d_fn: final_states_out must come with return_final_states=True, got False")
-    out = bdam_fast.causal_conv1d(
+    out = causal_conv1d(
         *(x, weight, bias, activation),
         initial_states=initial_states,
         return_final_states=return_final_states,
@@ -103,7 +103,7 @@ def causal_conv1d_update(
 
         return at_rows(conv_state, conv_state_indices, step)
     if cache_seqlens is None:
-        return bdam_fast.causal_conv1d_update(x, conv_state, weight, bias, activation, backend=backend)
+        return conv_update.causal_conv1d_update(x, conv_state, weight, bias, activation, backend=backend)
     conv_update.check(x, conv_state, weight, bias)
     check_index(op, "cache_seqlens", cache_seqlens, x.shape[0])
     entries, steps = conv_state.shape[2], x.unsqueeze(-1) if x.dim() == 2 else x
@@ -115,7 +115,7 @@ def causal_conv1d_update(
 
     with _autograd.full_precision(x.device):
         window = conv_state.gather(2, places(1 - weight.shape[1], 0))
-        out = bdam_fast.causal_conv1d(steps, weight, bias, activation, initial_states=window, backend=backend)
+        out = causal_conv1d(steps, weight, bias, activation, initial_states=window, backend=backend)
         # Of more steps than it has entries the state holds the last.
         first = max(0, length - entries)
         conv_state.scatter_(2, places(first, length), steps[:, :, first:].to(conv_state.dtype))

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-import bdam_fast
-from bdam_fast import _checks
-from bdam_fast.compat.scan import as_complex, backend_for, per_step_as_complex
+from .. import _checks
+from ..ops.causal_conv1d.op import causal_conv1d
+from ..ops.selective_scan.op import selective_scan
+from .scan import as_complex, backend_for, per_step_as_complex
 
 
 def mamba_inner_fn(
@@ -155,9 +156,7 @@ class _Inputs(NamedTuple):
 
     def scan(self, A: Tensor, D: Tensor | None, delta_bias: Tensor | None, softplus: bool, **options: Any) -> Tensor:
         """The scan with a set of states, (B, D, L)."""
-        return bdam_fast.selective_scan(
-            self.x, self.delta, A, self.B, self.C, D, self.z, delta_bias, softplus, **options
-        )
+        return selective_scan(self.x, self.delta, A, self.B, self.C, D, self.z, delta_bias, softplus, **options)
 
 
 def _inputs(
@@ -175,7 +174,7 @@ def _inputs(
     conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight = weights
     states, rank = _numbers(A), delta_proj_weight.shape[1]
     x, z = xz.chunk(2, dim=1)
-    x = bdam_fast.causal_conv1d(x, conv1d_weight.squeeze(1), conv1d_bias, "silu", backend=backend)
+    x = causal_conv1d(x, conv1d_weight.squeeze(1), conv1d_bias, "silu", backend=backend)
     projected = F.linear(x.transpose(1, 2), x_proj_weight)  # (B, L, R + 2 N)
     delta = F.linear(projected[..., :rank], delta_proj_weight)
     if norms[2] is not None:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdam_fast import _backend, _operators
-from bdam_fast.compat import conv, inner, scan
-from bdam_fast.nn import Mamba
+from .. import _backend, _operators
+from ..nn import Mamba
+from . import conv, inner, scan
 
 # What stands in our modules; the versions are those of the packages whose functions they hold.
 MAMBA_VERSION, CONV_VERSION = "2.3.2+bdam.fast", "1.7.0+bdam.fast"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _checks
+from .. import _autograd, _checks
 
 
 def check_index(op: str, name: str, value: Tensor, count: int) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import bdam_fast
-from bdam_fast import _backend, _checks
-from bdam_fast.compat.rows import at_rows, check_index, check_rows, packed, without_padding
+from .. import _backend, _checks
+from ..ops.selective_scan.op import selective_scan
+from ..ops.selective_state_update import op as state_update
+from .rows import at_rows, check_index, check_rows, packed, without_padding
 
 
 def selective_scan_fn(
@@ -43,7 +44,7 @@ def selective_scan_fn(
     if A.is_complex():
         B, C = (per_step_as_complex(t) for t in (B, C))
     backend = backend_for("selective_scan_fn", A, backend)
-    return bdam_fast.selective_scan(
+    return selective_scan(
         *(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state), seq_idx=seq_idx, backend=backend
     )
 
@@ -86,9 +87,7 @@ def vmamba_selective_scan(
 
     nrows, backnrows: how VMamba's kernels cut their work; they change nothing here.
     """
-    return bdam_fast.selective_scan(
-        *(wide(u, oflex), delta, A, B, C, D, None, delta_bias, delta_softplus), backend=backend
-    )
+    return selective_scan(*(wide(u, oflex), delta, A, B, C, D, None, delta_bias, delta_softplus), backend=backend)
 
 
 def wide(u: Tensor, oflex: bool) -> Tensor:
@@ -140,7 +139,7 @@ def selective_state_update(
 
         return at_rows(state, state_batch_indices, step)
     if state.dim() != 4:
-        return bdam_fast.selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, backend=backend)
+        return state_update.selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, backend=backend)
     heads = state.shape[1]
     if heads > 1 and state.stride(1) != state.shape[2] * state.stride(2):
         raise ValueError(f"{op}: state must have adjacent heads and channels, got strides {tuple(state.stride())}")
@@ -150,7 +149,7 @@ def selective_state_update(
             raise ValueError(f"{op}: {name} must have groups that divide the {heads} heads, got shape {shape}")
     state = state.view(state.shape[0], -1, state.shape[3])
     D, z, dt_bias = (None if t is None else t.flatten(-2) for t in (D, z, dt_bias))
-    out = bdam_fast.selective_state_update(
+    out = state_update.selective_state_update(
         state, x.flatten(1), dt.flatten(1), A.flatten(0, 1), B, C, D, z, dt_bias, dt_softplus, backend=backend
     )
     return out.view(x.shape)

@@ -92,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout, const Op
 
 }  // namespace bdam_fast
 
-STABLE_TORCH_LIBRARY_FRAGMENT(bdam_fast, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(BDAM_OPS, m) {
   m.def(
       "causal_conv1d_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? initial_states, Tensor? seq_idx, bool "
       "silu, "
@@ -103,7 +103,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdam_fast, m) {
       "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dinitial_states)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bdam_fast, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(BDAM_OPS, CPU, m) {
   m.impl("causal_conv1d_forward", TORCH_BOX(&bdam_fast::forward));
   m.impl("causal_conv1d_backward", TORCH_BOX(&bdam_fast::backward));
 }

@@ -23,8 +23,8 @@ Tensor update(const Tensor& x, Tensor conv_state, const Tensor& weight, const Op
 
 }  // namespace bdam_fast
 
-STABLE_TORCH_LIBRARY_FRAGMENT(bdam_fast, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(BDAM_OPS, m) {
   m.def("causal_conv1d_update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, bool silu) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bdam_fast, CPU, m) { m.impl("causal_conv1d_update", TORCH_BOX(&bdam_fast::update)); }
+STABLE_TORCH_LIBRARY_IMPL(BDAM_OPS, CPU, m) { m.impl("causal_conv1d_update", TORCH_BOX(&bdam_fast::update)); }

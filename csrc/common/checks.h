@@ -17,6 +17,10 @@
 #include "common/dtype.h"
 #include "common/runtime.h"
 
+#ifndef BDAM_OPS
+#error "BDAM_OPS must be the namespace of the operators, that of bdam_fast/_namespace.py; setup.py defines it"
+#endif
+
 namespace bdam_fast {
 
 using torch::headeronly::ScalarType;

@@ -8,8 +8,7 @@
 
 #include "common/checks.h"
 
-#ifndef BDAM_OPS
-#define BDAM_OPS bdam_fast
+#ifndef BDAM_KEY
 #define BDAM_KEY CUDA
 #endif
 

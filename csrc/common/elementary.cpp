@@ -52,6 +52,6 @@ double elementary_rate(int function) {
 
 }  // namespace bdam_fast
 
-STABLE_TORCH_LIBRARY_FRAGMENT(bdam_fast, m) { m.def("elementary(Tensor x, int function) -> Tensor"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(BDAM_OPS, m) { m.def("elementary(Tensor x, int function) -> Tensor"); }
 
-STABLE_TORCH_LIBRARY_IMPL(bdam_fast, CPU, m) { m.impl("elementary", TORCH_BOX(&bdam_fast::elementary)); }
+STABLE_TORCH_LIBRARY_IMPL(BDAM_OPS, CPU, m) { m.impl("elementary", TORCH_BOX(&bdam_fast::elementary)); }

@@ -5,9 +5,9 @@
 //
 // BDAM_ISA_SOURCE is included after simd.inl inside the namespaces bdam_fast::avx512, ::avx2 and ::baseline (internal
 // linkage), where kWidth is the number of float lanes. It must include .inl files only and define templates on the
-// vector type. BDAM_FOR_ISA picks one at run time. Other compilers than GCC and other processors build the
-// baseline alone, whose four lanes are SSE2 or NEON. No -ffast-math anywhere: NaN must stay NaN, and linking with it
-// would set flush-to-zero for the whole process.
+// vector type. BDAM_FOR_ISA picks one at run time. Other compilers than GCC and Clang and other processors build
+// the baseline alone, whose four lanes are SSE2 or NEON. No -ffast-math anywhere: NaN must stay NaN, and linking with
+// it would set flush-to-zero for the whole process.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -20,14 +20,26 @@
 #include "common/dtype.h"
 #include "common/runtime.h"
 #include "common/scratch.h"
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#ifdef BDAM_X86_DISPATCH
 #include <immintrin.h>
-#define BDAM_X86_DISPATCH 1
+#define BDAM_PRAGMA(text) _Pragma(#text)
+#ifdef __clang__
+// Clang has no pragma for all that follows; each function is given the attribute. Lambdas get its features, not its
+// arch=.
+#define BDAM_V3 "avx2,fma,f16c,bmi,bmi2,lzcnt,movbe,popcnt"
+#define BDAM_V4 BDAM_V3 ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl"
+#define BDAM_BEGIN_ISA(isa) BDAM_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define BDAM_END_ISA _Pragma("clang attribute pop")
+#else
+#define BDAM_V3 "arch=x86-64-v3"
+#define BDAM_V4 "arch=x86-64-v4"
+#define BDAM_BEGIN_ISA(isa) _Pragma("GCC push_options") BDAM_PRAGMA(GCC target(isa))
+#define BDAM_END_ISA _Pragma("GCC pop_options")
+#endif
 #endif
 
 #ifdef BDAM_X86_DISPATCH
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4")
+BDAM_BEGIN_ISA(BDAM_V4)
 namespace bdam_fast {
 namespace {
 namespace avx512 {
@@ -38,10 +50,9 @@ constexpr int kWidth = 16;
 }  // namespace avx512
 }  // namespace
 }  // namespace bdam_fast
-#pragma GCC pop_options
+BDAM_END_ISA
 
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
+BDAM_BEGIN_ISA(BDAM_V3)
 namespace bdam_fast {
 namespace {
 namespace avx2 {
@@ -52,7 +63,7 @@ constexpr int kWidth = 8;
 }  // namespace avx2
 }  // namespace
 }  // namespace bdam_fast
-#pragma GCC pop_options
+BDAM_END_ISA
 #endif
 
 namespace bdam_fast {

@@ -7,7 +7,7 @@ CallCounter* counters = nullptr;
 std::atomic<bool> poisoned{false};
 
 Isa detect() {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#ifdef BDAM_X86_DISPATCH
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2"))
     return Isa::avx512;

@@ -3,6 +3,11 @@
 #include <atomic>
 #include <cstdint>
 
+// Kernels for several instruction sets are in one build, and the processor decides.
+#if defined(__x86_64__) && defined(__GNUC__)
+#define BDAM_X86_DISPATCH 1
+#endif
+
 namespace bdam_fast {
 
 enum class Isa : int { baseline = 0, avx2 = 1, avx512 = 2 };

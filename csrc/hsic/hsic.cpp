@@ -162,7 +162,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dvalue, const Tensor& x, const
 
 }  // namespace bdam_fast
 
-STABLE_TORCH_LIBRARY_FRAGMENT(bdam_fast, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(BDAM_OPS, m) {
   m.def(
       "hsic_forward(Tensor x, Tensor y, Tensor? sigma_x, Tensor? sigma_y, bool gaussian, bool unbiased) "
       "-> (Tensor value, Tensor saved)");
@@ -171,7 +171,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdam_fast, m) {
       "-> (Tensor dx, Tensor dy)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bdam_fast, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(BDAM_OPS, CPU, m) {
   m.impl("hsic_forward", TORCH_BOX(&bdam_fast::forward));
   m.impl("hsic_backward", TORCH_BOX(&bdam_fast::backward));
 }

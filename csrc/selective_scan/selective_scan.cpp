@@ -140,7 +140,7 @@ NineTensors backward(const Tensor& dout, const OptionalTensor& dlast, const Tens
 
 }  // namespace bdam_fast
 
-STABLE_TORCH_LIBRARY_FRAGMENT(bdam_fast, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(BDAM_OPS, m) {
   m.def(
       "selective_scan_forward(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
       "delta_bias, "
@@ -155,7 +155,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdam_fast, m) {
       "Tensor ddelta_bias, Tensor dinitial_state)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bdam_fast, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(BDAM_OPS, CPU, m) {
   m.impl("selective_scan_forward", TORCH_BOX(&bdam_fast::forward));
   m.impl("selective_scan_backward", TORCH_BOX(&bdam_fast::backward));
 }

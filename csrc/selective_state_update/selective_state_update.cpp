@@ -26,10 +26,10 @@ Tensor update(Tensor state, const Tensor& x, const Tensor& dt, const Tensor& A, 
 
 }  // namespace bdam_fast
 
-STABLE_TORCH_LIBRARY_FRAGMENT(bdam_fast, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(BDAM_OPS, m) {
   m.def(
       "selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, "
       "Tensor? z, Tensor? dt_bias, bool dt_softplus) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bdam_fast, CPU, m) { m.impl("selective_state_update", TORCH_BOX(&bdam_fast::update)); }
+STABLE_TORCH_LIBRARY_IMPL(BDAM_OPS, CPU, m) { m.impl("selective_state_update", TORCH_BOX(&bdam_fast::update)); }

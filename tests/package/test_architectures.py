@@ -1,10 +1,12 @@
 """GPUs that the CUDA library is built for, and others, on which auto takes Triton."""
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import bdam_fast
 from bdam_fast import __main__ as report
 from bdam_fast import _backend, _native
 from tests.package.test_backend import CUDA, report_lines
@@ -51,6 +53,47 @@ def test_auto_takes_triton_on_a_card_that_the_library_is_not_built_for(library_f
     assert lines["triton"] == ["all operators: auto takes it"] and "built for 9.0, and this GPU is 8.0" in str(
         lines["cuda"]
     )
+
+
+@pytest.fixture
+def installed_library(monkeypatch):
+    """A library of bdam-fast-cuda beside the package, of the version that the test gives it, under a CUDA build of torch."""
+    library = SimpleNamespace(version=lambda: bdam_fast.__version__)
+    load = importlib.import_module
+    monkeypatch.setattr(_native, "_attempt_cuda", _native._attempt_cuda.__wrapped__)
+    monkeypatch.setattr(_native, "cuda_library", lambda: "site/bdam_fast/_C_cuda.abi3.so")
+    monkeypatch.setattr(
+        importlib, "import_module", lambda name, *of: library if name == "._C_cuda" else load(name, *of)
+    )
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    return library
+
+
+def test_the_library_of_the_same_version_is_taken(installed_library):
+    assert _native._attempt_cuda() == (installed_library, "")
+
+
+def test_the_library_of_another_version_is_not_taken(installed_library):
+    installed_library.version = lambda: "0.0.9"
+    ours = bdam_fast.__version__
+    expected = f"they are those of version 0.0.9, and bdam_fast is of {ours}: `pip install bdam-fast-cuda=={ours}`"
+    assert _native._attempt_cuda() == (None, expected)
+    assert f"CUDA kernels: site/bdam_fast/_C_cuda.abi3.so is not used: {expected}\n" in report.describe()
+
+
+def test_the_library_is_not_loaded_into_a_torch_without_cuda(installed_library, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert _native._attempt_cuda()[0] is None
+    assert (
+        f"_C_cuda.abi3.so is not used: torch {torch.__version__} is not a CUDA build; "
+        "install one, or uninstall bdam-fast-cuda\n"
+    ) in report.describe()
+
+
+def test_without_a_library_the_report_says_nothing_of_it(installed_library, monkeypatch):
+    monkeypatch.setattr(_native, "_attempt_cuda", lambda: (None, "No module named 'bdam_fast._C_cuda'"))
+    monkeypatch.setattr(_native, "cuda_library", str)
+    assert "CUDA kernels: " not in report.describe()
 
 
 @pytest.mark.parametrize(

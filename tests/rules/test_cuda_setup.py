@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
+import bdam_fast
 from tests.support import ROOT
 
 KNOWN = "compute_75 compute_80 compute_86 compute_89 compute_90 compute_100 compute_120"
@@ -104,6 +105,23 @@ def test_an_architecture_that_is_no_number_is_an_error(setup, monkeypatch, name)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", name)
     with pytest.raises(SystemExit, match=f"TORCH_CUDA_ARCH_LIST holds '{name}', expected numbers such as 9.0"):
         setup.cuda_extensions([])
+
+
+def test_the_library_alone_is_an_error_where_it_cannot_be_built(setup, monkeypatch):
+    monkeypatch.setenv("BDAM_FAST_CUDA", "only")
+    monkeypatch.setattr(setup, "building", lambda: True)
+    ((name, _, options),) = setup.extensions()
+    assert (
+        name == "bdam_fast._C_cuda"
+        and f"-DBDAM_VERSION={bdam_fast.__version__}" in options["extra_compile_args"]["cxx"]
+    )
+    monkeypatch.setattr(setup, "building", lambda: False)
+    assert setup.extensions() == []
+    monkeypatch.setattr(setup, "building", lambda: True)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")  # the first call has set it for nvcc
+    with_cards(monkeypatch, (7, 5))
+    with pytest.raises(SystemExit, match=r"has 7\.5; set BDAM_FAST_CUDA=0"):
+        setup.extensions()
 
 
 def test_without_nvcc(setup, monkeypatch):

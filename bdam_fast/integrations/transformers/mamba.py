@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bdam_fast import _backend, _native
-from bdam_fast.ops.causal_conv1d.op import causal_conv1d
-from bdam_fast.ops.causal_conv1d_update.op import causal_conv1d_update
-from bdam_fast.ops.selective_scan.op import selective_scan
-from bdam_fast.ops.selective_state_update.op import selective_state_update
+from ... import _backend, _native
+from ...ops.causal_conv1d.op import causal_conv1d
+from ...ops.causal_conv1d_update.op import causal_conv1d_update
+from ...ops.selective_scan.op import selective_scan
+from ...ops.selective_state_update.op import selective_state_update
 
 SILU = ("silu", "swish")
 

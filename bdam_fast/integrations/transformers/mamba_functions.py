@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from bdam_fast.integrations.transformers.mamba import SILU, takes
-from bdam_fast.ops.causal_conv1d.op import causal_conv1d
-from bdam_fast.ops.causal_conv1d_update.op import causal_conv1d_update
-from bdam_fast.ops.selective_scan.op import selective_scan
-from bdam_fast.ops.selective_state_update.op import selective_state_update
+from ...ops.causal_conv1d.op import causal_conv1d
+from ...ops.causal_conv1d_update.op import causal_conv1d_update
+from ...ops.selective_scan.op import selective_scan
+from ...ops.selective_state_update.op import selective_state_update
+from .mamba import SILU, takes
 
 
 class _Continued(threading.local):

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bdam_fast.integrations.transformers.mamba import takes
-from bdam_fast.nn import is_plain
+from ...nn import is_plain
+from .mamba import takes
 
 LAYERS = ("in_proj", "out_proj", "lm_head")
 # Parts of the outputs: a number that is not that of the threads, so that this has the same bits with any.

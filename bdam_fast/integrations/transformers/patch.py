@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from bdam_fast import _backend
-from bdam_fast.integrations.transformers.mamba import slow_forward
-from bdam_fast.integrations.transformers.mamba_functions import OURS, continuing, functions
-from bdam_fast.integrations.transformers.one_row import decoding
+from ... import _backend
+from .mamba import slow_forward
+from .mamba_functions import OURS, continuing, functions
+from .one_row import decoding
 
 MIXERS = {
     "mamba": "MambaMixer",

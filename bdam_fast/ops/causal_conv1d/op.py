@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _operators
-from bdam_fast.ops.causal_conv1d.reference import causal_conv1d_reference
+from ... import _autograd, _backend, _checks, _operators
+from .reference import causal_conv1d_reference
 
 OP = "causal_conv1d"
 MAX_WIDTH = 8

@@ -6,9 +6,9 @@ import torch
 import triton
 from torch import Tensor
 
-from bdam_fast import _tuning
-from bdam_fast._triton import on_device, unit_of
-from bdam_fast.ops.causal_conv1d.triton_kernels import backward_kernel, forward_kernel
+from ... import _tuning
+from ..._triton import on_device, unit_of
+from .triton_kernels import backward_kernel, forward_kernel
 
 PROGRAMS = 1024  # wanted: a few for each multiprocessor of a large GPU
 

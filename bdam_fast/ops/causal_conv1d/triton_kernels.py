@@ -20,7 +20,7 @@ B batch, D channels, L length, W width (taps).
 import triton
 import triton.language as tl
 
-from bdam_fast._triton import rounded, sigmoid
+from ..._triton import rounded, sigmoid
 
 
 @triton.jit

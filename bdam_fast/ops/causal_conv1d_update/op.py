@@ -6,9 +6,9 @@ B batch, D channels, L length, S entries of the state, W width (taps).
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _operators
-from bdam_fast.ops.causal_conv1d.op import MAX_WIDTH, causal_conv1d, wants_silu
-from bdam_fast.ops.causal_conv1d_update.reference import causal_conv1d_update_reference
+from ... import _autograd, _backend, _checks, _operators
+from ..causal_conv1d.op import MAX_WIDTH, causal_conv1d, wants_silu
+from .reference import causal_conv1d_update_reference
 
 OP = "causal_conv1d_update"
 

@@ -6,8 +6,8 @@ B batch, D channels, L steps, W width (taps), S entries of the state.
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _native
-from bdam_fast.ops.causal_conv1d.reference import filter_window
+from ... import _autograd, _native
+from ..causal_conv1d.reference import filter_window
 
 
 def causal_conv1d_update_reference(

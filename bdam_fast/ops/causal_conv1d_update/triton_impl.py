@@ -4,8 +4,8 @@ import torch
 import triton
 from torch import Tensor
 
-from bdam_fast._triton import on_device
-from bdam_fast.ops.causal_conv1d_update.triton_kernels import update_kernel
+from ..._triton import on_device
+from .triton_kernels import update_kernel
 
 
 def update(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from bdam_fast._triton import rounded, sigmoid
+from ..._triton import rounded, sigmoid
 
 
 @triton.jit

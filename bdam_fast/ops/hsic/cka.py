@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdam_fast.ops.hsic.op import hsic
+from .op import hsic
 
 # Lower bound of the HSIC of features with themselves: below it they count as constant.
 LEAST = 1e-12

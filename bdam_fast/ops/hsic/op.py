@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _operators
-from bdam_fast.ops.hsic.reference import hsic_reference
+from ... import _autograd, _backend, _checks, _operators
+from .reference import hsic_reference
 
 OP = "hsic"
 KERNELS = ("linear", "rbf")
@@ -209,7 +209,7 @@ def _saved_shape(namespace: str, x: Tensor, y: Tensor, gaussian: bool) -> tuple[
     """The shape of what a forward saves for each problem; in C++ the rule of form_of and saved_size in hsic.cpp."""
     samples, width_x, width_y = x.shape[1], x.shape[2], y.shape[2]
     if namespace == _operators.NAMESPACES["triton"]:
-        from bdam_fast.ops.hsic.triton_impl import saved_shape
+        from .triton_impl import saved_shape
 
         return saved_shape(samples, width_x, width_y, gaussian)
     if gaussian:

@@ -6,7 +6,7 @@ N samples, D features.
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _native
+from ... import _autograd, _native
 
 
 def squared_distances(x: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ import torch
 import triton
 from torch import Tensor
 
-from bdam_fast import _autograd
-from bdam_fast._triton import on_device, unit_of
-from bdam_fast.ops.hsic.triton_kernels import small_backward_kernel, small_forward_kernel
-from bdam_fast.ops.hsic.triton_kernels_tiles import count_kernel, gradient_kernel, norms_kernel, sums_kernel
+from ... import _autograd
+from ..._triton import on_device, unit_of
+from .triton_kernels import small_backward_kernel, small_forward_kernel
+from .triton_kernels_tiles import count_kernel, gradient_kernel, norms_kernel, sums_kernel
 
 SMALL = 128  # samples: two kernel matrices fit the registers of a multiprocessor
 BLOCK = 64  # samples on a side of a tile

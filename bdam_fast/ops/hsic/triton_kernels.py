@@ -15,7 +15,7 @@ N samples, D features.
 import triton
 import triton.language as tl
 
-from bdam_fast._triton import LOG2E, rounded
+from ..._triton import LOG2E, rounded
 
 LEAST = tl.constexpr(-80.0)  # of t: its exp and that of its negative are normal numbers
 CLOSE = tl.constexpr(1 / 32)  # of the sum of two squared lengths; as in csrc/hsic/hsic.h

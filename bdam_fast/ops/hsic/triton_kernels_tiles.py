@@ -9,7 +9,7 @@ them) of an item. N samples, D features, T tiles.
 import triton
 import triton.language as tl
 
-from bdam_fast.ops.hsic.triton_kernels import (
+from .triton_kernels import (
     constant_of,
     diagonal,
     distances,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdam_fast import _checks, _operators
+from ... import _checks, _operators
 
 OP = "selective_scan"
 TILE = 32  # steps between saved states on the CPU; kScanTile and kScanUnit in csrc/selective_scan/selective_scan.h
@@ -62,7 +62,7 @@ def saved_shape(namespace: str, u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> t
     groups = max(t.shape[1] if t.dim() == 4 else 1 for t in (B, C))
     backend = _operators.backend_of(namespace, u.device)
     if backend == "triton":
-        from bdam_fast.ops.selective_scan.triton_impl import saved_shape as of_triton
+        from .triton_impl import saved_shape as of_triton
 
         return of_triton(batch, channels, length, states)
     if backend == "cuda":

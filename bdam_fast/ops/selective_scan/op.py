@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _operators
-from bdam_fast.ops.selective_scan import fake
-from bdam_fast.ops.selective_scan.reference import selective_scan_reference
+from ... import _autograd, _backend, _checks, _operators
+from . import fake
+from .reference import selective_scan_reference
 
 OP = "selective_scan"
 MAX_STATES = 256

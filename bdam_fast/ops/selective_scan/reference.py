@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bdam_fast import _autograd, _native
+from ... import _autograd, _native
 
 
 def selective_scan_reference(

@@ -28,10 +28,10 @@ import torch
 import triton
 from torch import Tensor
 
-from bdam_fast import _tuning
-from bdam_fast._triton import on_device, parameter
-from bdam_fast.ops.selective_scan.triton_kernels import scan_forward
-from bdam_fast.ops.selective_scan.triton_kernels_backward import scan_backward
+from ... import _tuning
+from ..._triton import on_device, parameter
+from .triton_kernels import scan_forward
+from .triton_kernels_backward import scan_backward
 
 TILE = 8
 ZEROS = 16  # at the end of each row of the saved states' shape; in memory all of them come last

@@ -13,7 +13,7 @@ begins at a multiple of 16 bytes.
 import triton
 import triton.language as tl
 
-from bdam_fast._triton import LOG2E, rounded, sigmoid, softplus
+from ..._triton import LOG2E, rounded, sigmoid, softplus
 
 # Kinds of steps: one that continues the state (0), one that starts from zero, one that is skipped (padding, or none).
 RESET = tl.constexpr(1)

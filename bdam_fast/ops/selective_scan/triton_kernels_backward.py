@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from bdam_fast._triton import LN2, sigmoid
-from bdam_fast.ops.selective_scan.triton_kernels import (
+from ..._triton import LN2, sigmoid
+from .triton_kernels import (
     PADDING,
     before,
     constant,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdam_fast import _autograd, _backend, _checks, _operators
-from bdam_fast.ops.selective_scan.op import MAX_STATES, selective_scan
-from bdam_fast.ops.selective_state_update.reference import selective_state_update_reference
+from ... import _autograd, _backend, _checks, _operators
+from ..selective_scan.op import MAX_STATES, selective_scan
+from .reference import selective_state_update_reference
 
 OP = "selective_state_update"
 

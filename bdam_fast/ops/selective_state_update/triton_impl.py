@@ -8,8 +8,8 @@ import torch
 import triton
 from torch import Tensor
 
-from bdam_fast._triton import on_device, parameter
-from bdam_fast.ops.selective_state_update.triton_kernels import update_kernel
+from ..._triton import on_device, parameter
+from .triton_kernels import update_kernel
 
 
 def update(

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from bdam_fast._triton import LOG2E, rounded, sigmoid, softplus
+from ..._triton import LOG2E, rounded, sigmoid, softplus
 
 
 @triton.jit

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import shutil
-import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
-from tests.support import ROOT
+from tests.support.house import library
+from tests.support.house.library import run
 
 TOOLS = {
     "debootstrap": "debootstrap",
@@ -30,12 +28,6 @@ PACKAGES = "filelock typing-extensions sympy networkx jinja2 fsspec numpy pytest
 # PyTorch for aarch64 comes for CUDA only. Of CUDA's libraries it needs the names: each function answers "no device".
 CUDA_SYMBOL = re.compile(r"(cu|nccl|nvshmem|__cuda)")
 NO_DEVICE = 100
-
-
-def run(*command: object, **options: object) -> str:
-    """Standard output of a command that must succeed."""
-    done = subprocess.run([str(c) for c in command], check=True, stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
-    return done.stdout
 
 
 def lay_out_debian(root: Path) -> None:
@@ -91,25 +83,10 @@ def stub_cuda(site: Path, root: Path, stubs: Path) -> None:
 
 def compile_library(torch: Path, target: Path) -> None:
     """Compiles bdam_fast._C with the flags of setup.py, unless it is newer than all of its sources."""
-    files = [p for p in (ROOT / "csrc").rglob("*") if p.is_file() and "cuda" not in p.parts] + [ROOT / "setup.py"]
-    if target.exists() and target.stat().st_mtime > max(p.stat().st_mtime for p in files):
+    if target.exists() and target.stat().st_mtime > max(p.stat().st_mtime for p in library.inputs()):
         return
-    flags = [f for f in runpy.run_path(str(ROOT / "setup.py"))["CXX"]]
-    flags += ["-shared", "-fPIC", "-s", "-DTORCH_API_INCLUDE_EXTENSION_H", "-DPy_LIMITED_API=0x030A0000"]
-    flags += ["-DTORCH_EXTENSION_NAME=_C", f"-I{ROOT / 'csrc'}", f"-I{sysconfig.get_paths()['include']}"]
-    flags += [f"-I{torch / 'include'}", f"-I{torch / 'include/torch/csrc/api/include'}"]
-    sources = sorted(p for p in files if p.suffix == ".cpp" and p.stem != "module_cuda")
-    run("aarch64-linux-gnu-g++", *flags, *sources, "-o", target, f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu")
-
-
-def copy_checkout(checkout: Path, library: Path) -> None:
-    """Copies the package with the library for aarch64 in it, and the tests."""
-    shutil.rmtree(checkout, ignore_errors=True)
-    ignore = shutil.ignore_patterns("*.so", "__pycache__")
-    for name in ("bdam_fast", "tests"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=ignore)
-    shutil.copy(ROOT / "pyproject.toml", checkout)
-    shutil.copy(library, checkout / "bdam_fast/_C.abi3.so")
+    flags = [*library.flags(torch), "-shared", "-s"]
+    run("aarch64-linux-gnu-g++", *flags, *library.sources(), "-o", target, f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu")
 
 
 def main() -> None:
@@ -120,13 +97,13 @@ def main() -> None:
         sys.exit(f"make arm needs {', '.join(TOOLS)}: apt-get install {' '.join(missing)}")
     if os.geteuid() != 0 and not (folder / "root/usr/bin/python3").exists():
         sys.exit("make arm needs to be root, the first time: debootstrap is")
-    root, site, stubs, library = (folder / name for name in ("root", "site", "stubs", "_C.abi3.so"))
+    root, site, stubs, built = (folder / name for name in ("root", "site", "stubs", "_C.abi3.so"))
     folder.mkdir(exist_ok=True)
     lay_out_debian(root)
     install_packages(site)
     stub_cuda(site, root, stubs)
-    compile_library(site / "torch", library)
-    copy_checkout(folder / "checkout", library)
+    compile_library(site / "torch", built)
+    library.copy_checkout(folder / "checkout", built)
     emulator = f"qemu-aarch64-static -L {root} -E LD_LIBRARY_PATH={stubs} -E PYTHONPATH={site}"
     script = folder / "python"
     script.write_text(f'#!/bin/sh\nexec {emulator} {root}/usr/bin/python{PYTHON} "$@"\n')

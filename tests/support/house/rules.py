@@ -87,6 +87,16 @@ def package_imports_pipeline(root: Path) -> list[str]:
     ]
 
 
+def absolute_imports_of_the_package(root: Path) -> list[str]:
+    """Files of the installed package that import it by its name: it is loaded under others too."""
+    return [
+        f"{path} imports {name}"
+        for path in layout.files(root, "bdam_fast")
+        for name in layout.imported_names(root, path)
+        if name.split(".")[0] == "bdam_fast"
+    ]
+
+
 def names_used_twice(root: Path) -> list[str]:
     """File names that stand twice in training."""
     return [f"{name}: {', '.join(map(str, paths))}" for name, paths in layout.repeated_names(root, "training").items()]
@@ -190,6 +200,7 @@ RULES: list[Callable[[Path], list[str]]] = [
     imports_against_the_flow,
     packages_beside_the_list,
     package_imports_pipeline,
+    absolute_imports_of_the_package,
     names_used_twice,
     full_folders,
     loose_files,
