@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import _autograd, _backend, _native, profiling
+from . import _autograd, _backend, _native, _tuning, profiling
 from ._namespace import NAMESPACE
 
 NAMESPACES = {"cpu": NAMESPACE, "cuda": NAMESPACE, "triton": f"{NAMESPACE}_triton"}
@@ -80,7 +80,7 @@ class Operator:
         self._loaded: dict[str, Any] = {}
         OPERATORS[name] = self
 
-    def call(self, backend: str, tensors: tuple[Any, ...], flags: tuple[bool, ...]) -> Any:
+    def call(self, backend: str, tensors: tuple[Any, ...], flags: tuple[int, ...]) -> Any:
         """Runs the kernel; the arguments of the raw operator are `tensors` and `flags`.
 
         The compiled kernels check what `check` does, in C++; it then runs only to word the error of a refused call (5 us).
@@ -121,7 +121,7 @@ class Operator:
         """The raw operators in `namespace` by name, each as a function that makes results of the right shapes."""
         return {name: r.fake(namespace) if r.by_namespace else r.fake for name, r in self.raws.items()}
 
-    def _trace(self, backend: str, tensors: tuple[Any, ...], flags: tuple[bool, ...]) -> Any:
+    def _trace(self, backend: str, tensors: tuple[Any, ...], flags: tuple[int, ...]) -> Any:
         """The call in a graph of `torch.compile`, which knows raw operators only."""
         self.check(*tensors, *flags)
         namespace = NAMESPACES[backend]
@@ -130,7 +130,7 @@ class Operator:
         _load_while_tracing(self.name, backend)
         return getattr(getattr(torch.ops, namespace), self.raw_name)(*tensors, *flags)
 
-    def _recorded(self, namespace: str, raw_results: bool, tensors: tuple[Any, ...], flags: tuple[bool, ...]) -> Any:
+    def _recorded(self, namespace: str, raw_results: bool, tensors: tuple[Any, ...], flags: tuple[int, ...]) -> Any:
         if len(self.raws) == 1:  # no kernel sees all arguments
             self.check(*tensors, *flags)
         return self.record((namespace, raw_results, *flags), *tensors)
@@ -139,7 +139,7 @@ class Operator:
         """A call of the raw operator as autograd sees it."""
         _autograd.refuse_transforms(self.name, args)
         if _autograd.needs_grad(args):
-            flags = tuple(value for value in args if isinstance(value, bool))
+            flags = tuple(value for value in args if isinstance(value, int))
             return self._recorded(namespace, True, args[: len(args) - len(flags)], flags)
         results = _autograd.below_autograd(raw(namespace, self.raw_name), args)
         if self.writes:
@@ -151,7 +151,7 @@ class Operator:
         if backend != "triton":
             _native.extension()
         if backend == "cuda":
-            _native.cuda_extension()
+            _tuning.apply(_native.cuda_extension())
         if (namespace, self.name) not in _registered:
             fakes = self.fakes(namespace)
             if backend == "triton":

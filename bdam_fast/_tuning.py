@@ -1,24 +1,30 @@
-"""Sizes of the Triton kernels' blocks, which may be better chosen by measurement: the default, or the best measured on a card.
+"""Sizes in the Triton and CUDA kernels that may be better chosen by measurement: the default, or the best measured on a card.
 
 `python -m bench.gpu.tune` measures them on the card at hand and writes the table `bdam_fast/tuned.json`:
 `{"NVIDIA H200": {"causal_conv1d.tile": 2048}}`. Without the table, and for a card or a size that is not in it, the defaults hold.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
-from . import _backend
+from . import _backend, _native
 
 TABLE = Path(__file__).with_name("tuned.json")
 # By size: the default first, then the others that are tested and measured.
 CHOICES = {
-    "causal_conv1d.tile": (1024, 512, 2048),  # elements of a program's tile
-    "selective_scan.states": (512, 256),  # states of a program, which is one warp
+    "causal_conv1d.tile": (1024, 512, 2048),  # Triton: elements of a program's tile
+    "selective_scan.states": (512, 256),  # Triton: states of a program, which is one warp
+    "selective_scan.block_channels": (
+        128,
+        64,
+    ),  # CUDA: channels of a block of the backward, of 8 or 12 warps a multiprocessor
+    "selective_scan.saved_steps": (8, 16),  # CUDA: steps between saved states
 }
 _override: dict[str, int] = {}
 
@@ -51,13 +57,29 @@ def size(name: str, device: torch.device) -> int:
 
 
 @contextmanager
-def fixed(name: str, value: int) -> Iterator[None]:
-    """Has one size be `value` and every other its default, for a measurement or a test."""
-    _override[name] = value
+def fixed(sizes: Mapping[str, int]) -> Iterator[None]:
+    """Has these sizes hold, and every other be its default, for a measurement or a test."""
+    assert sizes
+    before, module = dict(_override), _native._attempt_cuda()[0]
+
+    def take(now: Mapping[str, int]) -> None:
+        _override.clear()
+        _override.update(now)
+        apply(module)
+
+    take(sizes)
     try:
         yield
     finally:
-        _override.clear()
+        take(before)
+
+
+def apply(module: ModuleType | None) -> None:
+    """Has the module with the CUDA kernels, if there is one, take the sizes that they choose by themselves on each card."""
+    cards = torch.cuda.device_count()
+    for index in range(max(cards, 1)) if module is not None else ():
+        device = torch.device("cuda", index) if index < cards else torch.device("cpu")
+        module.set_narrow_backward(index, size("selective_scan.block_channels", device) == 64)
 
 
 @lru_cache(maxsize=16)

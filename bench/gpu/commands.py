@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -17,6 +18,8 @@ from bench.gpu.steps import Outcome, Step
 # Steps that need the library; where it was not built or does not load, Triton goes on alone.
 NEED_LIBRARY = ("test-*-cuda-*", "memcheck-cuda", "racecheck-cuda")
 SANITIZER = "compute-sanitizer"
+# Packages that the training pipeline imports, and the kernels do not.
+PIPELINE = ("PIL", "numpy", "rich", "transformers")
 
 
 class Commands:
@@ -25,7 +28,7 @@ class Commands:
     Args:
         folder: where the logs and the outcomes of the tests are written.
         backends: those that are tested and measured.
-        skip: `build`, `sanitizer`, `tune`, `peers` or `bench`: steps to leave out.
+        skip: `build`, `sanitizer`, `tune`, `training`, `peers` or `bench`: steps to leave out.
     """
 
     def __init__(self, folder: Path, backends: Sequence[str] = ("cuda", "triton"), skip: Sequence[str] = ()):
@@ -91,10 +94,26 @@ class Commands:
             return "Triton is not tuned"
         return Step("sizes", [sys.executable, "-m", "bench.gpu.tune", "--compile"])
 
-    def _tune(self, _: Mapping[str, Outcome]) -> Step | str:
-        if "triton" not in self.backends:
-            return "--backends does not name triton"
-        return Step("tune", [sys.executable, "-m", "bench.gpu.tune"])
+    def _tune(self, done: Mapping[str, Outcome]) -> Step | str:
+        there = [b for b in self.backends if b != "cuda" or self._loaded(done)]
+        if not there:
+            return "the library was not built or does not load"
+        return Step("tune", [sys.executable, "-m", "bench.gpu.tune", "--backends", *there])
+
+    def _inductor(self, _: Mapping[str, Outcome]) -> Step | str:
+        """The training step, compiled: what is measured later comes from the compiler's caches."""
+        return self._training_step("inductor", "--compile")
+
+    def _training(self, _: Mapping[str, Outcome]) -> Step | str:
+        return self._training_step("training")
+
+    def _training_step(self, name: str, *words: str) -> Step | str:
+        if "training" in self.skip:
+            return "--skip names it"
+        absent = [package for package in PIPELINE if importlib.util.find_spec(package) is None]
+        if absent:
+            return f"the training pipeline needs {', '.join(absent)}, not installed here"
+        return Step(name, [sys.executable, "-m", "bench.gpu.training_step", *words])
 
     @staticmethod
     def _seconds() -> list[str]:

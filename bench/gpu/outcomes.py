@@ -25,7 +25,7 @@ FIXED: dict[str, dict[str, str]] = {
 }
 FIXED["selective_scan"]["groups"] = "(1, 1)"
 # A parameter with one of these names belongs to another case, whatever its value.
-OTHER = ("padding", "bad", "where", "dout", "absent", "batch", "gradient", "state")
+OTHER = ("padding", "bad", "where", "dout", "absent", "batch", "gradient", "state", "variant")
 # Parameters that name a case, without one of which a test says nothing about any.
 NAMING = ("dtype", "length", "samples", "shape", "states")
 

@@ -17,7 +17,7 @@ from bench.gpu.processes import COSTS, MEASURED, PROCESSES, name_of, names_of
 IN_PROCESS = ("checks", "pack")
 CORES = 16
 TOTAL = 540.0
-BENCH_SHARE = 185.0
+BENCH_SHARE = 150.0
 # Of the benchmark's share, for its start and its table.
 BENCH_END = 15.0
 
@@ -98,11 +98,13 @@ def all_steps() -> list[Planned]:
         sanitizer_step("memcheck", "cuda", 105, ["load"]),
         sanitizer_step("racecheck", "cuda", 105, ["load"]),
         sanitizer_step("memcheck", "triton", 60, names_of("triton")),
+        Planned("inductor", 105, (COSTS["start"] + COSTS["inductor"],), ("load",)),
     ]
     everything = tuple(step.name for step in steps)
     steps.append(Planned("bench", BENCH_SHARE, (COSTS["start"] + seconds_of_groups(),), everything))
     steps.append(Planned("tune", 30, (COSTS["start"] + COSTS["tune"],), ("bench",)))
-    steps.append(Planned("pack", 5, (COSTS["pack"],), ("tune",)))
+    steps.append(Planned("training", 40, (COSTS["start"] + COSTS["training"],), ("tune",)))
+    steps.append(Planned("pack", 5, (COSTS["pack"],), ("training",)))
     return steps
 
 

@@ -1,7 +1,7 @@
-"""Measures the sizes of the Triton kernels' blocks on this GPU and writes the best into bdam_fast/tuned.json.
+"""Measures the sizes that the kernels may choose on this GPU and writes the best into bdam_fast/tuned.json.
 
-`python -m bench.gpu.tune`; `make gpu` runs it last, so that its rows are of the sizes before. A size that gives another result
-than the default is refused.
+`python -m bench.gpu.tune`; `make gpu` runs it after the benchmark, whose rows are of the sizes before. A size that gives another
+result than the default is refused.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Measure = Callable[[Sequence[VariantRun], int, Callable[[str], None]], None]
 Call = Callable[[], Any]
 
 
-def scan_call(shape: tuple[int, int, int], device: str = "cuda") -> Call:
+def scan_call(shape: tuple[int, int, int], device: str = "cuda", backend: str = "triton") -> Call:
     """Forward and backward of the scan with 16 states."""
     problem = selective_scan.Problem((*shape, 16), "BLD", torch.bfloat16, device)
-    return problem.variant("", "forward+backward", partial(selective_scan.run_scan, backend="triton")).call
+    return problem.variant("", "forward+backward", partial(selective_scan.run_scan, backend=backend)).call
 
 
 def conv_call(shape: tuple[int, int, int], device: str = "cuda") -> Call:
@@ -48,27 +48,32 @@ def conv_call(shape: tuple[int, int, int], device: str = "cuda") -> Call:
     return problem.variant("", "forward+backward", partial(causal_conv1d.run_conv, backend="triton")).call
 
 
-CALLS: dict[str, Callable[[tuple[int, int, int]], Call]] = {
-    "selective_scan.states": scan_call,
-    "causal_conv1d.tile": conv_call,
+# By backend, sizes in the order in which they are measured: each with the best of those before it.
+CALLS: dict[str, dict[str, Callable[..., Call]]] = {
+    "triton": {"selective_scan.states": scan_call, "causal_conv1d.tile": conv_call},
+    "cuda": {
+        "selective_scan.block_channels": partial(scan_call, backend="cuda"),
+        "selective_scan.saved_steps": partial(scan_call, backend="cuda"),
+    },
 }
 
 
-def with_size(name: str, value: int, call: Call) -> list[Tensor]:
-    """Results of a call with one size fixed."""
-    with _tuning.fixed(name, value):
+def with_sizes(sizes: Mapping[str, int], call: Call) -> list[Tensor]:
+    """Results of a call with some sizes fixed."""
+    with _tuning.fixed(sizes):
         return [t.detach() for t in call()]
 
 
-def best(name: str, call: Call, timing: Measure) -> int:
-    """The fastest of a size's choices by its median, the default where no other is faster by MARGIN."""
-    default, *others = _tuning.CHOICES[name]
-    expected = with_size(name, default, call)
-    runs = [VariantRun(Variant(str(default), partial(with_size, name, default, call), "ours"))]
-    for value in others:
-        error = relative_error(with_size(name, value, call), expected)
+def best(name: str, call: Call, timing: Measure, others: Mapping[str, int] | None = None) -> int:
+    """The fastest of a size's choices by its median, the default where none is faster by MARGIN; `others` are fixed too."""
+    default, *rest = _tuning.CHOICES[name]
+    at = {value: partial(with_sizes, {**(others or {}), name: value}, call) for value in (default, *rest)}
+    expected = at[default]()
+    runs = [VariantRun(Variant(str(default), at[default], "ours"))]
+    for value in rest:
+        error = relative_error(at[value](), expected)
         if error <= ALLOWED:
-            runs.append(VariantRun(Variant(str(value), partial(with_size, name, value, call), "ours")))
+            runs.append(VariantRun(Variant(str(value), at[value], "ours")))
         else:
             say(f"{name} = {value} is refused: its results differ by {error:.1e}")
     timing(runs, timer.SAMPLES, lambda text: None)
@@ -76,6 +81,17 @@ def best(name: str, call: Call, timing: Measure) -> int:
     say(f"{name}: " + ", ".join(f"{value} {median:.4g} ms" for value, median in medians.items()))
     fastest = min(medians, key=lambda value: medians[value])
     return fastest if medians[fastest] < medians[default] * (1 - MARGIN) else default
+
+
+def measure_backend(backend: str, timing: Measure) -> dict[str, int]:
+    """The best sizes of a backend's kernels. One that fails leaves its defaults, and the others their measurements."""
+    sizes: dict[str, int] = {}
+    try:
+        for name, make in CALLS[backend].items():
+            sizes[name] = best(name, make(SHAPE), timing, sizes)
+    except RuntimeError as error:
+        say(f"{backend} is not tuned any further: {str(error).splitlines()[0][:200]}")
+    return sizes
 
 
 def write(card: str, sizes: Mapping[str, int], path: Path = _tuning.TABLE) -> None:
@@ -92,20 +108,21 @@ def write(card: str, sizes: Mapping[str, int], path: Path = _tuning.TABLE) -> No
 
 
 def main() -> None:
-    """Measures and writes; with --compile only compiles."""
+    """Measures and writes; with --compile only compiles what Triton needs for it."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.tune", description=__doc__)
-    parser.add_argument("--compile", action="store_true", help="call every choice once, measure and write nothing")
+    parser.add_argument("--compile", action="store_true", help="call every choice of Triton once, measure nothing")
+    parser.add_argument("--backends", nargs="+", choices=[*CALLS], default=[*CALLS])
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("tune: there is no GPU that this PyTorch can use")
     if options.compile:
-        for name, make in CALLS.items():
+        for name, make in CALLS["triton"].items():
             call = make(SHAPE)
             for value in _tuning.CHOICES[name]:
-                with_size(name, value, call)
+                with_sizes({name: value}, call)
         return
     stopwatch = timer.Stopwatch()
-    sizes = {name: best(name, make(SHAPE), stopwatch.measure) for name, make in CALLS.items()}
+    sizes = {name: v for b in options.backends for name, v in measure_backend(b, stopwatch.measure).items()}
     try:
         write(torch.cuda.get_device_name(), sizes)
     except ValueError as error:

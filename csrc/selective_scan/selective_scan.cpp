@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& delta,
                                            const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
                                            const OptionalTensor& delta_bias, const OptionalTensor& initial_state,
                                            const OptionalTensor& seq_idx, bool delta_softplus, bool reverse,
-                                           bool return_last_state, bool save_states) {
+                                           bool return_last_state, int64_t save_states) {
   forward_calls.increment();
   ScanParams p = cpu_parameters({u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx}, delta_softplus, reverse,
                                 forward_tasks());
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& delta,
   Tensor last = return_last_state ? allocate({p.batch, p.channels, p.states}, accumulate_type(u))
                                   : allocate({0}, accumulate_type(u));
   if (return_last_state) p.last = state("last_state", last, p);
-  Tensor checkpoint = empty_checkpoint(p, u, save_states);
+  Tensor checkpoint = empty_checkpoint(p, u, save_states != 0);
   if (save_states) p.checkpoint = checkpoint.data_ptr();
   selective_scan_forward_cpu(p);
   return {out, last, checkpoint};
@@ -144,7 +144,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(BDAM_OPS, m) {
   m.def(
       "selective_scan_forward(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
       "delta_bias, "
-      "Tensor? initial_state, Tensor? seq_idx, bool delta_softplus, bool reverse, bool return_last_state, bool "
+      "Tensor? initial_state, Tensor? seq_idx, bool delta_softplus, bool reverse, bool return_last_state, int "
       "save_states) "
       "-> (Tensor out, Tensor last_state, Tensor checkpoint)");
   m.def(

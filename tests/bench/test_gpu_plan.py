@@ -34,7 +34,7 @@ def test_what_is_timed_runs_alone():
     times = plan.simulate()
     for step in plan.all_steps():
         begin, end = times[step.name]
-        for alone in {"bench", "tune"} - {step.name}:
+        for alone in {"bench", "tune", "training"} - {step.name}:
             assert end <= times[alone][0] or begin >= times[alone][1], (step.name, alone)
 
 
@@ -128,6 +128,9 @@ def test_every_step_of_the_plan_has_a_command(tmp_path, monkeypatch):
     assert made["test-hsic-triton-2"].environment["BDAM_FAST_GPU_SHARE"] == f"2/{processes.PROCESSES['hsic', 'triton']}"
     assert "tests/gpu/test_hsic.py" in made["test-hsic-triton-2"].command
     assert made["racecheck-cuda"].command[:3] == ["compute-sanitizer", "--tool", "racecheck"]
+    assert made["tune"].command[-3:] == ["--backends", "cuda", "triton"]
+    assert make("tune", {}).command[-2:] == ["--backends", "triton"]
+    assert made["inductor"].command == [*made["training"].command, "--compile"]
     assert f"{plan.bench_seconds():.0f}" in made["compile"].command and "hsic=triton" in made["compile"].command
     assert not any("cuda" in word for word in made["compile"].command[1:]), "the library is built beside it"
 
@@ -145,6 +148,10 @@ def test_what_is_left_out_says_why(tmp_path, monkeypatch):
     assert commands.Commands(tmp_path)("test-causal_conv1d-cuda-1", {}) == "the library was not built or does not load"
     assert "is not on the PATH" in commands.Commands(tmp_path)("memcheck-triton", {})
     assert commands.Commands(tmp_path, ["cuda"])("compile", {}) == "--backends does not name triton"
+    assert commands.Commands(tmp_path, ["cuda"])("tune", {}) == "the library was not built or does not load"
+    assert commands.Commands(tmp_path, skip=["training"])("inductor", {}) == "--skip names it"
+    monkeypatch.setattr(commands, "PIPELINE", ("numpy", "no_such_package"))
+    assert make("training", {}) == "the training pipeline needs no_such_package, not installed here"
     assert make("bench", {}) == "no backend passed a test, so nothing is measured"
 
 

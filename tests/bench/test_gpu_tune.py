@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bdam_fast import _backend, _tuning
+from bdam_fast import _backend, _native, _operators, _tuning
 from bench.gpu import tune
 from bench.harness.results import ROOT
 
@@ -37,7 +38,9 @@ DEFAULTS = {name: choices[0] for name, choices in _tuning.CHOICES.items()}
 
 
 def test_without_a_table_the_defaults_hold(table):
-    assert sizes_now() == DEFAULTS == {"causal_conv1d.tile": 1024, "selective_scan.states": 512}
+    assert sizes_now() == DEFAULTS
+    expected = {"causal_conv1d.tile": 1024, "selective_scan.states": 512}
+    assert expected | {"selective_scan.block_channels": 128, "selective_scan.saved_steps": 8} == DEFAULTS
 
 
 def test_a_table_holds_for_its_card_and_its_sizes(table):
@@ -119,11 +122,52 @@ def test_what_is_measured_is_what_the_dispatch_reads(table):
 
 
 def test_every_size_has_a_call_that_tunes_it():
-    """And the call does compute: here without Triton, on the CPU."""
-    assert tune.CALLS.keys() == _tuning.CHOICES.keys()
-    for make in tune.CALLS.values():
-        with pytest.raises(ValueError, match="needs tensors on a GPU"):
-            make((1, 4, 3), "cpu")()
+    """And the call does compute: here without a GPU, on the CPU."""
+    calls = [(name, make) for sizes in tune.CALLS.values() for name, make in sizes.items()]
+    assert sorted(name for name, _ in calls) == sorted(_tuning.CHOICES)
+    for backend, sizes in tune.CALLS.items():
+        for make in sizes.values():
+            with pytest.raises(ValueError, match=f'backend="{backend}" needs tensors on a GPU'):
+                make((1, 4, 3), "cpu")()
+
+
+def test_a_size_is_measured_with_the_best_of_those_before_it(monkeypatch, capsys):
+    """And a backend that fails leaves its defaults."""
+    seen = []
+
+    def call(shape):
+        def results():
+            seen.append(dict(_tuning._override))
+            return right()
+
+        return results
+
+    def broken(shape):
+        raise RuntimeError("no such kernel\nat line 3")
+
+    monkeypatch.setitem(_tuning.CHOICES, "one", (1, 2))
+    monkeypatch.setitem(_tuning.CHOICES, "two", (1, 3))
+    monkeypatch.setattr(tune, "CALLS", {"cuda": {"one": call, "two": call, "three": broken}})
+    assert tune.measure_backend("cuda", timer_of({1: 2.0, 2: 1.0, 3: 1.5})) == {"one": 2, "two": 3}
+    assert {"one": 2} in seen and {"one": 2, "two": 3} in seen and {"one": 1, "two": 3} not in seen
+    assert "cuda is not tuned any further: no such kernel\n" in capsys.readouterr().out
+
+
+def test_the_cuda_library_takes_the_table_of_each_card(table, monkeypatch):
+    """When the operator is loaded, and while sizes are fixed; without a card the first place stands for the emulation's."""
+    told = []
+    library = SimpleNamespace(set_narrow_backward=lambda card, on: told.append((card, on)), call_counts=dict)
+    monkeypatch.setattr(_native, "_attempt_cuda", lambda: (library, ""))
+    table.write_text(json.dumps({CARD: {"selective_scan.block_channels": 64}}))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: (CARD, "another")[index])
+    monkeypatch.setattr(_operators.OPERATORS["selective_scan"], "_loaded", {})
+    _operators.OPERATORS["selective_scan"].raw("cuda")
+    assert told == [(0, True), (1, False)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with _tuning.fixed({"selective_scan.block_channels": 64}):
+        assert told[2:] == [(0, True)]
+    assert told[3:] == [(0, False)]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

@@ -30,6 +30,8 @@ def test_prediction_says_what_limits_and_what_is_unknown():
     # A whole kernel of two instructions for each of 77 steps, of which 80 are computed.
     assert roofline.steps_and_issue({**kernel, "whole": {"77": 2.0}}, 77) == (80, pytest.approx(2 * 77 / 80))
     assert roofline.line(counts, (64, 512, 260, 16), "forward", h200)[5:] == ["not counted", "", ""]
+    ratios = [roofline.line(counts, (64, 1536, 193, 16), d, h200)[7] for d in roofline.DIRECTIONS]
+    assert ratios == ["5.6", "5.3"]
     few = roofline.line(counts, (2, 1536, 2048, 16), "forward+backward", h200)
     assert few[0].endswith(" *") and few[2] == "exp unit + issue"
     text = roofline.table(counts, "H100")

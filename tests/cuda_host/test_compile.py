@@ -63,26 +63,36 @@ def test_every_kernel_stays_within_its_budget():
 
 def test_the_budget_of_whole_scans():
     """Instructions for an element-state at vision models' lengths, in any memory order, and of the passes over chunks."""
-    most = {"forward": 11, "backward": 25, "state": 6, "carry": 8}
+    most = {"forward": 11, "backward": 25, "state": 6, "carry": 8, "half": 29, "narrow": 27, "narrow, half": 31}
     found = Counter()
     for name, row in json.loads(nvcc.BUDGET.read_text()).items():
         for what, value in row.items():
             if what.startswith("whole_"):
-                kind = (
-                    "backward" if "backward" in name else ("forward", "state", "carry")[int(name.split("Pass)")[1][0])]
-                )
+                kind = kind_of_scan(name)
                 found[kind] += 1
                 assert value <= most[kind], f"{name}: {what} {value}"
-    # Four lengths; by channels and by rows, the backward also by vectors of steps.
-    assert found == {"forward": 8, "backward": 12, "state": 2, "carry": 2}
+    # Four lengths; by channels and by rows, the backward with all states also by vectors of steps, the narrow one by channels.
+    assert found == {
+        **{"forward": 8, "backward": 12, "state": 2, "carry": 2},
+        **{"half": 8, "narrow": 4, "narrow, half": 4},
+    }
+
+
+def kind_of_scan(name: str) -> str:
+    """The forward's pass, or the variant of the backward: with 2 channels a thread, half of the saved states, or both."""
+    if "backward" not in name:
+        return ("forward", "state", "carry")[int(name.split("Pass)")[1][0])]
+    variant = ["narrow"] * ("__nv_bfloat16, 2," in name) + ["half"] * name.endswith(", 2>")
+    return ", ".join(variant) or "backward"
 
 
 # The usual scan in bfloat16 with 16 states: element-states of a thread in a tile of 8 steps (of 1 channel with 16 states,
-# of 4 with 4), turns of the innermost loop in it, most instructions for one state, fewest warps of a multiprocessor.
+# of 4 or 2 with 4), turns of the innermost loop in it, most instructions for one state, fewest warps of a multiprocessor.
 # Without the element-by-element code at the edges, which whole tiles branch over, the backward takes 20.9 instead of 21.4.
 USUAL = {
     "device::scan_forward<__nv_bfloat16, 16, 1, (device::Access)0, (device::Pass)0, (device::Case)0>": (128, 2, 10, 16),
-    "device::scan_backward<__nv_bfloat16, 4, 4, 4, 4, (device::Access)0, (device::Case)0>": (128, 1, 21.5, 8),
+    "device::scan_backward<__nv_bfloat16, 4, 4, 4, 4, (device::Access)0, (device::Case)0, 1>": (128, 1, 21.5, 8),
+    "device::scan_backward<__nv_bfloat16, 2, 4, 4, 2, (device::Access)0, (device::Case)0, 1>": (64, 1, 25, 12),
 }
 
 
@@ -104,7 +114,7 @@ def test_the_usual_scan_is_lean():
         assert (tile == inner) == (turns == 1)
         executed = kernel.count(*tile).total() + (turns - 1) * kernel.count(*inner).total()
         assert 0 < executed / states <= most, f"{name}: {executed / states} instructions an element-state"
-        assert kernel.hot_path("MUFU.EX2").total() * turns / states <= 21
+        assert kernel.hot_path("MUFU.EX2").total() * turns / states <= most - 0.5
         assert used.spill <= 2 * 66, f"{name}: {used.spill} bytes stored and loaded again, at most 66 each"
         # 65536 registers of a multiprocessor, given out to warps of 32 threads in eights; blocks of 4 warps.
         assert 65536 // (-(-used.registers // 8) * 8 * 128) * 4 >= warps, f"{name}: {used.registers} registers"
@@ -192,13 +202,49 @@ def test_counts_of_whole_kernels(kernels):
     tile, inner = found.main
     assert (len(tile.nodes), len(inner.nodes)) == (11, 2)
     # In a tile MOV, two turns of MUFU and BRA, and BRA, LDGSTS, BRA, BRA.
-    assert found.way({inner: 2}, flow.shortest, tile) == flow.Way(3, 9)
+    assert found.way({inner: 2}, flow.shortest, tile) == flow.Way(2, 1, 9)
     # Outside MOV, BRA, two LDG, NOP and EXIT, or without the LDG.
-    assert found.way({tile: 3, inner: 2}, flow.longest) == flow.Way(9, 33)
-    assert found.way({tile: 3, inner: 2}, flow.shortest) == flow.Way(9, 31)
+    assert found.way({tile: 3, inner: 2}, flow.longest) == flow.Way(6, 3, 33)
+    assert found.way({tile: 3, inner: 2}, flow.shortest) == flow.Way(6, 3, 31)
     # Two tiles of 8 steps, in each the inner loop turns twice.
     assert flow.whole_count(kernel, 16) == (6 + 2 * 9) / (16 * 16)
     assert flow.scan_counts("scan", kernel) == {} and flow.Flow(sass.Kernel(("EXIT",), {})).main == []
+
+
+REPLAY = """
+//--------------------- .text.scan        --------------------------
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_0:
+        /*0010*/               @P0 BRA `(.L_x_1) ;
+        /*0020*/                   MUFU.EX2 R3, R2 ;
+        /*0030*/                   LDGSTS.E [R4], [R6.64] ;
+        /*0040*/                   MUFU.EX2 R3, R3 ;
+.L_x_1:
+        /*0050*/                   MUFU.EX2 R3, R2 ;
+        /*0060*/               @P1 BRA `(.L_x_2) ;
+        /*0070*/                   LDGSTS.E [R4], [R6.64] ;
+.L_x_2:
+        /*0080*/               @P3 BRA `(.L_x_3) ;
+        /*0090*/                   FADD R3, R3, R3 ;
+.L_x_3:
+        /*00a0*/               @P2 BRA `(.L_x_0) ;
+        /*00b0*/                   EXIT ;
+.L_x_4:
+        /*00c0*/                   BRA `(.L_x_4);
+"""
+
+
+def test_counts_of_a_backward_that_saved_every_second_state(kernels):
+    """The tiles with an odd number walk the one before again: 9 instructions instead of 6, and one more of the last tile."""
+    (kernel,) = kernels(REPLAY).values()
+    found = flow.Flow(kernel)
+    (tile,) = found.main
+    assert found.way({}, flow.shortest, tile) == flow.Way(3, 2, 9)
+    assert found.way({}, flow.shortest_without_replay, tile) == flow.Way(1, 1, 6)
+    assert found.way({}, flow.longest_without_replay, tile) == flow.Way(1, 1, 7)
+    counts = {n: flow.whole_count(kernel, n, 8, 2) * n * 8 for n in (8, 16, 24, 30)}
+    assert counts == {8: 2 + 6, 16: 2 + 6 + 9, 24: 2 + 6 + 9 + 6, 30: 2 + 6 + 9 + 6 + 10}
+    assert flow.whole_count(kernel, 17, 8, 2) * 17 * 8 == pytest.approx(2 + 6 + 9 + 7)
 
 
 PTXAS = """ptxas info    : Compiling entry function '_Z1fILi4EEvi' for 'sm_90'

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import bdam_fast
+from bdam_fast import _tuning
 from tests.support.cuda_host import build
 from tests.support.operators import leaves, packed_index, same_bits
 from tests.support.operators.kernels import SCAN
@@ -22,7 +24,7 @@ def run(problem: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
 def check(problem: dict[str, Tensor], seq_idx: Tensor | None = None, **flags: bool) -> dict[str, Tensor]:
     """Against the reference; the output is the same where no states are saved."""
     got = check_scan(problem, "cuda", seq_idx=seq_idx, **flags)
-    arguments = SCAN.raw_arguments({**problem, "seq_idx": seq_idx}, **flags, save_states=False)
+    arguments = SCAN.raw_arguments({**problem, "seq_idx": seq_idx}, **flags, save_states=0)
     plain, _, nothing = SCAN.raw("cuda")(*arguments)
     assert same_bits(got["out"], plain) and nothing.numel() == 0
     return got
@@ -74,7 +76,7 @@ def shifted(tensor: Tensor, elements: int) -> Tensor:
 def test_rows_may_begin_anywhere(reverse):
     """At one place in all tensors words are read whole, else elements one by one."""
     problem = scan_problem(2, 9, 45, 16, dtype=torch.bfloat16, order="bdl")
-    flags = {"reverse": reverse, "save_states": False}
+    flags = {"reverse": reverse, "save_states": 0}
     out, last, _ = SCAN.raw("cuda")(*SCAN.raw_arguments(problem, **flags))
     for places in ((3, 3, 3), (3, 3, 4)):
         moved = problem | {n: shifted(problem[n], k) for n, k in zip(("u", "delta", "z"), places, strict=True)}
@@ -137,6 +139,21 @@ def test_every_argument_may_have_its_own_dtype():
     got = check(problem)
     assert (got["out"].dtype, got["last"].dtype) == (torch.bfloat16, torch.float32)
     assert [got[f"d{n}"].dtype for n in ("A", "B", "D")] == [torch.float64, torch.float16, torch.float16]
+
+
+@pytest.mark.parametrize("saved_steps", [8, 16])
+@pytest.mark.parametrize("order", ["bld", "bdl"])
+def test_an_upstream_gradient_in_the_other_order(order, saved_steps):
+    """Elements are read one by one then, in the place of vectors or rows."""
+    problem = leaves(scan_problem(1, 16, 24, 16, order=order))
+    with _tuning.fixed({"selective_scan.saved_steps": saved_steps}):
+        out = bdam_fast.selective_scan(**problem, delta_softplus=True, backend="cuda")
+        upstream = torch.randn_like(out)
+        other = upstream.contiguous() if order == "bld" else upstream.transpose(1, 2).contiguous().transpose(1, 2)
+        assert upstream.stride() == out.stride() != other.stride()
+        found = [torch.autograd.grad(out, [*problem.values()], g, retain_graph=True) for g in (upstream, other)]
+    for own, same in zip(*found, strict=True):
+        torch.testing.assert_close(own, same, rtol=1e-4, atol=1e-5)
 
 
 def test_empty_batch():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import bdam_fast
+from bdam_fast import _tuning
 from tests.support.gpu import (
     DEVICE,
     GPU,
@@ -56,6 +57,23 @@ def test_states(dtype, states, backend):
 @pytest.mark.parametrize("order", [*ORDERS, "strided"])
 def test_channels_and_memory_orders(order, channels, backend):
     check(OP, backend, 2, channels, 19, 16, make={"order": order})
+
+
+VARIANTS = [{"selective_scan.block_channels": 64}, {"selective_scan.saved_steps": 16}]
+VARIANTS += [VARIANTS[0] | VARIANTS[1]]
+
+
+@small
+@backends
+@pytest.mark.parametrize("variant", VARIANTS, ids=["narrow", "half", "both"])
+@pytest.mark.parametrize("order", [*ORDERS, "strided"])
+def test_fewer_channels_a_block_and_fewer_saved_states(order, variant, backend):
+    """Variants of the CUDA kernels that a card's table may choose."""
+    if backend == "triton":
+        pytest.skip("variants of the CUDA kernels")
+    with _tuning.fixed(variant):
+        for dtype in HALVES:
+            check(OP, backend, 2, 136, 29, 16, make={"dtype": dtype, "order": order})
 
 
 @small

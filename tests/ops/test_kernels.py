@@ -109,7 +109,7 @@ def test_gradient_through_one_result_only(kernel, length):
 @cases(
     "flags,options",
     (SCAN, {}, {}),
-    (SCAN, {"save_states": False}, {}),
+    (SCAN, {"save_states": 0}, {}),
     (CONV, {}, {}),
     (CONV, {"return_final_states": False}, {"return_final_states": False}),
     (HSIC, {"gaussian": True}, {"kernel": "rbf", "sigma_x": 1.3}),

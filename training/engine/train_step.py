@@ -66,8 +66,13 @@ def build_optimizer(model: RetrievalModel, config: OptimConfig) -> torch.optim.O
     return kind(model.parameter_groups(config.lr), lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
-def configure_model(model: RetrievalModel, config: OptimConfig, compiler: str = "inductor") -> None:
-    """Applies `checkpointing` and `compile` to the model in place; parameter names stay. compiler: backend of torch.compile."""
+def configure_model(
+    model: RetrievalModel, config: OptimConfig, compiler: str = "inductor", mode: str | None = None
+) -> None:
+    """Applies `checkpointing` and `compile` to the model in place; parameter names stay.
+
+    compiler, mode: backend and mode of torch.compile.
+    """
     if config.checkpointing:
         assert isinstance(model, Model)
         model.visual.checkpoint_layers()
@@ -79,7 +84,7 @@ def configure_model(model: RetrievalModel, config: OptimConfig, compiler: str = 
         for name in COMPILED:
             part = getattr(model, name, None)
             if part is not None:
-                part.compile(backend=compiler)
+                part.compile(backend=compiler, mode=mode)
 
 
 def random_state(device: torch.device) -> list[Tensor]:

@@ -35,7 +35,7 @@ def forward(namespace: str) -> Callable[..., Any]:
         delta_softplus: bool,
         reverse: bool,
         return_last_state: bool,
-        save_states: bool,
+        save_states: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         _checks.check_devices(OP, u, (delta, A, B, C, D, z, delta_bias, initial_state, seq_idx))
         batch, channels, length = u.shape
@@ -45,14 +45,16 @@ def forward(namespace: str) -> Callable[..., Any]:
         last = u.new_empty(last_shape, dtype=state_type)
         if not save_states:
             return torch.empty_like(u), last, u.new_empty((0,), dtype=state_type)
-        saved = saved_shape(namespace, u, A, B, C)
+        saved = saved_shape(namespace, u, A, B, C, save_states)
         return torch.empty_like(u), last, u.new_empty(saved, dtype=state_type)
 
     return fake
 
 
-def saved_shape(namespace: str, u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Any, ...]:
+def saved_shape(namespace: str, u: Tensor, A: Tensor, B: Tensor, C: Tensor, every: int = 1) -> tuple[Any, ...]:
     """The shape (B, size) of the states that a backend's forward saves; its own rule stands in its sources.
+
+    every: 2 where the CUDA kernels save half of them.
 
     The size is neither 0 nor 1 for any length, so that a graph needs no guard on it; one axis, since the number of tiles
     alone is either for short sequences.
@@ -67,7 +69,8 @@ def saved_shape(namespace: str, u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> t
         return of_triton(batch, channels, length, states)
     if backend == "cuda":
         padded = max(8, 1 << (states - 1).bit_length())
-        return (batch, (length + CUDA_TILE - 1) // CUDA_TILE * padded * channels)
+        steps = CUDA_TILE * every
+        return (batch, (length + steps - 1) // steps * padded * channels)
     units = groups * ((channels // groups + UNIT - 1) // UNIT)
     tiles = torch.sym_max((length + TILE - 1) // TILE - 1, 0)
     return (batch, tiles * (units * states * UNIT) + UNIT)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import _autograd, _backend, _checks, _operators
-from . import fake
+from . import fake, saving
 from .reference import selective_scan_reference
 
 OP = "selective_scan"
@@ -96,7 +96,7 @@ def selective_scan(
         return (out, last) if return_last_state else out
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
     # States are saved where autograd follows the call, whatever the last flag says.
-    results = OPERATOR.call(chosen, tensors, (delta_softplus, reverse, return_last_state, False))
+    results = OPERATOR.call(chosen, tensors, (delta_softplus, reverse, return_last_state, 0))
     return results[:2] if return_last_state else results[0]
 
 
@@ -199,13 +199,15 @@ def _check_backward(dout: Tensor, dlast_state: Tensor | None, *others: Any) -> N
 
 
 class _SelectiveScan(torch.autograd.Function):
-    """`apply((namespace, raw, delta_softplus, reverse, return_last_state, _), *ten tensors)`, as `Operator` records it."""
+    """`apply((namespace, raw, delta_softplus, reverse, return_last_state, save_states), *ten tensors)`, as `Operator` records
+    it; 0 for save_states leaves it to `saving.every`."""
 
     @staticmethod
     def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> Any:
-        namespace, raw, *flags, _ = options
+        namespace, raw, *flags, save = options
+        save = save or saving.every(namespace, flags[0], tensors)
         forward = _operators.raw(namespace, "selective_scan_forward")
-        out, last, checkpoint = _autograd.below_autograd(forward, (*tensors, *flags, True))
+        out, last, checkpoint = _autograd.below_autograd(forward, (*tensors, *flags, save))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, checkpoint)
         ctx.options = options

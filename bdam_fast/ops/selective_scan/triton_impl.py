@@ -144,7 +144,7 @@ def forward(
     delta_softplus: bool,
     reverse: bool,
     return_last_state: bool,
-    save_states: bool,
+    save_states: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`selective_scan_forward`: out, the last state and the saved states, (0,) float32 where not asked for."""
     batch, channels, length = u.shape

@@ -12,15 +12,18 @@
 // it is a tensor core product, whose inputs are cut to 10 bits: the error (4e-4 of y) stays below dz's own rounding. It
 // would not in float16, nor would d(dt u) bear it in any type, for the sum ddelta_bias is float32.
 //
+// Where the states before every second tile only were saved (Every = 2), the tile before is walked once more for the
+// state that was not (backward_saved.cuh).
+//
 // No atomics: partial sums go to a workspace, sum_partials adds them in a fixed order.
 #pragma once
 #include <type_traits>
 
-#include "selective_scan/cuda/backward_rows.cuh"
+#include "selective_scan/cuda/backward_saved.cuh"
 
 namespace bdam_fast::device {
 
-template <class T, int NC, int NS, int LN, int V, Access A, Case K>
+template <class T, int NC, int NS, int LN, int V, Access A, Case K, int Every>
 struct Backward {
   using Layout = BackwardLayout<T, NC, NS, LN, V, A, K>;
   using Row = BackwardRows<T, Layout>;
@@ -102,7 +105,7 @@ struct Backward {
         note(kU, p.u), note(kDelta, p.delta), note(kZ, p.z), note(kDout, p.dout);
         note(kDu, p.du), note(kDdelta, p.ddelta), note(kDz, p.dz);
       }
-      const int64_t tile = at.batch * ((p.length + kTile - 1) / kTile) + at.begin / kTile;
+      const int64_t tile = at.batch * ((p.length + Every * kTile - 1) / (Every * kTile)) + at.begin / (Every * kTile);
       base(kSaved) = p.checkpoint + (tile * (NP / 4) * p.channels + at.first) * 4;
       const int64_t block = (static_cast<int64_t>(at.batch) * p.groups + at.group) * p.blocks + at.block;
       base(kSumB) = Constant && p.B.constant ? nullptr : p.sum_B + (block * p.length + at.begin) * NP;
@@ -160,13 +163,7 @@ struct Backward {
       Row(p, shared, at).fetch(first);
     else
       fetch_vectors(first);
-    const int own = at.count - g * NC;
-    const float* const source = static_cast<const float*>(base(kSaved)) +
-                                (first / kTile * (NP / 4 * static_cast<Offset>(p.channels) * 4) +
-                                 (s * NS / 4 * static_cast<Offset>(p.channels) + g * NC) * 4 + s * NS % 4);
-#pragma unroll
-    for (int c = 0; c < NC; ++c)
-      if (own > (A == Access::channel_vectors ? 0 : c)) cp_async<NS * 4>(saved(c), source + c * 4);
+    if (Every == 1 || first / kTile % Every == 0) fetch_saved<Every>(*this, first);
     projections.template fetch<K>(p, at, at.begin, 1, first, first);
   }
   // Vectors of 16 bytes, whoever will use them: the elementwise vectors are half as long, and the copy of 8 bytes takes
@@ -417,14 +414,17 @@ struct Backward {
     add_groups<Layout, Constant, Offset>(shared + Layout::dbc, &base(kSumB), first + half * kHalf, at.steps);
   }
 
+  // The first step that is read for the tile from step `first` on.
+  BDAM_DEVICE static int begins(int first) { return Every == 2 && first / kTile % 2 == 1 ? first - kTile : first; }
   BDAM_DEVICE void walk() {
     const int last = at.steps > 0 ? (at.steps - 1) / kTile * kTile : -1;
     __syncthreads();  // D, bias and the bases are there
-    if (last >= 0) fetch(last);
+    if (last >= 0) fetch(begins(last));
     cp_async_wait();
     __syncthreads();
 #pragma unroll 1
     for (int first = last; first >= 0; first -= kTile) {
+      if (begins(first) < first) replay(*this, first);
       enter(first);
       __syncthreads();
 #pragma unroll
@@ -432,7 +432,7 @@ struct Backward {
         float E[kHalf][NC][NS], H[kHalf][NC][NS];
         restore();
         if (half == 0) {
-          if (first > 0) fetch(first - kTile);
+          if (first > 0) fetch(begins(first - kTile));
         } else {
 #pragma unroll
           for (int t = 0; t < kHalf; ++t) advance<false>(t, E[t], H[t]);
@@ -488,10 +488,11 @@ struct Backward {
   }
 };
 
-template <class T, int NC, int NS, int LN, int V, Access A, Case K>
-__global__ void __launch_bounds__(kScanThreads, 2) scan_backward(BackwardViews<T> p) {
+// Two channels a thread take 168 registers in the usual case, so that 12 warps fit a multiprocessor instead of 8.
+template <class T, int NC, int NS, int LN, int V, Access A, Case K, int Every>
+__global__ void __launch_bounds__(kScanThreads, NC == 2 && K == Case::usual ? 3 : 2) scan_backward(BackwardViews<T> p) {
   BDAM_SHARED(float, shared);
-  Backward<T, NC, NS, LN, V, A, K> backward(p, shared);
+  Backward<T, NC, NS, LN, V, A, K, Every> backward(p, shared);
   backward.walk();
   backward.finish();
 }

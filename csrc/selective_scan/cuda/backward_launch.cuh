@@ -9,18 +9,40 @@ namespace bdam_fast::device {
 // Elements that a thread handles at once in the elementwise parts: as many as leave work for every thread.
 constexpr int backward_vector(int padded) { return padded <= 16 ? 4 : padded <= 64 ? 2 : 1; }
 
-template <class T, int NP, Access A, Case K>
+template <class T, int NP, Access A, Case K, int Every = 1, bool Narrow = false>
 void start_backward(const BackwardViews<T>& v, int64_t blocks, int64_t chunks, cudaStream_t stream) {
-  constexpr int NS = NP < 16 ? NP / 4 : 4, LN = NP / NS, NC = K == Case::constant ? 2 : 4;
-  constexpr int V = A == Access::scalar ? 1 : backward_vector(NP);
-  BDAM_LAUNCH((scan_backward<T, NC, NS, LN, V, A, K>),
+  constexpr int NS = NP < 16 ? NP / 4 : 4, LN = NP / NS, NC = K == Case::constant || Narrow ? 2 : 4;
+  constexpr int V = A == Access::scalar ? 1 : Narrow ? 2 : backward_vector(NP);
+  BDAM_LAUNCH((scan_backward<T, NC, NS, LN, V, A, K, Every>),
               dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(chunks)), dim3(kScanThreads),
               (BackwardLayout<T, NC, NS, LN, V, A, K>::bytes), stream, v);
+}
+
+// The variants of the usual case with 16 states.
+template <class T>
+bool start_variant(const CudaScanParams& p, const BackwardViews<T>& v, Access access, int64_t blocks,
+                   cudaStream_t stream) {
+  constexpr Access kSteps = sizeof(T) == 2 ? Access::rows : Access::time_vectors;
+  const int64_t chunks = p.chunks();
+  if (p.narrow && p.save_every == 1)
+    start_backward<T, 16, Access::channel_vectors, Case::usual, 1, true>(v, blocks, chunks, stream);
+  else if (p.narrow)
+    start_backward<T, 16, Access::channel_vectors, Case::usual, 2, true>(v, blocks, chunks, stream);
+  else if (p.save_every == 1)
+    return false;
+  else if (access == Access::channel_vectors)
+    start_backward<T, 16, Access::channel_vectors, Case::usual, 2>(v, blocks, chunks, stream);
+  else if (access == Access::time_vectors || access == kSteps)
+    start_backward<T, 16, kSteps, Case::usual, 2>(v, blocks, chunks, stream);
+  else
+    start_backward<T, 16, Access::scalar, Case::usual, 2>(v, blocks, chunks, stream);
+  return true;
 }
 
 template <class T>
 void start_cases(const CudaScanParams& p, const BackwardViews<T>& v, Access access, int64_t blocks,
                  cudaStream_t stream) {
+  if (start_variant<T>(p, v, access, blocks, stream)) return;
   const Case which = case_of(p);
   const int64_t chunks = p.chunks();
   BDAM_SWITCH_STATES(p.padded(), NP, {
@@ -81,9 +103,13 @@ inline void add_partials(const CudaScanParams& p, cudaStream_t stream) {
 }
 
 template <class T>
-void backward(const CudaScanParams& p) {
+void backward(const CudaScanParams& given) {
+  CudaScanParams p = given;
   const cudaStream_t stream = static_cast<cudaStream_t>(p.stream);
   const ScanParams& c = p.call;
+  const int64_t vector = 16 / static_cast<int64_t>(sizeof(T));
+  const Access access = access_of({&c.u, &c.delta, &c.z, &c.dout, &c.du, &c.ddelta, &c.dz}, p, vector, vector);
+  p.narrow = p.narrow && p.has_variants() && access == Access::channel_vectors;
   const int64_t channels = p.backward_channels(), blocks = p.blocks(channels);
   if (blocks > 0) {
     BackwardViews<T> v{};
@@ -95,8 +121,6 @@ void backward(const CudaScanParams& p) {
     v.dlast = view_of<const float>(c.dlast);
     v.dfirst = view_of<float>(c.dh0);
     v.sum_A = p.sum_A, v.sum_B = p.sum_B, v.sum_C = p.sum_C, v.sum_skip = p.sum_skip, v.sum_bias = p.sum_bias;
-    const int64_t vector = 16 / static_cast<int64_t>(sizeof(T));
-    const Access access = access_of({&c.u, &c.delta, &c.z, &c.dout, &c.du, &c.ddelta, &c.dz}, p, vector, vector);
     start_cases<T>(p, v, access, blocks, stream);
   }
   add_partials(p, stream);

@@ -22,7 +22,7 @@ struct BackwardViews : ScanViews<T> {
 // Sizes and places in shared memory, in floats.
 template <class T, int NC, int NS, int LN, int V, Access A, Case K>
 struct BackwardLayout {
-  static constexpr int kThreads = kScanThreads, kTile = kCudaTile, NP = NS * LN;
+  static constexpr int kThreads = kScanThreads, kTile = kCudaTile, NP = NS * LN, kOwn = NC, kHeld = NS, kVector = V;
   static constexpr int kGroups = kThreads / LN, kChannels = NC * kGroups;
   static constexpr int kPitch = kChannels + 8;  // rows of threads meet in different banks
   // So do steps of a channel. Vectors do without: in float32 the block just fits the 99 kB of an sm_86, sm_89 or
@@ -33,6 +33,7 @@ struct BackwardLayout {
   static constexpr int kItems = kHalf * kChannels / V;  // vectors of half a tile
   static constexpr int kEach = kItems > kThreads ? kItems / kThreads : 1;
   static constexpr int kInputs = 4, kKept = 3;  // u, delta, z, d out; u, d dt / d delta, d out y / d z
+  static constexpr Access kAccess = A;
   static constexpr bool kAlongSteps = A == Access::time_vectors || A == Access::rows;  // so are the vectors
   static constexpr int kRaw = A == Access::scalar ? 2 * kEach * kThreads               // of one input
                               : A == Access::rows ? kChannels * Rows<T>::kElements

@@ -87,11 +87,17 @@ struct Call {
   }
 };
 
+void check_saving(int64_t save_states, const CudaScanParams& p) {
+  STD_TORCH_CHECK(save_states >= 0 && save_states <= 2, kOp, ": save_states must be 0, 1 or 2, got ", save_states);
+  STD_TORCH_CHECK(save_states < 2 || p.has_variants(), kOp,
+                  ": save_states = 2 needs z, softplus, B and C per step, 9 to 16 states and no seq_idx");
+}
+
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
                                            const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
                                            const OptionalTensor& delta_bias, const OptionalTensor& initial_state,
                                            const OptionalTensor& seq_idx, bool delta_softplus, bool reverse,
-                                           bool return_last_state, bool save_states) {
+                                           bool return_last_state, int64_t save_states) {
   forward_calls.increment();
   const Arguments given{u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx};
   check_devices(given);
@@ -104,6 +110,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& delta,
   Tensor last = return_last_state ? allocate({c.batch, c.channels, c.states}, ScalarType::Float, call.device)
                                   : allocate({0}, ScalarType::Float, call.device);
   if (return_last_state) c.last = state("last_state", last, c);
+  check_saving(save_states, call.p);
+  call.p.save_every = save_states == 2 ? 2 : 1;
   Tensor checkpoint = save_states ? allocate({c.batch, call.p.saved_size()}, ScalarType::Float, call.device)
                                   : allocate({0}, ScalarType::Float, call.device);
   if (save_states) call.p.checkpoint = static_cast<float*>(checkpoint.data_ptr());
@@ -140,6 +148,10 @@ NineTensors backward(const Tensor& dout, const OptionalTensor& dlast, const Tens
   const Arguments arguments = x.arguments();
   Call call(x, delta_softplus, reverse, scope.stream());
   ScanParams& c = call.p.call;
+  // Half of the states are there if half of the size is.
+  call.p.save_every =
+      call.p.has_variants() && checkpoint.dim() == 2 && checkpoint.size(1) < call.p.saved_size() ? 2 : 1;
+  call.p.narrow = narrow_backward(call.device.index);
   check_shape(kOp, "checkpoint", checkpoint, {c.batch, call.p.saved_size()});
   STD_TORCH_CHECK(checkpoint.scalar_type() == ScalarType::Float && checkpoint.is_contiguous(), kOp,
                   ": checkpoint must come from the forward of the same call");

@@ -33,11 +33,13 @@ struct ScanViews {
   View<const float> skip, bias;  // (D,); data may be null
   View<const float> first;       // (B, D, N): the state before the first step; data may be null
   const int8_t* steps;           // [B][L] ScanStep in processed order; null without seq_idx
-  float* checkpoint;             // [B][tiles][NP / 4][D][4]: the states before the tiles; null if nothing is saved
-  float* chunk_state;     // [chunks][B][D][NP]: the state that enters a chunk, or (pass state or carry) leaves it
-  float* chunk_decay;     // [chunks][B][D][2]: sum of dt, and 0 if a reset stands in the chunk, else 1
-  int64_t length, chunk;  // chunk: steps of a block, a multiple of kCudaChunkUnit
+  float* checkpoint;   // [B][saved][NP / 4][D][4]: the states before every tile or second one; null if nothing is saved
+  float* chunk_state;  // [chunks][B][D][NP]: the state that enters a chunk, or (pass state or carry) leaves it
+  float* chunk_decay;  // [chunks][B][D][2]: sum of dt, and 0 if a reset stands in the chunk, else 1
+  int64_t length, chunk;           // chunk: steps of a block, a multiple of kCudaChunkUnit
+  int64_t saved_item, saved_step;  // floats of a batch item and, on average, of a step in `checkpoint`
   int batch, channels, states, groups, group_channels, blocks;  // blocks: of a batch item and group
+  int unsaved;                                                  // bits of a step before which no state is saved
   bool softplus, gated;
   bool time_first;  // scalar access: lanes go along the steps, which are closer in memory than the channels
 };

@@ -95,10 +95,10 @@ struct Lane {
 #pragma unroll
     for (int i = 0; i < NS; ++i) h[i] = 0.f;
   }
-  // Saves the state before tile `tile` of the whole length.
-  BDAM_DEVICE void save(const ForwardViews<T>& p, const Place& at, int channel, int s, int64_t tile) const {
-    const int64_t tiles = (p.length + kCudaTile - 1) / kCudaTile;
-    float* q = p.checkpoint + (((at.batch * tiles + tile) * (NP / 4) + s) * p.channels + channel) * 4;
+  // Saves the state before the chunk's step `first`.
+  BDAM_DEVICE void save(const ForwardViews<T>& p, const Place& at, int channel, int s, int first) const {
+    float* q = p.checkpoint + at.batch * p.saved_item + (at.begin + first) * p.saved_step +
+               (static_cast<int64_t>(s) * p.channels + channel) * 4;
 #pragma unroll
     for (int j = 0; j < NS / 4; ++j) {
       const float v[4] = {h[4 * j], h[4 * j + 1], h[4 * j + 2], h[4 * j + 3]};
@@ -340,7 +340,7 @@ __global__ void __launch_bounds__(kScanThreads, P == Pass::scan && K != Case::co
   bool kept = true;
 #pragma unroll 1
   for (int first = 0, side = 0; first < length; first += kTile, side ^= 1) {
-    if (P == Pass::scan && p.checkpoint && live) lane.save(p, at, channel, s, (at.begin + first) / kTile);
+    if (P == Pass::scan && p.checkpoint && live && (first & p.unsaved) == 0) lane.save(p, at, channel, s, first);
     cp_async_wait();
     __syncthreads();
     T* const stage = stages + side * (Tensors::kTensors * Tensors::kPlane);

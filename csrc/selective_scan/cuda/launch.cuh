@@ -33,6 +33,9 @@ void fill(ScanViews<T>& v, const CudaScanParams& p, int64_t block_channels) {
   v.first = view_of<const float>(c.h0);
   v.steps = p.steps;
   v.checkpoint = p.checkpoint;
+  v.unsaved = kCudaTile * p.save_every - 1;
+  v.saved_item = p.saved_size();
+  v.saved_step = p.padded() * c.channels / (kCudaTile * p.save_every);
   v.chunk_state = p.chunk_state;
   v.chunk_decay = p.chunk_decay;
   v.length = c.length;

@@ -2,6 +2,7 @@
 // CUDA.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 #include "selective_scan/selective_scan.h"
@@ -32,12 +33,21 @@ inline int64_t chunk_length(int64_t blocks, int64_t length) {
   return (steps + kCudaChunkUnit - 1) / kCudaChunkUnit * kCudaChunkUnit;
 }
 
+// True where the backward with fewer channels a block is the faster one on a card, by its index: set from the table of
+// what was measured (bdam_fast/_tuning.py).
+inline std::atomic<bool>& narrow_backward(int card) {
+  static std::atomic<bool> narrow[64];
+  return narrow[std::max(card, 0) % 64];
+}
+
 struct CudaScanParams {
   ScanParams call;  // A, D, delta_bias, constant B and C and all states in float32; the activations in one dtype
   const int32_t* seq_idx = nullptr;
   int64_t seq_batch = 0, seq_time = 0;  // strides, in processed order
   int8_t* steps = nullptr;              // [B][L] ScanStep, filled by the launcher
-  float* checkpoint = nullptr;          // [B][tiles * padded states / 4 * D * 4]: the states before the tiles
+  float* checkpoint = nullptr;          // [B][saved tiles * padded states / 4 * D * 4]: the states before the tiles
+  int save_every = 1;                   // tiles from one saved state to the next
+  bool narrow = false;                  // the backward with more warps, where there is one
   float *chunk_state = nullptr, *chunk_decay = nullptr;  // [chunks][B][D][padded states], [chunks][B][D][2]
   // Partial sums: of channel blocks, [B][G][blocks][L][padded states]; of chunks, [chunks][B][D][padded states or 1].
   float *sum_B = nullptr, *sum_C = nullptr, *sum_A = nullptr, *sum_skip = nullptr, *sum_bias = nullptr;
@@ -46,7 +56,9 @@ struct CudaScanParams {
 
   int64_t padded() const { return padded_states(call.states); }
   int64_t tiles() const { return (call.length + kCudaTile - 1) / kCudaTile; }
-  int64_t saved_size() const { return tiles() * padded() * call.channels; }  // of one batch item
+  int64_t saved_size() const {  // of one batch item
+    return (tiles() + save_every - 1) / save_every * padded() * call.channels;
+  }
   int64_t group_blocks(int64_t block_channels) const {
     return (call.group_channels() + block_channels - 1) / block_channels;
   }
@@ -58,9 +70,13 @@ struct CudaScanParams {
   }
   int64_t chunks() const { return std::max<int64_t>(1, (call.length + chunk() - 1) / chunk()); }
   bool constant() const { return call.B_constant || call.C_constant; }
-  // Channels of a block of the backward: 4 (with constant B or C, whose sums take registers: 2) for each group of
-  // padded / 4 threads (at least 4).
-  int64_t backward_channels() const { return (constant() ? 2 : 4) * 128 / std::max<int64_t>(padded() / 4, 4); }
+  // The case whose backward has variants: states saved before every second tile, fewer channels a block.
+  bool has_variants() const { return call.z && call.softplus && !seq_idx && !constant() && padded() == 16; }
+  // Channels of a block of the backward: 4 (with constant B or C, whose sums take registers, and where it is narrow: 2)
+  // for each group of padded / 4 threads (at least 4).
+  int64_t backward_channels() const {
+    return (constant() || (narrow && has_variants()) ? 2 : 4) * 128 / std::max<int64_t>(padded() / 4, 4);
+  }
 };
 
 void selective_scan_forward_cuda(const CudaScanParams& p);

@@ -2,7 +2,8 @@
 
 Which way a branch goes is not known: of the ways through a loop or a kernel those with the most exponentials and asynchronous
 copies count, of these either the shortest, which whole tiles take, or the longest, a bound for the tiles at an edge and for
-what stands outside the loops.
+what stands outside the loops. Where a backward has no state of every second tile, it walks the tile before once more, which
+the other tiles skip: these take the ways with the fewest exponentials.
 """
 
 from __future__ import annotations
@@ -14,16 +15,15 @@ from functools import cached_property
 
 from bench.gpu.sass import BRANCH, Kernel, kind
 
-EXPONENTIAL = "MUFU.EX2"
-MARKED = (EXPONENTIAL, "LDGSTS")
+EXPONENTIAL, COPY = "MUFU.EX2", "LDGSTS"
 WARP = 32
 TILE, UNROLLED = 8, 4
-# The scan's usual kernels with 16 states in bfloat16 by pass, and the element-states of a thread in a step.
+# The scan's usual kernels with 16 states in bfloat16: the forward's pass, or the backward's channels of a thread and the tiles
+# from one saved state to the next.
 SCANS = re.compile(
-    r"device::scan_(?:(forward)<__nv_bfloat16, 16, 1, \(device::Access\)\d, \(device::Pass\)(\d)"
-    r"|(backward)<__nv_bfloat16, 4, 4, 4, 4, \(device::Access\)\d), \(device::Case\)0>"
+    r"device::scan_(?:forward<__nv_bfloat16, 16, 1, \(device::Access\)\d, \(device::Pass\)(\d), \(device::Case\)0>"
+    r"|backward<__nv_bfloat16, ([24]), 4, 4, [24], \(device::Access\)\d, \(device::Case\)0, ([12])>)"
 )
-STATES = 16
 # Vision models' lengths; the shortest chunk of a split length, for the passes over chunks.
 LENGTHS, CHUNK = (77, 192, 193, 197), 128
 
@@ -38,17 +38,27 @@ class Loop:
 
 @dataclass(frozen=True)
 class Way:
-    """Marked instructions and all instructions of a way through a loop's turn or through a kernel."""
+    """Exponentials, asynchronous copies and all instructions of a way through a loop's turn or through a kernel."""
 
-    marked: float
+    exponentials: float
+    copies: float
     instructions: float
 
+    @property
+    def marked(self) -> float:
+        """Exponentials and copies."""
+        return self.exponentials + self.copies
+
     def __add__(self, other: Way) -> Way:
-        return Way(self.marked + other.marked, self.instructions + other.instructions)
+        return Way(
+            self.exponentials + other.exponentials,
+            self.copies + other.copies,
+            self.instructions + other.instructions,
+        )
 
     def times(self, turns: float) -> Way:
         """This way taken `turns` times."""
-        return Way(self.marked * turns, self.instructions * turns)
+        return Way(self.exponentials * turns, self.copies * turns, self.instructions * turns)
 
 
 Order = Callable[[Way], tuple[float, float]]
@@ -62,6 +72,16 @@ def shortest(way: Way) -> tuple[float, float]:
 def longest(way: Way) -> tuple[float, float]:
     """Key by which the longest of the ways with the most marked instructions is the greatest."""
     return way.marked, way.instructions
+
+
+def shortest_without_replay(way: Way) -> tuple[float, float]:
+    """The same of the ways with the fewest exponentials, which still fetch the next tile."""
+    return way.copies - way.exponentials, -way.instructions
+
+
+def longest_without_replay(way: Way) -> tuple[float, float]:
+    """Key by which the longest of these ways is the greatest."""
+    return way.copies - way.exponentials, way.instructions
 
 
 class Flow:
@@ -138,7 +158,8 @@ class Flow:
         for i in reversed([n for n in self.reached if n in nodes]):
             own = inner.get(i)
             if own is None:
-                exits, cost = self.next[i], Way(kind(self.texts[i]) in MARKED, 1)
+                own_kind = kind(self.texts[i])
+                exits, cost = self.next[i], Way(own_kind == EXPONENTIAL, own_kind == COPY, 1)
             elif own.header == i:
                 exits = [to for n in own.nodes for to in self.next[n] if to not in own.nodes]
                 cost = self.way(turns, best, own).times(turns.get(own, 1))
@@ -146,25 +167,39 @@ class Flow:
                 continue
             ways = [onward[to] for to in exits if to in onward]
             if start in exits if loop else self.texts[i].startswith("EXIT"):
-                ways.append(Way(0, 0))
+                ways.append(Way(0, 0, 0))
             if ways:
                 onward[i] = cost + max(ways, key=best)
         return onward[start]
 
 
-def whole_count(kernel: Kernel, length: int) -> float:
-    """Instructions of a scan's kernel for a warp's element-states, 16 of each thread in a step: a bound at this length.
+def whole_count(kernel: Kernel, length: int, states: int = 16, every: int = 1) -> float:
+    """Instructions of a scan's kernel for a warp's element-states: a bound at this length.
 
-    Whole tiles take the shortest way, an incomplete one the longest; so does what stands outside the loop over tiles, with the
-    reading and writing of initial and last states that few calls have.
+    Whole tiles take the shortest way, an incomplete one, the last, the longest; so does what stands outside the loop over tiles,
+    with the reading and writing of initial and last states that few calls have.
+
+    Args:
+        kernel: one of SCANS.
+        length: steps.
+        states: element-states of a thread in a step.
+        every: tiles between saved states; from the second on, each other tile of a backward needs the walk of the one before.
     """
     flow = Flow(kernel)
     tiles, (tile, *inner) = -(-length // TILE), flow.main
     within = {loop: -(-length // UNROLLED) / tiles for loop in inner}
     outside = flow.way({**within, tile: 0}, longest).instructions
-    whole, edge = (flow.way(within, best, tile).instructions for best in (shortest, longest))
-    incomplete = length % TILE > 0
-    return (outside + (tiles - incomplete) * whole + incomplete * edge) / (length * STATES)
+
+    def turn(number: int) -> float:
+        incomplete, replay = (number + 1) * TILE > length, every == 1 or number % every > 0
+        with_replay = longest if incomplete else shortest
+        without = longest_without_replay if incomplete else shortest_without_replay
+        return flow.way(within, with_replay if replay else without, tile).instructions
+
+    # The first two tiles and the last stand for all.
+    kinds = [n if n == tiles - 1 else n % every for n in range(tiles)]
+    turns = {n: turn(n) for n in set(kinds)}
+    return (outside + sum(turns[n] for n in kinds)) / (length * states)
 
 
 def scan_counts(name: str, kernel: Kernel) -> dict[str, float]:
@@ -172,5 +207,6 @@ def scan_counts(name: str, kernel: Kernel) -> dict[str, float]:
     found = SCANS.fullmatch(name)
     if found is None:
         return {}
-    lengths = (CHUNK,) if found[2] in ("1", "2") else LENGTHS
-    return {f"whole_{length}": round(whole_count(kernel, length), 2) for length in lengths}
+    lengths = (CHUNK,) if found[1] in ("1", "2") else LENGTHS
+    states, every = (16, 1) if found[2] is None else (4 * int(found[2]), int(found[3]))
+    return {f"whole_{length}": round(whole_count(kernel, length, states, every), 2) for length in lengths}

@@ -28,7 +28,7 @@ class Kernel:
     sizes: Callable[[int], tuple[int, ...]]  # of a small problem of so many steps or samples
     inputs: tuple[str, ...]  # the tensors of the raw operator
     options: dict[str, Any]  # of the public function
-    flags: dict[str, bool]  # of the raw operator, to the same effect
+    flags: dict[str, int]  # of the raw operator, to the same effect
     results: int  # that the public function returns; further ones are saved for the backward
 
     def small(self, length: int, **make: Any) -> Problem:
@@ -57,7 +57,7 @@ class Kernel:
         """The raw backward operator."""
         return getattr(torch.ops.bdam_fast, f"{self.name}_backward").default
 
-    def raw_arguments(self, problem: Problem, **flags: bool) -> tuple[Any, ...]:
+    def raw_arguments(self, problem: Problem, **flags: int) -> tuple[Any, ...]:
         """The raw forward operator's arguments; the Gaussian kernel's have widths."""
         if flags.get("gaussian"):
             problem = {**problem, "sigma_x": torch.full(problem["x"].shape[:1], 1.3, dtype=torch.float32)}
@@ -76,7 +76,7 @@ SCAN = Kernel(
     lambda length: (2, 5, length, 3),
     ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "seq_idx"),
     {"delta_softplus": True, "return_last_state": True},
-    {"delta_softplus": True, "reverse": False, "return_last_state": True, "save_states": True},
+    {"delta_softplus": True, "reverse": False, "return_last_state": True, "save_states": 1},
     2,
 )
 CONV = Kernel(

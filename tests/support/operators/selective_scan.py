@@ -69,12 +69,16 @@ def with_own_dtypes(problem: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def run_scan(problem: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-    """Output, last state and every gradient of a random scalar of both."""
+    """Output, last state and every gradient of a random scalar of both.
+
+    The upstream gradients have the memory order of the results: kernels read them in the same way only then.
+    """
     kwargs = {"delta_softplus": True, "return_last_state": True, **kwargs}
     result = bdam_fast.selective_scan(**problem, **kwargs)
     results = dict(zip(("out", "last"), result if kwargs["return_last_state"] else (result,), strict=False))
     generator = torch.Generator().manual_seed(1)
-    upstream = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r) for r in results.values()]
+    upstream = [torch.randn(r.shape, generator=generator, dtype=torch.float64) for r in results.values()]
+    upstream = [torch.empty_like(r).copy_(value) for r, value in zip(results.values(), upstream, strict=True)]
     return with_gradients(problem, results, upstream)
 
 

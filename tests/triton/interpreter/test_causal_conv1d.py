@@ -52,7 +52,7 @@ def test_many_tiles_and_chunks(monkeypatch, tile, programs, order):
 @pytest.mark.parametrize("order", ["bld", "bdl"])
 def test_every_size_that_a_card_s_table_may_hold(value, order):
     """Tiles that are not filled, and by the smallest one that are."""
-    with _tuning.fixed("causal_conv1d.tile", value):
+    with _tuning.fixed({"causal_conv1d.tile": value}):
         check(conv_problem(1, 67, 19, order=order), order=order)
 
 

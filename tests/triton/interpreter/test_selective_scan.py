@@ -56,7 +56,7 @@ def test_several_programs(shape, order):
 @pytest.mark.parametrize("value", _tuning.CHOICES["selective_scan.states"][1:])
 def test_every_size_that_a_card_s_table_may_hold(value, order):
     """A program has fewer channels then, and another program takes the rest."""
-    with _tuning.fixed("selective_scan.states", value):
+    with _tuning.fixed({"selective_scan.states": value}):
         assert triton_impl.blocks_of(37, 16, torch.device("cpu"))[:2] == (value // 16 // 8, 16)
         check(scan_problem(1, 37, 10, 16, order=order), reverse=order == "bdl")
 
