@@ -76,8 +76,10 @@ def fixed(sizes: Mapping[str, int]) -> Iterator[None]:
 
 def apply(module: ModuleType | None) -> None:
     """Has the module with the CUDA kernels, if there is one, take the sizes that they choose by themselves on each card."""
+    if module is None:
+        return
     cards = torch.cuda.device_count()
-    for index in range(max(cards, 1)) if module is not None else ():
+    for index in range(max(cards, 1)):
         device = torch.device("cuda", index) if index < cards else torch.device("cpu")
         module.set_narrow_backward(index, size("selective_scan.block_channels", device) == 64)
 

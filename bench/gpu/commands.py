@@ -113,7 +113,7 @@ class Commands:
         absent = [package for package in PIPELINE if importlib.util.find_spec(package) is None]
         if absent:
             return f"the training pipeline needs {', '.join(absent)}, not installed here"
-        return Step(name, [sys.executable, "-m", "bench.gpu.training_step", *words])
+        return Step(name, [sys.executable, "-m", "bench.pipeline.compiled_step", *words])
 
     @staticmethod
     def _seconds() -> list[str]:

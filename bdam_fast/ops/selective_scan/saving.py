@@ -1,4 +1,4 @@
-"""How many states the forward of selective_scan saves for its backward: those before every tile, or before every second one.
+"""States that the forward of selective_scan saves for its backward: those before every tile, or before every second one.
 
 The CUDA kernels save the states before tiles of 8 steps, 8 bytes for each element with 16 states. Before every second tile
 only they save half of that, and the backward walks a tile more for each that it has no state of. No value is rounded.

@@ -1,8 +1,8 @@
 """Times the training step of the recipe `synthetic` on this GPU: as it is, compiled, and compiled with CUDA graphs.
 
-`python -m bench.gpu.training_step`; `make gpu` runs it last. It says which is fastest, and so what `--optim.compile` is worth
-here; CUDA graphs have no option in `training` before they are known to pay. A way that fails is reported, and the others are
-measured.
+`python -m bench.pipeline.compiled_step`; `make gpu` runs it last. It says which is fastest, and so what `--optim.compile` is
+worth here; CUDA graphs have no option in `training` before they are known to pay. A way that fails is reported, and the others
+are measured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bench.gpu.steps import say
 from bench.pipeline.full_size_step import random_batch
 from training.config import Config
 from training.config.recipes import get_recipe
@@ -91,25 +90,30 @@ def compare(
         except Exception as problem:  # whatever the compiler raises: the other ways are still of interest
             words = str(problem).splitlines() or [""]
             problems.append(f"{way.name}: {type(problem).__name__}: {words[0][:200]}")
-            say(f"FAILED {problems[-1]}")
+            print(f"FAILED {problems[-1]}", flush=True)
             continue
         expected = expected or losses
         error = max(abs(a - b) / max(abs(b), 1e-6) for a, b in zip(losses, expected, strict=True))
         if error > ALLOWED:
             problems.append(f"{way.name}: its losses differ by {error:.1e}")
-            say(f"FAILED {problems[-1]}")
+            print(f"FAILED {problems[-1]}", flush=True)
             continue
         medians[way.name] = statistics.median(milliseconds)
-        say(f"{way.name}: {medians[way.name]:.2f} ms a step, {min(milliseconds):.2f} to {max(milliseconds):.2f}")
+        print(
+            f"{way.name}: {medians[way.name]:.2f} ms a step, {min(milliseconds):.2f} to {max(milliseconds):.2f}",
+            flush=True,
+        )
     if medians:
         fastest = min(medians, key=lambda name: medians[name])
-        say(f"fastest: {fastest}, {medians[fastest] / medians.get('eager', medians[fastest]):.2f} of eager")
+        print(
+            f"fastest: {fastest}, {medians[fastest] / medians.get('eager', medians[fastest]):.2f} of eager", flush=True
+        )
     return medians, problems
 
 
 def main() -> None:
     """Measures all ways; exits with code 1 if one of them failed."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.training_step", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.pipeline.compiled_step", description=__doc__)
     parser.add_argument(
         "--compile", action="store_true", help="run each way once, so that the compiler's caches are filled"
     )

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.gpu import training_step
-from bench.gpu.training_step import Way
 from bench.harness.results import ROOT
+from bench.pipeline import compiled_step
+from bench.pipeline.compiled_step import Way
 from bench.pipeline.full_size_step import random_batch
 from training.config import EncoderConfig
 from training.config.recipes import get_recipe
@@ -28,24 +28,24 @@ def config():
 
 
 def test_the_compiled_step_is_measured_and_has_the_same_losses(config, capsys):
-    batch = random_batch(config, training_step.VOCABULARY, 6)
+    batch = random_batch(config, compiled_step.VOCABULARY, 6)
     ways = (Way("eager"), Way("compiled", "aot_eager"))
     compiled = []
 
     def measure(way):
         compiled.append(way.compiler)
-        return training_step.measure(config, batch, CPU, way, 2)
+        return compiled_step.measure(config, batch, CPU, way, 2)
 
-    medians, problems = training_step.compare(ways, measure)
+    medians, problems = compiled_step.compare(ways, measure)
     assert problems == [] and medians.keys() == {"eager", "compiled"} and compiled == ["", "aot_eager"]
     assert capsys.readouterr().out.splitlines()[-1].startswith("fastest: ")
 
 
 def test_the_way_reaches_the_compiler(config, monkeypatch):
     asked = []
-    monkeypatch.setattr(training_step, "configure_model", lambda model, *rest: asked.append(rest))
-    for way in training_step.WAYS:
-        training_step.make_stepper(config, CPU, way)
+    monkeypatch.setattr(compiled_step, "configure_model", lambda model, *rest: asked.append(rest))
+    for way in compiled_step.WAYS:
+        compiled_step.make_stepper(config, CPU, way)
     assert [(optim.compile, *rest) for optim, *rest in asked] == [
         (True, "inductor", None),
         (True, "inductor", "reduce-overhead"),
@@ -60,14 +60,16 @@ def test_a_way_that_fails_or_is_wrong_leaves_the_others(capsys):
             raise NotImplementedError("no graph of this\nand more")
         return found[way.name]
 
-    medians, problems = training_step.compare([Way(n) for n in ("eager", "broken", "wrong", "fast")], measure)
+    medians, problems = compiled_step.compare([Way(n) for n in ("eager", "broken", "wrong", "fast")], measure)
     assert medians == {"eager": 5.0, "fast": 2.5}
     assert problems == ["broken: NotImplementedError: no graph of this", "wrong: its losses differ by 1.0e-01"]
     assert capsys.readouterr().out.splitlines()[-1] == "fastest: fast, 0.50 of eager"
-    assert training_step.compare([Way("broken")], measure)[0] == {}
+    assert compiled_step.compare([Way("broken")], measure)[0] == {}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_the_step_needs_a_gpu():
-    done = subprocess.run([sys.executable, "-m", "bench.gpu.training_step"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.pipeline.compiled_step"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 1 and done.stderr == "training: there is no GPU that this PyTorch can use\n"
