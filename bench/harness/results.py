@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import datetime
 import os
-import re
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
