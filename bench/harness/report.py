@@ -1,7 +1,7 @@
 """Tables and plots of the newest rows: `python -m bench.harness.report [--folder DIR] [--page FILE] [--figure FILE]`.
 
 Writes DIR/MACHINE.md and DIR/MACHINE.png for every DIR/MACHINE.csv, replaces the section between the markers of the page by a
-summary of the machine measured last, and draws six of its cases for the README.
+summary of the machine measured last among those with all cases of the README's plot, and draws that plot.
 """
 
 from __future__ import annotations
@@ -211,18 +211,17 @@ def update_page(page: Path, text: str) -> None:
     page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
 
 
-def draw_speed(cases: Sequence[Case], figure: Path) -> bool:
-    """Draws SPEED_CASES, ours against the fastest peer; False where one of them was not measured."""
+def speed_pairs(cases: Sequence[Case]) -> list[tuple[str, Row, Row]]:
+    """Title, own row and that of the fastest peer of SPEED_CASES; empty where one of them was not measured."""
     by_key = {tuple(case[0][key] for key in CASE): case for case in cases}
     pairs = []
     for title, key in SPEED_CASES.items():
         case = by_key.get(key, [])
         own, peer = results.ours(case), results.fastest(case, "eager", "compiled")
         if own is None or peer is None:
-            return False
+            return []
         pairs.append((title, own, peer))
-    plot.ratios(pairs, figure)
-    return True
+    return pairs
 
 
 def write_page(csv: Path, malloc: str = "") -> list[Case]:
@@ -239,22 +238,29 @@ def write_page(csv: Path, malloc: str = "") -> list[Case]:
     return cases
 
 
+def shown_first(cases: Sequence[Case]) -> tuple[bool, str]:
+    """Order of machines for the page: those with all cases of the README's plot, then those measured last."""
+    return bool(speed_pairs(cases)), max(case[0]["date"] for case in cases)
+
+
 def main() -> None:
-    """Reports every processor (`bench.harness.gpu_table` the GPUs); the summary shows the one measured last."""
+    """Reports every processor (`bench.harness.gpu_table` the GPUs); the page shows one, chosen by `shown_first`."""
     arguments = tyro.cli(Arguments, description=__doc__)
     paths = [path for path in sorted(arguments.folder.glob("*.csv")) if not gpu_table.has_gpu_rows(path)]
     written = {path: write_page(path, arguments.malloc) for path in paths}
     written = {path: cases for path, cases in written.items() if cases}
     if not written:
         sys.exit(f"bench: no rows in {arguments.folder}; measure first: python -m bench.run")
-    newest = max(written, key=lambda path: max(case[0]["date"] for case in written[path]))
+    chosen = max(written, key=lambda path: shown_first(written[path]))
     page, figure = (
-        Path(os.path.relpath(newest.with_suffix(suffix), arguments.page.parent)).as_posix()
+        Path(os.path.relpath(chosen.with_suffix(suffix), arguments.page.parent)).as_posix()
         for suffix in (".md", ".png")
     )
-    update_page(arguments.page, summary(written[newest], page, figure))
+    update_page(arguments.page, summary(written[chosen], page, figure))
     files = [*(path.with_suffix(".md") for path in written), arguments.page]
-    files += [arguments.figure] if draw_speed(written[newest], arguments.figure) else []
+    if pairs := speed_pairs(written[chosen]):
+        plot.ratios(pairs, arguments.figure)
+        files.append(arguments.figure)
     print(f"wrote {', '.join(map(str, files))}")
 
 

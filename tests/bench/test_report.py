@@ -130,9 +130,19 @@ def test_committed_pages_and_plot_are_those_of_the_committed_rows(tmp_path, monk
         assert drawn.width == 1400
 
 
-def test_plot_needs_all_of_its_cases(tmp_path):
-    assert not report.draw_speed([[row("bdam_fast", 2, "ours"), row("lean loop", 40)]], tmp_path / "speed.png")
-    assert not (tmp_path / "speed.png").exists()
+def test_page_shows_the_newest_machine_with_all_cases_of_the_plot():
+    whole = []
+    for op, shape, order, dtype, direction in report.SPEED_CASES.values():
+        case = {"op": op, "shape": shape, "order": order, "dtype": dtype, "direction": direction}
+        whole.append([row("bdam_fast", 2, "ours", **case), row("lean loop", 40, **case)])
+    assert [(title, own["median_ms"], peer["median_ms"]) for title, own, peer in report.speed_pairs(whole)] == [
+        (title, "2", "40") for title in report.SPEED_CASES
+    ]
+    later = [[{**line, "date": "2030-01-01T00:00:00Z"} for line in case] for case in whole]
+    part, no_peer = later[:-1], [*later[:-1], later[-1][:1]]
+    assert report.speed_pairs(part) == report.speed_pairs(no_peer) == []
+    assert max([part, whole, no_peer], key=report.shown_first) is whole
+    assert max([whole, later], key=report.shown_first) is later
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,11 @@ struct ScanViews {
   float* checkpoint;   // [B][saved][NP / 4][D][4]: the states before every tile or second one; null if nothing is saved
   float* chunk_state;  // [chunks][B][D][NP]: the state that enters a chunk, or (pass state or carry) leaves it
   float* chunk_decay;  // [chunks][B][D][2]: sum of dt, and 0 if a reset stands in the chunk, else 1
-  int64_t length, chunk;           // chunk: steps of a block, a multiple of kCudaChunkUnit
-  int64_t saved_item, saved_step;  // floats of a batch item and, on average, of a step in `checkpoint`
+  int64_t length, chunk;                                        // chunk: steps of a block, a multiple of kCudaChunkUnit
+  int64_t saved_rows;                                           // of a batch item in `checkpoint`
   int batch, channels, states, groups, group_channels, blocks;  // blocks: of a batch item and group
-  int unsaved;                                                  // bits of a step before which no state is saved
   bool softplus, gated;
+  int saved_shift;  // log2 of the steps from one saved state to the next
   bool time_first;  // scalar access: lanes go along the steps, which are closer in memory than the channels
 };
 

@@ -95,10 +95,15 @@ struct Lane {
 #pragma unroll
     for (int i = 0; i < NS; ++i) h[i] = 0.f;
   }
-  // Saves the state before the chunk's step `first`.
+  // log2 of the steps from one saved state to the next.
+  BDAM_DEVICE static int shift(const ForwardViews<T>& p) {
+    return K == Case::constant ? kCudaTileShift : p.saved_shift;
+  }
+  // Saves the state before the chunk's step `first`, if it is one of those.
   BDAM_DEVICE void save(const ForwardViews<T>& p, const Place& at, int channel, int s, int first) const {
-    float* q = p.checkpoint + at.batch * p.saved_item + (at.begin + first) * p.saved_step +
-               (static_cast<int64_t>(s) * p.channels + channel) * 4;
+    if (K != Case::constant && first >> shift(p) << shift(p) != first) return;
+    const int64_t row = at.batch * p.saved_rows + ((at.begin + first) >> shift(p));
+    float* q = p.checkpoint + ((row * (NP / 4) + s) * p.channels + channel) * 4;
 #pragma unroll
     for (int j = 0; j < NS / 4; ++j) {
       const float v[4] = {h[4 * j], h[4 * j + 1], h[4 * j + 2], h[4 * j + 3]};
@@ -340,7 +345,7 @@ __global__ void __launch_bounds__(kScanThreads, P == Pass::scan && K != Case::co
   bool kept = true;
 #pragma unroll 1
   for (int first = 0, side = 0; first < length; first += kTile, side ^= 1) {
-    if (P == Pass::scan && p.checkpoint && live && (first & p.unsaved) == 0) lane.save(p, at, channel, s, first);
+    if (P == Pass::scan && p.checkpoint && live) lane.save(p, at, channel, s, first);
     cp_async_wait();
     __syncthreads();
     T* const stage = stages + side * (Tensors::kTensors * Tensors::kPlane);

@@ -33,9 +33,8 @@ void fill(ScanViews<T>& v, const CudaScanParams& p, int64_t block_channels) {
   v.first = view_of<const float>(c.h0);
   v.steps = p.steps;
   v.checkpoint = p.checkpoint;
-  v.unsaved = kCudaTile * p.save_every - 1;
-  v.saved_item = p.saved_size();
-  v.saved_step = p.padded() * c.channels / (kCudaTile * p.save_every);
+  v.saved_rows = p.saved_rows();
+  v.saved_shift = kCudaTileShift + (p.save_every == 2 ? 1 : 0);
   v.chunk_state = p.chunk_state;
   v.chunk_decay = p.chunk_decay;
   v.length = c.length;

@@ -9,7 +9,8 @@
 
 namespace bdam_fast {
 
-constexpr int kCudaTile = 8;        // steps between saved states: 8 bytes of saved state per element at 16 states
+// Steps between saved states: 8 bytes of saved state per element at 16 states.
+constexpr int kCudaTileShift = 3, kCudaTile = 1 << kCudaTileShift;
 constexpr int kCudaChunkUnit = 32;  // a chunk of a split length is a multiple of it
 
 // States held for N of them: the next of 8, 16, 32, 64, 128 and 256.
@@ -56,9 +57,9 @@ struct CudaScanParams {
 
   int64_t padded() const { return padded_states(call.states); }
   int64_t tiles() const { return (call.length + kCudaTile - 1) / kCudaTile; }
-  int64_t saved_size() const {  // of one batch item
-    return (tiles() + save_every - 1) / save_every * padded() * call.channels;
-  }
+  // Saved states of one batch item, and their size.
+  int64_t saved_rows() const { return (tiles() + save_every - 1) / save_every; }
+  int64_t saved_size() const { return saved_rows() * padded() * call.channels; }
   int64_t group_blocks(int64_t block_channels) const {
     return (call.group_channels() + block_channels - 1) / block_channels;
   }

@@ -24,7 +24,7 @@ from training.config.ablations import FULL, PROTOCOLS, TITLES, Row, alongside
 from training.evaluation.protocols.protocol_names import BESIDE_DUAL
 from training.evaluation.result import METRICS, Counts, Evaluation
 from training.experiment import jobs, scheduler
-from training.experiment.child_process import run_command
+from training.experiment.child_process import GLIBC_TUNABLES, run_command
 from training.experiment.jobs import Job, missing_jobs
 from training.experiment.plan import plan
 from training.experiment.summary import run_folder
@@ -183,6 +183,10 @@ def test_a_process_keeps_the_memory_that_it_frees(tmp_path: Path, monkeypatch: p
     assert kept < 50_000 < 150_000 < page_faults(tmp_path / "own choice")
 
 
+def test_make_demo_keeps_freed_memory_like_the_runs_of_an_experiment() -> None:
+    assert f"demo: export GLIBC_TUNABLES ?= {GLIBC_TUNABLES}\n" in (ROOT / "Makefile").read_text()
+
+
 def test_an_interruption_ends_the_process(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -204,7 +208,7 @@ def test_a_process_does_not_outlive_the_one_that_started_it(tmp_path: Path) -> N
     os.mkfifo(pipe)
     script = tmp_path / "script.py"
     script.write_text(
-        "from pathlib import Path\nfrom training.experiment.child_process import run_command\n"
+        "from pathlib import Path\nfrom training.experiment.child_process import GLIBC_TUNABLES, run_command\n"
         f"run_command([{CHILD!r}, 'stay', {str(pipe)!r}], log=Path({str(log)!r}))"
     )
     parent = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": str(ROOT)})
