@@ -127,19 +127,27 @@ $(CUDA_PY):
 	$(CUDA_PY) -m pip install -q --disable-pip-version-check "$(CUDA_TORCH)" "setuptools>=77" wheel ninja
 
 # The two distributions, bdam-fast and bdam-fast-cuda with the real CUDA library for one architecture, built, installed into one
-# environment and loaded as a user would; needs nvcc and no GPU. An index takes files of up to 100 MB.
+# environment and loaded as a user would; then both libraries in one wheel. Needs nvcc and no GPU. An index takes files of up to 100 MB.
 CUDA_WHEELS := build/cuda-wheels
 CUDA_PIP := $(CUDA_PY) -m pip --disable-pip-version-check
+CUDA_WHEEL := $(CUDA_PIP) wheel -q --no-build-isolation --no-deps
+cuda-check: export TORCH_CUDA_ARCH_LIST = 9.0
 cuda-check: | $(CUDA_PY)
 	rm -rf build/lib* build/bdist* $(CUDA_WHEELS)
-	BDAM_FAST_CUDA=0 $(CUDA_PIP) wheel -q --no-build-isolation --no-deps -w $(CUDA_WHEELS) .
+	BDAM_FAST_CUDA=0 $(CUDA_WHEEL) -w $(CUDA_WHEELS) .
 	rm -rf build/lib* build/bdist*
-	BDAM_FAST_CUDA=only TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PIP) wheel -q --no-build-isolation --no-deps -w $(CUDA_WHEELS) .
-	ls -l $(CUDA_WHEELS)
+	BDAM_FAST_CUDA=only $(CUDA_WHEEL) -w $(CUDA_WHEELS) .
+	rm -rf build/lib* build/bdist*
+	BDAM_FAST_CUDA=1 $(CUDA_WHEEL) -w $(CUDA_WHEELS)/whole .
+	ls -l $(CUDA_WHEELS) $(CUDA_WHEELS)/whole
 	test -z "$$(find $(CUDA_WHEELS) -size +100M)"
 	$(CUDA_PIP) install -q --no-deps --no-index --force-reinstall $(CUDA_WHEELS)/*.whl
 	$(CUDA_PY) -I -m bdam_fast
-	TORCH_CUDA_ARCH_LIST=9.0 $(CUDA_PY) -I tests/support/cuda_check.py
+	$(CUDA_PY) -I tests/support/cuda_check.py
+	$(CUDA_PIP) uninstall -q -y bdam-fast bdam-fast-cuda
+	$(CUDA_PIP) install -q --no-deps --no-index $(CUDA_WHEELS)/whole/*.whl
+	$(CUDA_PY) -I -m bdam_fast
+	$(CUDA_PY) -I tests/support/cuda_check.py
 
 # The wheel of this machine (Linux) as .github/workflows/wheels.yml builds it, into dist/: checked for symbols beyond Python's stable
 # ABI, named after the oldest Linux that runs it, imported from an empty folder. Two builds of one commit have the same bytes; without
