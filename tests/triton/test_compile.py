@@ -15,7 +15,7 @@ if importlib.util.find_spec("triton") is None:
 import triton
 
 from tests.support.triton import causal_conv1d, causal_conv1d_update, hsic, selective_scan, selective_state_update
-from tests.support.triton.launches import TARGETS, Case, compile_call
+from tests.support.triton.launches import TARGETS, Case, compile_call, whole_count
 
 # What a kernel uses is the compiler's choice: budgets are of this version, others have to compile the kernels only.
 BUDGETED = triton.__version__.startswith("3.7.")
@@ -42,3 +42,5 @@ def test_compiles_within_its_budget(case, target, monkeypatch):
             assert all(a <= b for a, b in zip(used, case.budget[result.kernel], strict=True)), (
                 f"{result.kernel}: {used}"
             )
+            if result.kernel in case.whole:
+                assert whole_count(result.binary) <= case.whole[result.kernel], result.kernel

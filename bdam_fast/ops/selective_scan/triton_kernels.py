@@ -1,4 +1,4 @@
-"""selective_scan in Triton, device code: how it is cut into programs and why is told in triton_impl.py.
+"""selective_scan in Triton, device code of both passes: how it is cut into programs and why is told in triton_impl.py.
 
 B batch, L length, D channels, N states, G groups. A program's state is a register tensor (P, N, Q) of P * Q channels. A
 tile is a tuple of T rows (P, Q), one for each step, in processed order. A stream is a tuple (pointer, batch stride,
@@ -13,7 +13,7 @@ begins at a multiple of 16 bytes.
 import triton
 import triton.language as tl
 
-from ..._triton import LOG2E, rounded, sigmoid, softplus
+from ..._triton import LOG2E, rounded, softplus
 
 # Kinds of steps: one that continues the state (0), one that starts from zero, one that is skipped (padding, or none).
 RESET = tl.constexpr(1)
@@ -25,6 +25,12 @@ LOWEST = tl.constexpr(-3.4e38)
 def place_of(i, reverse, T):
     """Position in memory of the i-th processed step of a tile."""
     return T - 1 - i if reverse else i
+
+
+@triton.constexpr_function
+def steps_at_once(dtype, T):
+    """Steps of a tile of T that are one access of 16 bytes, where steps are adjacent."""
+    return min(T, 128 // dtype.primitive_bitwidth)
 
 
 @triton.jit
@@ -54,12 +60,16 @@ def vector(base, channel, inside):
 def states_at(stream, b, channel, inside, states, N: tl.constexpr):
     """Pointers to (P, N, Q) of a (B, D, N) tensor given as (pointer, three strides), and which of them exist.
 
-    They are declared not to lie together: else the compiler would choose by them how the state lies in the threads, and
-    not as the sums want it (Q and a part of N over the lanes, the rest in a thread).
+    By them the compiler chooses how the state lies in the threads. With 16 states that is as the sums want it, Q and a part
+    of N over the lanes, the rest in a thread; with others it is when they are declared not to lie together.
     """
     n = tl.arange(0, N)[None, :, None]
     at = stream[0] + b * stream[1] + channel[:, None, :] * stream[2] + n * stream[3]
-    return tl.max_contiguous(at, [1, 1, 1]), inside[:, None, :] & (n < states)
+    mask = inside[:, None, :] & (n < states)
+    if N == 16:
+        return at, mask
+    else:
+        return tl.max_contiguous(at, [1, 1, 1]), mask
 
 
 @triton.jit
@@ -95,8 +105,8 @@ def constant(stream, channel, inside, states, N: tl.constexpr):
 
 @triton.jit
 def saved_states(saved, b, tile, tiles, channels, states):
-    """The states before a tile but the first, out of (B, tiles - 1, N, D), as a stream for `states_at`."""
-    return (saved + (b * (tiles - 1) + tile - 1) * states * channels, 0, 1, channels)
+    """The states before a tile but the first, out of (B, tiles - 1, D, N), as a stream for `states_at`."""
+    return (saved + (b * (tiles - 1) + tile - 1) * states * channels, 0, states, 1)
 
 
 @triton.jit
@@ -149,9 +159,9 @@ def _tile_at(stream, b, channel, t0, UNIT: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
-def _row_at(stream, b, channel, t):
-    """Pointers to a row."""
-    return stream[0] + b * stream[1] + t.to(tl.int64) * stream[3] + channel * stream[2]
+def _row_at(stream, b, channel, t0, place: tl.constexpr):
+    """Pointers to a row of a tile; the row's distance from the tile's first, the same in all tiles, comes last."""
+    return stream[0] + b * stream[1] + channel * stream[2] + t0.to(tl.int64) * stream[3] + place * stream[3]
 
 
 @triton.jit
@@ -161,14 +171,17 @@ def load_rows(
     """A tile of a (B, D, L) tensor as float32, zero in padding. UNIT > 1: at once, for tensors whose steps are adjacent."""
     rows = ()
     if UNIT > 1:
-        live = kind_of(kinds, b, t0 + tl.arange(0, T), length) != PADDING
-        at = _tile_at(stream, b, channel, t0, UNIT, T)
-        tile = tl.load(at, mask=live[:, None, None] & inside[None], other=0.0).to(tl.float32)
+        S: tl.constexpr = steps_at_once(stream[0].dtype.element_ty, T)
+        tiles = ()
+        for k in tl.static_range(T // S):
+            live = kind_of(kinds, b, t0 + k * S + tl.arange(0, S), length) != PADDING
+            at = _tile_at(stream, b, channel, t0 + k * S, UNIT, S)
+            tiles = tiles + (tl.load(at, mask=live[:, None, None] & inside[None], other=0.0).to(tl.float32),)
         for i in tl.static_range(T):
-            rows = rows + (_row_of(tile, place_of(i, REVERSE, T)),)
+            rows = rows + (_row_of(tiles[place_of(i, REVERSE, T) // S], place_of(i, REVERSE, T) % S),)
     else:
         for i in tl.static_range(T):
-            at = _row_at(stream, b, channel, t0 + place_of(i, REVERSE, T))
+            at = _row_at(stream, b, channel, t0, place_of(i, REVERSE, T))
             rows = rows + (tl.load(at, mask=inside & (kind[i] != PADDING), other=0.0).to(tl.float32),)
     return rows
 
@@ -181,29 +194,41 @@ def store_rows(
     """Rounds a tile to the stream's dtype and stores it, zero in padding."""
     dtype: tl.constexpr = stream[0].dtype.element_ty
     if TILED:
-        steps = tl.arange(0, T)[:, None, None]
-        tile = tl.zeros((T, channel.shape[0], channel.shape[1]), tl.float32)
-        for i in tl.static_range(T):
-            row = tl.where(kind[i] != PADDING, rows[i], 0.0)
-            tile = tl.where(steps == place_of(i, REVERSE, T), row[None], tile)
-        mask = exists(t0 + steps, length) & inside[None]
-        tl.store(_tile_at(stream, b, channel, t0, UNIT, T), rounded(tile, dtype), mask=mask)
+        S: tl.constexpr = steps_at_once(dtype, T)
+        steps = tl.arange(0, S)[:, None, None]
+        for k in tl.static_range(T // S):
+            tile = tl.zeros((S, channel.shape[0], channel.shape[1]), tl.float32)
+            for j in tl.static_range(S):
+                row = tl.where(
+                    kind[place_of(k * S + j, REVERSE, T)] != PADDING, rows[place_of(k * S + j, REVERSE, T)], 0.0
+                )
+                tile = tl.where(steps == j, row[None], tile)
+            mask = exists(t0 + k * S + steps, length) & inside[None]
+            tl.store(_tile_at(stream, b, channel, t0 + k * S, UNIT, S), rounded(tile, dtype), mask=mask)
     else:
         for i in tl.static_range(T):
             t = t0 + place_of(i, REVERSE, T)
             row = tl.where(kind[i] != PADDING, rows[i], 0.0)
-            tl.store(_row_at(stream, b, channel, t), rounded(row, dtype), mask=inside & exists(t, length))
+            tl.store(
+                _row_at(stream, b, channel, t0, place_of(i, REVERSE, T)),
+                rounded(row, dtype),
+                mask=inside & exists(t, length),
+            )
 
 
 @triton.jit
-def projection(stream, fixed, b, group, t, kind, states, N: tl.constexpr):
-    """B or C of step t, (1, N, 1), zero where there is no step; or the constant (P, N, Q)."""
+def projection(stream, fixed, b, group, t, kind, states, FOURS: tl.constexpr, N: tl.constexpr):
+    """B or C of step t, (1, N, 1), zero where there is no step; or the constant (P, N, Q). FOURS: four states an access."""
     if fixed is not None:
         return fixed
     else:
         n = tl.arange(0, N)
         at = stream[0] + b * stream[1] + group * stream[2] + n * stream[3] + t.to(tl.int64) * stream[4]
-        return tl.load(at, mask=(n < states) & (kind != PADDING), other=0.0).to(tl.float32)[None, :, None]
+        if FOURS:
+            at = tl.multiple_of(at, stream[0].dtype.element_ty.primitive_bitwidth // 2)
+            return tl.load(at, mask=kind != PADDING, other=0.0).to(tl.float32)[None, :, None]
+        else:
+            return tl.load(at, mask=(n < states) & (kind != PADDING), other=0.0).to(tl.float32)[None, :, None]
 
 
 @triton.jit
@@ -222,69 +247,3 @@ def before(h, kind, kinds):
         return tl.where(kind == RESET, 0.0, h)
     else:
         return h
-
-
-STREAMS = ("u", "delta", "z", "out", "B", "C")
-STRIDES = ("u_b", "u_d", "u_l", "delta_b", "delta_d", "delta_l", "z_b", "z_d", "z_l", "out_b", "out_d", "out_l")
-STRIDES += ("B_b", "B_g", "B_n", "B_l", "C_b", "C_g", "C_n", "C_l")
-
-
-# longer than 50 lines because of its arguments
-@triton.jit(do_not_specialize_on_alignment=["length", *STREAMS, *STRIDES])
-def scan_forward(
-    u, delta, z, out, B, C, A, D, bias, start, kinds, last, saved,
-    u_b, u_d, u_l, delta_b, delta_d, delta_l, z_b, z_d, z_l, out_b, out_d, out_l,
-    B_b, B_g, B_n, B_l, C_b, C_g, C_n, C_l,
-    length, channels, states, group_channels, blocks, units,
-    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr, STORE_TILED: tl.constexpr,
-    B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr,
-    P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, T: tl.constexpr,
-):  # fmt: skip
-    """Walks the tiles in processed order; stores the output, the state before each tile but the first, and the last one."""
-    length *= UNIT
-    u, delta, out = (u, u_b, u_d, u_l), (delta, delta_b, delta_d, delta_l), (out, out_b, out_d, out_l)
-    B, C = (B, B_b, B_g, B_n, B_l), (C, C_b, C_g, C_n, C_l)
-    if z is not None:
-        z = (z, z_b, z_d, z_l)
-    b, unit, group, channel, inside = program_place(blocks, units, group_channels, P, Q)
-    rate = decay_rate(A, channel, inside, states, N)
-    skip = None
-    shift = None
-    B_fixed = None
-    C_fixed = None
-    if D is not None:
-        skip = vector(D, channel, inside)
-    if bias is not None:
-        shift = vector(bias, channel, inside)
-    if B_CONSTANT:
-        B_fixed = constant(B, channel, inside, states, N)
-    if C_CONSTANT:
-        C_fixed = constant(C, channel, inside, states, N)
-    tiles = tl.cdiv(length, T)
-    h = load_states(start, b, channel, inside, states, N)
-    for tile in range(tiles):
-        if saved is not None:
-            state = saved_states(saved, b, tile, tiles, channels, states)
-            store_states(state, 0, channel, inside & (tile > 0), states, h)
-        t0 = tile_start(tile, length, REVERSE, T)
-        kind = kinds_of(kinds, b, t0, length, REVERSE, T)
-        us = load_rows(u, kinds, kind, b, channel, inside, t0, length, REVERSE, UNIT, T)
-        raws = load_rows(delta, kinds, kind, b, channel, inside, t0, length, REVERSE, UNIT, T)
-        if z is not None:
-            gates = load_rows(z, kinds, kind, b, channel, inside, t0, length, REVERSE, UNIT, T)
-        ys = ()
-        for i in tl.static_range(T):
-            B_t = projection(B, B_fixed, b, group, t0 + place_of(i, REVERSE, T), kind[i], states, N)
-            C_t = projection(C, C_fixed, b, group, t0 + place_of(i, REVERSE, T), kind[i], states, N)
-            dt = time_step(raws[i] if shift is None else raws[i] + shift, kind[i], SOFTPLUS)
-            decay = tl.exp2(dt[:, None, :] * rate)
-            h = decay * before(h, kind[i], kinds) + (dt * us[i])[:, None, :] * B_t
-            y = tl.sum(h * C_t, 1)
-            if skip is not None:
-                y += skip * us[i]
-            if z is not None:
-                y *= gates[i] * sigmoid(gates[i])
-            ys = ys + (y,)
-        store_rows(out, ys, kind, b, channel, inside, t0, length, REVERSE, UNIT, STORE_TILED, T)
-    if last is not None:
-        store_states(last, b, channel, inside, states, h)

@@ -8,7 +8,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
+
+from bench.gpu import sass
+from tests.support.cuda_host import flow
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -33,6 +36,8 @@ class Case:
     budget: dict[str, tuple[int, int]]  # by kernel: registers and bytes of local memory a thread on sm_90, at most
     main: bool = False  # compiled for every target in the default suite, not for sm_90 alone
     slow: bool = False  # not compiled in the default suite
+    # By kernel of the scan with 16 states in a thread: instructions for each element-state of 192 steps on sm_90, at most.
+    whole: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -87,3 +92,12 @@ def read(name: str, kernel: Any, target: GPUTarget) -> Compiled:
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     return Compiled(name, binary, found["REG"], found["STACK"] + found["LOCAL"])
+
+
+def whole_count(binary: bytes) -> float:
+    """Instructions of the one kernel of a cubin, a scan's, for each element-state of 192 steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(binary)
+        (kernel,) = sass.kernels(cubin).values()
+    return flow.whole_count(kernel, 192)

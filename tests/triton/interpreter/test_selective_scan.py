@@ -46,6 +46,41 @@ def test_states(states):
     check(scan_problem(1, 5, 9, states))
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "length"), [(torch.float32, 20), (torch.bfloat16, 16), (torch.bfloat16, 11)], ids=str
+)
+def test_sixteen_states_that_are_read_by_fours(dtype, length, packed, reverse):
+    problem = scan_problem(2, 6, length, 16, dtype=dtype, groups=(2, 1))
+    assert triton_impl.fours(16, problem["B"], problem["C"])
+    check(problem, reverse=reverse, seq_idx=packed_index(2, length) if packed else None)
+
+
+@pytest.mark.parametrize("length", [8, 12, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_tiles_in_accesses_of_16_bytes(dtype, length, reverse):
+    problem = scan_problem(1, 6, length, 5, dtype=dtype, order="bdl")
+    assert triton_impl.tiling(problem["u"]) == (
+        1 if dtype == torch.bfloat16 and length > 8 else 16 // dtype.itemsize,
+        True,
+    )
+    check(problem, reverse=reverse)
+
+
+def test_which_projections_are_read_by_fours():
+    rows = torch.zeros(2, 9, 48)
+    slices = [rows[..., at : at + 16].transpose(1, 2) for at in (0, 4, 16, 2)]
+    assert [triton_impl.fours(16, t) for t in slices] == [True, True, True, False]
+    assert triton_impl.fours(16, slices[0], torch.zeros(6, 16)) and not triton_impl.fours(16, slices[0], slices[3])
+    others = [rows[..., :15].transpose(1, 2), torch.zeros(2, 16, 9), torch.zeros(2, 9, 46)[..., 4:20].transpose(1, 2)]
+    assert not any(triton_impl.fours(t.shape[1], t) for t in others)
+    assert not triton_impl.fours(8, rows[..., :8].transpose(1, 2))
+    half = torch.zeros(2, 9, 48, dtype=torch.bfloat16)
+    assert [triton_impl.fours(16, half[..., at : at + 16].transpose(1, 2)) for at in (4, 2)] == [True, False]
+
+
 @pytest.mark.parametrize("shape", [(2, 70, 4, 4), (1, 20, 9, 64), (3, 1, 3, 2), (1, 37, 12, 16)], ids=str)
 @pytest.mark.parametrize("order", ["bld", "bdl"])
 def test_several_programs(shape, order):
