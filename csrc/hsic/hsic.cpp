@@ -32,7 +32,7 @@ int64_t saved_size(const HsicParams& p) {
   return 4 + 2 * p.samples;
 }
 
-// Whole sides of items are tasks where at most a fifth of the threads' time is idle (18 tasks on 16 threads leave 44 %).
+// Whole sides of items are tasks where a fifth of the threads' time at most is idle; 18 on 16 threads leave 44 %.
 bool fills_threads(int64_t tasks) {
   const int64_t threads = torch::stable::get_num_threads();
   return (tasks + threads - 1) / threads * threads * 4 <= tasks * 5;
