@@ -24,7 +24,7 @@ from bench.gpu.commands import Commands
 from bench.gpu.steps import Outcome, Run, say
 from bench.harness import results
 
-SKIPPABLE = ("build", "sanitizer", "peers", "bench", "tune", "training")
+SKIPPABLE = ("build", "sanitizer", "peers", "bench", "tune", "training", "pipeline")
 
 
 def obstacles() -> list[str]:

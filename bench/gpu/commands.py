@@ -18,8 +18,15 @@ from bench.gpu.steps import Outcome, Step
 # Steps that need the library; where it was not built or does not load, Triton goes on alone.
 NEED_LIBRARY = ("test-*-cuda-*", "memcheck-cuda", "racecheck-cuda")
 SANITIZER = "compute-sanitizer"
-# Packages that the training pipeline imports, and the kernels do not.
+# Packages that the training step imports, and the kernels do not; and those that the commands of the pipeline import besides.
 PIPELINE = ("PIL", "numpy", "rich", "transformers")
+COMMANDS = (*PIPELINE, "jinja2", "matplotlib", "scipy", "sklearn", "tensorboard", "threadpoolctl", "tyro")
+
+
+def absent_packages(names: Sequence[str]) -> str:
+    """The reason why the pipeline cannot run here; empty where it can."""
+    absent = [package for package in names if importlib.util.find_spec(package) is None]
+    return f"the training pipeline needs {', '.join(absent)}, not installed here" if absent else ""
 
 
 class Commands:
@@ -110,10 +117,13 @@ class Commands:
     def _training_step(self, name: str, *words: str) -> Step | str:
         if "training" in self.skip:
             return "--skip names it"
-        absent = [package for package in PIPELINE if importlib.util.find_spec(package) is None]
-        if absent:
-            return f"the training pipeline needs {', '.join(absent)}, not installed here"
-        return Step(name, [sys.executable, "-m", "bench.pipeline.compiled_step", *words])
+        command = [sys.executable, "-m", "bench.pipeline.compiled_step", *words]
+        return absent_packages(PIPELINE) or Step(name, command)
+
+    def _pipeline(self, _: Mapping[str, Outcome]) -> Step | str:
+        """Every command of the pipeline on the card, on a small set."""
+        command = [sys.executable, "-m", "bench.pipeline.whole", "--device", "cuda"]
+        return absent_packages(COMMANDS) or Step("pipeline", command)
 
     @staticmethod
     def _seconds() -> list[str]:

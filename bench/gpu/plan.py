@@ -99,6 +99,7 @@ def all_steps() -> list[Planned]:
         sanitizer_step("racecheck", "cuda", 105, ["load"]),
         sanitizer_step("memcheck", "triton", 60, names_of("triton")),
         Planned("inductor", 105, (COSTS["start"] + COSTS["inductor"],), ("load",)),
+        Planned("pipeline", 105, (COSTS["start"] + COSTS["pipeline"],), ("load",), 2),
     ]
     everything = tuple(step.name for step in steps)
     steps.append(Planned("bench", BENCH_SHARE, (COSTS["start"] + seconds_of_groups(),), everything))

@@ -44,7 +44,7 @@ def malloc_setting(environment: Mapping[str, str] = os.environ) -> str:
 def commit() -> str:
     """Short hash of the checkout, with `-dirty` if a tracked file differs, files written by the benchmark excepted.
 
-    `unknown` where git is not installed or this is no checkout of its own.
+    Where git is not installed or this is no checkout of its own, the value of BDAM_FAST_COMMIT, else `unknown`.
     """
 
     def git(*arguments: str) -> str:
@@ -55,7 +55,8 @@ def commit() -> str:
 
     excluded = [":!bench/results", ":!docs/benchmarks.md", ":!docs/speed.png"]
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *excluded)
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
+    head = git("rev-parse", "--short", "HEAD") or os.environ.get("BDAM_FAST_COMMIT", "unknown")
+    return head + ("-dirty" if changed else "")
 
 
 @lru_cache(maxsize=1)

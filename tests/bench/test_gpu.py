@@ -191,6 +191,8 @@ def test_rows_without_git(monkeypatch):
 
     monkeypatch.setattr(results.subprocess, "run", absent)
     assert results.commit() == "unknown"
+    monkeypatch.setenv("BDAM_FAST_COMMIT", "b5817b1")
+    assert results.commit() == "b5817b1"
 
 
 @pytest.mark.parametrize("words", [["hsic"], ["hsic="], ["fast=cuda"]])
