@@ -119,8 +119,9 @@ def measure_published(device: torch.device, config: Config | None = None, vocabu
     batch = random_batch(config, vocabulary, images)
     milliseconds, _ = measure(config, batch, device, WAYS[0], STEPS // 2, vocabulary)
     median = statistics.median(milliseconds)
+    speed = f"{median:.1f} ms a step, {images / median * 1e3:.0f} images a second"
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
-    return f"published sizes, {images} images: {median:.1f} ms a step, {images / median * 1e3:.0f} images a second, {peak:.0f} MiB"
+    return f"published sizes, {images} images: {speed}, {peak:.0f} MiB"
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The whole pipeline on one device, command by command as a user gives them: `python -m bench.pipeline.whole --device cuda`.
 
 Renders a small set, trains on it, evaluates, measures the disentanglement, builds a gallery and searches it; then evaluates and
-continues the same run on the CPU, where its numbers must be those of the card. `make gpu` runs it; it says what each command took.
+continues the same run on the CPU, where its numbers must be those of the card. `make gpu` runs it; it prints the times.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROTOCOLS = ("dual", "identity", "rerank")
 
 
 def run(words: Sequence[str]) -> str:
-    """The output of `python -m training.WORDS`. Prints its seconds; raises RuntimeError with the end of its output if it fails."""
+    """The output of `python -m training.WORDS`. Prints its seconds; raises RuntimeError with its last words if it fails."""
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", f"training.{words[0]}", *words[1:]], cwd=ROOT, capture_output=True, text=True
