@@ -157,7 +157,7 @@ def _width(name: str, sigma: float | Tensor | None, gaussian: bool, x: Tensor) -
 def _check_raw(
     x: Tensor, y: Tensor, sigma_x: Tensor | None, sigma_y: Tensor | None, gaussian: bool, unbiased: bool
 ) -> None:
-    _check(x, y, ESTIMATORS[unbiased])
+    _check(x, y, ESTIMATORS[int(unbiased)])
     _checks.check_dim(OP, "x", x, "(batch, N, Dx)", 3)
     for name, sigma in (("sigma_x", sigma_x), ("sigma_y", sigma_y)):
         if sigma is not None:
