@@ -97,6 +97,7 @@ def measure_group(group: Group, limits: Machine, stopwatch: timer.Stopwatch) -> 
             for variant in case.variants:
                 if variant.name in timed:
                     timed[variant.name]["peak_mib"] = f"{timer.peak_mib(variant):.1f}"
+                    timed[variant.name]["host_us"] = f"{1e6 * stopwatch.host_seconds(variant.call):.1f}"
         made.append(rows)
     return made
 

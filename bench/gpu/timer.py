@@ -1,4 +1,4 @@
-"""Timing of kernels on a GPU: events around every call, the L2 cache flushed before it, variants in turn."""
+"""Timing of kernels on a GPU: events around every call, queued while it sleeps, from a cold L2 cache, variants in turn."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ WARM_UP = 3
 # A peer slower than SLOW_MS a call gets SLOW_SAMPLES: a loop over thousands of steps takes seconds.
 SLOW_MS = 50.0
 SLOW_SAMPLES = 5
+# The device sleeps so many times as long as the host takes to queue a call before each, and at most LONGEST_SLEEP seconds: else
+# small kernels wait for the host, and the time between the events is the host's (0.3 ms for 60 us of work, on an H200).
+LEAD = 2.0
+LONGEST_SLEEP = 0.02
+# Cycles a second of the clock that a sleep counts; a slower one sleeps longer.
+SLEEP_HERTZ = 2e9
 # Writing this much evicts the L2 cache of any card so far (H200: 50 MiB, B200: 126 MiB).
 FLUSH_BYTES = 256 * 2**20
 COPY_BYTES = 2**30
@@ -46,22 +52,38 @@ class Stopwatch:
     def _event(self) -> Any:
         return torch.cuda.Event(enable_timing=True) if self.device == "cuda" else HostEvent()
 
-    def samples(self, call: Callable[[], object], count: int) -> list[float]:
+    def samples(self, call: Callable[[], object], count: int, lead: float = 0.0) -> list[float]:
         """Times `count` calls, each from a cold cache; all are queued before the first time is read.
 
-        The flush takes longer than the launch of a call's kernels, so that the launches overlap with it and the time between
-        the events is the device's; a call with many small kernels still includes its launches.
+        Args:
+            lead: seconds that the device sleeps before each, in which the host queues the call's kernels.
         """
         pairs = []
         for _ in range(count):
             start, end = self._event(), self._event()
             self._flush.zero_()
+            self._sleep(lead)
             start.record()
             call()
             end.record()
             pairs.append((start, end))
         self.wait()
         return [start.elapsed_time(end) for start, end in pairs]
+
+    def _sleep(self, seconds: float) -> None:
+        if self.device == "cuda" and seconds > 0:
+            torch.cuda._sleep(int(min(seconds, LONGEST_SLEEP) * SLEEP_HERTZ))
+
+    def host_seconds(self, call: Callable[[], object], count: int = WARM_UP) -> float:
+        """Seconds in which the host queues a call on an idle device: the fastest of `count`."""
+        taken = []
+        for _ in range(count):
+            self.wait()
+            started = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - started)
+        self.wait()
+        return min(taken)
 
     def wait(self) -> None:
         """Waits until the device has finished."""
@@ -70,15 +92,18 @@ class Stopwatch:
 
     def measure(self, runs: Sequence[VariantRun], rounds: int, tick: Callable[[str], None]) -> None:
         """Fills the samples of all variants: warm-up, then `rounds` samples each in alternating blocks."""
+        leads = {}
         for run in runs:
             tick(f"warm-up, {run.variant.name}")
-            run.estimate = min(self.samples(run.variant.call, WARM_UP))
+            lead = leads[run.variant.name] = LEAD * self.host_seconds(run.variant.call)
+            run.estimate = min(self.samples(run.variant.call, WARM_UP, lead))
             slow = run.estimate > SLOW_MS and run.variant.kind != "ours"
             run.rounds = min(rounds, SLOW_SAMPLES) if slow else rounds
         while any(len(run.samples) < run.rounds for run in runs):
             for run in runs:
                 missing = min(BLOCK, run.rounds - len(run.samples))
-                run.samples += self.samples(run.variant.call, missing) if missing > 0 else []
+                lead = leads[run.variant.name]
+                run.samples += self.samples(run.variant.call, missing, lead) if missing > 0 else []
 
     def bandwidth(self, size: int = COPY_BYTES) -> float:
         """Bytes per second, read plus written, of a copy far larger than the caches: the fastest of ten."""

@@ -27,8 +27,9 @@ MEASURED = (
     "share_of_bandwidth share_of_limit peak_mib note"
 ).split()
 COLUMNS = (*FACTS, *CASE, *MEASURED)
-# Further columns of rows measured on a GPU: card, driver, copy bandwidth and clock at the time.
-GPU_FACTS = ("gpu", "gpu_memory_gib", "driver", "cuda", "triton", "copy_gb_s", "clock_mhz")
+# Further columns of rows measured on a GPU: card, driver, copy bandwidth and clock at the time; microseconds in which the host
+# queues a call.
+GPU_FACTS = ("gpu", "gpu_memory_gib", "driver", "cuda", "triton", "copy_gb_s", "clock_mhz", "host_us")
 TUNABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 # Ops of bench.pipeline, measured under the environment's own malloc setting: they do not decide which setting a page shows.
 PIPELINE_OPS = ("training", "loading")

@@ -208,7 +208,7 @@ def test_stopwatch_takes_turns_and_shortens_slow_peers(monkeypatch):
     slow = measure.VariantRun(Variant("slow", lambda: calls.append("s")))
     stopwatch().measure([fast, slow], 20, lambda text: None)
     assert len(fast.samples) == len(slow.samples) == 20
-    turns = "".join(calls)[2 * timer.WARM_UP :]
+    turns = "".join(calls)[4 * timer.WARM_UP :]
     assert turns == ("f" * timer.BLOCK + "s" * timer.BLOCK) * 2
     monkeypatch.setattr(timer, "SLOW_MS", -1.0)
     fast.samples.clear(), slow.samples.clear()
@@ -245,8 +245,12 @@ def row(variant, milliseconds, kind, **changes):
 
 
 def test_table_by_hand():
-    case = [row("bdam_fast, cuda", "0.05", "ours", share_of_limit="0.5", peak_mib="1.5")]
-    case += [row("bdam_fast, triton", "0.08", "other"), row("a", "0.2", "eager"), row("b", "0.1", "compiled")]
+    case = [row("bdam_fast, cuda", "0.05", "ours", share_of_limit="0.5", peak_mib="1.5", host_us="7.1")]
+    case += [
+        row("bdam_fast, triton", "0.08", "other"),
+        row("a", "0.2", "eager"),
+        row("b", "0.1", "compiled", host_us="120"),
+    ]
     case += [row("gone", "", "skipped", note="not installed")]
     assert gpu_table.make_line(case) == [
         *(
@@ -259,6 +263,7 @@ def test_table_by_hand():
             "",
             "50%",
             "1.5",
+            "7 / 120",
         )
     ]
     page = gpu_table.make_page(case)

@@ -74,7 +74,7 @@ def leaves(problem: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict
 
 def moved(value: Tensor, device: str) -> Tensor:
     """The same numbers, strides and offset on a device: its whole memory goes there, and the view is made again."""
-    memory = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage()).to(device)
+    memory = torch.empty(0, dtype=value.dtype, device=value.device).set_(value.untyped_storage()).to(device)
     return memory.as_strided(value.shape, value.stride(), value.storage_offset())
 
 

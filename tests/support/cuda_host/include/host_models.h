@@ -9,9 +9,15 @@ namespace bdam_fast::device {
 // The .ftz instructions read and write subnormal numbers as zeros.
 inline float flush(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.f, x) : x; }
 
-inline float ex2(float x) { return flush(std::exp2(flush(x))); }
-inline float lg2(float x) { return std::log2(flush(x)); }
-inline float rcp(float x) { return flush(1.f / flush(x)); }
+// As wrong as the instructions may be: up to `ulps` units in the last place, by the bits of the argument; exact where the
+// hardware is, at powers of two.
+inline float approximate(float x, float y, int ulps) {
+  if (!std::isfinite(y) || y == 0.f || (__float_as_uint(y) & 0x7fffffu) == 0) return y;
+  const int hash = static_cast<int>(__float_as_uint(x) * 2654435761u >> 16) % (2 * ulps + 1) - ulps;
+  return __uint_as_float(__float_as_uint(y) + hash);
+}
+inline float ex2(float x) { return approximate(x, flush(std::exp2(flush(x))), 2); }
+inline float rcp(float x) { return approximate(x, flush(1.f / flush(x)), 1); }
 inline float min_nan(float a, float b) { return a != a || b != b ? NAN : std::fmin(a, b); }
 
 inline uint32_t two_bf16(float low, float high) {
