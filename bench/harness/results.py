@@ -45,8 +45,11 @@ def malloc_setting(environment: Mapping[str, str] = os.environ) -> str:
 def commit() -> str:
     """Short hash of the checkout, with `-dirty` if a tracked file differs, files written by the benchmark excepted.
 
-    Where git is not installed or this is no checkout of its own, the value of BDAM_FAST_COMMIT, else `unknown`.
+    BDAM_FAST_COMMIT replaces it on a machine to which the files alone were copied; `unknown` where git is not installed or this
+    is no checkout of its own.
     """
+    if given := os.environ.get("BDAM_FAST_COMMIT"):
+        return given
 
     def git(*arguments: str) -> str:
         try:
@@ -56,8 +59,7 @@ def commit() -> str:
 
     excluded = [":!bench/results", ":!docs/benchmarks.md", ":!docs/speed.png"]
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *excluded)
-    head = git("rev-parse", "--short", "HEAD") or os.environ.get("BDAM_FAST_COMMIT", "unknown")
-    return head + ("-dirty" if changed else "")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 @lru_cache(maxsize=1)
