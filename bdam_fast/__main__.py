@@ -14,8 +14,16 @@ SUPPORT = (
     ("CPU, aarch64", "cpu", "run under emulation (Linux, NEON); on no such processor yet"),
     ("CPU, macOS arm64", "cpu", "compiled by Clang for macOS 11, without Apple's libraries; not run yet"),
     ("CPU, others", "cpu", "portable vectors; not run yet"),
-    ("NVIDIA GPU", "cuda", "not run on a GPU yet; compiled with nvcc 13.0; run on a CPU, under an emulation of CUDA"),
-    ("NVIDIA GPU", "triton", "not run on a GPU yet; compiled by Triton; run on a CPU, under Triton's interpreter"),
+    (
+        "NVIDIA GPU",
+        "cuda",
+        "run on an H200, all tests; compiled by nvcc 13.0 for sm_80 to sm_120; run on a CPU, under an emulation of CUDA",
+    ),
+    (
+        "NVIDIA GPU",
+        "triton",
+        "run on an H200, a sample of the tests; compiled for sm_80, 90 and 100; run under Triton's interpreter",
+    ),
     ("AMD GPU", "triton", "not run on a GPU yet; compiled by Triton for gfx942"),
 )
 

@@ -25,6 +25,7 @@ CHOICES = {
         64,
     ),  # CUDA: channels of a block of the backward, of 8 or 12 warps a multiprocessor
     "selective_scan.saved_steps": (8, 16),  # CUDA: steps between saved states
+    "hsic.features": (16, 32, 64),  # Triton: features that problems of up to 64 samples multiply at a time
 }
 _override: dict[str, int] = {}
 

@@ -140,7 +140,7 @@ class Commands:
         return Step(name, command, environment)
 
     def _sanitizer(self, name: str, tool: str, backend: str) -> Step | str:
-        """A sample of the small cases; racecheck those of the CUDA kernels with channels and groups.
+        """A sample of the small cases, as many as the share allows.
 
         Every tensor is an allocation of its own (PyTorch's cache would hide accesses between two), and the references run on
         the CPU, so that only our kernels are checked.
@@ -152,8 +152,8 @@ class Commands:
         environment |= {"BDAM_FAST_GPU_SAMPLE": "1"}
         command = f"{SANITIZER} --tool {tool} --error-exitcode 9 --target-processes application-only".split()
         command += [sys.executable, "-m", "pytest", "tests/gpu", "-m", "sanitize", "-x", "-p", "no:cacheprovider"]
-        chosen = ["-k", "channels or packed"] if tool == "racecheck" else []
-        return Step(name, [*command, *chosen], environment)
+        few = {"racecheck-cuda": ["-k", "channels or packed"], "memcheck-triton": ["-k", "orders or packed"]}
+        return Step(name, [*command, *few.get(name, [])], environment)
 
     def _bench(self, done: Mapping[str, Outcome]) -> Step | str:
         """The backends that were tested, without the cases whose tests failed."""

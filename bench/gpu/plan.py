@@ -17,7 +17,7 @@ from bench.gpu.processes import COSTS, MEASURED, PROCESSES, name_of, names_of
 IN_PROCESS = ("checks", "pack")
 CORES = 16
 TOTAL = 540.0
-BENCH_SHARE = 150.0
+BENCH_SHARE = 130.0
 # Of the benchmark's share, for its start and its table.
 BENCH_END = 15.0
 
@@ -67,7 +67,7 @@ def steps_of_tests(backend: str, share: float, after: str) -> list[Planned]:
 
 def sanitizer_step(tool: str, backend: str, share: float, after: Sequence[str]) -> Planned:
     """compute-sanitizer's step; Triton's kernels come from the cache that the tests have filled."""
-    tests = COSTS["sanitized"][f"{tool}-{backend}"] * COSTS["sanitized_seconds"]
+    tests = COSTS["sanitized"][f"{tool}-{backend}"] * COSTS["sanitized_seconds"][tool]
     return Planned(f"{tool}-{backend}", share, (tests + COSTS["start"],), tuple(after))
 
 
@@ -95,16 +95,16 @@ def all_steps() -> list[Planned]:
         Planned("peers", 300, tuple(COSTS["peers"]), start, 12, COSTS["link"], nice=True),
         Planned("load", 25, (COSTS["start"],), ("build",)),
         *steps_of_tests("cuda", 90, "load"),
-        sanitizer_step("memcheck", "cuda", 105, ["load"]),
-        sanitizer_step("racecheck", "cuda", 105, ["load"]),
-        sanitizer_step("memcheck", "triton", 60, names_of("triton")),
-        Planned("inductor", 105, (COSTS["start"] + COSTS["inductor"],), ("load",)),
-        Planned("pipeline", 105, (COSTS["start"] + COSTS["pipeline"],), ("load",), 2),
+        sanitizer_step("memcheck", "cuda", 125, ["load"]),
+        sanitizer_step("racecheck", "cuda", 125, ["load"]),
+        sanitizer_step("memcheck", "triton", 80, names_of("triton")),
+        Planned("inductor", 125, (COSTS["inductor"], COSTS["inductor"]), ("load",), 2, COSTS["start"]),
+        Planned("pipeline", 125, (COSTS["start"] + COSTS["pipeline"],), ("load",), 2),
     ]
     everything = tuple(step.name for step in steps)
     steps.append(Planned("bench", BENCH_SHARE, (COSTS["start"] + seconds_of_groups(),), everything))
-    steps.append(Planned("tune", 30, (COSTS["start"] + COSTS["tune"],), ("bench",)))
-    steps.append(Planned("training", 40, (COSTS["start"] + COSTS["training"],), ("tune",)))
+    steps.append(Planned("tune", 20, (COSTS["start"] + COSTS["tune"],), ("bench",)))
+    steps.append(Planned("training", 50, (COSTS["start"] + COSTS["training"],), ("tune",)))
     steps.append(Planned("pack", 5, (COSTS["pack"],), ("training",)))
     return steps
 

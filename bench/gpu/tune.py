@@ -24,7 +24,7 @@ from bench.gpu.steps import say
 from bench.harness import measure
 from bench.harness.case import Variant, relative_error
 from bench.harness.measure import VariantRun
-from bench.ops import causal_conv1d, selective_scan
+from bench.ops import causal_conv1d, hsic, selective_scan
 
 # A size replaces the default if it is faster by more than this share: less is noise.
 MARGIN = 0.02
@@ -48,9 +48,15 @@ def conv_call(shape: tuple[int, int, int], device: str = "cuda") -> Call:
     return problem.variant("", "forward+backward", partial(causal_conv1d.run_conv, backend="triton")).call
 
 
+def hsic_call(shape: tuple[int, int, int], device: str = "cuda") -> Call:
+    """Forward and backward of the Gaussian hsic of 64 samples, of as many problems as the shape has batch items."""
+    tensors = hsic.inputs((shape[0], 64, 768), torch.float32, device)
+    return hsic.runner(partial(hsic.run_hsic, backend="triton"), tensors, 768**0.5, "forward+backward")
+
+
 # By backend, sizes in the order in which they are measured: each with the best of those before it.
 CALLS: dict[str, dict[str, Callable[..., Call]]] = {
-    "triton": {"selective_scan.states": scan_call, "causal_conv1d.tile": conv_call},
+    "triton": {"selective_scan.states": scan_call, "causal_conv1d.tile": conv_call, "hsic.features": hsic_call},
     "cuda": {
         "selective_scan.block_channels": partial(scan_call, backend="cuda"),
         "selective_scan.saved_steps": partial(scan_call, backend="cuda"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from bench.harness.results import ROOT
 from bench.pipeline import full_size_step
 from bench.pipeline.full_size_step import random_batch
 from training.config import Config
@@ -124,19 +126,32 @@ def measure_published(device: torch.device, config: Config | None = None, vocabu
     return f"published sizes, {images} images: {speed}, {peak:.0f} MiB"
 
 
+def compile_ways() -> int:
+    """Runs every way with a compiler once, each in a process of its own; the largest of their exit codes."""
+    command = [sys.executable, "-m", "bench.pipeline.compiled_step", "--compile", "--way"]
+    processes = [subprocess.Popen([*command, str(number)], cwd=ROOT) for number in range(1, len(WAYS))]
+    return max(process.wait() for process in processes)
+
+
 def main() -> None:
     """Measures all ways; exits with code 1 if one of them failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.pipeline.compiled_step", description=__doc__)
     parser.add_argument(
-        "--compile", action="store_true", help="run each way once, so that the compiler's caches are filled"
+        "--compile",
+        action="store_true",
+        help="run the ways once, side by side, so that the compiler's caches are filled",
     )
+    parser.add_argument("--way", type=int, choices=range(1, len(WAYS)), help="with --compile: this way only")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("training: there is no GPU that this PyTorch can use")
+    if options.compile and options.way is None:
+        sys.exit(compile_ways())
     config, device = get_recipe("synthetic"), select_device("cuda")
     batch = random_batch(config, VOCABULARY, config.data.ids_per_batch * config.data.images_per_id)
     steps = 1 if options.compile else STEPS
-    _, problems = compare(WAYS, lambda way: measure(config, batch, device, way, steps))
+    ways = WAYS if options.way is None else WAYS[options.way :][:1]
+    _, problems = compare(ways, lambda way: measure(config, batch, device, way, steps))
     if not options.compile:
         print(measure_published(device), flush=True)
     sys.exit("\n".join(problems) if problems else 0)

@@ -63,7 +63,7 @@ def test_every_kernel_stays_within_its_budget():
 
 def test_the_budget_of_whole_scans():
     """Instructions for an element-state at vision models' lengths, in any memory order, and of the passes over chunks."""
-    most = {"forward": 11, "backward": 25, "state": 6, "carry": 8, "half": 29, "narrow": 27, "narrow, half": 31}
+    most = {"forward": 11, "backward": 25, "state": 6.1, "carry": 8, "half": 29, "narrow": 27, "narrow, half": 31}
     found = Counter()
     for name, row in json.loads(nvcc.BUDGET.read_text()).items():
         for what, value in row.items():
@@ -91,7 +91,7 @@ def kind_of_scan(name: str) -> str:
 # Without the element-by-element code at the edges, which whole tiles branch over, the backward takes 20.9 instead of 21.4.
 USUAL = {
     "device::scan_forward<__nv_bfloat16, 16, 1, (device::Access)0, (device::Pass)0, (device::Case)0>": (128, 2, 10, 16),
-    "device::scan_backward<__nv_bfloat16, 4, 4, 4, 4, (device::Access)0, (device::Case)0, 1>": (128, 1, 21.5, 8),
+    "device::scan_backward<__nv_bfloat16, 4, 4, 4, 4, (device::Access)0, (device::Case)0, 1>": (128, 1, 22, 8),
     "device::scan_backward<__nv_bfloat16, 2, 4, 4, 2, (device::Access)0, (device::Case)0, 1>": (64, 1, 25, 12),
 }
 

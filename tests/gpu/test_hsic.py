@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import bdam_fast
+from bdam_fast import _tuning
 from bdam_fast.ops.hsic.reference import median_sigma
 from tests.support.gpu import (
     DEVICE,
@@ -39,6 +40,15 @@ def test_samples(kernel, estimator, dtype, samples, backend):
     for widths in ((40, 23), (3, 130)):
         make = {"batch": (2,), "dtype": dtype}
         check(OP, backend, samples, *widths, make=make, kernel=kernel, estimator=estimator)
+
+
+@backends
+@pytest.mark.parametrize("features", _tuning.CHOICES["hsic.features"][1:])
+@kinds
+def test_sizes_that_a_card_s_table_may_hold(kernel, estimator, features, backend):
+    with _tuning.fixed({"hsic.features": features}):
+        for samples in (20, 64):
+            check(OP, backend, samples, 130, 70, make={"batch": (2,)}, kernel=kernel, estimator=estimator)
 
 
 @small

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from bdam_fast import _tuning
 from bdam_fast.ops.hsic import triton_impl
 from bdam_fast.ops.hsic.reference import median_sigma
 from tests.support.operators import same_bits
@@ -29,6 +30,19 @@ def test_few_samples(monkeypatch, kernel, estimator, samples):
     check(*pair(samples, 20, 23), kernel=kernel, estimator=estimator)
     sigmas = {"sigma_x": 0.7, "sigma_y": 1.9} if kernel == "rbf" else {}
     check(*pair(samples, 1, 37), kernel=kernel, estimator=estimator, **sigmas)
+
+
+@pytest.mark.parametrize(("kernel", "estimator"), KINDS)
+@pytest.mark.parametrize("features", _tuning.CHOICES["hsic.features"][1:])
+def test_every_size_that_a_card_s_table_may_hold(features, kernel, estimator):
+    """Blocks of fewer samples than features take as many features as samples."""
+    with _tuning.fixed({"hsic.features": features}):
+        for samples in (9, 31, 64):
+            for most in (32, 64):
+                flags = triton_impl._small_flags(torch.empty(1, samples, 3), kernel == "rbf", False, most)
+                assert flags["BLOCK_K"] == min(features, flags["BLOCK"], most)
+            check(*pair(samples, 70, 37), kernel=kernel, estimator=estimator)
+        assert triton_impl._small_flags(torch.empty(1, 100, 3), False, False, 64)["BLOCK_K"] == 16
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
