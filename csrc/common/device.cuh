@@ -81,8 +81,9 @@ inline void check_started(const char* kernel, cudaError_t error) {
 // --- single instructions
 
 #ifndef BDAM_CUDA_HOST
-// 2^x to 2 ulp, 1 / x to 1 ulp; subnormal numbers are zeros. There is no logarithm: lg2.approx is right to 2^-22 absolutely
-// where its argument is near 1, and a softplus by it to 2e-4 of a step of 0.001 (measured on an H200: 8e-6 of an output).
+// 2^x to 2 ulp, 1 / x to 1 ulp; subnormal numbers are zeros. There is no logarithm: lg2.approx is right to 2^-22
+// absolutely where its argument is near 1, and a softplus by it to 2e-4 of a step of 0.001 (measured on an H200: 8e-6
+// of an output).
 BDAM_DEVICE float ex2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -238,8 +239,8 @@ BDAM_DEVICE void store(T* p, const float (&r)[V]) {
 
 // --- functions of the operators
 
-// softplus is max(x, 0) + log(1 + t), t = e^-|x|: a polynomial for log(1 + t) / t on [0, 1] (3e-7 relative in float32), which
-// leaves small steps their digits, and takes no second special function. Right at +-inf, NaN for NaN.
+// softplus is max(x, 0) + log(1 + t), t = e^-|x|: a polynomial for log(1 + t) / t on [0, 1] (3e-7 relative in float32),
+// which leaves small steps their digits, and takes no second special function. Right at +-inf, NaN for NaN.
 BDAM_DEVICE float softplus_of(float x, float t) {
   float p = fmaf(t, -0.0085392045f, 0.044089615f);
   p = fmaf(t, fmaf(t, fmaf(t, p, -0.10768169f), 0.1774524f), -0.24495462f);

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.harness import report, results, targets
+from bench.harness import gpu_table, report, results, targets
 from bench.harness.machine import Machine
 from bench.pipeline import training
 
@@ -121,6 +121,8 @@ def test_committed_pages_and_plot_are_those_of_the_committed_rows(tmp_path, monk
     monkeypatch.setattr(sys, "argv", ["report", *words])
     report.main()
     for path in rows:
+        if gpu_table.has_gpu_rows(path):
+            gpu_table.write_page(tmp_path / path.name)
         assert (tmp_path / path.name).with_suffix(".md").read_text() == path.with_suffix(".md").read_text()
     section = (results.ROOT / "docs/benchmarks.md").read_text().partition(report.BEGIN)[2].partition(report.END)[0]
     assert (

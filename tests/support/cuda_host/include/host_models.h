@@ -9,8 +9,8 @@ namespace bdam_fast::device {
 // The .ftz instructions read and write subnormal numbers as zeros.
 inline float flush(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.f, x) : x; }
 
-// As wrong as the instructions may be: up to `ulps` units in the last place, by the bits of the argument; exact where the
-// hardware is, at powers of two.
+// As wrong as the instructions may be: up to `ulps` units in the last place, by the bits of the argument; exact where
+// the hardware is, at powers of two.
 inline float approximate(float x, float y, int ulps) {
   if (!std::isfinite(y) || y == 0.f || (__float_as_uint(y) & 0x7fffffu) == 0) return y;
   const int hash = static_cast<int>(__float_as_uint(x) * 2654435761u >> 16) % (2 * ulps + 1) - ulps;
