@@ -123,6 +123,12 @@ BDAM_DEVICE void cp_async(void* shared, const void* global) {
                  "l"(global), "n"(Bytes)
                  : "memory");
 }
+// Begins a copy of the first `bytes` of 16 aligned bytes; the others become zeros and are not read.
+BDAM_DEVICE void cp_async_part(void* shared, const void* global, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
+               "l"(global), "r"(bytes)
+               : "memory");
+}
 BDAM_DEVICE void cp_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 // D (16 x 8) += A (16 x 8) B (8 x 8) of a warp; the low 13 bits of the factors are ignored. Lane l holds of A rows l /
 // 4 and l / 4 + 8 in columns l % 4 (a0, a1) and l % 4 + 4 (a2, a3); of B column l / 4 in rows l % 4 and l % 4 + 4; of D

@@ -30,8 +30,7 @@ struct BackwardRows {
     const TwoPointers x = own_pointers<Layout>(shared, 0), y = own_pointers<Layout>(shared, 1);
     const T* const words[] = {later(x.first, p.u, first) - place, later(x.second, p.delta, first) - place,
                               later(y.first, p.z, first) - place, later(y.second, p.dout, first) - place};
-    Rows<T>::copy(own(), Layout::kRaw, words, place, direction, at.steps - first,
-                  Rows<T>::inside(first, at.steps, direction));
+    Rows<T>::copy(own(), Layout::kRaw, words, place, direction, at.steps - first, Rows<T>::inside(first, at.steps));
   }
   // The steps of a half tile
   BDAM_DEVICE void read(int half, float (&u)[V], float (&x)[V], float (&z)[V], float (&go)[V]) const {

@@ -158,8 +158,9 @@ struct Projections {
 enum class Access { channel_vectors, time_vectors, rows, scalar };
 
 // Steps of a channel that lie side by side in memory, upwards or (direction -1) downwards, from any element on: a tile
-// of them lies in kWords aligned words of 16 bytes, which are copied whole. Only words that hold one of the steps are
-// read, so that no read leaves the tensor by more than the alignment of all memory.
+// of them lies in kWords aligned words of 16 bytes, which are copied: upwards the bytes that hold its steps and what
+// lies before them in the first word, downwards whole words. No read leaves the tensor by more than the alignment of
+// all memory.
 template <class T>
 struct Rows {
   static constexpr int kWide = 16 / sizeof(T), kWords = kCudaTile / kWide + 1, kElements = kWords * kWide;
@@ -170,17 +171,25 @@ struct Rows {
     const int odd = static_cast<int>(reinterpret_cast<uintptr_t>(lowest) / sizeof(T) % kWide);
     return direction > 0 ? odd : odd + kCudaTile - 1;
   }
-  // True if all words of the tile from step `first` on lie within the row.
-  BDAM_DEVICE static bool inside(int first, int length, int direction) {
-    return direction > 0 ? first + kCudaTile + kWide <= length : first >= kWide && first + kCudaTile <= length;
-  }
+  // True if all words of the tile from step `first` on, which go downwards, lie within the row.
+  BDAM_DEVICE static bool inside(int first, int length) { return first >= kWide && first + kCudaTile <= length; }
   // Begins to copy a tile of N tensors, `plane` elements apart, of which `count` steps exist.
   template <int N>
   BDAM_DEVICE static void copy(T* shared, int plane, const T* const (&words)[N], int place, int direction, int count,
                                bool inside) {
-    if (inside) {
+    if (direction > 0) {
+      // Only bytes of steps that exist, so that no tile is a special one and an aligned one asks for no last word.
+      if (count <= 0) return;
+      const int bytes = (place + (count < kCudaTile ? count : kCudaTile)) * static_cast<int>(sizeof(T));
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        const int rest = bytes - 16 * w, part = rest < 0 ? 0 : rest < 16 ? rest : 16;
+#pragma unroll
+        for (int q = 0; q < N; ++q) cp_async_part(shared + q * plane + w * kWide, words[q] + w * kWide, part);
+      }
+    } else if (inside) {
       // No step of an aligned tile lies in the last word: the one before is read again, which takes less than a branch.
-      const int last = (place == (direction > 0 ? 0 : kCudaTile - 1) ? kWords - 2 : kWords - 1) * kWide;
+      const int last = (place == kCudaTile - 1 ? kWords - 2 : kWords - 1) * kWide;
 #pragma unroll
       for (int q = 0; q < N; ++q) {
 #pragma unroll
@@ -191,7 +200,7 @@ struct Rows {
       int e = place;
       asm volatile("" : "+r"(e)::"memory");  // else pointers to it would be kept over the whole walk
 #pragma unroll 1
-      for (int t = 0; t < kCudaTile && t < count; ++t, e += direction)
+      for (int t = 0; t < kCudaTile && t < count; ++t, --e)
 #pragma unroll
         for (int q = 0; q < N; ++q) cp_async<sizeof(T)>(shared + q * plane + e, words[q] + e);
     }

@@ -281,7 +281,7 @@ struct RowStage {
   BDAM_DEVICE void fetch(T* stage, int first, int length) {
     if (threadIdx.x % LN == 0 && own < count)
       Row::copy(stage + own * Row::kElements, kPlane, source, place, direction, length - first,
-                Row::inside(first, length, direction));
+                Row::inside(first, length));
 #pragma unroll
     for (int q = 0; q < kRead; ++q) source[q] += direction * kTile;
   }

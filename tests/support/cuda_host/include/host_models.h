@@ -37,6 +37,13 @@ inline void cp_async(void* shared, const void* global) {
   std::memset(shared, 0xff, Bytes);
   host_cuda::state.current->copies.push_back({shared, global, Bytes});
 }
+inline void cp_async_part(void* shared, const void* global, int bytes) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0)
+    host_cuda::fail("%s: cp_async_part is not aligned", host_cuda::state.kernel);
+  if (bytes < 0 || bytes > 16) host_cuda::fail("%s: cp_async_part of %d bytes", host_cuda::state.kernel, bytes);
+  std::memset(shared, 0xff, 16);
+  host_cuda::state.current->copies.push_back({shared, global, static_cast<size_t>(bytes)});
+}
 inline void cp_async_wait() {
   auto& copies = host_cuda::state.current->copies;
   for (const host_cuda::Copy& c : copies) std::memcpy(c.to, c.from, c.bytes);
