@@ -1,5 +1,6 @@
 """The training step that `make gpu` times, on the CPU: with another compiler, and with ways that fail."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -39,6 +40,27 @@ def test_the_compiled_step_is_measured_and_has_the_same_losses(config, capsys):
     medians, problems = compiled_step.compare(ways, measure)
     assert problems == [] and medians.keys() == {"eager", "compiled"} and compiled == ["", "aot_eager"]
     assert capsys.readouterr().out.splitlines()[-1].startswith("fastest: ")
+
+
+def test_the_published_sizes_are_measured(config, monkeypatch):
+    monkeypatch.setattr(compiled_step, "STEPS", 4)
+    said = compiled_step.measure_published(CPU, config, 50)
+    assert re.fullmatch(r"published sizes, 6 images: \d+\.\d ms a step, \d+ images a second, 0 MiB", said)
+
+
+def test_the_ways_with_a_compiler_are_compiled_side_by_side(monkeypatch):
+    started = []
+
+    class Process:
+        def __init__(self, command, cwd):
+            started.append(command[-3:])
+
+        def wait(self):
+            return len(started) - 1
+
+    monkeypatch.setattr(compiled_step.subprocess, "Popen", Process)
+    assert compiled_step.compile_ways() == 1
+    assert started == [["--compile", "--way", "1"], ["--compile", "--way", "2"]]
 
 
 def test_the_way_reaches_the_compiler(config, monkeypatch):
