@@ -22,7 +22,7 @@ SOURCE = ROOT / "tests/support/triton/stub_driver.c"
 def kernels() -> set[str]:
     """Names of the kernels in the sources; the other functions are parts of them."""
     sources = (ROOT / "bdam_fast/ops").glob("*/triton_kernels*.py")
-    return {name for path in sources for name in re.findall(r"def (\w+_kernel|scan_\w+ward)\(", path.read_text())}
+    return {name for path in sources for name in re.findall(r"def (\w+_kernel|scan_\w+)\(", path.read_text())}
 
 
 def test_every_kernel_is_bound_compiled_and_launched(tmp_path: Path) -> None:
@@ -47,5 +47,7 @@ def test_every_kernel_is_bound_compiled_and_launched(tmp_path: Path) -> None:
     assert found == [5] * 4
     found = [compiled[name] for name in ("scan_forward", "forward_kernel", "scan_backward", "backward_kernel")]
     assert found == [1, 2, 1, 2]
+    # The longest of them is cut in chunks.
+    assert [(names.count(name), compiled[name]) for name in ("scan_chunks", "scan_gradient_chunks")] == [(1, 1)] * 2
     # 17 and 32 samples are one variant, linear or Gaussian, and so are 130 and 200.
     assert compiled["small_forward_kernel"] == 2 and compiled["sums_kernel"] == compiled["gradient_kernel"] == 1

@@ -19,6 +19,7 @@ from ..._triton import LOG2E, rounded, softplus
 RESET = tl.constexpr(1)
 PADDING = tl.constexpr(2)
 LOWEST = tl.constexpr(-3.4e38)
+CHUNKS = ("chunks", "chunk_tiles", "entered")  # compiled once for all their values
 
 
 @triton.constexpr_function
@@ -34,20 +35,33 @@ def steps_at_once(dtype, T):
 
 
 @triton.jit
-def program_place(blocks, units, group_channels, P: tl.constexpr, Q: tl.constexpr):
-    """Batch item, unit and group of this program, its channels (P, Q) and which of them exist."""
+def program_place(blocks, units, chunks, group_channels, P: tl.constexpr, Q: tl.constexpr):
+    """Row of all batch items' chunks, batch item, chunk, unit and group of this program, its channels (P, Q).
+
+    And which of the channels exist.
+    """
     program = tl.program_id(0)
+    row = program // units
     unit = program % units
     group = unit // blocks
     offset = tl.arange(0, P)[:, None] * Q + tl.arange(0, Q)[None, :]
     local = (unit % blocks) * (P * Q) + offset
     return (
-        (program // units).to(tl.int64),
+        row.to(tl.int64),
+        (row // chunks).to(tl.int64),
+        row % chunks,
         unit,
         group,
         (group * group_channels + local).to(tl.int64),
         local < group_channels,
     )
+
+
+@triton.jit
+def tiles_of(chunk, chunk_tiles, length, T: tl.constexpr):
+    """The first tile of a chunk, and the one after its last."""
+    first = chunk * chunk_tiles
+    return first, tl.minimum(first + chunk_tiles, tl.cdiv(length, T))
 
 
 @triton.jit

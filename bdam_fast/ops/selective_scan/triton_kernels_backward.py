@@ -5,6 +5,7 @@ import triton.language as tl
 
 from ..._triton import LN2, sigmoid
 from .triton_kernels import (
+    CHUNKS,
     PADDING,
     before,
     constant,
@@ -20,6 +21,7 @@ from .triton_kernels import (
     store_rows,
     store_states,
     tile_start,
+    tiles_of,
     time_step,
     vector,
 )
@@ -113,22 +115,24 @@ STRIDES += ("B_b", "B_g", "B_n", "B_l", "C_b", "C_g", "C_n", "C_l")
 
 
 # longer than 50 lines because of its arguments, and because the sums of a step stand in one loop
-@triton.jit(do_not_specialize_on_alignment=["length", *STREAMS, *STRIDES])
+@triton.jit(do_not_specialize=CHUNKS, do_not_specialize_on_alignment=["length", *STREAMS, *STRIDES])
 def scan_backward(
-    dout, u, delta, z, du, ddelta, dz, B, C, A, D, bias, dlast, start, kinds, saved, dstart,
+    dout, u, delta, z, du, ddelta, dz, B, C, A, D, bias, behind, start, kinds, saved, dstart,
     sum_A, sum_B, sum_C, sum_D, sum_bias,
     dout_b, dout_d, dout_l, u_b, u_d, u_l, delta_b, delta_d, delta_l, z_b, z_d, z_l,
     du_b, du_d, du_l, ddelta_b, ddelta_d, ddelta_l, dz_b, dz_d, dz_l,
     B_b, B_g, B_n, B_l, C_b, C_g, C_n, C_l,
-    length, channels, states, group_channels, blocks, units,
+    length, channels, states, group_channels, blocks, units, chunks, chunk_tiles, entered,
     SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr, STORE_TILED: tl.constexpr,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr, FOURS: tl.constexpr,
     P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Walks the tiles from the last processed one: its states again from the saved one, then the steps in reverse.
+    """Walks a chunk's tiles from the last processed one: its states again from the saved one, then the steps in reverse.
 
     What only the second needs is loaded after the first, and a step's part of dB and dC is stored at once: held for longer it
     would be spilled (sm_90: 2.8 and 0.6 instructions a state and step more).
+
+    behind: the gradient of the state after each chunk; entered: 0 where all of them are zero, and `behind` is not read.
     """
     length *= UNIT
     dout, u, delta = (dout, dout_b, dout_d, dout_l), (u, u_b, u_d, u_l), (delta, delta_b, delta_d, delta_l)
@@ -136,7 +140,8 @@ def scan_backward(
     B, C = (B, B_b, B_g, B_n, B_l), (C, C_b, C_g, C_n, C_l)
     if z is not None:
         z, dz = (z, z_b, z_d, z_l), (dz, dz_b, dz_d, dz_l)
-    b, unit, group, channel, inside = program_place(blocks, units, group_channels, P, Q)
+    row, b, chunk, unit, group, channel, inside = program_place(blocks, units, chunks, group_channels, P, Q)
+    first, end = tiles_of(chunk, chunk_tiles, length, T)
     rate = decay_rate(A, channel, inside, states, N)
     skip = None
     shift = None
@@ -150,7 +155,7 @@ def scan_backward(
         B_fixed = constant(B, channel, inside, states, N)
     if C_CONSTANT:
         C_fixed = constant(C, channel, inside, states, N)
-    dh = load_states(dlast, b, channel, inside, states, N)
+    dh = load_states(behind, row, channel, inside & (entered > 0), states, N)
     dA = tl.zeros((P, N, Q), tl.float32)
     dB = tl.zeros((P, N, Q), tl.float32)
     dC = tl.zeros((P, N, Q), tl.float32)
@@ -158,8 +163,7 @@ def scan_backward(
     dbias = tl.zeros((P, Q), tl.float32)
     zero = unknown_zero(A, channel, inside, length)
     tiles = tl.cdiv(length, T)
-    for k in range(tiles):
-        tile = tiles - 1 - k
+    for tile in range(end - 1, first - 1, -1):
         t0 = tile_start(tile, length, REVERSE, T)
         kind = kinds_of(kinds, b, t0, length, REVERSE, T)
         us = load_rows(u, kinds, kind, b, channel, inside, t0, length, REVERSE, UNIT, T)
@@ -218,14 +222,14 @@ def scan_backward(
         if z is not None:
             store_rows(dz, dzs, kind, b, channel, inside, t0, length, REVERSE, UNIT, STORE_TILED, T)
     part = channels * states
-    store_states((sum_A, part, states, 1), b, channel, inside, states, dA)
+    store_states((sum_A, part, states, 1), row, channel, inside, states, dA)
     if B_CONSTANT:
-        store_states((sum_B, part, states, 1), b, channel, inside, states, dB)
+        store_states((sum_B, part, states, 1), row, channel, inside, states, dB)
     if C_CONSTANT:
-        store_states((sum_C, part, states, 1), b, channel, inside, states, dC)
+        store_states((sum_C, part, states, 1), row, channel, inside, states, dC)
     if skip is not None:
-        tl.store(sum_D + b * channels + channel, dD, mask=inside)
+        tl.store(sum_D + row * channels + channel, dD, mask=inside)
     if shift is not None:
-        tl.store(sum_bias + b * channels + channel, dbias, mask=inside)
+        tl.store(sum_bias + row * channels + channel, dbias, mask=inside)
     if dstart is not None:
-        store_states(dstart, b, channel, inside, states, dh)
+        store_states(dstart, b, channel, inside & (chunk == 0), states, dh)

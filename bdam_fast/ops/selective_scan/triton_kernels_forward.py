@@ -5,6 +5,7 @@ import triton.language as tl
 
 from ..._triton import sigmoid
 from .triton_kernels import (
+    CHUNKS,
     before,
     constant,
     decay_rate,
@@ -18,6 +19,7 @@ from .triton_kernels import (
     store_rows,
     store_states,
     tile_start,
+    tiles_of,
     time_step,
     vector,
 )
@@ -28,23 +30,27 @@ STRIDES += ("B_b", "B_g", "B_n", "B_l", "C_b", "C_g", "C_n", "C_l")
 
 
 # longer than 50 lines because of its arguments
-@triton.jit(do_not_specialize_on_alignment=["length", *STREAMS, *STRIDES])
+@triton.jit(do_not_specialize=CHUNKS, do_not_specialize_on_alignment=["length", *STREAMS, *STRIDES])
 def scan_forward(
     u, delta, z, out, B, C, A, D, bias, start, kinds, last, saved,
     u_b, u_d, u_l, delta_b, delta_d, delta_l, z_b, z_d, z_l, out_b, out_d, out_l,
     B_b, B_g, B_n, B_l, C_b, C_g, C_n, C_l,
-    length, channels, states, group_channels, blocks, units,
+    length, channels, states, group_channels, blocks, units, chunks, chunk_tiles, entered,
     SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr, STORE_TILED: tl.constexpr,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr, FOURS: tl.constexpr,
     P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Walks the tiles in processed order; stores the output, the state before each tile but the first, and the last one."""
+    """Walks a chunk's tiles in processed order; stores the output, the state before each tile but the first, the last one.
+
+    start: the state that enters each chunk; entered: 0 where all of them are zero, and `start` is not read.
+    """
     length *= UNIT
     u, delta, out = (u, u_b, u_d, u_l), (delta, delta_b, delta_d, delta_l), (out, out_b, out_d, out_l)
     B, C = (B, B_b, B_g, B_n, B_l), (C, C_b, C_g, C_n, C_l)
     if z is not None:
         z = (z, z_b, z_d, z_l)
-    b, unit, group, channel, inside = program_place(blocks, units, group_channels, P, Q)
+    row, b, chunk, unit, group, channel, inside = program_place(blocks, units, chunks, group_channels, P, Q)
+    first, end = tiles_of(chunk, chunk_tiles, length, T)
     rate = decay_rate(A, channel, inside, states, N)
     skip = None
     shift = None
@@ -59,8 +65,8 @@ def scan_forward(
     if C_CONSTANT:
         C_fixed = constant(C, channel, inside, states, N)
     tiles = tl.cdiv(length, T)
-    h = load_states(start, b, channel, inside, states, N)
-    for tile in range(tiles):
+    h = load_states(start, row, channel, inside & (entered > 0), states, N)
+    for tile in range(first, end):
         if saved is not None:
             state = saved_states(saved, b, tile, tiles, channels, states)
             store_states(state, 0, channel, inside & (tile > 0), states, h)
@@ -85,4 +91,4 @@ def scan_forward(
             ys = ys + (y,)
         store_rows(out, ys, kind, b, channel, inside, t0, length, REVERSE, UNIT, STORE_TILED, T)
     if last is not None:
-        store_states(last, b, channel, inside, states, h)
+        store_states(last, b, channel, inside & (chunk == chunks - 1), states, h)

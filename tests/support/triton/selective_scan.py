@@ -47,6 +47,14 @@ def case(
     return Case(f"scan-{name}", lambda: scan(**kwargs), budget, main, slow, counted)
 
 
+def chunks(name: str, registers: int, whole: tuple[float, float], slow: bool = False, **kwargs: Any) -> Case:
+    """A sequence that is cut: registers of the two walks over chunks, which must not spill; see `Case.whole`."""
+    kernels = ("scan_chunks", "scan_gradient_chunks")
+    budget = dict.fromkeys(kernels, (registers, 0)) | {"scan_carry": (40, 0)}
+    counted = dict(zip(kernels, whole, strict=True))
+    return Case(f"scan-{name}", lambda: scan(length=512, **kwargs), budget, not slow, slow, counted)
+
+
 BF16, FP16 = torch.bfloat16, torch.float16
 NO_STATE = ("initial_state",)
 # About a tenth above what was counted with Triton 3.7.1; instructions a twentieth above.
@@ -64,4 +72,7 @@ CASES = [
     case("bf16-8-states", 255, 1760, slow=True, dtype=BF16, states=8),
     case("bf16-64-states", 224, 780, slow=True, dtype=BF16, states=64),
     case("bf16-256-states", 255, 920, slow=True, dtype=BF16, states=256),
+    chunks("bf16-bld-chunks", 152, (8.6, 9.9), dtype=BF16, absent=NO_STATE),
+    chunks("bf16-bdl-chunks", 144, (8.3, 9.1), slow=True, dtype=BF16, absent=NO_STATE, order="bdl"),
+    chunks("fp32-everything-chunks", 152, (10.2, 11.2), slow=True, packed=True, reverse=True, last=True, groups=(2, 2)),
 ]

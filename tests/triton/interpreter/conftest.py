@@ -15,6 +15,23 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 
 @pytest.fixture
+def programs_from_the_last(monkeypatch):
+    """Called once, it has every later launch run its programs from the last to the first.
+
+    The interpreter runs them one after another, a GPU in any order: no two of them may write the same place.
+    """
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    set_index = builder.set_grid_idx
+
+    def mirrored(*place: int) -> None:
+        set_index(*(size - 1 - at for size, at in zip(builder.grid_dim, place, strict=True)))
+
+    return lambda: monkeypatch.setattr(builder, "set_grid_idx", mirrored)
+
+
+@pytest.fixture
 def poison(monkeypatch):
     """Results and workspaces are NaN until they are written."""
     poison_allocations(monkeypatch)

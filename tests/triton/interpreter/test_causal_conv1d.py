@@ -154,3 +154,12 @@ def test_same_bits_again():
     problem = conv_problem(2, 5, 40)
     first, again = run(problem), run(problem)
     assert all(same_bits(again[name], value) for name, value in first.items())
+
+
+def test_the_order_of_programs_does_not_matter(monkeypatch, programs_from_the_last):
+    monkeypatch.setitem(_tuning._override, "causal_conv1d.tile", 8)
+    monkeypatch.setattr(triton_impl, "PROGRAMS", 6)
+    problem = conv_problem(2, 3, 17)
+    forwards = run(problem)
+    programs_from_the_last()
+    assert [name for name, value in run(problem).items() if not same_bits(value, forwards[name])] == []

@@ -215,3 +215,13 @@ def test_matrix_products_are_in_full_precision(setting, settings, monkeypatch):
     assert state() == before
     assert seen and all(found[0] == "ieee" and found[2:] == ["highest", False] for found in seen)
     assert all(same_bits(again[name], value) for name, value in plain.items())
+
+
+@pytest.mark.parametrize("samples", [20, 70])
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_the_order_of_programs_does_not_matter(kernel, samples, programs_from_the_last):
+    x, y = (torch.stack([a, 2 * a.flip(0)]) for a in pair(samples, 5, 7))
+    forwards = run(x, y, kernel=kernel)
+    programs_from_the_last()
+    again = run(x, y, kernel=kernel)
+    assert [name for name in forwards if not same_bits(again[name], forwards[name])] == []

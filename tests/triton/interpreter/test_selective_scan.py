@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bdam_fast import _tuning
-from bdam_fast.ops.selective_scan import triton_impl
+from bdam_fast.ops.selective_scan import triton_arguments, triton_cut, triton_impl
 from tests.support.operators import leaves, packed_index, same_bits
 from tests.support.operators.kernels import SCAN
 from tests.support.operators.selective_scan import (
@@ -53,7 +53,7 @@ def test_states(states):
 )
 def test_sixteen_states_that_are_read_by_fours(dtype, length, packed, reverse):
     problem = scan_problem(2, 6, length, 16, dtype=dtype, groups=(2, 1))
-    assert triton_impl.fours(16, problem["B"], problem["C"])
+    assert triton_arguments.fours(16, problem["B"], problem["C"])
     check(problem, reverse=reverse, seq_idx=packed_index(2, length) if packed else None)
 
 
@@ -62,7 +62,7 @@ def test_sixteen_states_that_are_read_by_fours(dtype, length, packed, reverse):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_tiles_in_accesses_of_16_bytes(dtype, length, reverse):
     problem = scan_problem(1, 6, length, 5, dtype=dtype, order="bdl")
-    assert triton_impl.tiling(problem["u"]) == (
+    assert triton_arguments.tiling(problem["u"]) == (
         1 if dtype == torch.bfloat16 and length > 8 else 16 // dtype.itemsize,
         True,
     )
@@ -72,13 +72,15 @@ def test_tiles_in_accesses_of_16_bytes(dtype, length, reverse):
 def test_which_projections_are_read_by_fours():
     rows = torch.zeros(2, 9, 48)
     slices = [rows[..., at : at + 16].transpose(1, 2) for at in (0, 4, 16, 2)]
-    assert [triton_impl.fours(16, t) for t in slices] == [True, True, True, False]
-    assert triton_impl.fours(16, slices[0], torch.zeros(6, 16)) and not triton_impl.fours(16, slices[0], slices[3])
+    assert [triton_arguments.fours(16, t) for t in slices] == [True, True, True, False]
+    assert triton_arguments.fours(16, slices[0], torch.zeros(6, 16)) and not triton_arguments.fours(
+        16, slices[0], slices[3]
+    )
     others = [rows[..., :15].transpose(1, 2), torch.zeros(2, 16, 9), torch.zeros(2, 9, 46)[..., 4:20].transpose(1, 2)]
-    assert not any(triton_impl.fours(t.shape[1], t) for t in others)
-    assert not triton_impl.fours(8, rows[..., :8].transpose(1, 2))
+    assert not any(triton_arguments.fours(t.shape[1], t) for t in others)
+    assert not triton_arguments.fours(8, rows[..., :8].transpose(1, 2))
     half = torch.zeros(2, 9, 48, dtype=torch.bfloat16)
-    assert [triton_impl.fours(16, half[..., at : at + 16].transpose(1, 2)) for at in (4, 2)] == [True, False]
+    assert [triton_arguments.fours(16, half[..., at : at + 16].transpose(1, 2)) for at in (4, 2)] == [True, False]
 
 
 @pytest.mark.parametrize("shape", [(2, 70, 4, 4), (1, 20, 9, 64), (3, 1, 3, 2), (1, 37, 12, 16)], ids=str)
@@ -92,7 +94,7 @@ def test_several_programs(shape, order):
 def test_every_size_that_a_card_s_table_may_hold(value, order):
     """A program has fewer channels then, and another program takes the rest."""
     with _tuning.fixed({"selective_scan.states": value}):
-        assert triton_impl.blocks_of(37, 16, torch.device("cpu"))[:2] == (value // 16 // 8, 16)
+        assert triton_cut.blocks_of(37, 16, torch.device("cpu"))[:2] == (value // 16 // 8, 16)
         check(scan_problem(1, 37, 10, 16, order=order), reverse=order == "bdl")
 
 
