@@ -102,7 +102,7 @@ class Unsupported(Exception):
 def cuda_architectures(toolkit: Path) -> str:
     """The value of TORCH_CUDA_ARCH_LIST: the user's, else those of the cards in this machine, else ARCHITECTURES.
 
-    Raises Unsupported below 8.0: the kernels copy asynchronously and take minima that keep NaN, which older cards cannot.
+    Raises Unsupported below 8.0: the kernels copy asynchronously and multiply in TF32, which older cards cannot.
     """
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     cards = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]

@@ -94,12 +94,6 @@ BDAM_DEVICE float rcp(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-// The smaller one, or NaN if one of them is (fminf drops it).
-BDAM_DEVICE float min_nan(float a, float b) {
-  float y;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
-  return y;
-}
 // Two floats rounded into one register, `low` in its lower half.
 BDAM_DEVICE uint32_t two_bf16(float low, float high) {
   uint32_t y;

@@ -18,7 +18,6 @@ inline float approximate(float x, float y, int ulps) {
 }
 inline float ex2(float x) { return approximate(x, flush(std::exp2(flush(x))), 2); }
 inline float rcp(float x) { return approximate(x, flush(1.f / flush(x)), 1); }
-inline float min_nan(float a, float b) { return a != a || b != b ? NAN : std::fmin(a, b); }
 
 inline uint32_t two_bf16(float low, float high) {
   return uint32_t{__float2bfloat16_rn(high).bits} << 16 | __float2bfloat16_rn(low).bits;
