@@ -1,7 +1,8 @@
 """The raw operators of hsic by Triton kernels and, for the linear kernel of many samples, matrix products of PyTorch.
 
-Up to 128 samples one launch does the whole batch. Beyond, the Gaussian kernel goes by tiles that are never kept
-(triton_kernels_tiles.py), in memory that grows with N, and the linear one by its smaller form: N x N, or Dx x Dy.
+Up to 128 samples two launches do the whole batch, forward and backward (triton_small.py). Beyond, the Gaussian kernel goes
+by tiles that are never kept (triton_kernels_tiles.py), in memory that grows with N, and the linear one by its smaller form:
+N x N, or Dx x Dy.
 
 N samples, Dx and Dy features.
 """
@@ -13,15 +14,14 @@ import torch
 import triton
 from torch import Tensor
 
-from ... import _autograd, _tuning
-from ..._triton import on_device, unit_of
-from .triton_kernels import small_backward_kernel, small_forward_kernel
+from ... import _autograd
+from ..._triton import on_device
 from .triton_kernels_tiles import count_kernel, gradient_kernel, norms_kernel, sums_kernel
+from .triton_small import BLOCK_K, constants_of, small_backward, small_forward, strides
 
 SMALL = 128  # samples: two kernel matrices fit the registers of a multiprocessor
 BLOCK = 64  # samples on a side of a tile
 WARPS = 8  # of a tile: with four the registers of sm_90 do not hold it
-BLOCK_K = 16  # features that are multiplied at a time, where no card's table says more
 PROGRAMS = 512  # wanted: a few for each multiprocessor of a large GPU
 RADIX = ((20, 2048), (10, 1024), (0, 1024))  # passes over the 31 bits of a distance: lowest bit, bins
 LEAST = -80.0  # of t, as in triton_kernels.py
@@ -43,14 +43,6 @@ def saved_shape(samples: int, width_x: int, width_y: int, gaussian: bool) -> tup
     if _is_small(samples):
         return (0,)
     return (2, samples, samples) if _by_samples(samples, width_x, width_y) else (width_x, width_y)
-
-
-def _constants(samples: int, unbiased: bool) -> tuple[float, float, float]:
-    """(scale, cross, product): value = scale (<K, L> - cross r_K . r_L + product s_K s_L)."""
-    n = float(samples)
-    if unbiased:
-        return 1 / (n * (n - 3)), 2 / (n - 2), 1 / ((n - 1) * (n - 2))
-    return 1 / (n - 1) ** 2, 2 / n, 1 / n**2
 
 
 @contextmanager
@@ -87,19 +79,6 @@ def _centred(x: Tensor) -> Tensor:
     return (rows - rows.mean(1, keepdim=True)).contiguous()
 
 
-def _small_flags(x: Tensor, gaussian: bool, unbiased: bool, most: int) -> dict[str, int]:
-    block = max(16, triton.next_power_of_2(x.shape[1]))
-    warps = {16: 1, 32: 2, 64: 8, 128: 16}[block]
-    # The backward multiplies weights in pieces of as many samples; 128 samples leave no registers for more than BLOCK_K.
-    features = BLOCK_K if block > 64 else min(block, most, _tuning.size("hsic.features", x.device))
-    return {"GAUSSIAN": gaussian, "UNBIASED": unbiased, "BLOCK": block, "BLOCK_K": features, "num_warps": warps}
-
-
-def _strides(unit: int, *tensors: Tensor) -> list[int]:
-    """Strides of (batch, N, D) as the kernels take them, those of the batch as multiples of `unit`."""
-    return [s for t in tensors for s in (t.stride(0) // unit, t.stride(1), t.stride(2))]
-
-
 def forward(
     x: Tensor, y: Tensor, sigma_x: Tensor | None, sigma_y: Tensor | None, gaussian: bool, unbiased: bool
 ) -> tuple[Tensor, Tensor]:
@@ -115,12 +94,7 @@ def forward(
     if batch == 0:
         return value, saved
     if _is_small(samples):
-        widths = (None if s is None else s.contiguous() for s in (sigma_x, sigma_y))
-        unit = unit_of(x, y)
-        sizes = (samples, width_x, width_y, *_strides(unit, x, y), *_constants(samples, unbiased))
-        flags = _small_flags(x, gaussian, unbiased, 64)
-        with on_device(x):
-            small_forward_kernel[(batch,)](x, y, *widths, value, saved, *sizes, UNIT=unit, **flags)
+        small_forward(x, y, sigma_x, sigma_y, value, saved, gaussian, unbiased)
     else:
         with _full_precision(x), on_device(x):
             rows = _centred(x), _centred(y)
@@ -141,12 +115,7 @@ def backward(
         return dx, dy
     upstream = dvalue.contiguous()
     if _is_small(samples):
-        unit = unit_of(x, y, dx, dy)
-        sizes = (samples, width_x, y.shape[2], *_strides(unit, x, y, dx, dy), *_constants(samples, unbiased))
-        flags = _small_flags(x, gaussian, unbiased, 32)  # with 64 it spills 664 bytes on sm_90
-        weights = x.new_empty((batch, flags["BLOCK"], flags["BLOCK"]), dtype=torch.float32)
-        with on_device(x):
-            small_backward_kernel[(batch,)](upstream, x, y, saved, weights, dx, dy, *sizes, UNIT=unit, **flags)
+        small_backward(upstream, x, y, saved, dx, dy, gaussian, unbiased)
         return dx, dy
     with _full_precision(x), on_device(x):
         rows = _centred(x), _centred(y)
@@ -166,7 +135,7 @@ def _linear_sums(rows: Tensor, unbiased: bool) -> Tensor:
 
 def _linear_value(rows: tuple[Tensor, Tensor], saved: Tensor, unbiased: bool) -> Tensor:
     """The value in float64; saves K and L, or Xc^T Yc."""
-    scale, cross, product = _constants(rows[0].shape[1], unbiased)
+    scale, cross, product = constants_of(rows[0].shape[1], unbiased)
     sums_x, sums_y = (_linear_sums(r, unbiased).double() for r in rows)
     if saved.dim() == 4:
         for k in range(2):
@@ -182,7 +151,7 @@ def _linear_value(rows: tuple[Tensor, Tensor], saved: Tensor, unbiased: bool) ->
 
 def _linear_gradients(rows: tuple[Tensor, Tensor], saved: Tensor, unbiased: bool) -> Iterator[Tensor]:
     """Gradients of the value by x and y: 2 scale S x, with S = L - cross / 2 (l_i + l_j) + product s_L and no diagonal."""
-    scale, cross, product = _constants(rows[0].shape[1], unbiased)
+    scale, cross, product = constants_of(rows[0].shape[1], unbiased)
     for k in range(2):
         own, sums = rows[k], _linear_sums(rows[1 - k], unbiased)
         constant = (product * sums.sum(1))[:, None]
@@ -260,13 +229,13 @@ def _gaussian_value(
         _find_width(given[k], rows[k], norms[k], sigmas[k], saved[:, 2 * k : 2 * k + 2])
     splits = _splits(rows[0])
     sums = saved.new_empty((splits, 3, batch, samples))
-    sizes = (samples, rows[0].shape[2], rows[1].shape[2], splits, batch, *_strides(1, *given))
+    sizes = (samples, rows[0].shape[2], rows[1].shape[2], splits, batch, *strides(1, *given))
     sums_kernel[(batch * _tiles(rows[0]) * splits,)](
         *rows, *norms, *given, saved, sums, *sizes, UNBIASED=unbiased, BLOCK=BLOCK, BLOCK_K=BLOCK_K, num_warps=WARPS
     )
     sums_x, sums_y, both = sums.sum(0, dtype=torch.float64)
     saved[:, 4 : 4 + samples], saved[:, 4 + samples :] = sums_x, sums_y
-    scale, cross, product = _constants(samples, unbiased)
+    scale, cross, product = constants_of(samples, unbiased)
     return scale * (both.sum(1) - cross * (sums_x * sums_y).sum(1) + product * sums_x.sum(1) * sums_y.sum(1))
 
 
@@ -275,13 +244,13 @@ def _gaussian_gradients(
 ) -> Iterator[Tensor]:
     """Gradients of the value by x and y: -2 scale / sigma^2 (w x - W x), with W = S * K and its row sums w."""
     batch, samples, _ = rows[0].shape
-    scale, cross, product = _constants(samples, unbiased)
+    scale, cross, product = constants_of(samples, unbiased)
     splits = _splits(rows[0])
     totals = saved[:, 4:].unflatten(1, (2, samples)).sum(2, dtype=torch.float64)
     constants = (product * totals).float()
     weighted = [r.new_empty((splits, *r.shape)) for r in rows]
     weights = saved.new_empty((splits, 2, batch, samples))
-    sizes = (samples, rows[0].shape[2], rows[1].shape[2], splits, batch, cross / 2, *_strides(1, *given))
+    sizes = (samples, rows[0].shape[2], rows[1].shape[2], splits, batch, cross / 2, *strides(1, *given))
     gradient_kernel[(batch * _tiles(rows[0]) * splits,)](
         *rows, *(_norms(r) for r in rows), *given, saved, constants, *weighted, weights, *sizes,
         UNBIASED=unbiased, BLOCK=BLOCK, BLOCK_K=BLOCK_K, num_warps=WARPS,

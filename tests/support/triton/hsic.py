@@ -25,11 +25,15 @@ def hsic(
 
 
 def case(name: str, samples: int, dtype: torch.dtype, slow: bool = False, **kwargs: Any) -> Case:
-    budget = {"small_forward_kernel": (255, 0), "small_backward_kernel": (255, 0)}
+    budget = dict.fromkeys(("small_gram_kernel", "small_forward_kernel", "small_backward_kernel"), (255, 0))
     if samples > triton_impl.SMALL:
         budget = {"norms_kernel": (255, 0), "sums_kernel": (255, 0), "gradient_kernel": (255, 48)}
     elif kwargs.get("features", 16) > 16:
         budget["small_backward_kernel"] = (255, 24)
+    elif samples > 64:
+        budget |= {"small_forward_kernel": (128, 64), "small_backward_kernel": (128, 120)}
+    else:
+        budget["small_backward_kernel"] = (255, 8)
     label = f"hsic-{name}-{samples}-{str(dtype).removeprefix('torch.')}"
     return Case(label, lambda: hsic(samples, dtype=dtype, **kwargs), budget, slow=slow)
 

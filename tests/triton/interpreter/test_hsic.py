@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bdam_fast import _tuning
-from bdam_fast.ops.hsic import triton_impl
+from bdam_fast.ops.hsic import triton_impl, triton_small
 from bdam_fast.ops.hsic.reference import median_sigma
 from tests.support.operators import same_bits
 from tests.support.operators.hsic import KINDS, check_hsic, clusters, near_rows, outlier, pair, rbf_error, run_hsic
@@ -39,10 +39,32 @@ def test_every_size_that_a_card_s_table_may_hold(features, kernel, estimator):
     with _tuning.fixed({"hsic.features": features}):
         for samples in (9, 31, 64):
             for most in (32, 64):
-                flags = triton_impl._small_flags(torch.empty(1, samples, 3), kernel == "rbf", False, most)
-                assert flags["BLOCK_K"] == min(features, flags["BLOCK"], most)
+                small = triton_small.small_of(samples)
+                found = small.features(most, torch.device("cpu"))
+                assert found == min(features, small.BLOCK, most) and small.PART % found == 0
             check(*pair(samples, 70, 37), kernel=kernel, estimator=estimator)
-        assert triton_impl._small_flags(torch.empty(1, 100, 3), False, False, 64)["BLOCK_K"] == 16
+        assert triton_small.small_of(100).features(64, torch.device("cpu")) == 16
+
+
+@pytest.mark.parametrize(("kernel", "estimator"), KINDS)
+@pytest.mark.parametrize(("samples", "widths"), [(9, (150, 64)), (40, (65, 129)), (70, (128, 140))])
+def test_parts_of_the_features(monkeypatch, kernel, estimator, samples, widths):
+    """Parts of 64 features, or of 128 from 65 samples on; the last of a side may be one feature."""
+    monkeypatch.setattr(triton_impl, "SMALL", 128)
+    small = triton_small.small_of(samples)
+    assert (small.parts(widths[0]), small.parts(widths[1])) == {9: (3, 1), 40: (2, 3), 70: (1, 2)}[samples]
+    check(*pair(samples, *widths, batch=(2,)), kernel=kernel, estimator=estimator)
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_an_item_has_the_same_bits_in_every_batch(gaussian):
+    def run_raw(x, y):
+        value, saved = triton_impl.forward(x, y, None, None, gaussian, False)
+        return value, *triton_impl.backward(torch.ones_like(value), x, y, saved, gaussian, False)
+
+    x, y = pair(33, 70, 130, batch=(3,))
+    for together, alone in zip(run_raw(x, y), run_raw(x[2:], y[2:]), strict=True):
+        assert same_bits(together[2:], alone)
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
