@@ -91,4 +91,4 @@ def scan_forward(
             ys = ys + (y,)
         store_rows(out, ys, kind, b, channel, inside, t0, length, REVERSE, UNIT, STORE_TILED, T)
     if last is not None:
-        store_states(last, b, channel, inside & (chunk == chunks - 1), states, h)
+        store_states(last, b, channel, inside & (end == tiles), states, h)
