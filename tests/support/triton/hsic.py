@@ -32,8 +32,8 @@ def case(name: str, samples: int, dtype: torch.dtype, slow: bool = False, **kwar
         budget["small_backward_kernel"] = (255, 24)
     elif samples > 64:
         budget |= {"small_forward_kernel": (128, 64), "small_backward_kernel": (128, 120)}
-    else:
-        budget["small_backward_kernel"] = (255, 8)
+    elif samples == 32:
+        budget["small_backward_kernel"] = (168, 8)
     label = f"hsic-{name}-{samples}-{str(dtype).removeprefix('torch.')}"
     return Case(label, lambda: hsic(samples, dtype=dtype, **kwargs), budget, slow=slow)
 
