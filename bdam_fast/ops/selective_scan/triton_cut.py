@@ -93,7 +93,7 @@ def entering(A: Tensor, value: Tensor | None) -> Entering:
     """States as the kernels take them, and whether there are any: one variant of a kernel serves both."""
     if value is None:
         channels, states = A.shape
-        return (parameter(A), channels * states, states, 1), 0
+        return (A, channels * states, states, 1), 0
     return stream(value), 1
 
 
@@ -109,14 +109,14 @@ def entering_states(
     delta_softplus: bool,
     reverse: bool,
 ) -> Entering:
-    """The state that enters each chunk, (B * chunks, D, N), see `entering`."""
+    """The state that enters each chunk, (B * chunks, D, N), see `entering`; A is float32 and contiguous."""
     if cut.chunks == 1:
         return entering(A, initial_state)
     unit, _ = tiling(u, delta)
     B_, B_strides = projection(B)
     ends, decays = _workspace(cut, u, A)
     scan_chunks[cut.grid(u.shape[0])](
-        *(u, delta, B_, parameter(A), parameter(delta_bias), kinds, ends, decays),
+        *(u, delta, B_, A, parameter(delta_bias), kinds, ends, decays),
         *(*strides(u, delta), *B_strides, *cut.sizes(u, A.shape[1], unit)),
         *(delta_softplus, reverse, unit, B.dim() == 2, fours(A.shape[1], B), *cut.block, cut.tile),
         num_warps=1,
@@ -137,14 +137,14 @@ def entering_gradients(
     delta_softplus: bool,
     reverse: bool,
 ) -> Entering:
-    """The gradient of the state after each chunk, (B * chunks, D, N), see `entering`."""
+    """The gradient of the state after each chunk, (B * chunks, D, N), see `entering`; A is float32 and contiguous."""
     if cut.chunks == 1:
         return entering(A, dlast_state)
     unit, _ = tiling(dout, delta, z)
     C_, C_strides = projection(C)
     ends, decays = _workspace(cut, dout, A)
     scan_gradient_chunks[cut.grid(dout.shape[0])](
-        *(dout, delta, z, C_, parameter(A), parameter(delta_bias), kinds, ends, decays),
+        *(dout, delta, z, C_, A, parameter(delta_bias), kinds, ends, decays),
         *(*strides(dout, delta, z), *C_strides, *cut.sizes(dout, A.shape[1], unit)),
         *(delta_softplus, reverse, unit, C.dim() == 2, fours(A.shape[1], C), *cut.block, cut.tile),
         num_warps=1,

@@ -78,12 +78,13 @@ def forward(
         cut, kinds = cut_of(u, A, B, C), step_kinds(seq_idx, reverse)
         unit, store = tiling(u, delta, z)
         (B_, B_strides), (C_, C_strides) = projection(B), projection(C)
+        A_ = A.to(torch.float32).contiguous()
         with on_device(u):
             start, entered = entering_states(
-                cut, u, delta, A, B, delta_bias, initial_state, kinds, delta_softplus, reverse
+                cut, u, delta, A_, B, delta_bias, initial_state, kinds, delta_softplus, reverse
             )
             scan_forward[cut.grid(batch)](
-                *(u, delta, z, out, B_, C_, parameter(A), parameter(D), parameter(delta_bias), start, kinds),
+                *(u, delta, z, out, B_, C_, A_, parameter(D), parameter(delta_bias), start, kinds),
                 *(stream(last) if return_last_state else None, saved if save_states else None),
                 *(*strides(u, delta, z, out), *B_strides, *C_strides, *cut.sizes(u, states, unit), entered),
                 *(delta_softplus, reverse, unit, store, B.dim() == 2, C.dim() == 2, fours(states, B, C)),
@@ -122,13 +123,13 @@ def backward(
         kinds = step_kinds(seq_idx, reverse)
         unit, store = tiling(u, delta, z, dout)
         (B_, B_strides), (C_, C_strides) = projection(B), projection(C)
-        dz_ = None if z is None else dz
+        A_, dz_ = A.to(torch.float32).contiguous(), None if z is None else dz
         with on_device(u):
             behind, entered = entering_gradients(
-                cut, dout, dlast_state, delta, A, C, z, delta_bias, kinds, delta_softplus, reverse
+                cut, dout, dlast_state, delta, A_, C, z, delta_bias, kinds, delta_softplus, reverse
             )
             scan_backward[cut.grid(batch)](
-                *(dout, u, delta, z, du, ddelta, dz_, B_, C_, parameter(A), parameter(D), parameter(delta_bias)),
+                *(dout, u, delta, z, du, ddelta, dz_, B_, C_, A_, parameter(D), parameter(delta_bias)),
                 *(behind, None if initial_state is None else stream(initial_state), kinds, checkpoint),
                 *(None if initial_state is None else stream(dstart), sum_A, sum_B, sum_C, sum_D, sum_bias),
                 *(*strides(dout, u, delta, z, du, ddelta, dz_), *B_strides, *C_strides),
