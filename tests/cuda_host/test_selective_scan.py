@@ -11,7 +11,14 @@ from bdam_fast import _tuning
 from tests.support.cuda_host import build
 from tests.support.operators import leaves, packed_index, same_bits
 from tests.support.operators.kernels import SCAN
-from tests.support.operators.selective_scan import check_scan, run_scan, scan_problem, with_own_dtypes, without_softplus
+from tests.support.operators.selective_scan import (
+    check_growing_state,
+    check_scan,
+    run_scan,
+    scan_problem,
+    with_own_dtypes,
+    without_softplus,
+)
 
 pytestmark = pytest.mark.usefixtures("emulated_backend")
 
@@ -122,6 +129,12 @@ def test_a_long_length_is_split_in_chunks(length, packed, order):
     check(problem, reverse=packed, seq_idx=packed_index(1, length) if packed else None)
     long_sequence = torch.full((1, length), 2, dtype=torch.int32)
     check(problem, seq_idx=long_sequence)
+
+
+@pytest.mark.parametrize("order", ["bld", "bdl"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_state_of_zero_stays_zero_where_the_decay_overflows(order, reverse):
+    check_growing_state("cuda", 512, order, reverse)
 
 
 def test_chunks_of_every_kind():

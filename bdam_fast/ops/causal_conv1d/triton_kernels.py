@@ -56,7 +56,8 @@ def _taps(weight_ptr, bias_ptr, d, D, WIDTH: tl.constexpr):
 def _plan(plan_ptr, b, L, plan_size):
     """(steps, begins, ends, number of steps that are no padding) of a batch item."""
     steps = plan_ptr + b * L
-    return steps, steps + plan_size, steps + 2 * plan_size, tl.load(steps + 2 * plan_size + L - 1)
+    ends = steps + 2 * tl.cast(plan_size, tl.int64)
+    return steps, steps + plan_size, ends, tl.load(ends + L - 1)
 
 
 @triton.jit

@@ -7,6 +7,7 @@ N x N, or Dx x Dy.
 N samples, Dx and Dy features.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,7 @@ SMALL = 128  # samples: two kernel matrices fit the registers of a multiprocesso
 BLOCK = 64  # samples on a side of a tile
 WARPS = 8  # of a tile: with four the registers of sm_90 do not hold it
 PROGRAMS = 512  # wanted: a few for each multiprocessor of a large GPU
+_PRECISION = threading.Lock()  # the settings are the process's; the backward of another card is another thread
 RADIX = ((20, 2048), (10, 1024), (0, 1024))  # passes over the 31 bits of a distance: lowest bit, bins
 LEAST = -80.0  # of t, as in triton_kernels.py
 
@@ -53,9 +55,9 @@ def _full_precision(t: Tensor) -> Iterator[None]:
     both.
     """
     newer = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = [setting.fp32_precision for setting in newer]
-    older = _older_precision(before[0])
-    with _autograd.full_precision(t.device):
+    with _PRECISION, _autograd.full_precision(t.device):
+        before = [setting.fp32_precision for setting in newer]
+        older = _older_precision(before[0])
         try:
             torch.set_float32_matmul_precision("highest")
             yield

@@ -31,20 +31,14 @@ def _means(columns, stride_n, stride_d, d, N, D, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _gram(columns, stride_n, stride_d, begin, N, D, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, PART: tl.constexpr):
+def _gram(columns, stride_n, stride_d, begin, share, N, D, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
     """Inner products of all centred samples, of the features of a part."""
     products = tl.zeros([BLOCK, BLOCK], tl.float32)
-    for k0 in range(begin, tl.minimum(begin + PART, D), BLOCK_K):
+    for k0 in range(begin, tl.minimum(begin + share, D), BLOCK_K):
         _, rows, mean = _means(columns, stride_n, stride_d, k0 + tl.arange(0, BLOCK_K), N, D, BLOCK)
         rows = tl.where((tl.arange(0, BLOCK) < N)[:, None], rows - mean[None, :], 0.0)
         products = tl.dot(rows, tl.trans(rows), products, input_precision="ieee")
     return products
-
-
-@triton.jit
-def _parts(D, PART: tl.constexpr):
-    """The number of parts of D features."""
-    return tl.cdiv(D, PART)
 
 
 @triton.jit
@@ -53,7 +47,7 @@ def _all_parts(grams, parts, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     at = grams + i[:, None] * BLOCK + i[None, :]
     products = tl.zeros([BLOCK, BLOCK], tl.float32)
-    for _ in range(0, parts):
+    for _ in tl.range(0, parts, loop_unroll_factor=4 if BLOCK <= 64 else 1):  # of 128 they do not fit the registers
         products += tl.load(at)
         at += BLOCK * BLOCK
     return products
@@ -70,7 +64,7 @@ def _median(distance, pairs, N):
     found = tl.zeros([], tl.int32)
     for k in range(0, 31):
         step = 1 << (30 - k)
-        below = tl.sum(tl.sum((bits <= found + (step - 1)).to(tl.int32), 1), 0)
+        below = tl.sum((bits <= found + (step - 1)).to(tl.int32))
         found = tl.where(below <= rank, found + step, found)
     return found.to(tl.float32, bitcast=True)
 
@@ -128,33 +122,33 @@ UNSPECIALIZED = ["N", "x_b", "y_b", "dx_b", "dy_b"]
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def small_gram_kernel(
-    x_ptr, y_ptr, grams_ptr, N, DX, DY, x_b, x_n, x_d, y_b, y_n, y_d,
-    UNIT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, PART: tl.constexpr,
+    x_ptr, y_ptr, grams_ptr, N, DX, DY, share, x_b, x_n, x_d, y_b, y_n, y_d,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The inner products of a part of x or y a program: grams (batch, parts of x and then of y, BLOCK, BLOCK)."""
-    parts_x, parts_y = _parts(DX, PART), _parts(DY, PART)
+    parts_x, parts_y = tl.cdiv(DX, share), tl.cdiv(DY, share)
     b = (tl.program_id(0) // (parts_x + parts_y)).to(tl.int64)
     part = tl.program_id(0) % (parts_x + parts_y)
     i = tl.arange(0, BLOCK)
     at = grams_ptr + tl.program_id(0).to(tl.int64) * (BLOCK * BLOCK) + i[:, None] * BLOCK + i[None, :]
     if part < parts_x:
-        tl.store(at, _gram(x_ptr + b * x_b * UNIT, x_n, x_d, part * PART, N, DX, BLOCK, BLOCK_K, PART))
+        tl.store(at, _gram(x_ptr + b * x_b * UNIT, x_n, x_d, part * share, share, N, DX, BLOCK, BLOCK_K))
     else:
-        begin = (part - parts_x) * PART
-        tl.store(at, _gram(y_ptr + b * y_b * UNIT, y_n, y_d, begin, N, DY, BLOCK, BLOCK_K, PART))
+        begin = (part - parts_x) * share
+        tl.store(at, _gram(y_ptr + b * y_b * UNIT, y_n, y_d, begin, share, N, DY, BLOCK, BLOCK_K))
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def small_forward_kernel(
     x_ptr, y_ptr, grams_ptr, sigma_x_ptr, sigma_y_ptr, value_ptr, saved_ptr,
-    N, DX, DY, x_b, x_n, x_d, y_b, y_n, y_d, scale, cross, product,
-    GAUSSIAN: tl.constexpr, UNBIASED: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr,
+    N, DX, DY, share, x_b, x_n, x_d, y_b, y_n, y_d, scale, cross, product,
+    GAUSSIAN: tl.constexpr, UNBIASED: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The value of one item a program; saved (batch, 4 + 2 N) with GAUSSIAN: sigma and t of x and of y, both sums."""
     b = tl.program_id(0).to(tl.int64)
     saved = saved_ptr + b * (4 + 2 * N)
     x, y = (x_ptr + b * x_b * UNIT, x_n, x_d), (y_ptr + b * y_b * UNIT, y_n, y_d)
-    parts_x, parts_y = _parts(DX, PART), _parts(DY, PART)
+    parts_x, parts_y = tl.cdiv(DX, share), tl.cdiv(DY, share)
     grams = grams_ptr + b * (parts_x + parts_y) * (BLOCK * BLOCK)
     K, sums_x, _, _ = _matrix(
         x, grams, parts_x, sigma_x_ptr, saved, saved + 4, b, N, DX, True, GAUSSIAN, UNBIASED, BLOCK
@@ -199,8 +193,8 @@ def _products_gradient(
 
 @triton.jit
 def _write_gradient(
-    own, other, other_sums, given, close, store, gradient_ptr, to, sigma, shift, begin, N, D, scale, cross, product,
-    GAUSSIAN: tl.constexpr, UNBIASED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, PART: tl.constexpr,
+    own, other, other_sums, given, close, store, gradient_ptr, to, sigma, shift, begin, share, N, D, scale, cross, product,
+    GAUSSIAN: tl.constexpr, UNBIASED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A part of one side's gradient. Linear: 2 scale S x. Gaussian: -2 scale / sigma^2 (w x - W x), W = S * K, w its sums."""
     i = tl.arange(0, BLOCK)
@@ -214,7 +208,7 @@ def _write_gradient(
         factor = -factor / (sigma * sigma)
     weights = tl.where(keep, weights, 0.0)
     totals = tl.sum(weights, 1)
-    end = tl.minimum(begin + PART, D)
+    end = tl.minimum(begin + share, D)
     if close:
         for d in range(begin, end):
             sums = factor * weighted_differences(weights, given, i, i, d, N)
@@ -229,12 +223,11 @@ def _write_gradient(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def small_backward_kernel(
     dvalue_ptr, x_ptr, y_ptr, grams_ptr, saved_ptr, weights_ptr, dx_ptr, dy_ptr,
-    N, DX, DY, x_b, x_n, x_d, y_b, y_n, y_d, dx_b, dx_n, dx_d, dy_b, dy_n, dy_d, scale, cross, product,
+    N, DX, DY, share, x_b, x_n, x_d, y_b, y_n, y_d, dx_b, dx_n, dx_d, dy_b, dy_n, dy_d, scale, cross, product,
     GAUSSIAN: tl.constexpr, UNBIASED: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
-    PART: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a part of x or y a program."""
-    parts_x, parts_y = _parts(DX, PART), _parts(DY, PART)
+    parts_x, parts_y = tl.cdiv(DX, share), tl.cdiv(DY, share)
     b = (tl.program_id(0) // (parts_x + parts_y)).to(tl.int64)
     part = tl.program_id(0) % (parts_x + parts_y)
     saved = saved_ptr + b * (4 + 2 * N)
@@ -255,12 +248,12 @@ def small_backward_kernel(
     if part < parts_x:
         dx = (dx_ptr + b * dx_b * UNIT, dx_n, dx_d)
         _write_gradient(
-            K, L, sums_y, x, close_x, store, dx_ptr, dx, sigma_x, t_x, part * PART, N, DX,
-            scale, cross, product, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K, PART,
+            K, L, sums_y, x, close_x, store, dx_ptr, dx, sigma_x, t_x, part * share, share, N, DX,
+            scale, cross, product, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K,
         )  # fmt: skip
     else:
         dy = (dy_ptr + b * dy_b * UNIT, dy_n, dy_d)
         _write_gradient(
-            L, K, sums_x, y, close_y, store, dy_ptr, dy, sigma_y, t_y, (part - parts_x) * PART, N, DY,
-            scale, cross, product, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K, PART,
+            L, K, sums_x, y, close_y, store, dy_ptr, dy, sigma_y, t_y, (part - parts_x) * share, share, N, DY,
+            scale, cross, product, GAUSSIAN, UNBIASED, BLOCK, BLOCK_K,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from ... import _tuning
 from ..._triton import on_device, unit_of
 from .triton_kernels_small import small_backward_kernel, small_forward_kernel, small_gram_kernel
 
+MOST_PARTS = 64  # of a side; 4096 features and more of 64 samples
 BLOCK_K = 16  # features that are multiplied at a time, where no card's table says more
 
 
@@ -33,15 +34,15 @@ def strides(unit: int, *tensors: Tensor) -> list[int]:
 
 
 class Small(NamedTuple):
-    """Sizes of the kernels of few samples: BLOCK, the samples padded, and PART, the features of a program."""
+    """Sizes of the kernels of few samples: BLOCK, the samples padded, and `share`, the features of a program."""
 
     BLOCK: int
-    PART: int
+    share: int
     warps: int
 
     def parts(self, *widths: int) -> int:
         """Programs of an item."""
-        return sum(triton.cdiv(width, self.PART) for width in widths)
+        return sum(triton.cdiv(width, self.share) for width in widths)
 
     def features(self, most: int, device: torch.device) -> int:
         """Features multiplied at a time, BLOCK_K.
@@ -51,10 +52,15 @@ class Small(NamedTuple):
         return BLOCK_K if self.BLOCK > 64 else min(self.BLOCK, most, _tuning.size("hsic.features", device))
 
 
-def small_of(samples: int) -> Small:
-    """A part of the features has about as many products as samples: their memory is that of x and y in float32."""
+def small_of(samples: int, width_x: int, width_y: int) -> Small:
+    """A part has about as many features as there are samples, so that its products take the memory of x or y in float32.
+
+    More where a side would have above MOST_PARTS of them: each program adds up the products of all parts.
+    """
     block = max(16, triton.next_power_of_2(samples))
-    return Small(block, max(64, block), {16: 1, 32: 2, 64: 8, 128: 16}[block])
+    share = max(64, block)
+    share *= max(1, triton.cdiv(max(width_x, width_y), share * MOST_PARTS))
+    return Small(block, share, {16: 1, 32: 2, 64: 8, 128: 16}[block])
 
 
 def grams_of(small: Small, x: Tensor, y: Tensor) -> Tensor:
@@ -63,8 +69,8 @@ def grams_of(small: Small, x: Tensor, y: Tensor) -> Tensor:
     parts, unit = small.parts(width_x, y.shape[2]), unit_of(x, y)
     grams = x.new_empty((batch, parts, small.BLOCK, small.BLOCK), dtype=torch.float32)
     small_gram_kernel[(batch * parts,)](
-        *(x, y, grams, samples, width_x, y.shape[2], *strides(unit, x, y)),
-        *(unit, small.BLOCK, small.features(64, x.device), small.PART),
+        *(x, y, grams, samples, width_x, y.shape[2], small.share, *strides(unit, x, y)),
+        *(unit, small.BLOCK, small.features(64, x.device)),
         num_warps=small.warps,
     )
     return grams
@@ -84,9 +90,9 @@ def small_forward(
     batch, samples, width_x = x.shape
     width_y = y.shape[2]
     widths = (None if s is None else s.contiguous() for s in (sigma_x, sigma_y))
-    unit, small = unit_of(x, y), small_of(samples)
-    sizes = (samples, width_x, width_y, *strides(unit, x, y), *constants_of(samples, unbiased))
-    flags = (gaussian, unbiased, unit, small.BLOCK, small.PART)
+    unit, small = unit_of(x, y), small_of(samples, width_x, width_y)
+    sizes = (samples, width_x, width_y, small.share, *strides(unit, x, y), *constants_of(samples, unbiased))
+    flags = (gaussian, unbiased, unit, small.BLOCK)
     with on_device(x):
         grams = grams_of(small, x, y)
         small_forward_kernel[(batch,)](x, y, grams, *widths, value, saved, *sizes, *flags, num_warps=small.warps)
@@ -97,10 +103,11 @@ def small_backward(
 ) -> None:
     """Fills dx and dy, see `triton_impl.backward`."""
     _, samples, width_x = x.shape
-    unit, small = unit_of(x, y, dx, dy), small_of(samples)
-    sizes = (samples, width_x, y.shape[2], *strides(unit, x, y, dx, dy), *constants_of(samples, unbiased))
+    width_y = y.shape[2]
+    unit, small = unit_of(x, y, dx, dy), small_of(samples, width_x, width_y)
+    sizes = (samples, width_x, width_y, small.share, *strides(unit, x, y, dx, dy), *constants_of(samples, unbiased))
     features = small.features(32, x.device)  # with 64 it spills 664 bytes on sm_90
-    flags = (gaussian, unbiased, unit, small.BLOCK, features, small.PART)
+    flags = (gaussian, unbiased, unit, small.BLOCK, features)
     with on_device(x):
         grams = grams_of(small, x, y)
         small_backward_kernel[(grams.shape[0] * grams.shape[1],)](

@@ -152,10 +152,17 @@ def scan_carry(ends, decays, start, size, chunks, BACKWARDS: tl.constexpr, BLOCK
         h = tl.zeros((BLOCK,), tl.float32)
     else:
         h = tl.load(start + b * size + at, mask=mask, other=0.0)
+    place = (b * chunks + (chunks - 1 if BACKWARDS else 0)) * size + at
+    following = -size if BACKWARDS else size
+    leaves = tl.load(ends + place, mask=mask, other=0.0)
+    decay = tl.load(decays + place, mask=mask, other=0.0)
     for k in range(chunks):
-        chunk = chunks - 1 - k if BACKWARDS else k
-        place = (b * chunks + chunk) * size + at
-        leaves = tl.load(ends + place, mask=mask, other=0.0)
-        decay = tl.load(decays + place, mask=mask, other=0.0)
+        # What the next chunk needs is asked for before the store, behind which its loads would wait.
+        more = mask & (k + 1 < chunks)
+        next_leaves = tl.load(ends + place + following, mask=more, other=0.0)
+        next_decay = tl.load(decays + place + following, mask=more, other=0.0)
         tl.store(ends + place, h, mask=mask)
-        h = tl.where(decay < 0.0, leaves, decay * h + leaves)
+        # A state of zero stays so, whatever the decay over the chunk: that of a growing state may be infinite.
+        h = tl.where((decay < 0.0) | (h == 0.0), leaves, decay * h + leaves)
+        place += following
+        leaves, decay = next_leaves, next_decay

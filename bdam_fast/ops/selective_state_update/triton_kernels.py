@@ -15,7 +15,7 @@ def _row(stream, b, channel, inside):
 @triton.jit
 def _projection(stream, b, group, n, states):
     """B or C, (1, N); a stream is (pointer, batch stride, group stride, state stride)."""
-    at = stream[0] + b * stream[1] + group * stream[2] + n * stream[3]
+    at = stream[0] + b * stream[1] + group.to(tl.int64) * stream[2] + n * stream[3]
     return tl.load(at, mask=n < states, other=0.0).to(tl.float32)[None, :]
 
 

@@ -47,7 +47,9 @@ static __global__ void combine_chunks(ChunkViews p) {
       const float leaves = i + 1 < p.chunks ? place : 0.f;  // that of the last one is not known, nor needed
       const float* decay = p.decay + (c * rows + row) * 2;
       place = enters;
-      if (i + 1 < p.chunks) enters = decay[1] == 0.f ? leaves : fmaf(ex2(a * decay[0]), enters, leaves);
+      // A state of zero stays so, whatever the decay over the chunk: that of a growing state may be infinite.
+      if (i + 1 < p.chunks)
+        enters = decay[1] == 0.f || enters == 0.f ? leaves : fmaf(ex2(a * decay[0]), enters, leaves);
     }
   }
 }

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import bdam_fast
-from tests.support.operators import check, stream, with_gradients
+from tests.support.operators import check, leaves, stream, with_gradients
 
 # Steps, decays and softplus at the edges of the exponentials. A negative step without softplus and a negative A grow
 # beyond every dtype, so -1e4 comes with softplus only.
@@ -83,3 +83,26 @@ def run_scan(problem: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
 
 
 check_scan = partial(check, run_scan)
+
+
+def check_growing_state(backend: str, length: int, order: str, reverse: bool) -> None:
+    """States of zero that grow by e^10 a step, over a chunk by more than float32 has, and the gradients of such states.
+
+    The input begins two steps before the end, and the gradient ends two steps after the beginning.
+    """
+    problem = scan_problem(1, 4, length, 2, order=order, absent=("D", "z", "delta_bias", "initial_state"))
+    problem["A"], problem["delta"] = torch.ones(4, 2), torch.full_like(problem["delta"], 10.0)
+    upstream = torch.ones_like(problem["u"])
+    first, last = slice(0, length - 2), slice(2, length)
+    problem["u"][..., last if reverse else first] = 0.0
+    upstream[..., first if reverse else last] = 0.0
+
+    def run(dtype: torch.dtype, backend: str) -> tuple[Tensor, Tensor]:
+        given = leaves(problem, dtype)
+        out = bdam_fast.selective_scan(**given, reverse=reverse, backend=backend)
+        return out.detach(), torch.autograd.grad(out, given["u"], upstream.to(dtype))[0]
+
+    for name, got, exact in zip(
+        ("out", "du"), run(torch.float32, backend), run(torch.float64, "reference"), strict=True
+    ):
+        torch.testing.assert_close(got, exact.float(), msg=lambda text, name=name: f"{name}: {text}")

@@ -39,11 +39,11 @@ def test_every_size_that_a_card_s_table_may_hold(features, kernel, estimator):
     with _tuning.fixed({"hsic.features": features}):
         for samples in (9, 31, 64):
             for most in (32, 64):
-                small = triton_small.small_of(samples)
+                small = triton_small.small_of(samples, 70, 37)
                 found = small.features(most, torch.device("cpu"))
-                assert found == min(features, small.BLOCK, most) and small.PART % found == 0
+                assert found == min(features, small.BLOCK, most) and small.share % found == 0
             check(*pair(samples, 70, 37), kernel=kernel, estimator=estimator)
-        assert triton_small.small_of(100).features(64, torch.device("cpu")) == 16
+        assert triton_small.small_of(100, 70, 37).features(64, torch.device("cpu")) == 16
 
 
 @pytest.mark.parametrize(("kernel", "estimator"), KINDS)
@@ -51,9 +51,25 @@ def test_every_size_that_a_card_s_table_may_hold(features, kernel, estimator):
 def test_parts_of_the_features(monkeypatch, kernel, estimator, samples, widths):
     """Parts of 64 features, or of 128 from 65 samples on; the last of a side may be one feature."""
     monkeypatch.setattr(triton_impl, "SMALL", 128)
-    small = triton_small.small_of(samples)
+    small = triton_small.small_of(samples, *widths)
     assert (small.parts(widths[0]), small.parts(widths[1])) == {9: (3, 1), 40: (2, 3), 70: (1, 2)}[samples]
     check(*pair(samples, *widths, batch=(2,)), kernel=kernel, estimator=estimator)
+
+
+@pytest.mark.parametrize(("kernel", "estimator"), KINDS)
+@pytest.mark.parametrize(("samples", "widths", "parts"), [(9, (300, 64), (2, 1)), (70, (130, 257), (1, 2))])
+def test_longer_parts_where_there_would_be_many(monkeypatch, kernel, estimator, samples, widths, parts):
+    monkeypatch.setattr(triton_impl, "SMALL", 128)
+    monkeypatch.setattr(triton_small, "MOST_PARTS", 2)
+    small = triton_small.small_of(samples, *widths)
+    assert (small.parts(widths[0]), small.parts(widths[1])) == parts
+    check(*pair(samples, *widths), kernel=kernel, estimator=estimator)
+
+
+def test_how_long_a_part_is():
+    sizes = [(64, 768), (64, 4096), (64, 4097), (65, 8192), (32, 802816)]
+    shares = [triton_small.small_of(samples, width, 48).share for samples, width in sizes]
+    assert shares == [64, 64, 128, 128, 12544]
 
 
 @pytest.mark.parametrize("gaussian", [False, True])

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from bdam_fast.ops.selective_scan import triton_arguments, triton_cut
 from tests.support.operators import leaves, same_bits
-from tests.support.operators.selective_scan import check_scan, run_scan, scan_problem, without_softplus
+from tests.support.operators.selective_scan import (
+    check_growing_state,
+    check_scan,
+    run_scan,
+    scan_problem,
+    without_softplus,
+)
 
 pytestmark = pytest.mark.usefixtures("poison")
 check = partial(check_scan, backend="triton")
@@ -93,6 +99,14 @@ def test_a_sequence_that_is_no_number_ends_at_the_next(name):
     assert got["out"][:, :, :12].isnan().all() and same_bits(got["out"][:, :, 12:], clean["out"][:, :, 12:])
     for gradient in ("du", "dz", "dC"):
         assert same_bits(got[gradient][:, :, 12:], clean[gradient][:, :, 12:]), gradient
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_state_of_zero_stays_zero_where_the_decay_overflows(monkeypatch, reverse):
+    """Four chunks of 16 steps."""
+    monkeypatch.setattr(triton_cut, "SHORTEST", 16)
+    check_growing_state("triton", 64, "bld", reverse)
 
 
 @pytest.mark.parametrize(
