@@ -69,6 +69,8 @@ class Pack:
     workers: int = 0
     # Pixels of the largest image that is decoded.
     max_pixels: int = MAX_PIXELS
+    # Read images through symbolic links that lead out of imgs/.
+    follow_links: bool = False
     # Read every file and every packed row again instead of trusting size and modification time.
     check: bool = False
 
@@ -147,7 +149,14 @@ def pack(arguments: Pack) -> None:
     from training.utils.terminal import make_console
 
     root, size, cache = str(arguments.root), arguments.image_size, arguments.cache
-    config = DataConfig(arguments.name, root, image_size=size, cache=str(cache), workers=arguments.workers)
+    config = DataConfig(
+        arguments.name,
+        root,
+        image_size=size,
+        cache=str(cache),
+        workers=arguments.workers,
+        follow_links=arguments.follow_links,
+    )
     paths = [record.path for records in read_records(config).values() for record in records]
     counts = pack_images(
         paths, cache, config.image_size, config.workers, check=arguments.check, max_pixels=arguments.max_pixels

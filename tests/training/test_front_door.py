@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -64,27 +66,58 @@ def test_every_help_answers_without_heavy_imports() -> None:
 
 
 def test_every_option_has_words_of_its_own() -> None:
-    """Without a comment of its own an option shows the one above it. Options whose type brings the words need none."""
+    """Without a comment of its own an option or a group shows the one above it. Types that bring the words need none."""
     silent = []
-    for path in sorted([*ROOT.glob("bench/**/*.py"), *ROOT.glob("training/**/*.py")]):
-        source = path.read_text(encoding="utf-8")
-        lines = source.splitlines()
-        for part in ast.walk(ast.parse(source)):
-            if isinstance(part, ast.ClassDef) and any("dataclass" in ast.unparse(x) for x in part.decorator_list):
-                fields = [x for x in part.body if isinstance(x, ast.AnnAssign) and "ClassVar" not in ast.unparse(x)]
-                options = [x for x in fields if ast.unparse(x.annotation) not in SELF_EXPLAINED]
-                # Results and other records of the same module are no options.
-                if (
-                    part.name == "Arguments"
-                    or path.parent.name == "training"
-                    and path.name in ("gallery.py", "prepare.py")
-                ):
-                    silent += [
-                        f"{path.name} {part.name}.{ast.unparse(x.target)}"
-                        for x in options
-                        if not lines[x.lineno - 2].lstrip().startswith("#") and "help=" not in ast.unparse(x)
-                    ]
+    for path, part in option_classes():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        silent += [
+            f"{path.name} {part.name}.{ast.unparse(field.target)}"
+            for field in part.body
+            if isinstance(field, ast.AnnAssign)
+            and "ClassVar" not in (words := ast.unparse(field))
+            and "help=" not in words
+            and ast.unparse(field.annotation) not in SELF_EXPLAINED
+            and not lines[field.lineno - 2].lstrip().startswith("#")
+        ]
     assert silent == []
+
+
+def option_classes() -> list[tuple[Path, ast.ClassDef]]:
+    """Dataclasses of options: the commands' own, Config, and all that their fields and bases name, however deep."""
+    classes = dict[tuple[Path, str], ast.ClassDef]()
+    homes = dict[tuple[Path, str], Path]()
+    for path in sorted([*ROOT.glob("bench/**/*.py"), *ROOT.glob("training/**/*.py")]):
+        for part in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(part, ast.ClassDef) and any("dataclass" in ast.unparse(x) for x in part.decorator_list):
+                classes[path, part.name] = part
+            elif isinstance(part, ast.ImportFrom) and part.module:
+                home = ROOT / (part.module.replace(".", "/") + ".py")
+                homes |= {(path, alias.name): home for alias in part.names}
+    # Results and other records of the same modules are no options.
+    several = [ROOT / "training" / name for name in ("gallery.py", "prepare.py")]
+    waiting = [key for key in classes if key[1] in ("Arguments", "Config") or key[0] in several]
+    found = dict[tuple[Path, str], ast.ClassDef]()
+    while waiting:
+        path, name = waiting.pop()
+        key = (homes.get((path, name), path), name)
+        if key in classes and key not in found:
+            found[key] = part = classes[key]
+            parts = [*part.bases, *(field.annotation for field in part.body if isinstance(field, ast.AnnAssign))]
+            waiting += [(key[0], x.id) for tree in parts for x in ast.walk(tree) if isinstance(x, ast.Name)]
+    return [(path, part) for (path, _), part in found.items()]
+
+
+@pytest.mark.parametrize("recipe", ["synthetic", "cuhk-pedes"])
+def test_no_two_fields_of_a_recipe_have_the_same_help(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(front_door.main, ["train", recipe, "--help"])
+    fields = capsys.readouterr().out.partition("Complete configuration of a run")[2]
+    words = re.sub(r"[│─╭╮╰╯]+", " ", fields)
+    # An encoder is configured twice, once for images and once for texts.
+    words = words.partition("model.text options")[0] + words.partition("model.bdam options")[2]
+    texts = re.findall(r"^ +--[a-z].*?\n((?: .*\n)*?.*)\(default:", words, re.MULTILINE)
+    helps = [" ".join(text.split()) for text in texts]
+    assert len(helps) > 80 and [text for text, count in Counter(helps).items() if count > 1 or not text] == []
 
 
 def test_commands_are_listed_with_what_they_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,9 @@ FIELDS = (
     "Every field of the configuration is an option too, e.g. --data.root FOLDER --seed 1 --optim.epochs 5 "
     "--model.backend reference; RECIPE --help lists them with their values in that recipe."
 )
-RECIPE_HELP = f"one of {', '.join(RECIPES)}; or RECIPE/ROW, a row of the paper's tables: {', '.join(ROWS)}"
+RECIPE_HELP = (
+    f"one of {', '.join(RECIPES)}; or RECIPE/ROW, a row of a table (the paper's, readings, styles): {', '.join(ROWS)}"
+)
 CONFIG_HELP = "config.json of a run, which replaces the recipe"
 
 ConfigFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help=CONFIG_HELP)]

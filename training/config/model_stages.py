@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf, isfinite
 from typing import Annotated, Literal
 
 from training.config.fields import Stage, Within
@@ -17,8 +16,11 @@ class EncoderConfig(Stage):
 
     # Hugging Face name or local folder; empty: the sizes below with random weights.
     pretrained: str = ""
+    # Width of the tokens of a small encoder.
     width: Annotated[int, Within(8)] = 128
+    # Transformer layers of a small encoder.
     layers: Annotated[int, Within(1)] = 4
+    # Attention heads of a small encoder; they divide the width.
     heads: Annotated[int, Within(1)] = 4
     # Width of the feed-forward parts, in widths.
     feed_forward: Annotated[int, Within(1)] = 4
@@ -29,9 +31,9 @@ class EncoderConfig(Stage):
     # which has one more convolution, and a vector for each pair of words: in the tokens, and with one for each word beside those
     # of the layers.
     stem: Literal["plain", "convolutional", "deep"] = "plain"
-    # Mean and standard deviation of red, green and blue that pretrained weights expect (visual encoder only); empty: those of
-    # their folder.
+    # Mean of red, green and blue that pretrained weights expect (visual encoder only); empty: that of their folder.
     mean: tuple[float, ...] = ()
+    # Standard deviation of red, green and blue that they expect; empty: that of their folder.
     std: tuple[float, ...] = ()
     # Train the encoder; frozen otherwise (reading 11).
     trainable: bool = True
@@ -40,10 +42,8 @@ class EncoderConfig(Stage):
 
     def check(self) -> None:
         self.require(self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
-        self.require(
-            len(self.mean) in (0, 3) and all(map(isfinite, self.mean)), "mean", "three finite numbers, or none"
-        )
-        positive = all(0 < value < inf for value in self.std)
+        self.require(len(self.mean) in (0, 3), "mean", "three numbers, or none")
+        positive = all(value > 0 for value in self.std)
         self.require(len(self.std) in (0, 3) and positive, "std", "three numbers above 0, or none")
         power = self.patch_size >= 4 and self.patch_size & (self.patch_size - 1) == 0
         self.require(
@@ -57,8 +57,11 @@ class BdamConfig(Stage):
 
     # Off: both branches are the pooled ViT tokens through one linear layer each (Table 1, baseline).
     enabled: bool = True
+    # Self-attention layers of each branch (Table 1, shallow: half of them).
     self_layers: Annotated[int, Within(1)] = 6
+    # Cross-attention layers of each direction (Table 1, shallow: half of them).
     cross_layers: Annotated[int, Within(1)] = 3
+    # Attention heads of these layers; they divide the width of the visual encoder.
     heads: Annotated[int, Within(1)] = 12
     # Pre-norm blocks with a feed-forward part; off: attention with residual only, as printed (reading 10).
     pre_norm: bool = True
@@ -66,6 +69,7 @@ class BdamConfig(Stage):
     cross_attention: bool = True
     # Table 1, w/o gate: both branches pass unweighted.
     gate: bool = True
+    # Dropout of BDAM's layers.
     dropout: Annotated[float, Within(0, 0.9)] = 0.1
 
 
@@ -81,17 +85,23 @@ class FusionConfig(Stage):
     branches: Literal["both", "identity"] = "both"
     # "mamba"; "none": no layers (Table 2, w/o Mamba; Fig. 5, simple); "transformer" (Fig. 5).
     layers_kind: Literal["mamba", "transformer", "none"] = "mamba"
+    # Layers of the fusion.
     layers: Annotated[int, Within(1)] = 2
+    # Width of the fused tokens.
     width: Annotated[int, Within(1)] = 256
     # Attention heads of the transformer layers.
     heads: Annotated[int, Within(1)] = 4
+    # States of a channel in the Mamba layers.
     state: Annotated[int, Within(1, 256)] = 16
+    # Width of the causal convolution in the Mamba layers.
     conv: Annotated[int, Within(1, 8)] = 4
     # Pre-norm residual; off: Mamba(x) + x as printed (reading 14).
     pre_norm: bool = True
-    # Table 2, w/o gate (equal weights) and w/o alignment (one linear map instead of the MLP).
+    # Weigh image and text by a gate; off: equal weights (Table 2, w/o gate).
     gate: bool = True
+    # Align image and text by an MLP; off: by one linear map (Table 2, w/o alignment).
     alignment: bool = True
+    # Dropout of the fusion's layers.
     dropout: Annotated[float, Within(0, 0.9)] = 0.1
 
     def check(self) -> None:
@@ -105,9 +115,13 @@ class ModelConfig(Stage):
 
     # "decoupling": the method; "dual-encoder": its floor, a plain one (models/baseline.py), of which only `embedding` counts.
     architecture: Literal["decoupling", "dual-encoder"] = "decoupling"
+    # Encoder of the images.
     visual: EncoderConfig = field(default_factory=lambda: EncoderConfig(pretrained="google/vit-base-patch16-224"))
+    # Encoder of the texts.
     text: EncoderConfig = field(default_factory=lambda: EncoderConfig(pretrained="bert-base-uncased", lr_scale=0.1))
+    # Bidirectional decoupling alignment module (paper 3.2, readings 4 and 10).
     bdam: BdamConfig = field(default_factory=BdamConfig)
+    # Fusion of the gated features with a text (paper 3.4, readings 13 to 15).
     fusion: FusionConfig = field(default_factory=FusionConfig)
     # Width of the joint embedding space (reading 4).
     embedding: Annotated[int, Within(1)] = 256

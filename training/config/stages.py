@@ -41,8 +41,9 @@ class DataConfig(Stage):
     image_size: tuple[int, int] = (0, 0)
     # Longest text in tokens, [CLS] and [SEP] included.
     text_length: Annotated[int, Within(8, 512)] = 64
-    # Identities in a batch and images of each (PK sampler, reading 22); images_per_id 0: plain shuffled batches.
+    # Identities in a batch: the PK sampler draws this many people and `images_per_id` images of each (reading 22).
     ids_per_batch: Annotated[int, Within(2)] = 16
+    # Images of each identity in a batch; 0: plain shuffled batches.
     images_per_id: Annotated[int, Within(0)] = 4
     # Plain batch size, used when images_per_id is 0.
     batch_size: Annotated[int, Within(2)] = 64
@@ -52,8 +53,9 @@ class DataConfig(Stage):
     follow_links: bool = False
     # Pad by this many pixels, then crop back (reading 22).
     pad: Annotated[int, Within(0, 512)] = 10
-    # Probability of a horizontal flip, and of erasing one rectangle.
+    # Probability of a horizontal flip.
     flip: Annotated[float, Within(0, 1)] = 0.5
+    # Probability of erasing one rectangle.
     erase: Annotated[float, Within(0, 1)] = 0.5
     # Folder of the packed cache of resized images, shared by runs and data sets, updated on demand; empty: none.
     cache: str = ""
@@ -69,12 +71,17 @@ class DataConfig(Stage):
 class LossConfig(Stage):
     """Losses: False removes a loss (Table 3); GradNorm balances the others."""
 
+    # InfoNCE of images and texts (Table 3, w/o InfoNCE).
     info_nce: bool = True
+    # Triplet loss on the identity embeddings (Table 3, w/o triplet).
     triplet: bool = True
     # Matching of the clothing branch with the clothing text, which makes it clothing (reading 6); eq. (1) has none.
     clothing_matching: bool = True
+    # Adversarial loss against clothes in the identity branch (Table 3, w/o adversarial; `adversarial_mode`).
     adversarial: bool = True
+    # Dependence between identity and clothing features (Table 3, w/o decoupling; `decoupling_measure`).
     decoupling: bool = True
+    # Regularisation of the gate (Table 3, w/o gate regularisation; `gate_weight`).
     gate_regularisation: bool = True
     # Positive texts of an image in InfoNCE (reading 1): "identity", "caption" or "both" for its identity embedding;
     # "scored": the identity text for the identity embedding, and the caption for the sum of both embeddings, as retrieval
@@ -90,10 +97,11 @@ class LossConfig(Stage):
     # Which captions are positives of an image (reading 2): its own, those of other images of the person being left out since
     # most of them are of other clothes, or all of the person. Identity texts are always those of the person.
     caption_positives: Literal["own", "identity"] = "own"
-    # Temperature: learned within [0.01, 0.5] from this start, or fixed (reading 3).
+    # Temperature of InfoNCE: the start where it is learned, else its value (reading 3).
     temperature: Annotated[float, Within(0.01, 0.5)] = 0.07
+    # Learn the temperature within [0.01, 0.5]; off: it is fixed.
     learn_temperature: bool = True
-    # Triplet on squared L2 distances (reading 5).
+    # Margin of the triplet loss, on squared L2 distances (reading 5).
     margin: Annotated[float, Within(0)] = 0.3
     # 0: the farthest sample of the person and the nearest of another only (batch-hard, as printed); above: a smooth maximum over
     # all, which is less led by the few that cannot be told apart.
@@ -107,16 +115,19 @@ class LossConfig(Stage):
     # Learning rate of the critic, relative to the base rate: it must follow the feature that flees from it.
     critic_lr_scale: Annotated[float, Within(1e-6, 1e3)] = 5.0
     # Decoupling measure (eq. 2 and reading 8): "hsic" of the gated features, or "cka", the unbiased HSIC over the geometric
-    # mean of the HSIC of each feature with itself, which features of less variance do not lower; L2 normalisation of the
-    # features; and the kernel.
+    # mean of the HSIC of each feature with itself, which features of less variance do not lower.
     decoupling_measure: Literal["hsic", "cka"] = "cka"
+    # L2 normalisation of the features that the decoupling measure compares.
     hsic_normalise: bool = True
+    # Kernel of the decoupling measure.
     hsic_kernel: Literal["linear", "rbf"] = "linear"
     # Fixed weight of mean (g - 0.5)^2, outside GradNorm (reading 9).
     gate_weight: Annotated[float, Within(0)] = 0.01
-    # Losses on f_final (reading 15).
+    # Triplet loss on f_final, the fused feature (reading 15).
     final_triplet: bool = False
+    # InfoNCE of f_final with a text.
     final_info_nce: bool = True
+    # Matching head on f_final: does this text belong to this image?
     final_matching: bool = True
     # Text that is fused where InfoNCE reads captions: "other", another caption of the image than the one that InfoNCE asks
     # for (its identity text where it has one caption only), so that copying is no answer; or the same "caption".
@@ -141,18 +152,21 @@ class GradNormConfig(Stage):
     # "recommended": target mean norm times ratio^alpha; "paper": ratio times the first task's norm, alpha the strength
     # (reading 16).
     form: Literal["recommended", "paper"] = "recommended"
+    # Exponent of a task's relative training rate, or, in the form "paper", the strength in eq. (6).
     alpha: float = 0.5
     # Target norm of the first task, InfoNCE, relative to that of each other one ("recommended" only).
     lead: Annotated[float, Within(1e-3, 1e3)] = 4.0
     # How s is stepped (reading 18): "adam", whatever the size of the norms, or "plain", lr times the gradient of eq. (5).
     optimizer: Literal["adam", "plain"] = "adam"
+    # Learning rate of the log weights s.
     lr: Annotated[float, Within(0)] = 0.025
     # Coefficient of sum (log w)^2.
     log_penalty: Annotated[float, Within(0)] = 1e-3
+    # Smallest and largest weight of a task.
     clip: Annotated[tuple[float, float], Within(1e-12)] = (1e-4, 10.0)
-    # The first losses are averaged over this many steps and floored, so that a task that starts near zero does not
-    # dominate.
+    # The first losses, to which later ones are compared, are averages over this many steps.
     warm_steps: Annotated[int, Within(1)] = 20
+    # Smallest first loss, so that a task that starts near zero does not dominate.
     floor: Annotated[float, Within(1e-12)] = 1e-3
     # Norms are measured, and weights updated, in every n-th step: a measurement is one pass through the heads per task.
     every: Annotated[int, Within(1)] = 1
@@ -165,10 +179,15 @@ class GradNormConfig(Stage):
 class OptimConfig(Stage):
     """Optimisation, precision and memory (readings 22 and 25)."""
 
+    # Optimiser of the model's parameters (reading 25).
     optimizer: Literal["adamw", "adam"] = "adamw"
+    # Base learning rate, after warm-up; it falls along a cosine.
     lr: Annotated[float, Within(1e-12)] = 1e-4
+    # Weight decay; biases, norms and the temperature have none.
     weight_decay: Annotated[float, Within(0)] = 1e-3
+    # Passes over the training images.
     epochs: Annotated[int, Within(1)] = 60
+    # Epochs over which the learning rate rises to the base rate; part of `epochs`.
     warmup_epochs: Annotated[int, Within(0)] = 5
     # Largest global gradient norm; 0: no clipping.
     clip_norm: Annotated[float, Within(0)] = 1.0
@@ -202,6 +221,7 @@ class EvalConfig(Stage):
     # Candidates for beta in cos(t, v_id) + beta cos(t, v_clo) (reading 24); chosen on validation, and refined around the best.
     # 0 is always reported too; the last one is the clothing embedding alone, in a number that JSON can hold.
     betas: Annotated[tuple[float, ...], Within(0)] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 1e6)
+    # Images or texts that are encoded at a time.
     batch_size: Annotated[int, Within(1)] = 128
     # Validation metric that selects the checkpoint.
     select_by: Literal["R1", "mAP"] = "R1"
@@ -216,15 +236,29 @@ class Config(Stage):
 
     # Name of its recipe, for the reader of a result.
     recipe: str = "custom"
+    # Seed of the first weights, the batches, the augmentation and dropout.
     seed: int = 0
+    # Data set, and conversion of its images and texts to tensors.
     data: DataConfig = field(default_factory=DataConfig)
+    # Encoders, modules and joint embedding of the model.
     model: ModelConfig = field(default_factory=ModelConfig)
+    # Losses: False removes a loss (Table 3); GradNorm balances the others.
     loss: LossConfig = field(default_factory=LossConfig)
+    # Balance of the tasks by the norms of their gradients (eq. 5 and 6, readings 16 to 18).
     gradnorm: GradNormConfig = field(default_factory=GradNormConfig)
+    # Optimisation, precision and memory (readings 22 and 25).
     optim: OptimConfig = field(default_factory=OptimConfig)
+    # Protocol `dual` and its clothing weight (reading 24).
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def check(self) -> None:
+        loss = self.loss
+        # Asking for one of them alone is right: a row of Table 3 removes its loss from f_final too.
+        asked = self.model.fusion.enabled and loss.final_info_nce and loss.final_triplet
+        expected = (
+            "False, like loss.final_info_nce, where loss.triplet and loss.info_nce, of which they are parts, are off"
+        )
+        self.require(not asked or loss.info_nce or loss.triplet, "loss.final_triplet", expected)
         if self.model.architecture == "dual-encoder":
             for name, value in DUAL_ENCODER.items():
                 self.require(attrgetter(name)(self) == value, name, f"{value!r} with model.architecture 'dual-encoder'")

@@ -17,6 +17,8 @@ from training.data.readers import SPLITS, Row, Source
 # Characters that no text has: they end a name for the system, or cannot be encoded.
 NUL = "\0"
 BROKEN = re.compile("[\0\ud800-\udfff]")
+# Ids are tensors of 64 bits.
+LARGEST_ID = 2**63 - 1
 
 
 def examples(items: Sequence[Any]) -> str:
@@ -132,8 +134,8 @@ def _problem(row: Any) -> str:
             return f"{key!r} is missing"
         if not isinstance(row[key], kind) or isinstance(row[key], bool):
             return f"{key!r} must be of type {kind.__name__}, got {row[key]!r}"
-    if row["id"] < 0:
-        return f"'id' must not be negative, got {row['id']}"
+    if not 0 <= row["id"] <= LARGEST_ID:
+        return f"'id' must be from 0 to {LARGEST_ID}, got {row['id']}"
     if not row["captions"] or not all(isinstance(caption, str) for caption in row["captions"]):
         return f"'captions' must be texts, at least one, got {row['captions']!r}"
     for key, text in _texts(row):
@@ -144,6 +146,9 @@ def _problem(row: Any) -> str:
     path = PurePosixPath(row["file_path"])
     if path.is_absolute() or not path.parts or ".." in path.parts:
         return f"'file_path' must be a path below imgs/, got {row['file_path']!r}"
+    if row["file_path"] != str(path):
+        # A second spelling of a path would be a second image.
+        return f"'file_path' must be written as {str(path)!r}, got {row['file_path']!r}"
     return ""
 
 

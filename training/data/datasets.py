@@ -112,11 +112,14 @@ def _read_annotations(config: DataConfig) -> _Annotations:
         raise FileNotFoundError(f"images named in {source.file} are not under {images}: {examples(missing)}")
     if not config.follow_links and (outside := links_outside(rows, images)):
         raise ValueError(
-            f"symbolic links lead out of {images}: {examples(outside)}; --data.follow-links allows them, or let {images} "
-            "itself be the link"
+            f"symbolic links lead out of {images}: {examples(outside)}; let {images} itself be the link, which every command "
+            "follows; `train --data.follow-links` and `prepare pack --follow-links` follow these too"
         )
     if absent_splits(rows, SPLITS):
-        rows, held_out = hold_out(rows)
+        try:
+            rows, held_out = hold_out(rows)
+        except ValueError as error:
+            raise ValueError(f"{source.file}: {error}") from None
     splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for row in rows:
         key, split = row["file_path"], row["split"]

@@ -55,10 +55,13 @@ class Labels:
     ids_B: Tensor
     clothing_group_B: Tensor
     paths: tuple[str, ...]
+    # As in Batch.
+    has_other_B: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Labels:
         """The results of `change` in place of the tensors."""
-        return Labels(change(self.ids_B), change(self.clothing_group_B), self.paths)
+        has_other_B = None if self.has_other_B is None else change(self.has_other_B)
+        return Labels(change(self.ids_B), change(self.clothing_group_B), self.paths, has_other_B)
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,15 @@ class Batch:
     clothing_group_B: Tensor
     # file_path of each image.
     paths: tuple[str, ...]
+    # bool (B): `other` is another caption; None where it is for all images.
+    has_other_B: Tensor | None = None
     # Of the batch of which these are the rows of one process; None where these are all.
     whole: Labels | None = None
 
     @property
     def labels(self) -> Labels:
         """Ids, groups and names of the whole batch."""
-        return self.whole or Labels(self.ids_B, self.clothing_group_B, self.paths)
+        return self.whole or Labels(self.ids_B, self.clothing_group_B, self.paths, self.has_other_B)
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy on a device; the copy from page-locked memory is asynchronous."""
@@ -105,6 +110,7 @@ class Batch:
     def part(self, rows: slice) -> Batch:
         """The batch of these rows."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "whole"}
+        values = {k: v for k, v in values.items() if v is not None}
         some: dict[str, Any] = {k: v.part(rows) if isinstance(v, TextBatch) else v[rows] for k, v in values.items()}
         return dataclasses.replace(self, **some)
 
@@ -236,7 +242,7 @@ class TrainLoader:
         draws = (draws_BD[:, CAPTION_DRAW] * [len(r.captions) for r in records]).astype(int).tolist()
         captions = [row[r.captions[i]] for r, i in zip(records, draws, strict=True)]
         others = [row[_other_text(r, i)] for r, i in zip(records, draws, strict=True)]
-        clothing = [row[r.clothing] for r in records]
+        clothing, has_other = [row[r.clothing] for r in records], [len(r.captions) > 1 for r in records]
         texts = self.table.batch([*captions, *(row[r.identity] for r in records), *clothing, *others])
         parts = zip(texts.input_ids_BT.chunk(4), texts.attention_mask_BT.chunk(4), strict=True)
         caption, identity, garments, other = (TextBatch(tokens, mask) for tokens, mask in parts)
@@ -249,6 +255,7 @@ class TrainLoader:
             ids_B=torch.tensor([r.id for r in records]),
             clothing_group_B=torch.tensor(clothing),
             paths=tuple(r.file_path for r in records),
+            has_other_B=None if all(has_other) else torch.tensor(has_other),
         )
         return batch if self.own is None else _rows_of(batch, rows)
 
@@ -265,6 +272,7 @@ def _rows_of(batch: Batch, rows: list[int]) -> Batch:
         ids_B=labels.ids_B[rows],
         clothing_group_B=labels.clothing_group_B[rows],
         paths=tuple(labels.paths[i] for i in rows),
+        has_other_B=None if labels.has_other_B is None else labels.has_other_B[rows],
         whole=labels,
     )
 

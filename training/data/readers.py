@@ -15,7 +15,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,20 +145,52 @@ def _table(text: str, file: Path) -> list[tuple[int, Any]]:
     """Rows of a CSV file with columns separated by commas, semicolons or tabs (some spreadsheets write the latter two)."""
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-    if missing:
-        raise ValueError(f"{file} must have the columns {', '.join(COLUMNS)}, missing: {', '.join(missing)}")
+    table = _cells(text, delimiter, file)
+    _, names = next(table, (1, []))
+    place = _places_of(names, file)
     lines: list[tuple[int, Any]] = []
-    try:
-        for values in reader:
-            row: Row = {key: values[key] for key in COLUMNS}
-            number = str(row["id"] or "").strip()
-            row["id"] = int(number) if number.isascii() and number.isdigit() else row["id"]
-            lines.append((reader.line_num, row))
-    except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num + 1} cannot be read as a table: {error}") from error
+    for line, cells in table:
+        if len(cells) > len(names) or len(cells) <= max(place.values()):
+            raise ValueError(
+                f"{file}, line {line} has {len(cells)} cells, expected {len(names)} as in its header; a caption that holds "
+                f"{delimiter!r} must be in quotes"
+            )
+        row: Row = {key: cells[i] for key, i in place.items()}
+        number = row["id"].strip()
+        row["id"] = int(number) if number.isascii() and number.isdigit() else row["id"]
+        lines.append((line, row))
     return lines
+
+
+def _cells(text: str, delimiter: str, file: Path) -> Iterator[tuple[int, list[str]]]:
+    """(number of its first line, cells) of each row of a table that is not empty."""
+    # Strict: a quote that is never closed would take in the rows after it.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"{file}, line {line} cannot be read as a table: {error}; a cell that begins with a quote must end with one, and "
+            "quotes in it are doubled"
+        ) from error
+
+
+def _places_of(names: Sequence[str], file: Path) -> dict[str, int]:
+    """Position of each of COLUMNS in a header."""
+    count = Counter(names)
+    for found, problem in (
+        ([column for column in COLUMNS if not count[column]], "missing"),
+        ([column for column in COLUMNS if count[column] > 1], "more than once there"),
+    ):
+        if found:
+            raise ValueError(
+                f"{file} must have the columns {', '.join(COLUMNS)} once each, {problem}: {', '.join(found)}"
+            )
+    return {column: names.index(column) for column in COLUMNS}
 
 
 def _merge_by_image(lines: list[tuple[int, Any]], file: Path) -> tuple[list[Any], list[str]]:
@@ -166,7 +199,9 @@ def _merge_by_image(lines: list[tuple[int, Any]], file: Path) -> tuple[list[Any]
     places: dict[Any, str] = {}
     conflicts = []
     for number, item in lines:
-        if isinstance(item, dict) and "captions" not in item and "caption" in item:
+        if isinstance(item, dict) and "caption" in item:
+            if "captions" in item:
+                raise ValueError(f"{file}, line {number} has both 'caption' and 'captions', expected one of them")
             item = {key: value for key, value in item.items() if key != "caption"} | {"captions": item["caption"]}
         whole = isinstance(item, dict) and isinstance(item.get("file_path"), str)
         key: Any = item["file_path"] if whole else number

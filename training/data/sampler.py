@@ -51,7 +51,7 @@ class PKSampler:
         for index, id in enumerate(ids):
             groups.setdefault(id, []).append(index)
         self.groups = [np.array(group) for group in groups.values()]
-        self.images_per_id = images_per_id
+        self.ids_per_batch, self.images_per_id = ids_per_batch, images_per_id
         self.seed, self.epoch = seed, 0
         chunks = [-(-len(group) // images_per_id) for group in self.groups]
         # One identity needs as many batches as it has chunks; all chunks together need one batch per ids_per_batch.
@@ -62,6 +62,19 @@ class PKSampler:
                 f"PKSampler: {len(groups)} identities with at most {max(map(len, self.groups), default=0)} images "
                 "cannot fill batches of at least two identities each"
             )
+
+    def shortage(self) -> str:
+        """Sentence about batches of half of `ids_per_batch` or less, which an identity with very many images causes; else ""."""
+        images = [len(group) for group in self.groups]
+        chunks = sum(-(-count // self.images_per_id) for count in images)
+        # With fewer identities than a batch holds there is one batch of all of them.
+        if self.batches == 1 or 2 * chunks > self.ids_per_batch * self.batches:
+            return ""
+        return (
+            f"batches hold {chunks / self.batches:.1f} identities on average in place of {self.ids_per_batch} "
+            f"(data.ids_per_batch): one identity has {max(images):,} of {sum(images):,} training images, and no batch has it "
+            "twice; leave some of them out, or raise data.images_per_id"
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration yields the batches of this epoch."""

@@ -13,6 +13,7 @@ from training.config import DataConfig, to_dict
 from training.config.ablations import DISENTANGLED, PROTOCOLS, Row
 from training.data.datasets import fingerprint_of, read_dataset
 from training.data.ground_truth import FACTORS
+from training.data.suitability import require_other_texts
 from training.evaluation.run_folder import Run
 from training.experiment.same_data import require_fingerprint
 from training.experiment.summary import run_folder
@@ -116,7 +117,10 @@ def missing_jobs(
         return []
     for data in {job.row.config.data for job in missing}:
         # Data that cannot be read is found out before anything is written.
-        read_dataset(data)
+        dataset = read_dataset(data)
+        for job in missing:
+            if job.row.config.data == data:
+                require_other_texts(job.row.config, dataset)
     seconds = _estimate({job.row.key: job.row for job in missing}, seeds, out, launch, device)
     missing = [job._replace(seconds=seconds[job.row.key]) for job in missing]
     total = sum(job.seconds for job in missing)

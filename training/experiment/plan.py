@@ -22,12 +22,14 @@ def plan(
     """(title of each table, rows) of an experiment: one of TITLES, "all", or any other name for `base` alone.
 
     only: names of the rows to keep, in the tables that have one beside the full model. data_sets, out: see
-    `ablations.table_rows`. Raises ValueError for a name that no row has.
+    `ablations.table_rows`. Raises ValueError for a name that no row has, and for names where there is no table.
     """
     if experiment == "all":
         tables = [*ALL]
     elif experiment in TITLES:
         tables = [experiment]
+    elif only:
+        raise ValueError(f"--rows is for {', '.join(TITLES)} and all, got it with {experiment!r}")
     else:
         return {"recipe": base.recipe}, [Row("recipe", FULL, base.recipe, base)]
     rows = table_rows(tables, base, data_sets, out)

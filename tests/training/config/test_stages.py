@@ -11,6 +11,8 @@ from training.config import (
     EvalConfig,
     FusionConfig,
     GradNormConfig,
+    LossConfig,
+    ModelConfig,
     OptimConfig,
     from_dict,
     to_dict,
@@ -43,12 +45,34 @@ def test_round_trip_through_json():
         (lambda: GradNormConfig(clip=(2.0, 1.0)), r"GradNormConfig.clip must be two numbers, the lower one first"),
         (lambda: OptimConfig(epochs=3), r"OptimConfig.warmup_epochs must be less than epochs \(3\), got 5"),
         (lambda: EvalConfig(betas=(0.5,)), r"EvalConfig.betas must be numbers that include 0.0"),
+        (
+            lambda: EvalConfig(betas=(0.0, float("inf"))),
+            r"EvalConfig.betas must be finite numbers, got \(0.0, inf\)",
+        ),
+        (
+            lambda: GradNormConfig(clip=(1.0, float("inf"))),
+            r"GradNormConfig.clip must be finite numbers, got \(1.0, inf\)",
+        ),
+        (
+            lambda: Config(loss=LossConfig(info_nce=False, triplet=False, final_triplet=True)),
+            "Config.loss.final_triplet must be False, like loss.final_info_nce, where loss.triplet and loss.info_nce, of "
+            "which they are parts, are off, got True",
+        ),
         (lambda: EvalConfig(betas=()), r"EvalConfig.betas must be within"),
     ],
 )
 def test_bad_values_name_the_field(build, text):
     with pytest.raises(ValueError, match=text):
         build()
+
+
+def test_losses_of_the_fusion_may_go_with_those_they_are_parts_of():
+    for off in ("info_nce", "triplet"):
+        assert Config(loss=LossConfig(final_triplet=True, **{off: False})).loss.final_info_nce
+    neither = LossConfig(info_nce=False, triplet=False, final_info_nce=False)
+    assert Config(loss=neither).loss.final_matching
+    both = dataclasses.replace(neither, final_info_nce=True, final_triplet=True)
+    assert not Config(loss=both, model=ModelConfig(fusion=FusionConfig(enabled=False))).model.fusion.enabled
 
 
 def test_unknown_and_missing_fields_are_errors():

@@ -4,14 +4,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from tests.support.pedes_dataset import ALLOW_COUNTS, as_layout, make_pedes
-from tests.support.tiny_run import read_lines, tiny_config
+from tests.support.commands import run_here
+from tests.support.pedes_dataset import ALLOW_COUNTS, as_layout, edit_records, finding_texts, make_pedes
+from tests.support.tiny_run import read_lines, tiny_config, tiny_options
 from training import evaluate, search, train
 from training.config import Config, DataConfig
+from training.config.ablations import Row
 from training.config.recipes import captions_only, get_recipe
 from training.data.datasets import read_dataset
+from training.data.suitability import require_other_texts
 from training.data.validation.validate import validate_dataset
+from training.experiment.jobs import missing_jobs
 from training.utils import cli
 
 FILES = {"cuhk-pedes": "reid_raw.json", "icfg-pedes": "ICFG-PEDES.json", "rstpreid": "data_captions.json"}
@@ -72,6 +77,70 @@ def test_losses_that_need_texts_are_refused(field: str) -> None:
         replace(config, loss=replace(config.loss, **{field: True}))
     with pytest.raises(ValueError, match="loss.info_nce_texts must be 'caption' with data.captions_only"):
         replace(Config(), data=DataConfig(captions_only=True))
+
+
+def one_caption(root: Path, images: int = 30) -> Path:
+    """Own data in which so many images have one caption, some of them twice, and no generated texts."""
+
+    def change(records: list[dict]) -> None:
+        for number, record in enumerate(records[:images]):
+            record["captions"] = record["captions"][:1] * (1 + number % 2)
+
+    edit_records(make_pedes(root), change)
+    (root / "descriptions.jsonl").unlink()
+    return as_layout(root, "own", "records.jsonl")
+
+
+def test_a_caption_is_not_fused_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the data are called, validate recommends a command that works, and the one without its option is refused."""
+    root = one_caption(tmp_path / "data")
+    (_, text), *_ = finding_texts(validate_dataset("own", root, ALLOW_COUNTS), "recipes")
+    start = f"train cuhk-pedes-captions --data.dataset own --model.fusion.no-enabled --data.root {root}"
+    assert f"`{start}`" in text
+    tiny_encoders = [f"--model.{encoder}.pretrained=" for encoder in ("visual", "text")]
+    words = [
+        *start.split()[1:],
+        *tiny_options(root),
+        *tiny_encoders,
+        "--optim.epochs",
+        "1",
+        "--optim.warmup-epochs",
+        "0",
+        "--out",
+    ]
+    refused = [word for word in words if word != "--model.fusion.no-enabled"]
+    assert cli.run(train.main, [*refused, str(tmp_path / "refused")]) == 2
+    assert (
+        "got one caption of each of 18 and no identity text: f_final would be asked for the caption that it is fused with; "
+        "train with --model.fusion.no-enabled, or with --loss.no-final-info-nce, or generate texts"
+    ) in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "refused").exists()
+    assert cli.run(train.main, [*words, str(tmp_path / "run")]) == 0
+    assert cli.run(train.main, [*refused[:-1], "--loss.no-final-info-nce", "--out", str(tmp_path / "matching")]) == 0
+
+
+def test_an_experiment_refuses_it_before_it_writes(tmp_path: Path) -> None:
+    root = one_caption(tmp_path / "data")
+    rows = [Row("recipe", "full", "own", tiny(root, "own"))]
+    with pytest.raises(ValueError, match="loss.final_info_nce needs a second text of the training images of"):
+        missing_jobs(rows, [0], tmp_path / "out", Console(quiet=True), run_here)
+    assert not (tmp_path / "out").exists()
+
+
+def test_some_images_of_one_caption_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = one_caption(tmp_path / "data", images=7)
+    assert "no-enabled" not in finding_texts(validate_dataset("own", root, ALLOW_COUNTS), "recipes")[0][1]
+    train.train(tiny(root, "own"), tmp_path / "run")
+    assert "7 of 18 training images have one text only" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_identity_text_is_a_second_text(tmp_path: Path) -> None:
+    root = make_pedes(tmp_path)
+    edit_records(root, lambda records: [record.update(captions=record["captions"][:1]) for record in records])
+    config = tiny_config(root)
+    require_other_texts(config, read_dataset(config.data))
+    with pytest.raises(ValueError, match="needs a second text"):
+        require_other_texts(captions_only(config), read_dataset(captions_only(config).data))
 
 
 def recipes(root: Path) -> tuple[str, str]:

@@ -97,7 +97,25 @@ def test_the_other_caption_of_an_image_with_one_is_its_identity_text(make):
     loader.records = single
     batch = next(iter(loader))
     assert torch.equal(batch.other.input_ids_BT, batch.identity.input_ids_BT)
+    assert batch.has_other_B is not None and not batch.has_other_B.any()
     assert _other_text(dataclasses.replace(single[0], captions=("a", "b", "c")), 2) == "a"
+
+
+def test_a_batch_says_which_images_have_another_caption(make):
+    assert all(batch.has_other_B is None for batch in make()), "all have"
+    loader = make()
+    loader.records = [dataclasses.replace(r, captions=r.captions[: 1 + i % 2]) for i, r in enumerate(loader.records)]
+    several = {record.file_path: len(record.captions) > 1 for record in loader.records}
+    for batch in loader:
+        expected = [several[path] for path in batch.paths]
+        assert batch.has_other_B.tolist() == batch.labels.has_other_B.tolist() == expected
+        assert batch.part(slice(1, 4)).has_other_B.tolist() == expected[1:4]
+        assert batch.to("cpu").has_other_B.tolist() == batch.labels.each(lambda x: x).has_other_B.tolist() == expected
+    whole = next(iter(loader))
+    loader.own = lambda count: [4, 1]
+    rows = next(iter(loader))
+    assert rows.has_other_B.tolist() == whole.has_other_B[[4, 1]].tolist()
+    assert rows.labels.has_other_B.tolist() == whole.has_other_B.tolist()
 
 
 def test_every_caption_is_drawn_sooner_or_later(make):

@@ -6,13 +6,14 @@ import random
 import pytest
 
 from tests.support.html import Page
-from tests.support.pedes_dataset import as_layout, make_pedes
+from tests.support.pedes_dataset import ALLOW_COUNTS, as_layout, finding_texts, make_pedes
 from tests.support.tiny_run import tiny_options
 from training import evaluate, train
 from training.config import DataConfig
 from training.data.datasets import SPLITS, read_dataset, read_records
 from training.data.readers import LAYOUTS
 from training.data.splits import hold_out
+from training.data.validation.validate import validate_dataset
 from training.evaluation.run_folder import read_run
 from training.report.run_page import build_page
 from training.utils import cli
@@ -178,7 +179,7 @@ def test_json_lines_of_images_or_captions(tmp_path, form):
         (
             "records.csv",
             "file_path,id,caption\n",
-            "must have the columns file_path, id, split, caption, missing: split",
+            "must have the columns file_path, id, split, caption once each, missing: split",
         ),
         ("records.csv", "", "must have the columns .*, missing: file_path, id, split, caption"),
         (
@@ -189,7 +190,42 @@ def test_json_lines_of_images_or_captions(tmp_path, form):
         (
             "records.csv",
             "file_path,id,split,caption\na.jpg,1,train\n",
-            "line 2: 'captions' must be of type list, got None",
+            r"records.csv, line 2 has 3 cells, expected 4 as in its header; a caption that holds ',' must be in quotes",
+        ),
+        (
+            "records.csv",
+            "file_path,id,split,caption\na.jpg,1,train,x\n\nb.jpg,1,train,A tall man, in a red coat, with a bag.\n",
+            r"records.csv, line 4 has 6 cells, expected 4 as in its header; a caption that holds ',' must be in quotes",
+        ),
+        (
+            "records.csv",
+            "caption;file_path;id;split\na man; red;a.jpg;1;train\n",
+            "records.csv, line 2 has 5 cells, expected 4 as in its header; a caption that holds ';' must be in quotes",
+        ),
+        (
+            "records.csv",
+            "file_path,id,split,caption,caption\na.jpg,1,train,x,y\n",
+            "must have the columns file_path, id, split, caption once each, more than once there: caption",
+        ),
+        (
+            "records.csv",
+            'file_path,id,split,caption\na.jpg,1,train,"a man\nb.jpg,2,val,a man\nc.jpg,3,test,a man\n',
+            "records.csv, line 2 cannot be read as a table: .*; a cell that begins with a quote must end with one",
+        ),
+        (
+            "records.csv",
+            'file_path,id,split,caption\na.jpg,1,train,x\na.jpg,1,train,"NIKE" shirt\n',
+            "records.csv, line 3 cannot be read as a table: .* and quotes in it are doubled",
+        ),
+        (
+            "records.jsonl",
+            '{"file_path": "a.jpg", "id": 1, "split": "train", "caption": "x", "captions": ["y"]}',
+            "records.jsonl, line 1 has both 'caption' and 'captions', expected one of them",
+        ),
+        (
+            "records.csv",
+            "file_path,id,split,caption\na.jpg,1,train,x\n./a.jpg,2,test,x\n",
+            r"malformed records: line 3: 'file_path' must be written as 'a.jpg', got './a.jpg' \(1 in all\)",
         ),
         (
             "records.csv",
@@ -219,6 +255,25 @@ def test_own_data_that_is_no_text_or_twice_there(tmp_path):
     (root / "records.jsonl").write_text("{}")
     with pytest.raises(ValueError, match="holds records.jsonl and records.csv with different contents"):
         read(root, "own")
+
+
+def test_cells_that_no_column_needs_may_be_left_out(tmp_path):
+    header, quoted = "file_path,id,split,caption,note,note", '"a man\nin red"'
+    lines = [f"{path},{id},{split},{quoted},x" for id, (split, path) in enumerate(LINES.items())]
+    records = read(own(tmp_path, "records.csv", "\n".join([header, *lines])), "own")
+    assert [records[split][0].captions for split in SPLITS] == [("a man\nin red",)] * 3
+
+
+def test_too_few_people_to_hold_out_one(tmp_path):
+    root = as_layout(make_pedes(tmp_path / "four", {"train": 4, "val": 1, "test": 2}), "icfg-pedes", "ICFG-PEDES.json")
+    text = "no record has the split val, and of 5 training ids none is held out for it: at least 6 are needed"
+    with pytest.raises(ValueError, match=f"ICFG-PEDES.json: {text}"):
+        read(root, "icfg-pedes")
+    result = validate_dataset("icfg-pedes", root, ALLOW_COUNTS)
+    assert result.verdict == "no" and finding_texts(result, "validation split") == [("error", text)]
+    root = as_layout(make_pedes(tmp_path / "five", {"train": 5, "val": 1, "test": 2}), "icfg-pedes", "ICFG-PEDES.json")
+    assert len({record.id for record in read(root, "icfg-pedes")["val"]}) == 1
+    assert validate_dataset("icfg-pedes", root, ALLOW_COUNTS).verdict == "yes"
 
 
 def test_a_run_says_which_identities_validate(tmp_path):

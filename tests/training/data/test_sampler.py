@@ -74,6 +74,23 @@ def test_more_identities_per_batch_than_there_are_gives_one_batch():
     assert sorted(batch) == [0, 1, 2, 3]
 
 
+def test_batches_that_one_identity_makes_small_are_said():
+    sampler = PKSampler([*(i for i in range(100) for _ in range(4)), *[100] * 200], 16, 4, seed=0)
+    assert {len(batch) // 4 for batch in sampler} == {3}
+    assert sampler.shortage() == (
+        "batches hold 3.0 identities on average in place of 16 (data.ids_per_batch): one identity has 200 of 600 training "
+        "images, and no batch has it twice; leave some of them out, or raise data.images_per_id"
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(people=st.integers(2, 60), images=st.integers(1, 9), ids_per_batch=st.integers(2, 20), size=st.integers(1, 4))
+def test_batches_of_equal_people_are_never_short(people, images, ids_per_batch, size):
+    ids = [i for i in range(people) for _ in range(images)]
+    assume(people >= ids_per_batch)
+    assert PKSampler(ids, ids_per_batch, size, seed=0).shortage() == ""
+
+
 @pytest.mark.parametrize(
     ("ids", "text"),
     [

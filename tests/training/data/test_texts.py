@@ -11,8 +11,8 @@ import torch
 
 from tests.support.pedes_dataset import TRAIN, make_pedes
 from tests.support.tiny_run import tiny_config
-from training import search
-from training.config import Config, DataConfig, EncoderConfig, GradNormConfig
+from training import prepare, search
+from training.config import Config, DataConfig, EncoderConfig, EvalConfig, GradNormConfig
 from training.data.datasets import read_dataset
 from training.data.known_words import count_unknown
 from training.data.loader import TrainLoader
@@ -75,10 +75,14 @@ def test_links_out_of_the_images_are_refused_unless_allowed(tmp_path: Path, make
     make(root)
     config = DataConfig(root=str(root))
     with pytest.raises(
-        ValueError, match=r"symbolic links lead out of .*imgs: train/0001_0.jpg.*--data.follow-links allows"
+        ValueError, match=r"symbolic links lead out of .*imgs: train/0001_0.jpg.*`train --data.follow-links`"
     ):
         read_dataset(config)
     assert len(read_dataset(replace(config, follow_links=True)).splits["train"]) == 18
+    pack = ["pack", "cuhk-pedes", str(root), str(tmp_path / "cache"), "--image-size", "32", "16"]
+    with pytest.raises(ValueError, match="`prepare pack --follow-links`"):
+        prepare.main(pack)
+    prepare.main([*pack, "--follow-links"])
 
 
 def test_links_within_the_images_and_imgs_itself_may_be_links(tmp_path: Path) -> None:
@@ -142,9 +146,11 @@ def test_embeddings_that_are_not_finite_are_refused(run_dir: Path, root: Path) -
 def test_numbers_of_a_configuration_are_finite(value: float) -> None:
     with pytest.raises(ValueError, match="GradNormConfig.alpha must be a finite number"):
         GradNormConfig(alpha=value)
-    with pytest.raises(
-        ValueError, match=r"std must be three numbers above 0, or none|mean must be three finite numbers"
-    ):
-        EncoderConfig(mean=(0.5, value, 0.5), std=(0.5, value, 0.5))
+    with pytest.raises(ValueError, match="EncoderConfig.mean must be finite numbers, got"):
+        EncoderConfig(mean=(0.5, value, 0.5))
+    with pytest.raises(ValueError, match="EncoderConfig.std must be finite numbers, got"):
+        EncoderConfig(std=(0.5, value, 0.5))
+    with pytest.raises(ValueError, match="EvalConfig.betas must be finite numbers, got"):
+        EvalConfig(betas=(0.0, value))
     with pytest.raises(ValueError, match="must be"):
         replace(Config().optim, lr=value)

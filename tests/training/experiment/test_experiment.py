@@ -255,6 +255,11 @@ def test_bad_requests_are_named(base: Config, tmp_path: Path, capsys: pytest.Cap
         "--base is for table1, table2, table3, table4, table5, readings, fig5 and all, got it with 'synthetic'"
         in capsys.readouterr().err
     )
+    assert cli.run(experiment.main, ["synthetic", "--rows", "no-gate", "--out", str(tmp_path / "none")]) == 2
+    assert (
+        "--rows is for table1, table2, table3, table4, table5, readings, fig5 and all, got it with 'synthetic'"
+        in capsys.readouterr().err
+    )
     assert cli.run(experiment.main, ["table1", "--base", "synthetic", "--out", str(tmp_path / "none")]) == 2
     assert "row shallow: the recipe must have at least 2 layers" in capsys.readouterr().err
     assert cli.run(experiment.main, ["table1", "--jobs", "0", "--out", str(tmp_path / "none")]) == 2

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from training.utils.io import atomic
 
-MADE_BY = f"RGB, bilinear with antialiasing, Pillow {PIL.__version__}, layout 2"
+MADE_BY = f"RGB, bilinear with antialiasing, Pillow {PIL.__version__}, layout 3"
 # Checksum of a row that is known to be damaged.
 DAMAGED = -1
 

@@ -70,11 +70,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     turn = TURNS.get(_orientation(image))
     image = image if turn is None else image.transpose(turn)
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         # convert would copy it.
         return image
     if image.mode.startswith(("I", "F")):
-        return _from_wide(np.asarray(image), image.mode)
+        return _from_wide(np.asarray(image), image.mode, image.info.get("transparency"))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -92,9 +92,10 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _from_wide(values_HW: np.ndarray, mode: str) -> Image.Image:
+def _from_wide(values_HW: np.ndarray, mode: str, transparent: int | None) -> Image.Image:
     """Grey values of 16 bits; or of 32 bits or floats, which are scaled by the smallest usual range that holds them (255 or
-    65535, for floats 1 too), beyond that by the largest value."""
+    65535, for floats 1 too), beyond that by the largest value. transparent: value that becomes white."""
+    hidden_HW = values_HW == transparent
     values_HW = values_HW.astype(np.float64)
     if not np.isfinite(values_HW).all():
         raise ValueError("its pixels are not finite numbers")
@@ -102,6 +103,7 @@ def _from_wide(values_HW: np.ndarray, mode: str) -> Image.Image:
     ranges = (65535.0,) if mode.startswith("I;16") else (1.0, 255.0, 65535.0)[mode != "F" :]
     scale = next((limit for limit in ranges if largest <= limit), largest)
     grey_HW = np.clip(np.rint(values_HW * (255.0 / scale)), 0, 255).astype(np.uint8)
+    grey_HW[hidden_HW] = 255
     return Image.fromarray(grey_HW).convert("RGB")
 
 

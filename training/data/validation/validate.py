@@ -165,12 +165,20 @@ def _record_findings(name: str, source: Source, rows: Sequence[Row]) -> list[Fin
         for check, found, what in table
     ]
     if "val" not in layout.splits and not checks.absent_splits(rows, ["train"]) and checks.absent_splits(rows, ["val"]):
-        findings.append(Finding("validation split", "note", hold_out(rows)[1]))
+        findings.append(_held_out(rows))
     first = min((row["id"] for row in rows), default=layout.first_id)
     if layout.first_id is not None and first != layout.first_id:
         text = f"the smallest person id is {first}; in the file of the authors it is {layout.first_id}"
         findings.append(Finding("person ids", "warning", text))
     return findings
+
+
+def _held_out(rows: Sequence[Row]) -> Finding:
+    check = "validation split"
+    try:
+        return Finding(check, "note", hold_out(rows)[1])
+    except ValueError as error:
+        return Finding(check, "error", str(error))
 
 
 def _count_findings(name: str, counts: Mapping[str, Counts], allowed: bool) -> list[Finding]:

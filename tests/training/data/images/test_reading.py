@@ -116,6 +116,23 @@ def test_transparent_parts_are_white_and_not_what_hides_below() -> None:
     assert pixels(encoded(grey, "PNG"))[0, 0].tolist() == list(WHITE)
 
 
+@pytest.mark.parametrize("values", [[RED, BLUE], [100, 20]])
+def test_a_colour_that_stands_for_transparent_is_white(values: list) -> None:
+    pixel = np.array([values], np.uint8)
+    content = encoded(Image.fromarray(pixel), "PNG", transparency=values[0])
+    assert pixels(content)[0].tolist() == [list(WHITE), np.broadcast_to(pixel[0, 1], 3).tolist()]
+    wide = Image.fromarray(np.array([[1000, 0]], np.uint16))
+    assert pixels(encoded(wide, "PNG", transparency=1000))[0].tolist() == [list(WHITE), [0, 0, 0]]
+
+
+def test_a_transparent_colour_is_white_wherever_images_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8), RED).save(path, transparency=RED)
+    assert bool((decode(path, (4, 4)) == 255).all())
+    with Image.open(io.BytesIO(load_image(path).data)) as image:
+        assert np.asarray(image).min() > 250
+
+
 def test_animations_give_their_first_frame_and_cmyk_its_colours() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
     for form in ("GIF", "PNG", "WEBP", "TIFF"):

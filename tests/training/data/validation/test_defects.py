@@ -57,6 +57,12 @@ DEFECTS = {
     "malformed": (values(3, id="x"), "record format", "error", "malformed records: record 3: 'id' must be of"),
     "unknown split": (person(1, split="training"), "split names", "error", "unknown splits, .*: 'training'"),
     "empty caption": (captions((0, " ")), "empty captions", "error", f"images with an empty caption: {TRAIN}"),
+    "second spelling": (
+        values(0, file_path=TRAIN.replace("/", "//")),
+        "record format",
+        "error",
+        f"malformed records: record 0: 'file_path' must be written as '{TRAIN}', got 'train//",
+    ),
     "same path": (values(1, file_path=TRAIN), "repeated images", "error", f"images listed more than once: {TRAIN}"),
     "leak": (
         values(0, id=9, captions=["a man in the wrong split"]),
