@@ -16,12 +16,13 @@ Evaluations = Mapping[Path, Evaluation | None]
 
 
 class Quantity(NamedTuple):
-    """A number of each run, a row of a table: name, decimals, its value in the results of a run, and its value by chance."""
+    """A number of each run, a row of a table: name, decimals, its value in the results of a run, and its value by chance where
+    that is the same for all runs."""
 
     name: str
     digits: int
     read: Callable[[Disentanglement, Evaluation | None], float | None]
-    chance: Callable[[Disentanglement, Evaluation | None], float | None]
+    chance: Callable[[Disentanglement, Evaluation | None], float | None] = lambda result, evaluation: None
 
 
 class Part(NamedTuple):
@@ -74,7 +75,7 @@ def sections(result: Disentanglement) -> list[tuple[str, list[Quantity]]]:
     if result.summary:
         scores = [_score(feature, kind) for feature in result.summary for kind in ("identity", "clothing")]
         tables.append((READ_PROBES, scores))
-    tables.append((READ_DEPENDENCE, [_dependence(name) for name in MEASURES]))
+    tables.append((READ_DEPENDENCE, [row for name in MEASURES for row in _dependence(name)]))
     if result.retrieval:
         names = list(result.retrieval["other"].features)
         tables.append((READ_RETRIEVAL, [_retrieval("other", name, key) for name in names for key in ("R1", "mAP")]))
@@ -84,7 +85,7 @@ def sections(result: Disentanglement) -> list[tuple[str, list[Quantity]]]:
 
 
 BEGIN, END = "<!-- disentangle:begin -->", "<!-- disentangle:end -->"
-READ_CELLS = "Each cell is the mean ± the standard deviation over the seeds."
+READ_CELLS = "Each cell: mean ± standard deviation over the seeds."
 READ_PROBES = (
     "Linear probes: mean over the factors of (balanced accuracy − majority) / (100 − majority), in percent; 100 reads "
     "every factor, 0 none. Decoupled: `f_id` high on identity and low on clothing, `f_clo` the reverse. `f_final` reads "
@@ -92,10 +93,15 @@ READ_PROBES = (
     "cells, and `untrained`, the encoder before training. `other_kind`: prediction of the identity factors from "
     "the true clothing factors and vice versa, since a dress goes with a woman."
 )
-READ_DEPENDENCE = "Dependence of `f_id` and `f_clo` over all test images; 0 would be independence."
-READ_RETRIEVAL = "The same person in other clothes, image to image, percent: higher is better, and clothes cannot help."
+READ_DEPENDENCE = (
+    "Dependence of `f_id` and `f_clo`; 0 would be independence. The value of permuted people is chance for one image of each "
+    "person, not for all images: the biased CKA of unrelated features falls with the number of images."
+)
+READ_RETRIEVAL = (
+    "The same person in other clothes, image to image, percent: higher is better, and matching clothes cannot help."
+)
 READ_SAME = (
-    "The same person in the same clothes, R-1 in percent: the difference to other clothes is the share of clothes in the "
+    "The same person in the same clothes, R-1 in percent: the difference from other clothes is the share of clothes in the "
     "feature (and of all else that the images of one day have in common)."
 )
 READ_DUAL = "Text-to-image retrieval, protocol `dual`, at the β chosen on validation, and at β = 0."
@@ -109,13 +115,15 @@ def _score(feature: str, kind: str) -> Quantity:
     return Quantity(f"{feature}: {kind}", 2, read, lambda result, _: 0.0)
 
 
-def _dependence(name: str) -> Quantity:
-    return Quantity(
-        name,
-        5 if name == "hsic" else 3,
-        lambda result, _: result.dependence.measure(name).value,
-        lambda result, _: result.dependence.measure(name).null_mean,
-    )
+def _dependence(name: str) -> list[Quantity]:
+    """A measure over all images; over one image of each person; and over these with the people permuted, which is chance for that
+    sample and these features, and so differs between runs."""
+    digits = 5 if name == "hsic" else 3
+    return [
+        Quantity(f"{name}, all images", digits, lambda result, _: result.dependence.measure(name).value),
+        Quantity(f"{name}, one image a person", digits, lambda result, _: result.dependence.measure(name).sample),
+        Quantity(f"{name}, the same permuted", digits, lambda result, _: result.dependence.measure(name).null_mean),
+    ]
 
 
 def _retrieval(gallery: str, feature: str, key: str) -> Quantity:

@@ -70,7 +70,7 @@ def disentangle(
     def compute(trained: TrainedModel, dataset: Dataset) -> Disentanglement | None:
         return _measure(trained, dataset, path.parent, dependence_only, progress)
 
-    def suffices(stored: Disentanglement) -> bool:
+    def suffices(trained: TrainedModel, stored: Disentanglement) -> bool:
         return dependence_only or stored.probes is not None
 
     return cached_result(path, partial(read_record, kind=Disentanglement), compute, suffices, data_root, device, ranks)

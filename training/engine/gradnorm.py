@@ -110,7 +110,7 @@ class GradNorm:
 
     def _targets(self, losses: Mapping[str, float], weighted: Mapping[str, float]) -> dict[str, float]:
         """Target norm of each task with a gradient: its part of all norms times ratio^alpha, or (paper) ratio times the first
-        task's norm."""
+        task's norm. `lead` goes to the first task of the run: InfoNCE, and in a row without it the triplet loss."""
         ratios = {t: max(losses[t], 0.0) / max(self._first_losses[t], self.config.floor) for t in weighted}
         mean_ratio = sum(ratios.values()) / len(ratios)
         relative = {t: ratio / mean_ratio if mean_ratio > 0 else 1.0 for t, ratio in ratios.items()}

@@ -143,40 +143,58 @@ def task_names(config: LossConfig, fusion: bool) -> list[str]:
 
 
 def task_losses(
-    features: PairFeatures, ids_B: Tensor, clothing_group_B: Tensor, config: LossConfig, backend: Backend
+    features: PairFeatures,
+    ids_B: Tensor,
+    clothing_group_B: Tensor,
+    config: LossConfig,
+    backend: Backend,
+    has_other_B: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The losses that GradNorm balances, with the names of `task_names`. "info_nce" averages over the texts of reading 1;
     for "info_nce" and "triplet" the same loss on f_final is added where reading 15 requires it. PairFeatures have InfoNCE of the
-    captions alone."""
+    captions alone. has_other_B: as in `Batch`."""
     if not isinstance(features, Features):
         images, captions, symmetric = features.v_id, features.t_caption, config.info_nce_symmetric
         options: dict[str, Any] = {"symmetric": symmetric, "positives": config.caption_positives}
         return {"info_nce": info_nce(images, captions, ids_B, features.temperature, **options)}
-    return _decoupling_losses(features, ids_B, clothing_group_B, config, backend)
+    return _decoupling_losses(features, ids_B, clothing_group_B, config, backend, has_other_B)
 
 
-def _info_nce_of_texts(features: Features, ids_B: Tensor, config: LossConfig) -> Tensor:
+def _info_nce_of_texts(features: Features, ids_B: Tensor, config: LossConfig, has_other_B: Tensor | None) -> Tensor:
     """InfoNCE over the texts of reading 1, with that of f_final where reading 15 requires it."""
-    v_id, captions = features.v_id, [features.t_caption]
-    if config.both_captions and features.t_other is not None:
-        captions.append(features.t_other)
-    scored = limited_gradient(v_id, config.captions_to_identity) + features.v_clo
-    identity = [(v_id, features.t_identity)]
-    pairs = {
+    f, tau, symmetric = features, features.temperature, config.info_nce_symmetric
+
+    def own(image: Tensor) -> Tensor:
+        """InfoNCE of images and their captions, the other ones too if the field says so."""
+
+        def loss(image: Tensor, text: Tensor, ids: Tensor) -> Tensor:
+            return info_nce(image, text, ids, tau, symmetric=symmetric, positives=config.caption_positives)
+
+        first = loss(image, f.t_caption, ids_B)
+        if not config.both_captions or f.t_other is None:
+            return first
+        if has_other_B is None:
+            return torch.stack([first, loss(image, f.t_other, ids_B)]).mean()
+        # What is fused in place of a second caption is no caption: of such an image the first one counts alone.
+        rows = has_other_B.nonzero()[:, 0]
+        if not len(rows):
+            return first
+        share = len(rows) / len(ids_B)
+        return (first + share * loss(image[rows], f.t_other[rows], ids_B[rows])) / (1.0 + share)
+
+    # The identity is shared by all images of a person, a caption is not.
+    def identity() -> Tensor:
+        return info_nce(f.v_id, f.t_identity, ids_B, tau, symmetric=symmetric)
+
+    scored = limited_gradient(f.v_id, config.captions_to_identity) + f.v_clo
+    kinds: dict[str, list[Callable[[], Tensor]]] = {
         "identity": [identity],
-        "caption": [[(v_id, text) for text in captions]],
-        "both": [[(v_id, text) for text in captions], identity],
-        "scored": [[(scored, text) for text in captions], identity],
+        "caption": [lambda: own(f.v_id)],
+        "both": [lambda: own(f.v_id), identity],
+        "scored": [lambda: own(scored), identity],
     }
-    tau, chosen = features.temperature, pairs[config.info_nce_texts]
-
-    def loss(image: Tensor, text: Tensor) -> Tensor:
-        # The identity is shared by all images of a person, a caption is not.
-        positives = "identity" if text is features.t_identity else config.caption_positives
-        return info_nce(image, text, ids_B, tau, symmetric=config.info_nce_symmetric, positives=positives)
-
     # Each kind of text weighs the same, whatever the number of its texts.
-    total = torch.stack([torch.stack([loss(*pair) for pair in kind]).mean() for kind in chosen]).mean()
+    total = torch.stack([kind() for kind in kinds[config.info_nce_texts]]).mean()
     if features.f_final is not None and config.final_info_nce:
         total = total + _info_nce_of_fusion(features, ids_B, config)
     return total
@@ -195,7 +213,12 @@ def _info_nce_of_fusion(features: Features, ids_B: Tensor, config: LossConfig) -
 
 
 def _decoupling_losses(
-    features: Features, ids_B: Tensor, clothing_group_B: Tensor, config: LossConfig, backend: Backend
+    features: Features,
+    ids_B: Tensor,
+    clothing_group_B: Tensor,
+    config: LossConfig,
+    backend: Backend,
+    has_other_B: Tensor | None,
 ) -> dict[str, Tensor]:
     """The losses of `task_names` for a model with both branches."""
 
@@ -225,7 +248,7 @@ def _decoupling_losses(
         return matching(features.matching_logits, features.matching_labels)
 
     functions: dict[str, Callable[[], Tensor]] = {
-        "info_nce": lambda: _info_nce_of_texts(features, ids_B, config),
+        "info_nce": lambda: _info_nce_of_texts(features, ids_B, config, has_other_B),
         "triplet": distances,
         "clothing": clothing,
         "adversarial": adversary,

@@ -17,6 +17,7 @@ from training.data.datasets import Dataset, read_dataset
 from training.data.image_digests import ImageDigests, read_digests, require_unchanged, write_digests
 from training.data.images.readable import require_readable
 from training.data.loader import TrainLoader
+from training.data.suitability import require_other_texts, training_warnings
 from training.data.tokenizer import TOKENIZER, build_tokenizer, save_tokenizer, tokenizer_digests
 from training.engine import checkpoint
 from training.engine.checkpoint import RunProgress
@@ -27,7 +28,7 @@ from training.engine.distributed.ranks import ONE_RANK, Ranks
 from training.engine.initial_weights import load_initial_weights
 from training.engine.memory import Resources, peak_memory_mb
 from training.engine.memory_fit import fitting_config
-from training.engine.train_step import learning_rate_factor
+from training.engine.train_step import learning_rate_factor, micro_batch_warnings
 from training.engine.trainer import Trainer
 from training.models.pretrained import with_image_size
 from training.utils.io import file_digest, read_json, read_record, write_json, write_record
@@ -78,9 +79,9 @@ def train_run(config: Config, run_dir: Path, validate: ValidateSplit, options: R
         _require_possible(config, options, ranks)
         reporting = {"console": console, "log_seconds": options.log_seconds, "preemption": signals, "ranks": ranks}
         trainer, dataset = _prepare(config, run_dir, validate, options, device, reporting)
-        if cut := trainer.loader.table.cut:
-            limit = config.data.text_length
-            console.print(f"{cut:,} training texts are longer than data.text_length ({limit} tokens) and are cut")
+        warnings = training_warnings(config, dataset, trainer.loader)
+        for warning in warnings + micro_batch_warnings(trainer.model, trainer.config.optim):
+            console.print(warning)
         if config.data.captions_only:
             console.print(captions_only_line(config))
         parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6
@@ -119,6 +120,7 @@ def _prepare(
     continued = ranks.share(lambda: _check_folder(config, run_dir, options))
     begun = ranks.share(lambda: (run_dir / "last.pt").exists())
     dataset = read_dataset(config.data)
+    require_other_texts(config, dataset)
     with ranks.in_turn():
         known, images = read_digests(run_dir), _check_images(dataset, config.data.max_pixels)
     trainer, tokenizer = build_trainer(config, dataset, run_dir, validate, images.digest, device, **reporting)

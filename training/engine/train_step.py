@@ -6,13 +6,14 @@ A step costs at most K passes through the heads (one per task, for GradNorm) and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdam_fast.profiling import span
 from training.config import Config, OptimConfig
@@ -85,6 +86,36 @@ def configure_model(
             part = getattr(model, name, None)
             if part is not None:
                 part.compile(backend=compiler, mode=mode)
+
+
+def _encoder_norms(model: RetrievalModel) -> list[_BatchNorm]:
+    """The batch normalisations of the encoders."""
+    return [
+        module for part in (model.visual, model.text) for module in part.modules() if isinstance(module, _BatchNorm)
+    ]
+
+
+def micro_batch_warnings(model: RetrievalModel, config: OptimConfig) -> list[str]:
+    """A sentence where micro-batches make another step than the undivided one: batch statistics of a trained encoder."""
+    if config.accumulate == 1 or not any(p.requires_grad for norm in _encoder_norms(model) for p in norm.parameters()):
+        return []
+    return [
+        f"optim.accumulate {config.accumulate}: an encoder normalises by the statistics of each micro-batch, not of the whole "
+        "batch, so that the step is not the undivided one; --optim.checkpointing saves memory and leaves it as it is"
+    ]
+
+
+@contextmanager
+def _kept_statistics(model: RetrievalModel) -> Iterator[None]:
+    """Leaves the running statistics of the encoders alone; those of the batch still normalise it."""
+    following = [norm for norm in _encoder_norms(model) if norm.track_running_stats]
+    try:
+        for norm in following:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in following:
+            norm.track_running_stats = True
 
 
 def random_state(device: torch.device) -> list[Tensor]:
@@ -163,7 +194,7 @@ class Stepper:
         loss, backend = self.config.loss, self.config.model.backend
         with span("losses"):
             features = rows.gather_features(features.to_float32())
-            tasks = task_losses(features, labels.ids_B, labels.clothing_group_B, loss, backend)
+            tasks = task_losses(features, labels.ids_B, labels.clothing_group_B, loss, backend, labels.has_other_B)
             fixed, weights = fixed_losses(features, loss), self.gradnorm.weights()
             values, regular = _to_floats(tasks), _to_floats(fixed)
         _require_finite(values | regular)
@@ -216,7 +247,8 @@ class Stepper:
     def _backward(
         self, encoded: EncoderOutput, parts: list[Batch], states: list[list[Tensor]], leaves: EncoderOutput
     ) -> None:
-        """Backward pass through the encoders; several micro-batches are encoded again, with their first random numbers."""
+        """Backward pass through the encoders; several micro-batches are encoded again, with their first random numbers, and
+        without another update of running statistics."""
         if len(parts) == 1:
             self.encoder_sum.follow()
             encoded.backward(leaves)
@@ -224,11 +256,13 @@ class Stepper:
         after, start = random_state(self.device), 0
         for part, state in zip(parts, states, strict=True) if self.model.encoder_parameters() else ():
             set_random_state(state, self.device)
-            with self._autocast():
-                encoded = self.model.encode(part)
-            if part is parts[-1]:
-                self.encoder_sum.follow()
-            encoded.backward(leaves, slice(start, start + len(part.paths)))
+            # The backward pass too: with checkpointing it runs layers again.
+            with _kept_statistics(self.model):
+                with self._autocast():
+                    encoded = self.model.encode(part)
+                if part is parts[-1]:
+                    self.encoder_sum.follow()
+                encoded.backward(leaves, slice(start, start + len(part.paths)))
             start += len(part.paths)
         set_random_state(after, self.device)
 

@@ -25,7 +25,7 @@ def cached_result(
     path: Path,
     read: Callable[[Path], R],
     compute: Callable[[TrainedModel, Dataset], R | None],
-    suffices: Callable[[R], bool] = lambda stored: True,
+    suffices: Callable[[TrainedModel, R], bool] = lambda trained, stored: True,
     data_root: Path | None = None,
     device: str = "auto",
     ranks: Ranks = ONE_RANK,
@@ -45,9 +45,13 @@ def cached_result(
         trained = replace(load_run(path.parent, data_root, device), ranks=ranks)
         digest = file_digest(path.parent / "best.pt")
         ranks.require_equal(lambda: {"best.pt": digest[:12], "result": path.name, "versions": versions()})
-        stored = ranks.share(lambda: _read_stored(path, read, digest))
-        if stored is not None and suffices(stored):
-            return stored, False
+
+        def find() -> R | None:
+            stored = _read_stored(path, read, digest)
+            return stored if stored is not None and suffices(trained, stored) else None
+
+        if (found := ranks.share(find)) is not None:
+            return found, False
         with ranks.in_turn():
             dataset = _training_data(trained, path.parent)
         result = compute(trained, dataset)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training.evaluation.audit_guard import refuse_audit
-from training.evaluation.diagnosis.diagnosis_result import BOUNDS, Diagnosis
+from training.evaluation.diagnosis.diagnosis_result import Diagnosis
 from training.evaluation.result import (
     HEADINGS,
     METRICS,
@@ -56,7 +56,7 @@ def print_table(evaluation: Evaluation, console: Console, oracle: OracleBounds |
 def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     """Prints how many values of a diagnosis are within their bounds, and each that is not."""
     values = diagnosis.values()
-    known = [bound for bound in BOUNDS if bound.key in values]
+    known = [bound for bound in diagnosis.bounds() if bound.key in values]
     wrong = [bound for bound in known if not bound.holds(values[bound.key])]
     console.print(f"diagnosis: {len(known) - len(wrong)} of {len(known)} values within their bounds", highlight=False)
     for bound in wrong:

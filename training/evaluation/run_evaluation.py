@@ -28,7 +28,7 @@ from training.evaluation.cached_result import cached_result
 from training.evaluation.calibration import CALIBRATION, calibrate
 from training.evaluation.dual import DualEmbeddings, embed_dual
 from training.evaluation.metrics import QueryMetrics, chance_metrics
-from training.evaluation.protocols.measure import measure
+from training.evaluation.protocols.measure import has_texts, measure
 from training.evaluation.protocols.protocol_names import DEFAULT_K, WITH_TEXTS, Protocol
 from training.evaluation.result import (
     METRICS,
@@ -95,7 +95,8 @@ def evaluate_protocol(
     """(contents of RUN/`result_name`, True if computed now); ranks: as in `evaluate`. Raises what `evaluate`, `result_name`,
     `measure` raise.
 
-    Beside the file is NAME-queries.npz with the values of each query, as of `dual`, except for paired-audit.
+    Beside the file is NAME-queries.npz with the values of each query, as of `dual`, except for paired-audit. A result of other
+    texts than the data has now is computed again.
     """
 
     def compute(trained: TrainedModel, dataset: Dataset) -> ProtocolEvaluation | None:
@@ -115,9 +116,12 @@ def evaluate_protocol(
             seconds={"evaluation": time.perf_counter() - started},
         )
 
+    def suffices(trained: TrainedModel, stored: ProtocolEvaluation) -> bool:
+        return stored.texts is None or has_texts(trained, protocol, texts, stored.texts.sha256)
+
     path = Path(run_dir) / result_name(protocol, k, texts)
     read = partial(read_record, kind=ProtocolEvaluation)
-    return cached_result(path, read, compute, data_root=data_root, device=device, ranks=ranks)
+    return cached_result(path, read, compute, suffices, data_root, device, ranks)
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from training.evaluation.diagnosis.diagnosis_result import BOUNDS, Diagnosis, Sample
+from training.evaluation.diagnosis.diagnosis_result import Diagnosis, Sample
 
 
 def section(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def section(diagnosis: Diagnosis) -> dict[str, Any]:
             "holds": bound.holds(values[bound.key]),
             "reason": bound.reason,
         }
-        for bound in BOUNDS
+        for bound in diagnosis.bounds()
         if bound.key in values
     ]
     tasks = []

@@ -90,7 +90,8 @@ def machines(rows: Rows, seeds: Sequence[int]) -> tuple[str, bool]:
     parts = []
     for name, labels in runs.items():
         texts = [
-            label if len(ran) == len(seeds) else f"{label} (seed {' '.join(ran)})" for label, ran in labels.items()
+            label if len(ran) == len(seeds) else f"{label} (seed{'s' * (len(ran) > 1)} {', '.join(ran)})"
+            for label, ran in labels.items()
         ]
         parts.append(f"{name}: {', '.join(texts)}")
-    return f"Runs of different machines, whose floats differ: {'; '.join(parts)}.", True
+    return f"The runs are from different machines, which round differently: {'; '.join(parts)}.", True

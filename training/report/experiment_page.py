@@ -30,8 +30,8 @@ NOISE = (
     "Noise floor: a difference below it says nothing. The smallest Δ is what a paired t-test over the seeds finds with "
     f"probability {POWER:.0%} at the level {LEVEL}, (t[1 − {LEVEL}/2] + t[{POWER}]) · s · √(2/n) for n seeds of standard "
     "deviation s, for a single row; Holm's correction asks for more. A row is not at plateau where R-1 of the validation "
-    "split rises over the last fifth of the epochs by more than its standard deviation over the seeds: longer training may "
-    "change its place in the table."
+    "split rises over the last fifth of the epochs by more than the standard deviation over the seeds, pooled over "
+    "the rows: longer training may change its place in the table."
 )
 
 
@@ -220,8 +220,9 @@ def _every_value(results: Rows, seeds: Sequence[int]) -> dict[str, Any]:
 
 def _cost(results: Rows, speed: bool) -> dict[str, Any]:
     """speed: also images and pairs a second, which mean something only where the runs were evaluated alone."""
-    head = ["", "training, s", "evaluation, s", "on threads", "memory of training, MB", "of evaluation, MB"]
-    head += ["parameters", "of the fusion", "MFLOP a pair", "of the fusion"]
+    head = ["", "training, s", "evaluation, s", "on threads", "memory of training, MB"]
+    head += ["memory of evaluation, MB", "parameters", "parameters of the fusion", "MFLOP a pair"]
+    head.append("MFLOP a pair of the fusion")
     rows = []
     for row, run in results:
         memory, flops = run.memory_mb, run.flops
@@ -232,7 +233,7 @@ def _cost(results: Rows, speed: bool) -> dict[str, Any]:
         cells += ["–", "–"] if flops is None else [f"{n / 1e6:,.3f}" for n in (flops.total, flops.fusion)]
         rows.append(cells + [_speed(measured) for measured in (run.speed.images, run.speed.pairs) if speed])
     head += ["images/s", "pairs/s through the fusion"] if speed else []
-    return _part("Cost; seconds beside whatever else the machine did", head, rows)
+    return _part("Cost (times include the effect of other processes)", head, rows)
 
 
 def _speed(measured: Sequence[Throughput] | None) -> str:

@@ -116,10 +116,24 @@ def _training(run: Run) -> dict[str, Any]:
         epochs = [line["epoch"] for line in validations]
         curves = {HEADINGS[m]: (epochs, [line[m] for line in validations]) for m in METRICS}
         select_by = run.evaluation.config.get("eval", {}).get("select_by", "R1")
-        best = max(validations, key=lambda line: line[select_by])
-        shown["best"] = {"epoch": best["epoch"], "metric": HEADINGS[select_by], "value": best[select_by]}
-        shown["validation"] = plots.lines(curves, label="validation metrics", x_label="epoch", mark=best["epoch"])
+        averaged = {line["epoch"]: line[f"ema_{select_by}"] for line in validations if f"ema_{select_by}" in line}
+        if averaged:
+            curves[f"{HEADINGS[select_by]}, averaged weights"] = (list(averaged), list(averaged.values()))
+        shown["best"] = _best(validations, select_by)
+        mark = shown["best"]["epoch"]
+        shown["validation"] = plots.lines(curves, label="validation metrics", x_label="epoch", mark=mark)
     return shown
+
+
+def _best(validations: Sequence[dict[str, float]], select_by: str) -> dict[str, Any]:
+    """The validation that selected the checkpoint, and which weights it was of where there are averaged ones: of equal values the
+    first, in an epoch that of the weights themselves, as in training."""
+    names = {select_by: "weights themselves", f"ema_{select_by}": "averaged weights"}
+    found = [(line[key], line["epoch"], words) for line in validations for key, words in names.items() if key in line]
+    value, epoch, words = max(found, key=lambda one: one[0])
+    several = len(found) > len(validations)
+    weights = f" of the {words}" if several else ""
+    return {"epoch": epoch, "metric": HEADINGS[select_by], "value": value, "weights": weights}
 
 
 def _series(steps: Sequence[TrainingStep], group: str) -> dict[str, plots.Series]:

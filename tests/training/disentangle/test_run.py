@@ -204,7 +204,20 @@ def test_runs_that_differ_in_their_seed_share_a_row(
     assert parts[0].headings == ["", "loss.adversarial_mode ridge", "loss.adversarial_mode minimax", "chance"]
     assert "ridge: seeds 0, 1; loss.adversarial_mode minimax: seeds 1" in title
     rows, mean = {row[0]: row[1:] for part in parts for row in part.rows}, result["dependence"]["cka"]["value"] + 0.05
-    assert rows["cka"][0] == f"{mean:.3f} ± {0.1 / 2**0.5:.3f}" and "±" not in rows["cka"][1]
+    everything = rows["cka, all images"]
+    assert everything[0] == f"{mean:.3f} ± {0.1 / 2**0.5:.3f}" and "±" not in everything[1]
+    for name, digits in (("hsic", 5), ("hsic_normalised", 3), ("cka", 3), ("cka_debiased", 3)):
+        # Chance of a sample stands below the value of that sample; it is that of each run's own features.
+        at, stored = (
+            [row[0] for row in parts[1].rows].index(f"{name}, one image a person"),
+            result["dependence"][name],
+        )
+        sample, chance = (row[1:] for row in parts[1].rows[at : at + 2])
+        assert (
+            sample[1] == f"{stored['sample']:.{digits}f}" and parts[1].rows[at + 1][0] == f"{name}, the same permuted"
+        )
+        assert chance[1] == f"{stored['null_mean']:.{digits}f}"
+    assert {row[-1] for row in parts[1].rows} == {"–"}, "none of them is chance for all runs"
     assert rows["dual R-1"][1:] == ["–", f"{evaluation.chance['R1']:.2f}"]
     assert (
         rows["f_id: identity"][1] == f"{100 * result['summary']['f_id']['identity']:.2f}"

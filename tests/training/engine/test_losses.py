@@ -186,6 +186,33 @@ def test_info_nce_averages_over_texts_and_adds_the_fused_feature(features):
     )
 
 
+@pytest.mark.parametrize("texts", ["caption", "both", "scored"])
+def test_a_text_that_is_no_other_caption_is_left_out(texts):
+    features = build(*recommended())(DATA)
+    config = LossConfig(info_nce_texts=texts, final_info_nce=False, both_captions=True)
+
+    def value(has_other=None, t_other=features.t_other, **changes):
+        parts = replace(features, t_other=t_other), DATA.ids_B, DATA.clothing_group_B, replace(config, **changes)
+        return losses.task_losses(*parts, "reference", has_other)["info_nce"]
+
+    everyone, nobody = torch.ones(8, dtype=torch.bool), torch.zeros(8, dtype=torch.bool)
+    assert_close(value(everyone), value())
+    assert torch.equal(value(nobody), value(both_captions=False))
+    some = torch.tensor([True, True, False, True, False, False, True, True])
+    rows, image = some.nonzero()[:, 0], features.v_id + features.v_clo if texts == "scored" else features.v_id
+
+    def own(text, rows=slice(None)):
+        ids = DATA.ids_B[rows]
+        return losses.info_nce(image[rows], text[rows], ids, features.temperature, symmetric=True, positives="own")
+
+    # Every caption weighs the same: 8 first ones and 5 others.
+    captions = (8 * own(features.t_caption) + 5 * own(features.t_other, rows)) / 13
+    identity = losses.info_nce(features.v_id, features.t_identity, DATA.ids_B, features.temperature, symmetric=True)
+    assert_close(value(some), captions if texts == "caption" else (captions + identity) / 2)
+    strange = torch.where(some[:, None], features.t_other, features.t_identity.flip(0))
+    assert torch.equal(value(some, strange), value(some)), "what they hold in its place has no part in the loss"
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_captions_reach_the_identity_embedding_as_far_as_the_field_says(share):
     features = build(*recommended())(DATA)

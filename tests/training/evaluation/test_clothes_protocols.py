@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -197,6 +198,32 @@ def test_a_damaged_file_is_an_error_and_no_reason_to_leave_a_protocol_out(
         (copy / name).write_text(whole)
     words = [str(run), "--protocol", "gallery-text", "--protocol", "rerank", "--texts", str(texts)]
     assert cli.run(entry.main, words) == 2 and "texts.jsonl, line 1 is not valid JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["others", "missing"])
+def test_a_result_belongs_to_the_texts_that_asked(
+    content: str, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, name = tmp_path / "run", "identity_queries.jsonl"
+    train(tiny_config(copy), run)
+    command = [str(run), "--protocol", "identity"]
+    assert cli.run(entry.main, command) == 0
+    first, before = read_json(run / "eval-identity.json"), capsys.readouterr().out
+    if content == "missing":
+        (copy / name).unlink()
+        assert cli.run(entry.main, command) == 0, "there are no others"
+        assert "evaluated before" in capsys.readouterr().out and read_json(run / "eval-identity.json") == first
+        return
+    write_rows(copy, name, [row | {"identity": "a person"} for row in rows_of(copy, name)])
+    digest = hashlib.sha256((copy / name).read_bytes()).hexdigest()
+    assert cli.run(entry.main, command) == 0
+    told, second = capsys.readouterr().out, read_json(run / "eval-identity.json")
+    assert digest[:12] in told and digest[:12] not in before and "evaluated before" not in told
+    assert second["texts"]["sha256"] == digest != first["texts"]["sha256"]
+    assert second["metrics"] != first["metrics"]
+    with np.load(run / "eval-identity-queries.npz") as stored:
+        assert 100 * stored["ap"].mean() == pytest.approx(second["metrics"]["mAP"], abs=1e-4)
+    assert cli.run(entry.main, command) == 0 and "evaluated before" in capsys.readouterr().out
 
 
 def test_all_protocols_of_a_run_and_why_one_is_left_out(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -38,8 +40,10 @@ from training.evaluation.diagnosis.diagnosis_result import (
 )
 from training.evaluation.diagnosis.loss_gradients import batches, loss_gradients, new_model
 from training.evaluation.dual import validate
+from training.evaluation.metric_tables import print_diagnosis
 from training.evaluation.run_folder import read_run
 from training.models.fusion import FusionOutput
+from training.report import diagnosis_section
 from training.report.run_page import build_page
 from training.synthetic.dataset import generate
 from training.utils import cli
@@ -90,6 +94,29 @@ def test_values_and_bounds() -> None:
     assert {bound.key for bound in BOUNDS} == {*expected, "clothing_text", "matching", "matching_hard"}
 
 
+def test_no_value_at_chance_is_a_fault() -> None:
+    """One caption in ten is found by chance among ten, fewer than the bound allows among more than twenty."""
+
+    def holds(wrong_image: float, chance: float) -> tuple[bool, str]:
+        found = OwnCaption(right_image=90.0, wrong_image=wrong_image, chance=chance)
+        diagnosis = some(own_caption=found)
+        bound = next(bound for bound in diagnosis.bounds() if bound.key == "own_caption")
+        return bound.holds(diagnosis.values()["own_caption"]), bound.limits()
+
+    assert holds(10.0, 10.0) == (True, "at most 15 %") and holds(20.0, 10.0) == (False, "at most 15 %")
+    assert holds(100 / 13, 100 / 13) == (True, "at most 11.5 %")
+    assert holds(5.0, 5.0) == (True, "at most 5 %") and holds(6.0, 4.9) == (False, "at most 5 %")
+    assert some().bounds() == BOUNDS
+    found = some(own_caption=OwnCaption(right_image=90.0, wrong_image=10.0, chance=10.0))
+    out = StringIO()
+    print_diagnosis(found, Console(file=out, width=200))
+    assert "2 of 2 values within their bounds" in out.getvalue()
+    checks = diagnosis_section.section(found)["checks"]
+    assert [(check["holds"], check["limits"]) for check in checks if "caption finds itself" in check["name"]] == [
+        (True, "at most 15 %")
+    ]
+
+
 def test_auc_is_that_of_scikit_learn() -> None:
     generator = torch.Generator().manual_seed(0)
     right = torch.randn(40, generator=generator).round(decimals=1) + 0.5
@@ -121,6 +148,18 @@ def test_gradients_are_those_of_the_whole_model(made: tuple[TrainedModel, Datase
         assert measured[name] == pytest.approx((float(loss.detach()), norm), rel=1e-3, abs=1e-6), name
     # Training mode has moved the statistics of the batch norms.
     model.eval().load_state_dict(before)
+
+
+def test_gradients_are_of_the_captions_that_there_are(made: tuple[TrainedModel, Dataset]) -> None:
+    trained, dataset = made
+    records = with_texts(dataset.splits["val"], trained.config.data)
+    single = [replace(record, captions=record.captions[:1]) for record in records]
+    parts = batches(dataset, single, trained.tokenizer, trained.config)
+    before = {name: value.clone() for name, value in trained.model.state_dict().items()}
+    first = replace(trained.config, loss=replace(trained.config.loss, both_captions=False))
+    both, alone = (loss_gradients(trained.model, parts, config)["info_nce"] for config in (trained.config, first))
+    assert both == alone
+    trained.model.load_state_dict(before)
 
 
 def test_the_start_is_where_training_started(made: tuple[TrainedModel, Dataset], tmp_path: Path) -> None:
@@ -244,7 +283,8 @@ def test_evaluation_writes_it_once_and_the_page_shows_it(run_dir: Path, capsys: 
     weights = read_run(run_dir).log.steps[-1].weights
     assert {name: task.weight for name, task in diagnosis.tasks.items() if name != "gate"} == weights
     html = build_page(read_run(run_dir))
-    wrong = [b for b in BOUNDS if b.key in diagnosis.values() and not b.holds(diagnosis.values()[b.key])]
+    bounds = diagnosis.bounds()
+    wrong = [b for b in bounds if b.key in diagnosis.values() and not b.holds(diagnosis.values()[b.key])]
     assert wrong and html.count('<tr class="bad">') == len(wrong) and Page(html).open == []
     assert all(bound.reason in Page(html).words() for bound in BOUNDS if bound.key in diagnosis.values())
     write_record(run_dir / "diagnosis.json", replace(diagnosis, checkpoint=None))

@@ -31,7 +31,7 @@ from training.evaluation.metrics import METRICS, retrieval_metrics
 from training.evaluation.protocols import fusion_protocols
 from training.evaluation.protocols.fusion_protocols import candidates, matching_logits, promote_candidates
 from training.evaluation.protocols.measure import measure
-from training.evaluation.result import Counts, ProtocolEvaluation
+from training.evaluation.result import CLOTHING_ALONE, Counts, ProtocolEvaluation
 from training.evaluation.run_folder import read_run
 from training.experiment.summary import run_folder, summarise
 from training.utils import cli
@@ -136,6 +136,22 @@ def test_rerank_is_what_scoring_every_candidate_by_hand_gives(root: Path, record
     assert result["metrics_dual"] == pytest.approx(retrieval_metrics(dual.similarity(run.beta), *ids))
     assert result["pairs"] == len(dual.captions) * min(k, len(records))
     assert result["parameters"] == {"beta": 0.5, "k": k} and "audit" not in result
+
+
+@pytest.mark.parametrize("beta", [CLOTHING_ALONE, 10 * CLOTHING_ALONE])
+def test_the_matching_head_counts_where_clothing_alone_ranks(beta: float, root: Path, records: list[Record]) -> None:
+    run = replace(untrained(root), beta=beta)
+    result, k = measured(run, records, "rerank", 6), 6
+    dual = embed_dual(run.model, records, run.tokenizer, run.config)
+    assert dual.v_clo_GE is not None
+    cosine, places = (dual.t_QE @ dual.v_clo_GE.T).double(), torch.zeros(len(dual.captions), len(records))
+    for query, caption in enumerate(dual.captions):
+        order = dual.similarity(beta)[query].argsort(descending=True).tolist()
+        both = {i: float(cosine[query, i]) / result["temperature"] + match(run, records[i], caption) for i in order[:k]}
+        ranked = sorted(both, key=both.__getitem__, reverse=True) + order[k:]
+        places[query, ranked] = torch.arange(len(ranked), 0, -1, dtype=torch.float32)
+    assert result["metrics"] == pytest.approx(retrieval_metrics(places, dual.query_ids_Q, dual.gallery_ids_G), abs=1e-9)
+    assert result["metrics"] != result["metrics_dual"] and result["parameters"] == {"beta": beta, "k": k}
 
 
 def test_queries_in_parts_give_the_same(root: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,8 @@ def test_section_shows_the_numbers_and_how_to_read_them(run: Path) -> None:
     assert "sex identity 2 50.0 54.5 61.5 ± 2.2 61.5 ± 2.2" in text
     assert "hat clothing skipped: only 1 of its values" in text
     assert "linear CKA, debiased 0.3125 0.3400 0.0475 0.0625 0.003" in text and "chance among 15 people" in text
+    assert "measure all images one image a person the same permuted: mean 95 % p" in text
+    assert "chance for that sample, not for all images" in text
     assert "v_id 10.007.50 – 31.25 8.006.50 – 30.75 30.00" in text and "chance 1.25 2.50 1.25 2.50" in text
     names = [a["aria-label"] for tag, a in page.tags if tag == "svg"]
     assert "scores of the linear probes" in names

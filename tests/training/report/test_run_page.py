@@ -110,6 +110,27 @@ def test_every_plot_is_there_and_named(html):
 def test_best_validation_is_named(made, html):
     best = max(read_run(made).log.validations, key=lambda line: line["R1"])
     assert f"Highest R-1: {best['R1']:.2f} at epoch {best['epoch']}" in Page(html).words()
+    assert "averaged" not in Page(html).words()
+
+
+@pytest.mark.parametrize(
+    ("averaged", "words"),
+    [
+        ({3: 99.5}, "Highest R-1: 99.50 of the averaged weights at epoch 3"),
+        ({2: 0.5}, "Highest R-1: {value:.2f} of the weights themselves at epoch {epoch}"),
+    ],
+)
+def test_the_best_weights_may_be_the_averaged_ones(run, averaged, words):
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "validation":
+            line["ema_R1"] = averaged.get(line["epoch"], 0.25)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    best = max(read_run(run).log.validations, key=lambda line: line["R1"])
+    page = page_of(run)
+    assert words.format(value=best["R1"], epoch=best["epoch"]) in page.words()
+    assert "R-1, averaged weights" in page.words()
 
 
 def test_page_is_reproducible_and_replaced_whole(run, html, monkeypatch):

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from training.evaluation.result import CheckpointInfo
 
 DIAGNOSIS = "diagnosis.json"
+# Times chance that captions fused with a wrong image may find themselves, where chance alone is above the bound.
+CHANCES = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,16 @@ class Diagnosis:
         total = sum(pulls.values())
         return {name: 100.0 * pull / total for name, pull in pulls.items()} if total > 0 else {}
 
+    def bounds(self) -> tuple[Bound, ...]:
+        """BOUNDS; of few captions more find themselves by chance than BOUNDS allows: the bound is then CHANCES times chance."""
+        chance = 0.0 if self.own_caption is None else self.own_caption.chance
+        return tuple(
+            bound._replace(high=CHANCES * chance)
+            if bound.key == "own_caption" and bound.high is not None and chance > bound.high
+            else bound
+            for bound in BOUNDS
+        )
+
     def values(self) -> dict[str, float]:
         """Values of BOUNDS by key, as far as the run has them."""
         shares, values = self.shares(), dict[str, float]()
@@ -139,7 +151,7 @@ class Bound(NamedTuple):
     def limits(self) -> str:
         """The limits in words."""
         words = (("at least", self.low), ("at most", self.high))
-        return " and ".join(f"{word} {limit:g}{self.unit}" for word, limit in words if limit is not None)
+        return " and ".join(f"{word} {limit:.3g}{self.unit}" for word, limit in words if limit is not None)
 
 
 BOUNDS = (

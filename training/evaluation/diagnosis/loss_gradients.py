@@ -57,7 +57,8 @@ def loss_gradients(model: RetrievalModel, sample: Sequence[Any], config: Config)
             batch = batch.to(device)
             leaves = model.encode(batch).leaves()
             features = model.heads(leaves).to_float32()
-            losses = task_losses(features, batch.ids_B, batch.clothing_group_B, config.loss, config.model.backend)
+            labels = batch.ids_B, batch.clothing_group_B
+            losses = task_losses(features, *labels, config.loss, config.model.backend, batch.has_other_B)
             losses |= fixed_losses(features, config.loss)
             norms = backward_tasks(losses, dict.fromkeys(losses, 1.0), {}, leaves.tensors(), [])
             for name, loss in losses.items():

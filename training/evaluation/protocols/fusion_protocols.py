@@ -2,8 +2,9 @@
 
 rerank: the best k images of `dual` for a caption, and those that tie with the last of them, are scored again by the
 fusion of the caption with the image. A candidate counts with dual / tau (the log-odds that InfoNCE trains, up to a
-constant) plus the logit of the matching head (the log-odds of a matching pair); the sum has nothing to tune. All
-candidates rank before all other images, which keep their order.
+constant) plus the logit of the matching head (the log-odds of a matching pair); the sum has nothing to tune. Where the clothing
+embedding alone ranks (beta = CLOTHING_ALONE), its cosine takes the place of dual, which is as many times larger. All candidates
+rank before all other images, which keep their order.
 gallery-text: cos(caption, fusion of the gallery image with the identity text generated from it).
 paired-audit: cos(fusion of the caption with its own image, fusion of the gallery image with its first caption).
 
@@ -13,6 +14,7 @@ encoder, E joint embedding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,7 @@ from training.data.loader import iterate_images, tokenize
 from training.engine.checkpoint import TrainedModel
 from training.evaluation.dual import DualEmbeddings
 from training.evaluation.metrics import QueryMetrics, embedding_metrics, joined, query_metrics
+from training.evaluation.result import CLOTHING_ALONE
 
 # Pairs fused at once, and queries ranked at once.
 PAIRS, QUERIES = 256, 512
@@ -84,7 +87,10 @@ def rerank(
         place = query_P[part] - rows.start, image_P[part]
         scores_QG = dual.similarity(trained.beta, rows).double()
         match_QG = dual.query_ids_Q[rows, None] == dual.gallery_ids_G
-        combined_P = scores_QG[place] / temperature + logit_P[part].double()
+        # Beside a score of 1e6 cosines no logit would change an order.
+        alone = trained.beta >= CLOTHING_ALONE
+        cosines_QG = dual.similarity(math.inf, rows).double() if alone else scores_QG
+        combined_P = cosines_QG[place] / temperature + logit_P[part].double()
         ranked = {
             "sum": promote_candidates(scores_QG, *place, combined_P),
             "matching": promote_candidates(scores_QG, *place, logit_P[part].double()),

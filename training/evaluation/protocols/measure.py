@@ -90,15 +90,25 @@ def _read_texts(
     trained: TrainedModel, records: Sequence[Record], protocol: Protocol, texts: TextFile | None
 ) -> tuple[TextFile, list[str]]:
     """A file of identity texts, and its text of each record."""
-    data = trained.config.data
     try:
-        if protocol == "identity":
-            file = texts or read_identity_queries(data.root)
-            return file, query_texts(file, records)
-        file = texts or read_gallery_texts(descriptions_path(data))
-        return file, identity_texts(file, records)
+        file = texts or _own_texts(trained, protocol)
+        return file, (query_texts if protocol == "identity" else identity_texts)(file, records)
     except (FileNotFoundError, TextsMissing) as error:
         raise NotMeasurable(str(error)) from error
+
+
+def _own_texts(trained: TrainedModel, protocol: Protocol) -> TextFile:
+    """The file that a protocol of WITH_TEXTS reads where none is named: the data's, or the run's. Raises FileNotFoundError."""
+    data = trained.config.data
+    return read_identity_queries(data.root) if protocol == "identity" else read_gallery_texts(descriptions_path(data))
+
+
+def has_texts(trained: TrainedModel, protocol: Protocol, texts: TextFile | None, sha256: str) -> bool:
+    """True if a protocol of WITH_TEXTS would read texts of this digest, or finds none to read."""
+    try:
+        return (texts or _own_texts(trained, protocol)).sha256 == sha256
+    except FileNotFoundError:
+        return True
 
 
 def _counts(ids_Q: Tensor, dual: DualEmbeddings) -> Counts:
