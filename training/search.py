@@ -1,7 +1,8 @@
 """Finds the images that a text describes: `python -m training.search RUN "a man in a red jacket"`.
 
 The embeddings of a split or of a folder are kept in RUN/galleries and brought up to date when the checkpoint or an image has
-changed. TEXT - reads one query per line from standard input, so that the model is loaded once.
+changed. TEXT - reads one query per line from standard input, so that the model is loaded once; one that cannot be answered does
+not end the others.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
@@ -25,6 +27,7 @@ from training.utils.io import write_bytes
 if TYPE_CHECKING:
     from training.retrieval.engines.engine import Filter
     from training.retrieval.finder import Finder
+    from training.retrieval.scoring import Query
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Arguments:
 
     # Run folder of `python -m training.train`, or folder of `python -m training.export`.
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    # Descriptions of the person; "-" for one per line of standard input; none with --image.
+    # Descriptions of the person; "-" reads one per line of standard input; may be left out with --image.
     text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")] = ()
     # Number of images.
     k: int = 10
@@ -74,20 +77,36 @@ class Arguments:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Entry point: prints the best images of each query. Raises ValueError for arguments that no query can be made of, and what
-    `open_finder` and `Finder` raise."""
+    """Entry point: prints the best images of each query. Raises ValueError for arguments that no query can be made of, for lines
+    of standard input that are none, after the others, and what `open_finder` and `Finder` raise."""
     arguments = cli.parse(Arguments, argv, "training.search", __doc__)
     _check(arguments)
     # Not at the top: --help need not wait for torch.
+    from training.retrieval.finder import Wanted
     from training.retrieval.gallery_search import open_finder
+    from training.retrieval.scoring import require_beta
 
     finder = open_finder(
         arguments.run, arguments.gallery, arguments.engine, _warn, arguments.data_root, arguments.device
     )
-    where = _filter(arguments)
-    for texts in _queries(arguments.text):
-        _answer(arguments, finder, where, texts)
+    where, beta = _filter(arguments), finder.beta if arguments.beta is None else arguments.beta
+    require_beta(beta)
+    vectors = [finder.embed_image(path.read_bytes(), str(path)) for path in arguments.image]
+    failed = 0
+    for line, texts in _queries(arguments.text):
+        weights = arguments.weights or (1.0,) * len(texts)
+        try:
+            query = finder.query(Wanted(tuple(zip(texts, weights, strict=True)), vectors=vectors), beta)
+        except ValueError as error:
+            if not line:
+                raise
+            failed += 1
+            _refuse(arguments, line, texts, error)
+        else:
+            _answer(arguments, finder, where, texts, query)
     finder.close()
+    if failed:
+        raise ValueError(f"lines of standard input that could not be answered: {failed}")
 
 
 def _check(arguments: Arguments) -> None:
@@ -108,14 +127,25 @@ def _check(arguments: Arguments) -> None:
         raise ValueError("--html, --copy-to and --csv hold the results of one query, TEXT - reads many; use --json")
 
 
-def _queries(texts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The texts of each query."""
+def _queries(texts: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The texts of each query, and the number of their line of standard input, or 0."""
     if texts != ("-",):
-        yield texts
+        yield 0, texts
         return
-    for line in sys.stdin:
+    if isinstance(sys.stdin, TextIOWrapper):
+        # Bytes that are not UTF-8 make their own line no query, not all that follow.
+        sys.stdin.reconfigure(errors="surrogateescape")
+    for number, line in enumerate(sys.stdin, 1):
         if line.strip():
-            yield (line.strip(),)
+            yield number, (line.strip(),)
+
+
+def _refuse(arguments: Arguments, line: int, texts: tuple[str, ...], error: ValueError) -> None:
+    """Says why a line of standard input has no answer; with --json also in the place of its answer."""
+    _warn(f"error: line {line}: {error}")
+    if arguments.json:
+        # In ASCII: the text may hold what no other encoding has.
+        print(json.dumps({"query": list(texts), "notes": [], "results": [], "error": str(error)}), flush=True)
 
 
 def _filter(arguments: Arguments) -> Filter:
@@ -131,16 +161,12 @@ def _filter(arguments: Arguments) -> Filter:
     return Filter(values, parse_time(arguments.start, "--start"), parse_time(arguments.end, "--end"))
 
 
-def _answer(arguments: Arguments, finder: Finder, where: Filter, texts: tuple[str, ...]) -> None:
+def _answer(arguments: Arguments, finder: Finder, where: Filter, texts: tuple[str, ...], query: Query) -> None:
     """Searches for one query and writes its results in every form that was asked for."""
     from training.retrieval import outputs
-    from training.retrieval.finder import Wanted, nothing_good
+    from training.retrieval.finder import nothing_good
     from training.retrieval.reranking import rerank
 
-    weights = arguments.weights or (1.0,) * len(texts)
-    vectors = [finder.embed_image(path.read_bytes(), str(path)) for path in arguments.image]
-    wanted = Wanted(tuple(zip(texts, weights, strict=True)), vectors=vectors)
-    query = finder.query(wanted, finder.beta if arguments.beta is None else arguments.beta)
     results = finder.search(query, max(arguments.k, arguments.rerank), where)
     notes = [note for text in texts for note in finder.embedder.notes(text)]
     least = finder.least(query) if arguments.least is None else None
@@ -149,7 +175,7 @@ def _answer(arguments: Arguments, finder: Finder, where: Filter, texts: tuple[st
         results = results if arguments.weak else []
     results = [r for r in results if arguments.least is None or r.score >= arguments.least]
     if arguments.rerank:
-        results = rerank(finder.embedder, texts[0], results, arguments.rerank)
+        results = rerank(finder.embedder, texts[0], results, arguments.rerank, query.beta)
     results = results[: arguments.k]
     title = " + ".join([*texts, *(path.name for path in arguments.image)])
     if arguments.json:

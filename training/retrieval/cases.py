@@ -17,6 +17,8 @@ from training.utils.io import read_record, write_record
 MARKS = ("confirmed", "rejected")
 # Letters, digits, spaces, dots and dashes; no separator of paths, no hidden file.
 NAME = re.compile(r"\w[\w .-]{0,59}")
+# Names of files have 255 bytes, of which the ending and those of `atomic` beside it take 19.
+MOST_NAME_BYTES = 236
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Cases:
             raise ValueError(
                 f"a case has a name of letters, digits, spaces, dots and dashes, at most 60, got {name!r:.80}"
             )
+        if (size := len(name.encode())) > MOST_NAME_BYTES:
+            raise ValueError(f"a case has a name of at most {MOST_NAME_BYTES} bytes of UTF-8, got {size}")
         return self.folder / f"{name}.json"
 
 

@@ -9,24 +9,28 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from training.evaluation.calibration import KEPT, Calibration
 from training.retrieval.embedders import Embedder
-from training.retrieval.engines.engine import Engine, Filter, Metadata, near
+from training.retrieval.engines.engine import Engine, Filter, near
 from training.retrieval.engines.exact import ExactEngine
 from training.retrieval.engines.faiss_engine import FaissEngine
 from training.retrieval.engines.pgvector_engine import PgvectorEngine
 from training.retrieval.engines.qdrant_engine import QdrantEngine
+from training.retrieval.engines.server import follow
+from training.retrieval.image_names import full_path
 from training.retrieval.scoring import LOOKS_BETA, Marks, Query, best, combined, exact_scores
-from training.retrieval.store import DATABASE, Gallery, ImageRow, Snapshot
+from training.retrieval.snapshot import Snapshot
+from training.retrieval.store import DATABASE, Gallery, ImageRow
+from training.utils.locks import folder_lock
 
 EngineName = Literal["exact", "faiss", "qdrant", "pgvector"]
-# Engines outside this process, which keep the images from one start to the next.
-REMOTE = ("qdrant", "pgvector")
 # Variable of the environment that names the server of pgvector.
 PGVECTOR_URL = "PGVECTOR_URL"
 # Results that can be asked for at once.
@@ -80,10 +84,6 @@ class _Loaded:
     snapshot: Snapshot
     engine: Engine
     version: int
-    ids: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.ids = self.snapshot.ids_P[self.snapshot.ids_P >= 0]
 
 
 class Finder:
@@ -121,23 +121,23 @@ class Finder:
         return self._loaded.snapshot
 
     def refresh(self) -> bool:
-        """Takes over what has been added to the gallery or removed since; False when nothing has."""
+        """Takes over what has been added to the gallery, changed or removed since; False when nothing has."""
         version = self.gallery.version()
         if version == self._loaded.version:
             return False
         with self._refreshing:
             snapshot = self.gallery.snapshot()
-            before = self._loaded
-            engine = before.engine
-            outgrown = isinstance(engine, FaissEngine) and engine.is_outgrown(len(snapshot))
-            if snapshot.generation != before.snapshot.generation or isinstance(engine, ExactEngine) or outgrown:
-                engine = self._build(snapshot)
+            before, engine = self._loaded.snapshot, self._loaded.engine
+            same_table = snapshot.generation == before.generation
+            if isinstance(engine, QdrantEngine | PgvectorEngine):
+                follow(engine, before.checksums(), snapshot)
+            elif isinstance(engine, FaissEngine) and same_table and not engine.is_outgrown(len(snapshot)):
+                first = len(before.ids_P)
+                engine.delete(np.setdiff1d(before.ids_P, snapshot.ids_P))
+                engine.add(snapshot.ids_P[first:], snapshot.table_PW[first:], snapshot.metadata(first))
+                engine.renew(snapshot.ids_P, snapshot.metadata())
             else:
-                first = len(before.snapshot.ids_P)
-                gone = np.setdiff1d(before.ids, snapshot.ids_P)
-                engine.delete(gone)
-                rows = slice(first, len(snapshot.ids_P))
-                engine.add(snapshot.ids_P[rows], snapshot.table_PW[rows], _metadata(snapshot, rows))
+                engine = self._build(snapshot)
             self._loaded = _Loaded(snapshot, engine, version)
         return True
 
@@ -205,7 +205,7 @@ class Finder:
         found = [Result(rows[i], *numbers) for i, *numbers in values if i in rows]
         if self.calibration is None or not query.is_text:
             return found
-        share, count = self.calibration.share, len(loaded.ids)
+        share, count = self.calibration.share, len(loaded.snapshot)
         return [replace(result, share=share(result.score, query.beta, count)) for result in found]
 
     def _candidates(self, loaded: _Loaded, query: Query, k: int, where: Filter) -> np.ndarray:
@@ -221,9 +221,12 @@ class Finder:
 
     def _nearest(self, loaded: _Loaded, query_W: np.ndarray, k: int, where: Filter) -> np.ndarray:
         """Ids, in rising order, of an engine's candidates that may be among the best k."""
+        if not where.values.keys() <= loaded.snapshot.codes.keys():
+            # No image has a value in a column that does not exist, not even "", which servers cannot tell from no value.
+            return np.empty(0, np.int64)
         ids_M = np.sort(loaded.engine.search(query_W, k, where))
-        # An engine outside this process may hold images that this snapshot does not.
-        ids_M = ids_M[np.isin(ids_M, loaded.ids)] if self.engine_name in REMOTE else ids_M
+        # An engine that takes over what was added is ahead of the snapshot, and so may one outside this process be.
+        ids_M = ids_M[loaded.snapshot.holds(ids_M)]
         return ids_M[near(np.asarray(loaded.snapshot.table_PW)[loaded.snapshot.positions(ids_M)], query_W, k)]
 
     def _require_intact(self, row: ImageRow, snapshot: Snapshot) -> None:
@@ -245,29 +248,36 @@ class Finder:
 
     def _build(self, snapshot: Snapshot) -> Engine:
         width, count = self.gallery.table_width, len(snapshot.ids_P)
-        whole = slice(None)
-        parts = snapshot.ids_P, snapshot.table_PW, _metadata(snapshot, whole)
+        parts = snapshot.ids_P, snapshot.table_PW, snapshot.metadata()
         if self.engine_name == "exact":
             exact = ExactEngine(width)
             exact.add(*parts)
             return exact
-        if self.engine_name in REMOTE:
-            remote = self._connect(width)
-            there = remote.ids()
-            remote.delete(np.setdiff1d(there, snapshot.ids_P))
-            remote.add(np.where(np.isin(snapshot.ids_P, there), -1, snapshot.ids_P), *parts[1:])
-            return remote
+        if self.engine_name != "faiss":
+            server = self._connect(width)
+            follow(server, server.held(), snapshot)
+            return server
         embedded = FaissEngine(width, count, self.gallery.about.width)
         path = self.gallery.folder / f"faiss-{snapshot.generation}.index"
         read = path.is_file() and embedded.load(path, count)
         embedded.add(*parts)
         if not read and count >= SAVED_FROM and os.access(self.gallery.folder, os.W_OK):
-            embedded.save(path)
+            self._save(embedded, path)
         return embedded
+
+    def _save(self, engine: FaissEngine, path: Path) -> None:
+        """Saves an index, but not while the gallery is written to: the writer would take its unfinished file for one that a
+        killed process has left. The next start saves it then."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(folder_lock(self.gallery.folder))
+            except RuntimeError:
+                return
+            engine.save(path)
 
     def _connect(self, width: int) -> QdrantEngine | PgvectorEngine:
         """The server's images of this gallery, which is known by its model and its place."""
-        place = str(self.gallery.folder.absolute())
+        place = full_path(self.gallery.folder)
         name = f"bdam-{self.gallery.about.model[:12]}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}"
         if self.engine_name == "qdrant":
             return QdrantEngine(width, os.environ.get("QDRANT_URL", ":memory:"), name)
@@ -288,8 +298,3 @@ def nothing_good(best: float, least: float) -> str:
 def _combined_sides(parts: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> tuple[np.ndarray, np.ndarray]:
     weights = [weight for *_, weight in parts]
     return combined([part[0] for part in parts], weights), combined([part[1] for part in parts], weights)
-
-
-def _metadata(snapshot: Snapshot, rows: slice) -> Metadata:
-    codes = {name: column[rows] for name, column in snapshot.codes.items()}
-    return Metadata(snapshot.times_P[rows], codes, snapshot.values)

@@ -12,6 +12,7 @@ from pathlib import Path
 from training.retrieval.embedders import Embedder, OnnxEmbedder, TorchEmbedder
 from training.retrieval.finder import EngineName, Finder
 from training.retrieval.gallery_writer import open_writer
+from training.retrieval.image_names import full_path
 from training.retrieval.ingest import add_images, image_paths, open_or_create
 from training.retrieval.store import DATABASE, Gallery
 
@@ -50,8 +51,9 @@ def open_finder(
     else:
         folder = Path(gallery)
         paths = image_paths(folder)
-        place = str(folder.absolute())
-        name = f"{re.sub(r'[^A-Za-z0-9._-]', '_', folder.absolute().name)}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
+        place = full_path(folder)
+        digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
+        name = f"{re.sub(r'[^A-Za-z0-9._-]', '_', Path(place).name)}-{digest}"
     home = _home(run_dir, embedder, name)
     if (home / DATABASE).is_file() and Gallery(home).about.model != embedder.about.model:
         # Embeddings of an earlier checkpoint, which nobody asked to keep.
@@ -66,10 +68,10 @@ def open_finder(
 def bring_up_to_date(gallery: Gallery, paths: Sequence[Path], embedder: Embedder, warn: Callable[[str], None]) -> None:
     """Makes a gallery hold exactly these images; writes nothing where nothing has changed."""
     current = {row.path: row for row in gallery.all_rows()}
-    wanted = {str(path.absolute()) for path in paths}
+    wanted = {full_path(path): path for path in paths}
     stale = []
-    for path in paths:
-        row = current.get(str(path.absolute()))
+    for name, path in wanted.items():
+        row = current.get(name)
         try:
             stat = path.stat()
         except OSError:

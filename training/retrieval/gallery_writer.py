@@ -102,16 +102,18 @@ class GalleryWriter:
             self._set("end", start + len(rows))
             self._set("images", self._one("SELECT count(*) FROM images"))
 
-    def update_metadata(self, row: ImageRow) -> None:
-        """Writes camera, time and other columns of an image that is in the gallery."""
-        found = self.gallery.rows([row.id])
-        # Not made anew: a damaged embedding stays one.
-        change = found[0].facts_crc() ^ row.facts_crc() if found else 0
-        values = (row.camera, row.time, _text(row), change, change, row.id)
+    def update_metadata(self, *rows: ImageRow) -> None:
+        """Writes camera, time and other columns of images, and size and time of their files; passes over those that the gallery
+        does not hold."""
+        old, values = {row.id: row for row in self.gallery.rows([row.id for row in rows])}, []
+        for row in rows:
+            # Not made anew: a damaged embedding stays one.
+            change = old[row.id].facts_crc() ^ row.facts_crc() if row.id in old else 0
+            values.append((row.size, row.mtime, row.camera, row.time, _text(row), change, change, row.id))
         # SQLite has no XOR.
-        sql = "UPDATE images SET camera = ?, time = ?, more = ?, crc = (crc | ?) - (crc & ?) WHERE id = ?"
+        sql = "UPDATE images SET size = ?, mtime = ?, camera = ?, time = ?, more = ?, crc = (crc | ?) - (crc & ?) WHERE id = ?"
         with self._change():
-            self.connection.execute(sql, values)
+            self.connection.executemany(sql, values)
 
     def remove(self, ids: Iterable[int]) -> int:
         """Removes images and returns how many there were; reclaims their positions when gaps are many."""

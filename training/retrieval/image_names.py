@@ -1,4 +1,4 @@
-"""Camera and time of an image: from a metadata CSV, or guessed from the file-name patterns of known data sets.
+"""Names of images: the one spelling of a path; camera and time, from a metadata CSV or guessed from the names of known data sets.
 
 Times are seconds: since 1970 (UTC) for a full date; since 1 January for MSMT17, whose names tell month, day and part of the day;
 since the start of a sequence for Market-1501 and DukeMTMC, whose names tell a frame.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -19,6 +20,20 @@ MARKET_FPS, DUKE_FPS = 25, 60
 # Hours that stand for the parts of the day of MSMT17.
 HOURS = {"morning": 8, "noon": 12, "afternoon": 16}
 DAY, YEAR = 86400, 366 * 86400
+
+
+def full_path(path: Path | str) -> str:
+    """The absolute path by which a file or folder is known, with or without it, however it was spelt: without `..` and `//`.
+
+    Links stay, since their names may tell the camera, but for one that `..` leads out of: there its target counts.
+    """
+    full, parts = os.path.abspath(path), Path(path).parts
+    if ".." in parts:
+        end = len(parts) - parts[::-1].index("..")
+        folder = os.path.realpath(Path(*parts[:end]))
+        if folder != os.path.realpath(os.path.abspath(Path(*parts[:end]))):
+            full = os.path.join(folder, *parts[end:])
+    return "/" + full.lstrip("/")
 
 
 @dataclass(frozen=True)
@@ -50,9 +65,14 @@ def _cuhk01(match: re.Match[str]) -> ImageFacts:
     return ImageFacts("a" if int(match[1]) <= 2 else "b")
 
 
-def _date(match: re.Match[str]) -> ImageFacts:
-    year, month, day, hour, minute, second = map(int, match.groups())
-    return ImageFacts(time=datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc).timestamp())
+def _date(name: str) -> float | None:
+    """Time of the date in a name; None where there is none, or one that does not exist."""
+    match = DATE.search(name)
+    try:
+        year, month, day, hour, minute, second = map(int, match.groups() if match else ())
+        return datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc).timestamp()
+    except ValueError:
+        return None
 
 
 # Pattern of the whole name without suffix, or with its folder, and its meaning; the first that fits counts.
@@ -69,8 +89,11 @@ PATTERNS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], ImageFacts]], .
     (re.compile(r"(?:.*/)?([1-5])_\d{3}_([12])_\d\d"), lambda match: ImageFacts(f"{match[1]}-{match[2]}")),
     # CUHK01: four digits of the person, three of the image.
     (re.compile(r"(?:.*/)?CUHK01/\d{4}(\d{3})"), _cuhk01),
-    # CUHK-SYSU of CUHK-PEDES, and the synthetic set: one folder a camera.
-    (re.compile(r"(?:.*/)?cam_?(\w+)/[^/]+"), lambda match: ImageFacts(match[1])),
+    # CUHK-SYSU of CUHK-PEDES, and the synthetic set: one folder a camera. A word needs the underscore: cameras, campus.
+    (
+        re.compile(r"(?:.*/)?(?i:cam(?:era)?)(?:[_ -]?(\d[\w-]*)|_([\w-]+))/[^/]+"),
+        lambda match: ImageFacts(match[1] or match[2]),
+    ),
 )
 # A date and a time somewhere in the name.
 DATE = re.compile(r"(?<!\d)(20\d\d)[-_]?(\d\d)[-_]?(\d\d)[-_T ]?(\d\d)[-_:.h]?(\d\d)[-_:.m]?(\d\d)(?!\d)")
@@ -78,39 +101,42 @@ DATE = re.compile(r"(?<!\d)(20\d\d)[-_]?(\d\d)[-_]?(\d\d)[-_T ]?(\d\d)[-_:.h]?(\
 
 def guess(path: str) -> ImageFacts:
     """Camera and time as far as the name of an image and its folders tell them."""
-    stem = path.rpartition(".")[0]
+    stem, facts = path.rpartition(".")[0], ImageFacts()
     for pattern, meaning in PATTERNS:
         match = pattern.fullmatch(stem)
         if match:
             try:
-                return meaning(match)
+                facts = meaning(match)
+                break
             except ValueError:
                 # A month or day that does not exist: another kind of name.
                 continue
-    date = DATE.search(stem.rpartition("/")[2])
-    try:
-        return _date(date) if date else ImageFacts()
-    except ValueError:
-        return ImageFacts()
+    return facts if facts.time is not None else replace(facts, time=_date(stem.rpartition("/")[2]))
 
 
 def read_metadata(path: Path) -> dict[str, ImageFacts]:
     """Metadata of a CSV file by its column `path`; `camera`, `time` and all others are optional.
 
-    Raises FileNotFoundError, or ValueError naming the line: no column `path`, one path twice, a time that is neither a number of
-    seconds nor ISO 8601.
+    Raises FileNotFoundError, or ValueError naming the line: no column `path`, a column or a path twice, more cells than
+    columns, a time that is neither a number of seconds nor ISO 8601.
     """
     if not path.is_file():
         raise FileNotFoundError(f"metadata {path} does not exist")
     facts: dict[str, ImageFacts] = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if "path" not in (reader.fieldnames or ()):
+            reader = csv.DictReader(file, strict=True)
+            names = list(reader.fieldnames or ())
+            if "path" not in names or len(set(names)) < len(names):
                 raise ValueError(
-                    f"metadata {path} needs a column 'path', it has {', '.join(reader.fieldnames or ()) or 'none'}"
+                    f"metadata {path} needs a column 'path', and each column once; it has {', '.join(names) or 'none'}"
                 )
             for row in reader:
+                if None in row:
+                    raise ValueError(
+                        f"metadata {path}, line {reader.line_num} has more than the {len(names)} cells of its header; a "
+                        "value that holds a comma must be in quotes"
+                    )
                 name = Path(row.pop("path") or "").as_posix()
                 if name in facts:
                     raise ValueError(f"metadata {path}, line {reader.line_num}: {name} occurs twice")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ import numpy as np
 
 from training.retrieval.embedders import Embedder
 from training.retrieval.gallery_writer import GalleryWriter, open_writer
-from training.retrieval.image_names import ImageFacts, guess
+from training.retrieval.image_names import ImageFacts, full_path, guess
 from training.retrieval.store import DATABASE, Gallery, ImageRow
 from training.utils.io import file_digest
 
@@ -50,8 +51,8 @@ class EmbeddedBatch:
 
     rows: list[ImageRow]
     table_NW: np.ndarray
-    # Files whose time alone has changed; path and reason of those that cannot be read.
-    unchanged: list[str]
+    # Images whose files have changed in time alone, with the new one; path and reason of those that cannot be read.
+    unchanged: list[ImageRow]
     unreadable: list[tuple[str, str]]
 
 
@@ -61,22 +62,35 @@ EmbedFiles = Callable[[Embedder, Sequence[KnownFile], int], Iterable[EmbeddedBat
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """Image files below a folder in the order of their paths, hidden ones aside.
+    """Image files below a folder in the order of their paths, hidden ones aside. Folders that are links are folders too, but for
+    those that lead to a folder that was found already, or to one around their own.
 
     Raises FileNotFoundError when there is no such folder, ValueError when it holds no image file.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"gallery {folder}: no such folder")
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+    paths, found = list[Path](), set[str]()
+    # Links come after the folders beside them, so that images keep the paths without a link.
+    starts = [str(folder)]
+    for start in starts:
+        for place, folders, names in os.walk(start):
+            real = os.path.realpath(place)
+            if real in found:
+                folders.clear()
+                continue
+            found.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            links = [path for path in (os.path.join(place, name) for name in folders) if os.path.islink(path)]
+            starts += [link for link in links if not Path(real).is_relative_to(os.path.realpath(link))]
+            paths += [Path(place, name) for name in names if _is_image(name)]
+    paths = sorted(path for path in paths if path.is_file())
     if not paths:
         raise ValueError(f"gallery {folder} holds no image file ({' '.join(IMAGE_SUFFIXES)})")
     return paths
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def open_or_create(folder: Path, embedder: Embedder) -> Gallery:
@@ -106,7 +120,7 @@ def add_images(
     """
     gallery.require_model(embedder.about.model, embedder.about.source)
     report, start, facts = AddReport(), time.perf_counter(), metadata or {}
-    names = {str(path.absolute()): _relative(path, root) for path in paths}
+    names = {_place(gallery, path): _relative(path, root) for path in paths}
     report.unknown = sorted(facts.keys() - set(names.values()))
     with open_writer(gallery) as writer:
         files = dict[str, ImageRow | None]()
@@ -116,14 +130,16 @@ def add_images(
                 files[path] = known
             else:
                 report.present += 1
-                report.described += _describe(writer, known, facts.get(name))
+                report.described += _update(writer, [(known, _with_facts(known, facts.get(name)))])
         done = report.present
         for batch in (embed or embed_files)(embedder, [*files.items()], batch_size):
             if batch.rows:
-                rows = [_with_facts(row, facts.get(names[row.path]) or guess(row.path)) for row in batch.rows]
-                writer.add(rows, batch.table_NW)
-            for path in [*batch.unchanged, *(path for path, _ in batch.unreadable)]:
-                report.described += _describe(writer, files[path], facts.get(names[path]))
+                told = [facts.get(names[row.path]) or _facts(files[row.path]) or guess(row.path) for row in batch.rows]
+                writer.add([*map(_with_facts, batch.rows, told)], batch.table_NW)
+            left = batch.unchanged + [known for path, _ in batch.unreadable if (known := files[path]) is not None]
+            report.described += _update(
+                writer, [(files[row.path], _with_facts(row, facts.get(names[row.path]))) for row in left]
+            )
             _count(report, batch, files)
             done += len(batch.rows) + len(batch.unchanged) + len(batch.unreadable)
             progress(done)
@@ -133,14 +149,15 @@ def add_images(
 
 
 def embed_files(embedder: Embedder, files: Sequence[KnownFile], batch_size: int) -> Iterator[EmbeddedBatch]:
-    """Reads these files in order and yields them in batches of so many that are new or changed, with their embeddings."""
+    """Reads these files in order and yields them in batches of so many that are new or changed, with their embeddings, or of so
+    many that are not."""
     part, pixels = _empty_batch(), list[np.ndarray]()
     for number, (path, known) in enumerate(files, 1):
         read = _read(path, known, embedder, part)
         if read is not None:
             part.rows.append(read[0])
             pixels.append(read[1])
-        if len(pixels) == batch_size or number == len(files):
+        if batch_size in (len(pixels), len(part.unchanged)) or number == len(files):
             yield replace(part, table_NW=embedder.embed_images(np.stack(pixels))) if pixels else part
             part, pixels = _empty_batch(), []
 
@@ -172,7 +189,7 @@ def _read(
         stat, content = Path(path).stat(), Path(path).read_bytes()
         row = ImageRow(path, stat.st_size, stat.st_mtime_ns, hashlib.sha256(content).hexdigest())
         if known is not None and known.sha256 == row.sha256:
-            part.unchanged.append(path)
+            part.unchanged.append(replace(known, size=row.size, mtime=row.mtime))
             return None
         return row, embedder.read_image(content, path)
     except (OSError, ValueError) as error:
@@ -197,16 +214,28 @@ def _count(report: AddReport, batch: EmbeddedBatch, known: Mapping[str, ImageRow
     report.unreadable += batch.unreadable
 
 
-def _describe(writer: GalleryWriter, known: ImageRow | None, facts: ImageFacts | None) -> int:
-    row = None if known is None or facts is None else _with_facts(known, facts)
-    if row is None or row == known:
-        return 0
-    writer.update_metadata(row)
-    return 1
+def _update(writer: GalleryWriter, rows: Sequence[tuple[ImageRow | None, ImageRow]]) -> int:
+    """Writes the images of which the new row is not the old one; returns the number of those whose metadata have changed."""
+    changed = [(old, new) for old, new in rows if old != new]
+    if changed:
+        writer.update_metadata(*(new for _, new in changed))
+    return sum(_facts(old) != _facts(new) for old, new in changed)
 
 
-def _with_facts(row: ImageRow, facts: ImageFacts) -> ImageRow:
-    return replace(row, camera=facts.camera, time=facts.time, more=facts.more)
+def _facts(row: ImageRow | None) -> ImageFacts | None:
+    return None if row is None else ImageFacts(row.camera, row.time, row.more)
+
+
+def _with_facts(row: ImageRow, facts: ImageFacts | None) -> ImageRow:
+    """The row with other metadata; as it is without any."""
+    return row if facts is None else replace(row, camera=facts.camera, time=facts.time, more=facts.more)
+
+
+def _place(gallery: Gallery, path: Path) -> str:
+    """Path by which the gallery knows a file."""
+    own = str(gallery.folder.absolute() / "uploads")
+    # Of a zip that the server has received: it looks for such a file as the gallery's folder was spelt (web/uploads.py).
+    return str(path.absolute()) if path.absolute().is_relative_to(own) else full_path(path)
 
 
 def _relative(path: Path, root: Path | None) -> str:
@@ -221,12 +250,14 @@ def _is_utf8(path: str) -> bool:
 def remove_images(gallery: Gallery, paths: Iterable[str], missing: bool) -> int:
     """Removes the images of these paths or below these folders, and with `missing` those whose files do not exist; returns how
     many. Raises ValueError for a path of which the gallery has no image."""
-    wanted = [str(Path(path).absolute()) for path in paths]
+    wanted = [full_path(path) for path in paths]
     found: dict[str, list[int]] = {path: [] for path in wanted}
     ids: set[int] = set()
     for row in gallery.all_rows():
+        # An earlier version kept `..`.
+        place = full_path(row.path)
         for path in wanted:
-            if row.path == path or row.path.startswith(path.rstrip("/") + "/"):
+            if place == path or place.startswith(path.rstrip("/") + "/"):
                 found[path].append(row.id)
         if missing and not Path(row.path).is_file():
             ids.add(row.id)

@@ -10,6 +10,7 @@ import numpy as np
 
 from training.retrieval.embedders import Embedder
 from training.retrieval.finder import Result
+from training.retrieval.scoring import LARGEST_BETA
 
 # Images that are read and fused for one query, and at once.
 MOST_RERANKED, BATCH = 200, 64
@@ -21,9 +22,10 @@ def require_count(count: int) -> None:
         raise ValueError(f"rerank must be a whole number from 0 to {MOST_RERANKED}, got {count}")
 
 
-def rerank(embedder: Embedder, text: str, results: Sequence[Result], count: int) -> list[Result]:
+def rerank(embedder: Embedder, text: str, results: Sequence[Result], count: int, beta: float) -> list[Result]:
     """The first `count` results in the order of score + match, then the others as they were; `match` is set where it was made.
 
+    At LARGEST_BETA, clothing alone, the score counts as its cosine, beside which the match says something.
     An image that cannot be read any more comes after those that can. Raises ValueError for a count out of range, and for a model
     without a fusion.
     """
@@ -38,6 +40,7 @@ def rerank(embedder: Embedder, text: str, results: Sequence[Result], count: int)
     parts = [embedder.match(text, np.stack(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH)]
     matches = np.concatenate(parts).tolist() if parts else []
     matched = [replace(result, match=match) for result, match in zip(readable, matches, strict=True)]
-    matched.sort(key=lambda result: -(result.score + (result.match or 0.0)))
+    scale = beta if beta >= LARGEST_BETA else 1.0
+    matched.sort(key=lambda result: -(result.score / scale + (result.match or 0.0)))
     known = {result.image.id for result in matched}
     return [*matched, *(result for result in first if result.image.id not in known), *results[count:]]

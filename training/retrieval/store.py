@@ -26,13 +26,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from training.retrieval.database import DAMAGED, naming_database, open_reader
+from training.retrieval.snapshot import Snapshot, snapshot_of
 from training.utils.locks import folder_lock
 
 DATABASE = "gallery.db"
@@ -45,7 +45,8 @@ CREATE TABLE images (
   crc INTEGER
 );
 """
-COLUMNS = "id, position, path, size, mtime, sha256, camera, time, more, crc"
+FACTS = "path, size, mtime, sha256, camera, time, more"
+COLUMNS = f"id, position, {FACTS}, crc"
 
 
 @dataclass(frozen=True)
@@ -99,34 +100,6 @@ class ImageRow:
         return self.crc is None or self.crc == self.facts_crc() ^ zlib.crc32(embedding_W.tobytes())
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """Images of a gallery at one moment, by position of the table; -1 as id is a gap that a removed image has left."""
-
-    generation: int
-    ids_P: np.ndarray
-    # float32 (P, W), memory-mapped.
-    table_PW: np.ndarray
-    # Seconds, NaN where unknown.
-    times_P: np.ndarray
-    # Number of the value of each metadata column, and the values; "" is unknown.
-    codes: dict[str, np.ndarray]
-    values: dict[str, list[str]]
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self._alive[0])
-
-    def positions(self, ids_N: np.ndarray) -> np.ndarray:
-        """Position of each id, which must exist; ids grow with their positions."""
-        return self._alive[0][np.searchsorted(self._alive[1], ids_N)]
-
-    @cached_property
-    def _alive(self) -> tuple[np.ndarray, np.ndarray]:
-        positions_N = np.flatnonzero(self.ids_P >= 0)
-        return positions_N, self.ids_P[positions_N]
-
-
 class Gallery:
     """A gallery folder, opened for reading; `open_writer` (gallery_writer.py) adds and removes.
 
@@ -155,6 +128,7 @@ class Gallery:
         if not intact:
             raise ValueError(f"{path} is damaged: what it says of its model is not what was written; {DAMAGED}")
         self._columns = COLUMNS if "crc" in columns else COLUMNS.replace("crc", "NULL")
+        self._connection.create_function("checksum", -1, _checksum, deterministic=True)
 
     @classmethod
     def create(cls, folder: Path | str, about: About) -> Gallery:
@@ -249,12 +223,15 @@ class Gallery:
                 raise ValueError(f"{self.folder / DATABASE} is damaged: {error}; {DAMAGED}") from error
 
     def _moment(self) -> tuple[dict[str, str], list[tuple[Any, ...]]]:
-        """Values stored of the gallery, and position, id, camera, time and further columns of each image, of one moment."""
+        """Values stored of the gallery, and position, id, camera, time, further columns and checksum of each image, of one
+        moment."""
         with self._lock, naming_database(self.folder / DATABASE):
             self._connection.execute("BEGIN")
             try:
                 stored = dict(self._connection.execute("SELECT key, value FROM about"))
-                sql = "SELECT position, id, camera, time, more FROM images ORDER BY position"
+                # An integer even where it is damaged, which `ImageRow.is_intact` finds out.
+                crc = f"CAST(coalesce({self._columns.split(', ')[-1]}, checksum({FACTS})) AS INTEGER)"
+                sql = f"SELECT position, id, camera, time, more, {crc} FROM images ORDER BY position"
                 return stored, self._connection.execute(sql).fetchall()
             finally:
                 self._connection.rollback()
@@ -267,20 +244,7 @@ class Gallery:
             if path.stat().st_size < count * self.table_width * 4:
                 raise ValueError(f"{path} is shorter than its {count} images")
             table_PW = np.memmap(path, np.float32, "r", shape=(count, self.table_width))
-        positions = np.fromiter((row[0] for row in rows), np.int64, len(rows))
-        ids_P, times_P = np.full(count, -1, np.int64), np.full(count, np.nan)
-        ids_P[positions] = np.fromiter((row[1] for row in rows), np.int64, len(rows))
-        times_P[positions] = [np.nan if row[3] is None else row[3] for row in rows]
-        more = [json.loads(row[4]) if row[4] != "{}" else {} for row in rows]
-        names = sorted({name for columns in more for name in columns})
-        texts = {"camera": [row[2] for row in rows]} | {n: [columns.get(n, "") for columns in more] for n in names}
-        codes, values = {}, {}
-        for name, column in texts.items():
-            values[name] = sorted({"", *column})
-            number = {value: i for i, value in enumerate(values[name])}
-            codes[name] = np.zeros(count, np.int32)
-            codes[name][positions] = [number[value] for value in column]
-        return Snapshot(generation, ids_P, table_PW, times_P, codes, values)
+        return snapshot_of(generation, table_PW, rows)
 
     def table(self, generation: int) -> Path:
         """Path of the table of a generation."""
@@ -298,3 +262,8 @@ class Gallery:
     def close(self) -> None:
         """Closes the database."""
         self._connection.close()
+
+
+def _checksum(*facts: Any) -> int:
+    """Checksum of the stored facts of an image that has none of its own."""
+    return zlib.crc32(repr(facts).encode())

@@ -26,10 +26,12 @@ def results(capsys: Any, run_dir: Path, *words: Any) -> list[dict[str, Any]]:
     return json.loads(capsys.readouterr().out)["results"]
 
 
-def test_the_order_is_that_of_the_protocol(run_dir, capsys):
-    plain = results(capsys, run_dir, "--k", 24)
+@pytest.mark.parametrize(("beta", "scale"), [(1.0, 1.0), (1e6, 1e6)])
+def test_the_order_is_that_of_the_protocol(run_dir, capsys, beta, scale):
+    """At 1e6, clothing alone, the score counts as the cosine that it is a million times."""
+    plain = results(capsys, run_dir, "--k", 24, "--beta", beta)
     assert len(plain) == 24 and all(result["match"] is None for result in plain)
-    found = results(capsys, run_dir, "--k", 24, "--rerank", 24)
+    found = results(capsys, run_dir, "--k", 24, "--rerank", 24, "--beta", beta)
     run = checkpoint.load_run(run_dir, device="cpu")
     records = read_dataset(run.config.data).splits["test"]
     number = torch.arange(24)
@@ -37,10 +39,12 @@ def test_the_order_is_that_of_the_protocol(run_dir, capsys):
     paths = [str(record.path) for record in records]
     score = {result["path"]: result["score"] for result in plain}
     temperature = float(run.model.temperature().detach())
-    expected = {path: score[path] / temperature + float(logits[i]) for i, path in enumerate(paths)}
+    expected = {path: score[path] / scale / temperature + float(logits[i]) for i, path in enumerate(paths)}
     assert [r["path"] for r in found] == sorted(expected, key=lambda path: -expected[path])
     for result in found:
-        assert (result["score"] + result["match"]) / temperature == pytest.approx(expected[result["path"]], abs=1e-3)
+        assert (result["score"] / scale + result["match"]) / temperature == pytest.approx(
+            expected[result["path"]], abs=1e-3
+        )
 
 
 def test_only_the_first_are_ordered_again_and_lost_files_come_after_them(run_dir, capsys, monkeypatch):

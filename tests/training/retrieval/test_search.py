@@ -95,8 +95,9 @@ def test_galleries_of_a_run_stand_side_by_side_and_follow_their_images(run_dir, 
     names = [Path(r["path"]).name for r in run_search(capsys, run_dir, "red", "--gallery", folder)["results"]]
     assert embedded == [6, 1] and "new.jpg" in names and gone.name not in names and len(names) == 6
     before = kept_files(run_dir)
-    run_search(capsys, run_dir, "red", "--gallery", folder)
-    assert kept_files(run_dir) == before
+    for spelling in (folder, folder / "..//photos", f"/{folder}"):
+        run_search(capsys, run_dir, "red", "--gallery", spelling)
+        assert kept_files(run_dir) == before
 
 
 def test_a_new_checkpoint_does_not_search_old_embeddings(run_dir, root, capsys):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
+import sqlite3
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +20,30 @@ from training.retrieval.engines.pgvector_engine import PgvectorEngine
 from training.retrieval.engines.qdrant_engine import QdrantEngine
 from training.retrieval.finder import EngineName, Finder
 from training.retrieval.gallery_writer import open_writer
+from training.retrieval.store import DATABASE, About, Gallery
+
+
+def connect(name: EngineName, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> type[Any]:
+    """Makes finders of this engine use one server; returns the engine's class."""
+    if name == "pgvector":
+        monkeypatch.setenv("PGVECTOR_URL", request.getfixturevalue("location"))
+        return PgvectorEngine
+    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
+    monkeypatch.setattr("qdrant_client.QdrantClient", lambda *_, **__: client)
+    return QdrantEngine
+
+
+def watch(kind: type[Any], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Ids that engines of this class are given from now on."""
+    sent: list[int] = []
+    add = kind.add
+
+    def watched(engine: Any, ids_N: np.ndarray, *rest: Any) -> None:
+        sent.extend(ids_N[ids_N >= 0].tolist())
+        add(engine, ids_N, *rest)
+
+    monkeypatch.setattr(kind, "add", watched)
+    return sent
 
 
 def test_a_qdrant_server_that_does_not_answer():
@@ -79,13 +107,7 @@ def test_a_server_without_the_extension():
 @pytest.mark.parametrize("name", ["pgvector", "qdrant"])
 def test_a_server_keeps_its_images_and_follows_the_gallery(name: EngineName, tmp_path, monkeypatch, request):
     """Images that came and went while it was not asked; no image is sent twice; galleries of one name are apart."""
-    if name == "pgvector":
-        monkeypatch.setenv("PGVECTOR_URL", request.getfixturevalue("location"))
-        kind = PgvectorEngine
-    else:
-        client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
-        monkeypatch.setattr("qdrant_client.QdrantClient", lambda *_, **__: client)
-        kind = QdrantEngine
+    kind = connect(name, monkeypatch, request)
     table = clustered(30, E)
     gallery = fill(tmp_path / "a/g", table[:20])
     other = Finder(fill(tmp_path / "b/g", table), ColourEmbedder(), name)
@@ -96,12 +118,91 @@ def test_a_server_keeps_its_images_and_follows_the_gallery(name: EngineName, tmp
     with open_writer(gallery) as writer:
         writer.remove([3, 4])
         writer.add([image_row(f"{i}.jpg") for i in (20, 21)], table[20:22])
-    sent, add = [], kind.add
-    monkeypatch.setattr(kind, "add", lambda self, ids, *rest: (sent.extend(ids[ids >= 0]), add(self, ids, *rest))[1])
+    sent = watch(kind, monkeypatch)
     again = Finder(gallery, ColourEmbedder(), name)
     assert sent == [21, 22]
     assert {result.image.id for result in again.search(query(0.5), 30)} == {*range(1, 23)} - {3, 4}
     assert len(other.search(query(0.5), 30)) == 30
+
+
+@pytest.mark.parametrize("has_checksums", [True, False])
+@pytest.mark.parametrize("name", ["pgvector", "qdrant"])
+def test_a_server_follows_what_changes_of_an_image(name: EngineName, has_checksums, tmp_path, monkeypatch, request):
+    """Metadata, between two starts and while it runs, and everything in a gallery that is made again in the same place."""
+    kind = connect(name, monkeypatch, request)
+    gallery, gate = fill(tmp_path / "g", clustered(30, E)), Filter({"camera": ("gate",)})
+    if not has_checksums:
+        with sqlite3.connect(gallery.folder / DATABASE) as connection:
+            connection.execute("UPDATE images SET crc = NULL")
+    Finder(gallery, ColourEmbedder(), name)
+    sent = watch(kind, monkeypatch)
+    change(gallery, 2, camera="gate")
+    finder = Finder(gallery, ColourEmbedder(), name)
+    assert sent == [2] and ids(finder, gate) == [2]
+    change(gallery, 5, camera="gate", time=7.5)
+    assert finder.refresh() and sent == [2, 5] and sorted(ids(finder, gate)) == [2, 5]
+    assert ids(finder, Filter({"camera": ("gate",)}, start=7)) == [5]
+    shutil.rmtree(gallery.folder)
+    again = fill(tmp_path / "g", clustered(30, E, seed=7))
+    finder = Finder(again, ColourEmbedder(), name)
+    assert sent == [2, 5, *range(1, 31)] and not ids(finder, gate)
+    assert ids(finder, Filter(), 5) == ids(Finder(again, ColourEmbedder()), Filter(), 5)
+
+
+def test_a_table_of_an_earlier_version_is_completed(location, monkeypatch):
+    psycopg = pytest.importorskip("psycopg")
+    table = clustered(3, E)
+    with psycopg.connect(location) as connection:
+        columns = (
+            f"id bigint PRIMARY KEY, embedding vector({2 * E}) NOT NULL, time double precision, facts jsonb NOT NULL"
+        )
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        connection.execute(f"CREATE TABLE earlier ({columns})")
+        connection.execute("INSERT INTO earlier VALUES (10, %s::vector, NULL, '{}')", [str(table[2].tolist())])
+    engine = PgvectorEngine(2 * E, location, "earlier")
+    assert [part.tolist() for part in engine.held()] == [[10], [-1]]
+    engine.add(np.arange(10, 13), table, metadata(3), np.array([4, 5, 2**32 - 1]))
+    assert sorted(zip(*map(np.ndarray.tolist, engine.held()), strict=True)) == [(10, 4), (11, 5), (12, 2**32 - 1)]
+    assert found(engine, table, query(0.5), 3, Filter()) == expected(table, query(0.5), np.ones(3, bool), 3)
+
+
+@pytest.mark.parametrize("name", ["faiss", "pgvector", "qdrant"])
+def test_filters_find_what_they_find_in_the_exact_engine(name: EngineName, tmp_path, monkeypatch, request):
+    pytest.importorskip("faiss") if name == "faiss" else connect(name, monkeypatch, request)
+    gallery = Gallery.create(tmp_path / "g", About("a" * 64, E, 2, 0.5, "x"))
+    names = ["cam.id", "a[0]", "a[]", "site id", 'say "so"', "a-b", "ü", "time", "crc", "camera.x"]
+    # The second has no column but the camera, the third no camera but columns with another value.
+    facts: list[dict[str, Any]] = [
+        {"camera": "c1", "more": dict.fromkeys(names, "x")},
+        {"camera": "c2"},
+        {"more": dict.fromkeys(names, "y")},
+    ]
+    rows = [dataclasses.replace(image_row(f"{i}.jpg"), **values) for i, values in enumerate(facts)]
+    with open_writer(gallery) as writer:
+        writer.add(rows, clustered(3, E))
+    finder, exact = Finder(gallery, ColourEmbedder(), name), Finder(gallery, ColourEmbedder())
+    for column in ["camera", *names]:
+        values = ("c1", "c2") if column == "camera" else ("x", "y")
+        for accepted in ((values[0],), ("",), (values[1], ""), values, ("z",), ()):
+            where = Filter({column: accepted})
+            assert ids(finder, where) == ids(exact, where), where
+    assert not ids(finder, Filter({"none": ("",)})) and not ids(exact, Filter({"none": ("",)}))
+    # A column that is newer than most images.
+    with open_writer(gallery) as writer:
+        writer.add([image_row("3.jpg", lens="wide")], clustered(1, E, seed=3))
+    assert finder.refresh() and exact.refresh()
+    assert ids(finder, Filter({"lens": ("",)})) == ids(exact, Filter({"lens": ("",)})) != []
+
+
+def ids(finder: Finder, where: Filter, k: int = 30) -> list[int]:
+    """Ids of the results of a query, best first."""
+    return [result.image.id for result in finder.search(query(0.5), k, where)]
+
+
+def change(gallery: Gallery, image: int, **facts: Any) -> None:
+    """Gives an image other facts."""
+    with open_writer(gallery) as writer:
+        writer.update_metadata(dataclasses.replace(gallery.rows([image])[0], **facts))
 
 
 def test_pgvector_needs_a_location(tmp_path, monkeypatch):

@@ -102,6 +102,19 @@ class FaissEngine:
             self.ids_N = np.concatenate([self.ids_N, ids_N])
             self._selections.clear()
 
+    def renew(self, ids_N: np.ndarray, metadata: Metadata) -> None:
+        """Takes over the metadata of all its images; ids int64 in rising order, -1 for a row to pass over."""
+        with self.lock:
+            count = len(self.ids_N)
+            here = np.flatnonzero((self.ids_N >= 0) & np.isin(self.ids_N, ids_N))
+            there = np.flatnonzero((ids_N >= 0) & np.isin(ids_N, self.ids_N))
+            times_N, codes = np.full(count, np.nan), {name: np.zeros(count, np.int32) for name in metadata.codes}
+            times_N[here] = metadata.times_N[there]
+            for name, codes_N in codes.items():
+                codes_N[here] = metadata.codes[name][there]
+            self.metadata = Metadata(times_N, codes, metadata.values)
+            self._selections.clear()
+
     def is_outgrown(self, images: int) -> bool:
         """True when the codes were trained with few images, and a gallery of so many has twice as many: it needs a new engine."""
         return self.trained < min(CODE_ROWS, images / 2)

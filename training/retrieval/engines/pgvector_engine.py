@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from training.retrieval.engines.engine import Filter, Metadata
+from training.retrieval.engines.server import NO_CHECKSUM
 
 # Candidates beyond k, which are scored exactly.
 LEAST_CANDIDATES = 64
@@ -52,12 +53,17 @@ class PgvectorEngine:
                     "PostgreSQL has no extension `vector`; install pgvector on the server, and have its administrator run "
                     f"CREATE EXTENSION vector ({_first_line(error)})"
                 ) from error
-            columns = (
-                "id bigint PRIMARY KEY, embedding vector({}) NOT NULL, time double precision, facts jsonb NOT NULL"
-            )
-            text = sql.SQL("CREATE TABLE IF NOT EXISTS {} (" + columns + ")").format(self.table, width)
-            cursor.execute(text)
+            self._make_table(cursor, width)
         self.has_index = bool(self._rows("SELECT 1 FROM pg_class WHERE relname = %s", [f"{table}-index"]))
+
+    def _make_table(self, cursor: Any, width: int) -> None:
+        columns = "id bigint PRIMARY KEY, embedding vector({}) NOT NULL, time double precision, facts jsonb NOT NULL, crc bigint"
+        text = self.sql.SQL("CREATE TABLE IF NOT EXISTS {} (" + columns + ")")
+        cursor.execute(text.format(self.table, width))
+        cursor.execute(self.sql.SQL("SELECT * FROM {} LIMIT 0").format(self.table))
+        if "crc" not in [column.name for column in cursor.description]:
+            # A table of an earlier version.
+            cursor.execute(self.sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS crc bigint").format(self.table))
 
     @contextmanager
     def _cursor(self) -> Iterator[Any]:
@@ -76,17 +82,20 @@ class PgvectorEngine:
         with self._cursor() as cursor:
             return cursor.execute(self.sql.SQL(text).format(table=self.table), values).fetchall()
 
-    def add(self, ids_N: np.ndarray, table_NW: np.ndarray, metadata: Metadata) -> None:
+    def add(
+        self, ids_N: np.ndarray, table_NW: np.ndarray, metadata: Metadata, crcs_N: np.ndarray | None = None
+    ) -> None:
         """Copies images to the server; of ids that it has the values are replaced. Makes the index of a table that is large."""
         with self._cursor() as cursor:
             cursor.execute(self.sql.SQL("CREATE TEMP TABLE added (LIKE {}) ON COMMIT DROP").format(self.table))
             with cursor.copy("COPY added FROM STDIN (FORMAT binary)") as copy:
                 # The bytes of a vector go as they are.
-                copy.set_types(["int8", "bytea", "float8", "jsonb"])
+                copy.set_types(["int8", "bytea", "float8", "jsonb", "int8"])
                 for i in np.flatnonzero(ids_N >= 0).tolist():
                     time = None if np.isnan(metadata.times_N[i]) else float(metadata.times_N[i])
-                    copy.write_row((int(ids_N[i]), _binary(table_NW[i]), time, self.json(metadata.row(i))))
-            replaced = "embedding = excluded.embedding, time = excluded.time, facts = excluded.facts"
+                    crc = None if crcs_N is None else int(crcs_N[i])
+                    copy.write_row((int(ids_N[i]), _binary(table_NW[i]), time, self.json(metadata.row(i)), crc))
+            replaced = ", ".join(f"{name} = excluded.{name}" for name in ("embedding", "time", "facts", "crc"))
             text = "INSERT INTO {} SELECT * FROM added ON CONFLICT (id) DO UPDATE SET " + replaced
             cursor.execute(self.sql.SQL(text).format(self.table))
         if not self.has_index and self.count() >= INDEX_FROM:
@@ -115,9 +124,11 @@ class PgvectorEngine:
             text = self.sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(self.table)
             cursor.execute(text, [[int(i) for i in ids_N]])
 
-    def ids(self) -> np.ndarray:
-        """Ids of all images, int64."""
-        return np.array([row[0] for row in self._rows("SELECT id FROM {table}")], np.int64)
+    def held(self) -> tuple[np.ndarray, np.ndarray]:
+        """Id and checksum of each image, int64 (N,) each; NO_CHECKSUM where there is none."""
+        rows = self._rows("SELECT id, coalesce(crc, %s) FROM {table}", [NO_CHECKSUM])
+        ids_N, crcs_N = np.array(rows, np.int64).reshape(-1, 2).T
+        return ids_N, crcs_N
 
     def count(self) -> int:
         """Number of rows."""
