@@ -10,17 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._checks import sums_dtype
+from ._checks import check_tensor, sums_dtype
+from ._plain import is_plain
 from .ops.causal_conv1d.op import causal_conv1d
 from .ops.causal_conv1d_update.op import causal_conv1d_update
 from .ops.selective_scan.op import selective_scan
 from .ops.selective_state_update.op import selective_state_update
-
-
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """True if a call of `module` computes what its class says from its weights alone, so that these can be read instead."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is kind and "forward" not in vars(module) and not any(hooks)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -46,12 +41,14 @@ class Mamba(nn.Module):
         layer_idx: the block's place in a model, by which it finds its states in `inference_params`.
         backend: of both operators; `auto`, `cuda`, `triton`, `cpu` or `reference`.
 
-    conv1d and dt_proj are called as modules where they are not plain ones: of another class (LoRA, quantisation), with
-    hooks, or with a `forward` of their own. Where they are plain the operators read their weights.
+    conv1d and dt_proj are called as modules where they are not plain ones: of another class (LoRA, quantisation), or with
+    hooks or a `forward` of their own. Where they are plain the operators read their weights, unseen by hooks of all modules.
 
     Raises:
         ValueError: `dt_init` is neither `random` nor `constant`.
     """
+
+    backend = "auto"  # of a block that the published implementation pickled
 
     def __init__(
         self,
@@ -134,7 +131,7 @@ class Mamba(nn.Module):
                 states under its `layer_idx`, made at the first call and updated in place at each. They are used, for any
                 number of steps, where its `seqlen_offset` is not 0.
             seq_idx: (B, L) int32, the packed sequence that each step belongs to; a negative index is padding, whose
-                output is that of a zero vector and which no other step sees.
+                output is `out_proj.bias` (zero without one) and which no other step sees.
             reverse: process the steps from the last to the first.
             initial_states: (conv_state (B, E, W), ssm_state (B, E, N)) before the first processed step, read only; zero
                 by default.
@@ -145,6 +142,7 @@ class Mamba(nn.Module):
             out, or (out, (conv_state, ssm_state)) with states in float32 (float64 in a float64 block).
 
         Raises:
+            TypeError: a state is no floating tensor.
             ValueError: `hidden_states` or a state has another shape; `inference_params` without a `layer_idx` of the
                 block or with another option; `seq_idx` with a conv1d that is not plain.
         """
@@ -183,8 +181,7 @@ class Mamba(nn.Module):
         if not return_states:
             return self.out_proj(y_BEL.transpose(1, 2))
         y_BEL, ssm_state = y_BEL
-        conv_state = F.pad(final, (1, 0))
-        return self.out_proj(y_BEL.transpose(1, 2)), (conv_state, ssm_state)
+        return self.out_proj(y_BEL.transpose(1, 2)), (F.pad(final, (1, 0)), ssm_state)
 
     def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step of decoding: (out (B, 1, d_model), conv_state, ssm_state), the states updated in place.
@@ -194,6 +191,7 @@ class Mamba(nn.Module):
             conv_state, ssm_state: (B, E, W) and (B, E, N), from `allocate_inference_cache`, `forward` or the step before.
 
         Raises:
+            TypeError: a state is no floating tensor.
             ValueError: an argument has another shape.
         """
         if hidden_states.dim() != 3 or hidden_states.shape[1:] != (1, self.d_model):
@@ -207,7 +205,7 @@ class Mamba(nn.Module):
             weight = self.conv1d.weight.squeeze(1)
             x_BE = causal_conv1d_update(x_BE, conv_state, weight, self.conv1d.bias, "silu", backend=self.backend)
         else:
-            steps = torch.cat([conv_state[:, :, 1:], x_BE[:, :, None].to(conv_state.dtype)], 2)
+            steps = torch.cat([conv_state[:, :, 1:], x_BE[:, :, None]], 2)  # in the wider dtype of the two
             x_BE = F.silu(self.conv1d(steps.to(x_BE.dtype))[:, :, self.d_conv - 1])
             conv_state.copy_(steps)
         delta_BE, B_BN, C_BN, bias = self._projections(x_BE)
@@ -226,15 +224,15 @@ class Mamba(nn.Module):
         Args:
             batch_size: B.
             max_seqlen: of the existing module's signature; these states have the same size at any length.
-            dtype: of both; by default that of conv1d for conv_state, and float32 for ssm_state, in which the scan sums.
+            dtype: of both; by default float32 (float64 in a float64 block), in which the scan sums, and that of a plain
+                conv1d for conv_state.
         """
-        weight = self.conv1d.weight
-        conv_state = torch.zeros(
-            batch_size, self.d_inner, self.d_conv, device=weight.device, dtype=dtype or weight.dtype
-        )
-        kind = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        ssm_state = torch.zeros(batch_size, self.d_inner, self.d_state, device=weight.device, dtype=dtype or kind)
-        return conv_state, ssm_state
+        # Any layer may be quantised or wrapped: A_log is the block's own.
+        sums = torch.float64 if any(p.dtype == torch.float64 for p in self.parameters()) else torch.float32
+        entries = self.conv1d.weight.dtype if is_plain(self.conv1d, nn.Conv1d) else sums
+        device = self.A_log.device
+        conv_state = torch.zeros(batch_size, self.d_inner, self.d_conv, device=device, dtype=dtype or entries)
+        return conv_state, torch.zeros(batch_size, self.d_inner, self.d_state, device=device, dtype=dtype or sums)
 
     def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The step (..., E), B and C (..., N) of x (..., E), and the step's bias if it is yet to be added."""
@@ -290,6 +288,7 @@ class Mamba(nn.Module):
     def _check_states(self, batch: int, conv_state: Tensor, ssm_state: Tensor) -> None:
         expected = (("conv_state", conv_state, self.d_conv), ("ssm_state", ssm_state, self.d_state))
         for name, state, width in expected:
+            check_tensor("Mamba", name, state)
             if tuple(state.shape) != (batch, self.d_inner, width):
                 raise ValueError(
                     f"Mamba: {name} must have shape ({batch}, {self.d_inner}, {width}), got {tuple(state.shape)}"

@@ -9,9 +9,11 @@ from torch import Tensor
 from .. import _autograd, _checks
 from ..ops.causal_conv1d.op import causal_conv1d
 from ..ops.causal_conv1d_update import op as conv_update
+from .arguments import takes_tensors
 from .rows import at_rows, check_index, check_rows, packed, without_padding
 
 
+@takes_tensors
 def causal_conv1d_fn(
     x: Tensor,
     weight: Tensor,
@@ -64,6 +66,7 @@ def causal_conv1d_ref(
     return causal_conv1d_fn(x, weight, bias, seq_idx, *states, activation, backend="reference")
 
 
+@takes_tensors
 def causal_conv1d_update(
     x: Tensor,
     conv_state: Tensor,
@@ -122,6 +125,7 @@ def causal_conv1d_update(
     return out.squeeze(-1) if x.dim() == 2 else out
 
 
+@takes_tensors
 def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
     """The last `state_len` steps of each of S packed sequences, as states to continue from: (S, D, state_len), x's dtype.
 

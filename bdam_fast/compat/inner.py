@@ -12,9 +12,11 @@ from torch import Tensor
 from .. import _checks
 from ..ops.causal_conv1d.op import causal_conv1d
 from ..ops.selective_scan.op import selective_scan
+from .arguments import takes_tensors
 from .scan import as_complex, backend_for, per_step_as_complex
 
 
+@takes_tensors
 def mamba_inner_fn(
     xz: Tensor,
     conv1d_weight: Tensor,
@@ -72,6 +74,7 @@ def mamba_inner_fn(
     return _project(inputs.scan(A, D, delta_bias, delta_softplus, backend=backend), out_proj_weight, out_proj_bias)
 
 
+@takes_tensors
 def mamba_inner_fn_no_out_proj(
     xz: Tensor,
     conv1d_weight: Tensor,
@@ -103,6 +106,7 @@ def mamba_inner_fn_no_out_proj(
     return inputs.scan(A, D, delta_bias, delta_softplus, backend=backend_for(op, A, backend))
 
 
+@takes_tensors
 def bimamba_inner_fn(
     xz: Tensor,
     conv1d_weight: Tensor,

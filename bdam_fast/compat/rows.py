@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _TorchDispatchModeKey as Modes
+from torch._subclasses import FakeTensor
 
 from .. import _autograd, _checks
 
@@ -20,8 +22,8 @@ def check_index(op: str, name: str, value: Tensor, count: int) -> None:
 
 
 def check_rows(op: str, name: str, indices: Tensor, count: int, check: bool) -> None:
-    """Raises where an index lies behind the last row or, if `check`, stands twice. Reads the indices: nothing is traced."""
-    if torch.compiler.is_compiling() or indices.numel() == 0 or not (check or indices.device.type == "cpu"):
+    """Raises where an index lies behind the last row or, if `check`, stands twice; not while the call is traced."""
+    if _is_traced(indices) or indices.numel() == 0 or not (check or indices.device.type == "cpu"):
         return
     if indices.max() >= count:
         raise ValueError(f"{op}: {name} must be below {count}, or negative for padding, got {indices.max().item()}")
@@ -29,6 +31,13 @@ def check_rows(op: str, name: str, indices: Tensor, count: int, check: bool) -> 
         rows, times = indices[indices >= 0].unique(return_counts=True)
         if rows.numel() and times.max() > 1:
             raise ValueError(f"{op}: {name} must name each row once, got {rows[times > 1][0].item()} more than once")
+
+
+def _is_traced(value: Tensor) -> bool:
+    """True where `value` has no values to read: in `torch.compile`, in `make_fx` and among fake tensors."""
+    if torch.compiler.is_compiling() or isinstance(value, FakeTensor):
+        return True
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in (Modes.FAKE, Modes.PROXY))
 
 
 def without_padding(padding: Tensor, *tensors: Tensor | None) -> list[Any]:

@@ -1,9 +1,12 @@
-"""bdam_fast.compat: signatures, layouts and options of the existing packages."""
+"""bdam_fast.compat: signatures, layouts and options of the existing packages, and arguments without values."""
 
 import inspect
 
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import bdam_fast
 from bdam_fast import compat
@@ -13,6 +16,8 @@ from tests.support.operators.selective_scan import scan_problem
 from tests.support.operators.updates import UPDATES, step_problem, update_problem
 
 pytestmark = pytest.mark.usefixtures("kernels")
+updates = pytest.mark.parametrize("update", UPDATES, ids=lambda update: update.name)
+INDICES = {"selective_state_update": "state_batch_indices", "causal_conv1d_update": "conv_state_indices"}
 SIGNATURES = {  # mamba_ssm 2.3.2 and causal_conv1d 1.5 to 1.7
     "selective_scan_fn": "u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False",
     "mamba_inner_fn": "xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight, out_proj_bias, "
@@ -69,13 +74,12 @@ def test_selective_state_update_with_heads():
     assert torch.equal(compat.selective_state_update(**problem, dt_softplus=True), expected)
 
 
-@pytest.mark.parametrize("update", UPDATES, ids=lambda update: update.name)
+@updates
 def test_updates_with_indices(update):
     problem, pool = update.problem(2, 5), update.problem(6, 5)[update.state]
     before, rows = pool.clone(), torch.tensor([4, 0], dtype=torch.int32)
     states = pool[rows].clone()
-    indices = {"selective_state_update": "state_batch_indices", "causal_conv1d_update": "conv_state_indices"}
-    out = getattr(compat, update.name)(**{**problem, update.state: pool, indices[update.name]: rows})
+    out = getattr(compat, update.name)(**{**problem, update.state: pool, INDICES[update.name]: rows})
     assert torch.equal(out, getattr(bdam_fast, update.name)(**{**problem, update.state: states}))
     before[rows.long()] = states
     assert torch.equal(pool, before)
@@ -143,3 +147,78 @@ def test_errors_of_the_steps():
     conv, call = update_problem(2, 6), compat.causal_conv1d_update
     text = "causal_conv1d_update: cache_seqlens must be int32 or int64, got torch.float32"
     error(call, conv, TypeError, text, cache_seqlens=torch.ones(2))
+
+
+def block(**more):
+    """Arguments of mamba_inner_fn: D 6, R 2, N 3."""
+    shapes = {
+        **{"xz": (2, 12, 5), "conv1d_weight": (6, 1, 4), "conv1d_bias": (6,), "x_proj_weight": (8, 6)},
+        **{"delta_proj_weight": (6, 2), "A": (6, 3), "D": (6,), "delta_bias": (6,)},
+        **more,
+    }
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+OUT = {"out_proj_weight": (4, 6), "out_proj_bias": (4,)}
+GOOD = {
+    "causal_conv1d_fn": lambda: conv_problem(2, 6, 8, absent=("initial_states",)),
+    "causal_conv1d_update": lambda: update_problem(2, 6),
+    "causal_conv1d_varlen_states": lambda: {"x": torch.randn(9, 6), "cu_seqlens": torch.tensor([0, 9]), "state_len": 3},
+    "mamba_inner_fn": lambda: block(**OUT),
+    "mamba_inner_fn_no_out_proj": block,
+    "bimamba_inner_fn": lambda: block(**OUT, A_b=(6, 3)),
+}
+PLACES = [
+    (function, parameter.name, wrong)
+    for function in GOOD
+    for parameter in inspect.signature(getattr(compat, function)).parameters.values()
+    if parameter.annotation in (Tensor, Tensor | None)
+    for wrong in ([None, [0, 1]] if parameter.annotation is Tensor else [[0, 1]])
+]
+
+
+@pytest.mark.parametrize(("function", "name", "wrong"), PLACES, ids=str)
+def test_what_is_no_tensor_is_named(function, name, wrong):
+    call, arguments = getattr(compat, function), GOOD[function]()
+    call(**arguments)
+    with pytest.raises(TypeError, match=f"^{function}: {name} must be a tensor, got {type(wrong).__name__}$"):
+        call(**{**arguments, name: wrong})
+
+
+def test_what_is_no_tensor_is_named_by_place_too():
+    x, weight, bias = GOOD["causal_conv1d_fn"]().values()
+    with pytest.raises(TypeError, match="^causal_conv1d_fn: seq_idx must be a tensor, got list$"):
+        compat.causal_conv1d_fn(x, weight, bias, [0, 1])
+    with pytest.raises(TypeError, match="^causal_conv1d_fn: x must be a tensor, got NoneType$"):
+        compat.causal_conv1d_ref(None, weight)
+    assert torch.equal(compat.causal_conv1d_fn(x, weight, None), compat.causal_conv1d_fn(x, weight))
+
+
+def indexed(update):
+    """(the update of rows of a pool as a function of tensors alone, such tensors)."""
+    problem, pool = update.problem(3, 5), update.problem(6, 5)[update.state]
+    problem |= {update.state: pool, INDICES[update.name]: torch.tensor([4, -1, 0], dtype=torch.int32)}
+
+    def call(*tensors):
+        arguments = dict(zip(problem, tensors, strict=True))
+        return getattr(compat, update.name)(**arguments, check_indices=True), arguments[update.state]
+
+    return call, list(problem.values())
+
+
+@updates
+def test_indices_without_values(update):
+    """Under a fake mode nothing can be read: there the rows are not checked."""
+    call, tensors = indexed(update)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert call(*(mode.from_tensor(t) for t in tensors))[0].shape == (3, 5)
+        assert call(*tensors)[0].shape == (3, 5)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@updates
+def test_indices_in_a_traced_graph(update, mode):
+    call, tensors = indexed(update)
+    graph = make_fx(call, tracing_mode=mode)(*(t.clone() for t in tensors))
+    for got, expected in zip(graph(*(t.clone() for t in tensors)), call(*tensors), strict=True):
+        torch.testing.assert_close(got, expected)

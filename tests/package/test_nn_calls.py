@@ -103,7 +103,8 @@ def everything(block, hidden):
     with torch.no_grad():
         conv_state, ssm_state = (s.clone() for s in states[1])
         step = block.step(hidden[:, :1], conv_state, ssm_state)
-    return [states[0], *states[1], backwards[0], *backwards[1], continued, *step]
+        first = block.step(hidden[:, :1], *block.allocate_inference_cache(hidden.shape[0]))
+    return [states[0], *states[1], backwards[0], *backwards[1], continued, *step, *first]
 
 
 @pytest.mark.parametrize("name", ["conv1d", "dt_proj"])
@@ -130,10 +131,10 @@ def test_hooks_are_called(name):
     handle = getattr(block, name).register_forward_hook(lambda module, args, out: seen.append(out.shape))
     for got, expected in zip(everything(block, hidden), before, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-    assert len(seen) == 4
+    assert len(seen) == 5
     handle.remove()
     everything(block, hidden)
-    assert len(seen) == 4
+    assert len(seen) == 5
     getattr(block, name).register_forward_hook(lambda module, args, out: 0 * out)
     assert not torch.allclose(block(hidden), before[0], atol=1e-4)
 
@@ -159,24 +160,80 @@ def test_spectral_norm_pruning_and_own_forwards(name):
     assert not torch.allclose(block(hidden), before, atol=1e-4)
 
 
-def test_quantised_steps():
-    """A dt_proj whose weights are eight-bit integers, of a class of its own."""
-    block, hidden = Mamba(16, d_state=4), torch.randn(2, 9, 16)
+class Quantised(nn.Module):
+    """A layer whose weights are eight-bit integers, as a buffer."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.scale = base.weight.detach().abs().max() / 127
+        self.register_buffer("weight", (base.weight / self.scale).round().to(torch.int8).detach())
+        self.bias, self.padding = base.bias, getattr(base, "padding", None)
+
+    def forward(self, x):
+        weight = self.weight * self.scale
+        if self.padding is None:
+            return nn.functional.linear(x, weight, self.bias)
+        return nn.functional.conv1d(x, weight, self.bias, padding=self.padding, groups=weight.shape[0])
+
+
+@pytest.mark.parametrize("names", [["dt_proj"], ["conv1d"], ["in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_quantised_layers(names, dtype):
+    """The parallel form, steps and inference_params agree, and with what the weights were."""
+    block, hidden = Mamba(16, d_state=4, layer_idx=0, dtype=dtype), torch.randn(2, 9, 16, dtype=dtype)
     expected = block(hidden)
-    scale = block.dt_proj.weight.abs().max() / 127
-    whole = (block.dt_proj.weight / scale).round().to(torch.int8).detach()
+    for name in names:
+        setattr(block, name, Quantised(getattr(block, name)))
+    block.to(dtype)
+    whole = block(hidden)
+    torch.testing.assert_close(whole, expected, rtol=2e-2, atol=2e-2)
+    states, params = block.allocate_inference_cache(2), SimpleNamespace(key_value_memory_dict={}, seqlen_offset=0)
+    assert [s.dtype for s in states] == [dtype, dtype]
+    steps, continued = [], []
+    with torch.no_grad():
+        for token in hidden.split(1, 1):
+            steps.append(block.step(token, *states)[0])
+            continued.append(block(token, params))
+            params.seqlen_offset += 1
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat(continued, 1), whole, rtol=1e-4, atol=1e-5)
 
-    class Quantised(nn.Module):
-        def __init__(self, bias):
-            super().__init__()
-            self.register_buffer("weight", whole)
-            self.bias = bias
 
-        def forward(self, x):
-            return nn.functional.linear(x, self.weight * scale, self.bias)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_states_of_another_dtype_beside_an_adapter(dtype):
+    """As with the merged weights: a step's own input keeps its digits, whatever dtype the states have."""
+    block, hidden, results = Mamba(16, d_state=4), torch.randn(2, 4, 16), []
+    adapter = block.conv1d = LowRank(block.conv1d)
+    for _ in range(2):
+        states = block.allocate_inference_cache(2, dtype=dtype)
+        with torch.no_grad():
+            results.append(torch.cat([block.step(token, *states)[0] for token in hidden.split(1, 1)], 1))
+        assert states[0].dtype == dtype
+        block.conv1d = adapter.merged()
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
-    block.dt_proj = Quantised(block.dt_proj.bias)
-    torch.testing.assert_close(block(hidden), expected, rtol=1e-2, atol=1e-2)
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_states_of_integers_raise(adapted):
+    block = Mamba(16, d_state=4)
+    if adapted:
+        block.conv1d = LowRank(block.conv1d)
+    conv_state, ssm_state = block.allocate_inference_cache(2)
+    text = "Mamba: conv_state must be float32, bfloat16, float16 or float64, got torch.int8"
+    with pytest.raises(TypeError, match=text):
+        block.step(torch.randn(2, 1, 16), conv_state.to(torch.int8), ssm_state)
+    with pytest.raises(TypeError, match=text):
+        block(torch.randn(2, 3, 16), initial_states=(conv_state.to(torch.int8), ssm_state))
+
+
+def test_hooks_of_all_modules_leave_the_operators_in_place():
+    """Counters of FLOPs set such hooks: they are to count what runs without them, and packed sequences go on."""
+    block, hidden, seen = Mamba(16, d_state=4), torch.randn(2, 9, 16), []
+    index = torch.tensor([[0, 0, 0, 1, 1, 1, 2, 2, 2]] * 2)
+    expected = block(hidden, seq_idx=index)
+    with nn.modules.module.register_module_forward_hook(lambda module, args, out: seen.append(module)):
+        assert torch.equal(block(hidden, seq_idx=index), expected)
+    assert block.in_proj in seen and block.conv1d not in seen
 
 
 def test_an_adapted_convolution_refuses_packed_sequences():

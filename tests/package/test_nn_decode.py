@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import bdam_fast
+from bdam_fast import compat
 from bdam_fast.nn import Mamba
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -118,6 +119,22 @@ def test_copies_are_the_same_block(how):
         again.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     hidden = torch.randn(2, 5, 16)
     assert torch.equal(again(hidden), block(hidden))
+
+
+def test_whole_blocks_that_the_published_implementation_pickled():
+    """They have no `backend`, and the name of their class is the published one."""
+    block, hidden = Mamba(16, d_state=4), torch.randn(2, 5, 16)
+    del vars(block)["backend"]
+    ours, published = (f"c{module}\nMamba\n".encode() for module in ("bdam_fast.nn", "mamba_ssm.modules.mamba_simple"))
+    text = pickle.dumps(block, protocol=0)
+    assert ours in text
+    compat.install(replace=True)
+    try:
+        again = pickle.loads(text.replace(ours, published))
+    finally:
+        compat.uninstall()
+    assert torch.equal(again(hidden), Mamba.forward(block, hidden))
+    assert again.step(hidden[:, :1], *again.allocate_inference_cache(2))[0].shape == (2, 1, 16)
 
 
 def test_mixer_of_transformers_loads():

@@ -86,6 +86,16 @@ def test_layers_that_are_more_than_their_weights_are_called(calls):
     assert len(seen) == NEW and (mixer.in_proj.out_features, LARGE["hidden_size"]) in calls  # of the other layers
 
 
+def test_hooks_of_all_modules_see_the_layers(calls):
+    """As they do without the patch."""
+    network, seen = model("mamba", **LARGE).eval(), []
+    layers = {network.lm_head, *(layer.mixer.in_proj for layer in network.backbone.layers)}
+    patch_transformers()
+    with torch.nn.modules.module.register_module_forward_hook(lambda module, given, out: seen.append(module)):
+        generate(network)
+    assert calls == [] and all(seen.count(layer) == NEW for layer in layers)
+
+
 def test_gradients_autocast_and_other_dtypes_take_the_layers_as_they_are(calls):
     network = model("mamba", **LARGE).eval()
     token = torch.ones(1, 1, dtype=torch.int64)

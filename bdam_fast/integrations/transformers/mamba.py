@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ... import _backend, _native
+from ..._plain import is_plain
 from ...ops.causal_conv1d.op import causal_conv1d
 from ...ops.causal_conv1d_update.op import causal_conv1d_update
 from ...ops.selective_scan.op import selective_scan
@@ -74,9 +75,15 @@ class _Cache(NamedTuple):
     store_ssm: Callable[[Tensor], Any] | None = None
 
     def fits(self, mixer: Any, length: int) -> bool:
-        """True for calls that the operators cover: a first call, or one step with a window of the filter's own width."""
-        width = mixer.conv_kernel_size
-        return not self.decoding or (length == 1 and self.conv_state is not None and self.conv_state.shape[2] == width)
+        """True for calls that the operators cover: a first call, or one step with a window of the filter's own width.
+
+        A step with a conv1d that is more than its weights is left to the mixer, which reads the weights alone there.
+        """
+        if not self.decoding:
+            return True
+        if length != 1 or self.conv_state is None or not is_plain(mixer.conv1d, nn.Conv1d):
+            return False
+        return self.conv_state.shape[2] == int(mixer.conv_kernel_size)
 
 
 def _cache(mixer: Any, cache: Any, cache_position: Tensor | None, with_position: bool) -> _Cache:
@@ -125,14 +132,17 @@ def _forward(
 
 
 def _convolve(mixer: Any, x_BEL: Tensor, cache: _Cache, backend: str) -> Tensor:
-    weight, bias = mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias
+    layer, length = mixer.conv1d, x_BEL.shape[-1]
     activation = mixer.activation if mixer.activation in SILU else None
     if cache.decoding and cache.conv_state is not None:
-        out = causal_conv1d_update(x_BEL, cache.conv_state, weight, bias, activation, backend=backend)
+        filters = (layer.weight.squeeze(1), layer.bias, activation)
+        out = causal_conv1d_update(x_BEL, cache.conv_state, *filters, backend=backend)
     else:
         if cache.store_conv is not None:
-            cache.store_conv(F.pad(x_BEL, (mixer.conv_kernel_size - x_BEL.shape[-1], 0)))
-        out = causal_conv1d(x_BEL, weight, bias, activation, backend=backend)
+            cache.store_conv(F.pad(x_BEL, (mixer.conv_kernel_size - length, 0)))
+        if not is_plain(layer, nn.Conv1d):
+            return mixer.act(layer(x_BEL)[..., :length])
+        out = causal_conv1d(x_BEL, layer.weight.squeeze(1), layer.bias, activation, backend=backend)
     return out if activation is not None else mixer.act(out)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
-from ...nn import is_plain
+from ..._plain import is_plain
 from .mamba import takes
 
 LAYERS = ("in_proj", "out_proj", "lm_head")
@@ -27,6 +28,8 @@ def decoding(own: Callable[..., Any], backend: str) -> Callable[..., Any]:
     @functools.wraps(own)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return own(self, *args, **kwargs)
+        if _has_any_global_hook():  # which sees these layers without the patch
             return own(self, *args, **kwargs)
         return own(_Decoding(self, backend), *args, **kwargs)
 
