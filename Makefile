@@ -8,7 +8,7 @@
 #   CLANG_TESTS      what `make clang` runs
 #   RESULTS    folder to which `make gpu` copies rows and logs, as one archive
 #   JOBS       runs at a time of `make tables`, each with an equal part of the cores
-#   KEPT       folder of the finished runs of `make tables`, a few kB each; they are read from there instead of trained again
+#   KEPT       folder of the finished runs of `make tables`, 17 to 50 kB each; they are read from there instead of trained again
 #   GALLERY, PORT    gallery and port of `make serve`
 #   RUN, DATA, IDS   the demo's run folder, data folder and number of identities (a tenth of them is for the test)
 PYTHON ?= python3
@@ -51,7 +51,7 @@ help:
 	@echo "make test      the test suite (make test-all: the slow tests too)"
 	@echo "make check     ruff, mypy, clang-format (make format: applies what it can)"
 	@echo "make bench     the operators against their peers (OP=selective_scan: one of them), then the tables and the plots"
-	@echo "make gpu       on a machine with an NVIDIA GPU: build, GPU tests, compute-sanitizer, benchmark, in ten minutes"
+	@echo "make gpu       on a machine with an NVIDIA GPU: build, GPU tests, compute-sanitizer, benchmark, within ten minutes"
 	@echo "make cuda-check on a machine with nvcc: the CUDA library, built and loaded as a user would (no GPU needed)"
 	@echo "make wheel     the wheel of the CPU library, audited, in dist/"
 	@echo "make hub       the package as a kernel of the Hugging Face Hub, in build/hub, loaded by its package kernels"

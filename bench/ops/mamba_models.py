@@ -200,7 +200,7 @@ def measure(subject: Subject) -> Row:
 
 def table(rows: list[Row]) -> str:
     """The rows in Markdown."""
-    head = "| model | logits | gradients | generation | operators' calls | forward | forward + backward | decoding |"
+    head = "| model | logits | gradients | generation | operator calls | forward | forward + backward | decoding |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for r in rows:
         decode = "" if r.decode is None else f"{r.decode:.1f} ×"

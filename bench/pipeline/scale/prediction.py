@@ -18,24 +18,29 @@ OPTIMISER_BYTES = 4 * (2 + 2 * 3)
 class Ceilings:
     """Ceilings of a card and its networks: those of a data sheet, times shares that are assumed. Defaults: H100 SXM."""
 
-    # FLOP/s of dense bf16 products (data sheet: 1,979 TFLOPS with sparsity, half without), and of fp32 outside tensor cores.
+    # FLOP/s of dense bf16 products (data sheet: 1,979 TFLOPS with sparsity, half without).
     half: float = 989e12
+    # FLOP/s of fp32 outside tensor cores.
     single: float = 67e12
-    # Bytes/s of the card's memory, and its size in bytes.
+    # Bytes/s of the card's memory.
     bandwidth: float = 3.35e12
+    # Size of the card's memory, bytes.
     memory: float = 80e9
-    # Bytes/s that a card sends to another of its machine (NVLink 4: 900 GB/s in both directions together), and to one of
-    # another machine (one port of 400 Gb/s a card).
+    # Bytes/s that a card sends to another of its machine (NVLink 4: 900 GB/s in both directions together).
     inside: float = 450e9
+    # Bytes/s that a card sends to one of another machine (one port of 400 Gb/s a card).
     outside: float = 50e9
     # Cards of a machine.
     machine: int = 8
-    # Shares of these peaks that are reached: products, memory, networks. Assumed.
+    # Share of the products' peak that is reached. Assumed.
     products_share: float = 0.5
+    # Share of the memory's peak that is reached. Assumed.
     memory_share: float = 0.8
+    # Share of the networks' peaks that is reached. Assumed.
     network_share: float = 0.8
-    # Seconds of the host for each operator, Python and autograd included, and of an exchange without bytes. Assumed.
+    # Seconds of the host for each operator, Python and autograd included. Assumed.
     start: float = 8e-6
+    # Seconds of an exchange without bytes. Assumed.
     latency: float = 30e-6
 
     def describe(self) -> str:
