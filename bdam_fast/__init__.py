@@ -5,6 +5,7 @@ is first called. `python -m bdam_fast` prints what is built and what would be ch
 """
 
 from ._native import call_counts, reset_call_counts
+from ._operators import register_operators
 from .flops import register_flop_formulas
 from .ops.causal_conv1d.op import causal_conv1d
 from .ops.causal_conv1d_update.op import causal_conv1d_update
@@ -26,6 +27,7 @@ __all__ = [
     "hsic",
     "nn",
     "register_flop_formulas",
+    "register_operators",
     "reset_call_counts",
     "selective_scan",
     "selective_state_update",

@@ -15,15 +15,22 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _backend
+from . import _backend, _native
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _libraries: list[torch.library.Library] = []  # a registration lives as long as its Library object
 
 
+@_native.constant_in_graphs
+def _in_transform() -> bool:
+    # A constant since torch.compile, which has the transforms of a graph on the same stack while it traces them, takes no
+    # answer of this function for None. The graph is guarded by the stack.
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def transform(args: Sequence[Any]) -> str:
     """The name of what no kernel sees: a `torch.func` transform (vmap, grad, jvp, …) or a forward-mode tangent; else ""."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _in_transform():
         return "torch.func transforms need"
     if forward_ad._current_level < 0:
         return ""
@@ -33,10 +40,27 @@ def transform(args: Sequence[Any]) -> str:
     return ""
 
 
+def is_batched(value: Tensor) -> bool:
+    """True for a tensor that stands for several under `torch.func.vmap`, whatever other transforms are around it."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(value):
+        if functorch.is_batchedtensor(value):
+            return True
+        value = functorch.get_unwrapped(value)
+    return False
+
+
 def refuse_transforms(op: str, args: Sequence[Any]) -> None:
     """Raises in a raw operator under `torch.func` transforms and for a forward-mode tangent."""
     if needs := transform(args):
         raise RuntimeError(f'{op}: {needs} backend="reference"')
+
+
+@_native.constant_in_graphs
+def warn_reference(op: str, why: str) -> bool:
+    """`_backend.warn_reference`, also from within a graph, when it is traced."""
+    _backend.warn_reference(op, why)
+    return True
 
 
 def needs_grad(args: Sequence[Any]) -> bool:

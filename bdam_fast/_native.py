@@ -23,6 +23,8 @@ CUDA_REMEDY = (
     'or pass backend="triton"'
 )
 _python_calls: Counter[str] = Counter()
+# Called each time that the library has been imported, before anybody can use it.
+when_loaded: list[Callable[[], None]] = []
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -38,7 +40,8 @@ def constant_in_graphs(function: F) -> F:
 
 @lru_cache(maxsize=1)
 def _attempt() -> tuple[ModuleType | None, str]:
-    """The extension module, or None and why not. Importing it registers the operators' schemas and CPU kernels.
+    """The extension module, or None and why not. Importing it registers the operators' schemas and CPU kernels, and
+    `when_loaded` what the library does not hold: derivatives and shapes.
 
     The environment variable BDAM_FAST_ISA (baseline, avx2 or avx512) is read here, once.
     """
@@ -46,6 +49,8 @@ def _attempt() -> tuple[ModuleType | None, str]:
         module = importlib.import_module("._C", __package__)
     except ImportError as error:
         return None, str(error)
+    for complete in when_loaded:
+        complete()
     asked = os.environ.get("BDAM_FAST_ISA")
     if asked:
         if asked not in module.available_isas():
@@ -132,8 +137,12 @@ def triton_available() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@constant_in_graphs
 def count_call(name: str) -> None:
-    """Notes one call of an implementation in Python, e.g. `selective_scan.reference.forward`."""
+    """Notes one call of an implementation in Python, e.g. `selective_scan.reference.forward`.
+
+    A graph notes the one that is traced: a count in it would have each run find another number, and compile it again.
+    """
     _python_calls[name] += 1
 
 

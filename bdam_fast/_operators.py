@@ -6,6 +6,7 @@ same operators, with the same schemas, implemented by Triton kernels.
 
 import importlib
 import inspect
+import threading
 from collections.abc import Callable
 from functools import cache, partial
 from types import ModuleType
@@ -19,6 +20,7 @@ from ._namespace import NAMESPACE
 NAMESPACES = {"cpu": NAMESPACE, "cuda": NAMESPACE, "triton": f"{NAMESPACE}_triton"}
 OPERATORS: dict[str, "Operator"] = {}
 _registered: set[tuple[str, str]] = set()  # one namespace may serve two backends, by device
+_registering = threading.Lock()  # PyTorch takes each registration once, whichever thread is first
 _libraries: list[torch.library.Library] = []  # a registration lives as long as its Library object
 
 
@@ -124,6 +126,9 @@ class Operator:
     def _trace(self, backend: str, tensors: tuple[Any, ...], flags: tuple[int, ...]) -> Any:
         """The call in a graph of `torch.compile`, which knows raw operators only."""
         self.check(*tensors, *flags)
+        if needs := _autograd.transform(tensors):
+            _autograd.warn_reference(self.name, f"{needs} it")
+            return self.reference(*tensors, *flags)
         namespace = NAMESPACES[backend]
         if len(self.raws) == 1 and _autograd.needs_grad(tensors):
             return self.record((namespace, False, *flags), *tensors)
@@ -152,9 +157,16 @@ class Operator:
             _native.extension()
         if backend == "cuda":
             _tuning.apply(_native.cuda_extension())
-        if (namespace, self.name) not in _registered:
+        self.register(namespace)
+        return raw(namespace, self.raw_name)
+
+    def register(self, namespace: str) -> None:
+        """Registers shapes and derivatives of the raw operators in `namespace`, and Triton's kernels in theirs, once."""
+        with _registering:
+            if (namespace, self.name) in _registered:
+                return
             fakes = self.fakes(namespace)
-            if backend == "triton":
+            if namespace == NAMESPACES["triton"]:
                 self._define(namespace, fakes)
             for name, fake in fakes.items():
                 torch.library.register_fake(f"{namespace}::{name}", fake)
@@ -162,7 +174,6 @@ class Operator:
             for name in fakes.keys() - {self.raw_name}:
                 _autograd.register_once_differentiable(self.name, namespace, name)
             _registered.add((namespace, self.name))
-        return raw(namespace, self.raw_name)
 
     def _define(self, namespace: str, fakes: dict[str, Callable[..., Any]]) -> None:
         """Registers the Triton kernels, each behind the check of its arguments."""
@@ -189,3 +200,30 @@ class Operator:
 @_native.constant_in_graphs
 def _load_while_tracing(name: str, backend: str) -> bool:
     return OPERATORS[name].raw(backend) is not None
+
+
+def register_operators() -> None:
+    """Registers every operator by all kernels that are here, with derivatives and shapes, as its first call would.
+
+    For what names operators without calling their functions, such as a program that `torch.export.load` reads. Calling it
+    again is free.
+
+    Raises:
+        RuntimeError: there are no kernels here, neither the compiled extension nor Triton.
+    """
+    has_triton = _native.triton_available()
+    for operator in OPERATORS.values():
+        if has_triton:
+            operator.raw("triton")
+        if _native.available() or not has_triton:
+            operator.raw("cpu")
+        if operator.name in _native.CUDA_OPERATORS and _native.cuda_available():
+            operator.raw("cuda")
+
+
+def _complete_library() -> None:
+    for operator in OPERATORS.values():
+        operator.register(NAMESPACE)
+
+
+_native.when_loaded.append(_complete_library)

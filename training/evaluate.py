@@ -36,7 +36,7 @@ class Arguments:
 
     # Run folder of `python -m training.train`.
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    # Retrieval protocol, or all but paired-audit; dual, the headline, by default.
+    # Retrieval protocol, or "all" (but paired-audit); by default dual, which gives the headline number.
     protocol: Annotated[tuple[Protocol | Literal["all"], ...], tyro.conf.UseAppendAction] = ()
     # Images of `dual` that rerank scores again.
     k: int = DEFAULT_K

@@ -49,14 +49,16 @@ class Arguments:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Entry point: serves until interrupted. Raises what opening the model and the gallery raises, OSError for a port in use."""
+    """Entry point: serves until interrupted. Raises what opening the model and the gallery raises, OSError for a port in use
+    and an audit file that cannot be written."""
     arguments = cli.parse(Arguments, argv, "training.serve", __doc__)
     # Not at the top: --help need not wait for torch.
     try:
         import uvicorn
         from threadpoolctl import threadpool_limits
 
-        from training.retrieval.web.app import LOCAL_NAMES, build_app, choose_token, is_local
+        from training.retrieval.web.app import LOCAL_NAMES, build_app, choose_token, is_local, reachable_name
+        from training.retrieval.web.search_service import require_writable
     except ImportError as error:
         raise RuntimeError(
             f"the page needs starlette, uvicorn and threadpoolctl: pip install 'bdam-fast[web]' ({error})"
@@ -70,8 +72,10 @@ def main(argv: Sequence[str]) -> None:
     return_freed_memory()
     token = choose_token(arguments.host, arguments.token or os.environ.get(TOKEN, ""))
     local = is_local(arguments.host)
-    # Before the model is loaded: a port in use is said at once.
+    # Before the model is loaded: a port in use is said at once, and so is an audit file that cannot be written.
     listener = _listen(arguments.host, arguments.port)
+    if arguments.audit is not None:
+        require_writable(arguments.audit)
     gallery = Gallery(arguments.gallery)
     embedder = open_embedder(arguments.run, arguments.onnx, arguments.device, threads=1)
     finder = Finder(gallery, embedder, arguments.engine)
@@ -86,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
         read_only=arguments.read_only,
     )
     port = listener.getsockname()[1]
-    address = f"http://{'127.0.0.1' if local else arguments.host}:{port}/{f'?token={token}' if token else ''}"
+    address = f"http://{reachable_name(arguments.host)}:{port}/{f'?token={token}' if token else ''}"
     print(f"{gallery.count()} images of {arguments.gallery}: {address}", flush=True)
     # access_log: addresses hold the queries.
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=15)

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backend, _checks
+from .. import _autograd, _checks
 from ..ops.selective_scan.op import selective_scan
 from ..ops.selective_state_update import op as state_update
+from .arguments import takes_tensors
 from .rows import at_rows, check_index, check_rows, packed, without_padding
 
 
+@takes_tensors
 def selective_scan_fn(
     u: Tensor,
     delta: Tensor,
@@ -53,7 +55,7 @@ def backend_for(op: str, A: Tensor, backend: str) -> str:
     """The backend, where `auto` is the reference for a complex A; a warning says so once."""
     if not A.is_complex() or backend != "auto":
         return backend
-    _backend.warn_reference(op, "A is complex, which no kernel takes")
+    _autograd.warn_reference(op, "A is complex, which no kernel takes")
     return "reference"
 
 
@@ -68,6 +70,7 @@ def as_complex(parts: Tensor) -> Tensor:
     return torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous())
 
 
+@takes_tensors
 def vmamba_selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -85,8 +88,12 @@ def vmamba_selective_scan(
 ) -> Tensor:
     """The scan as VMamba calls it: no gate, and out (B, D, L) in float32 whatever u's dtype if `oflex`.
 
+    A, B, C: complex as in `selective_scan_fn`.
     nrows, backnrows: how VMamba's kernels cut their work; they change nothing here.
     """
+    if A.is_complex():
+        B, C = (per_step_as_complex(t) for t in (B, C))
+    backend = backend_for("vmamba_selective_scan", A, backend)
     return selective_scan(*(wide(u, oflex), delta, A, B, C, D, None, delta_bias, delta_softplus), backend=backend)
 
 
@@ -95,6 +102,7 @@ def wide(u: Tensor, oflex: bool) -> Tensor:
     return u.float() if oflex and u.dtype in (torch.float16, torch.bfloat16) else u
 
 
+@takes_tensors
 def selective_state_update(
     state: Tensor,
     x: Tensor,

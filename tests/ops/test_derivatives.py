@@ -102,6 +102,60 @@ def test_functorch(kernel, transform):
     assert got.abs().sum() > 0
 
 
+@kernels
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_functorch_within_a_graph(kernel, transform):
+    torch._dynamo.reset()
+    problem = kernel.batched(4)
+    name, x = next(iter(problem.items()))
+
+    def call(x):
+        return TRANSFORMS[transform](lambda x: first_of(kernel.call(problem)(*(problem | {name: x}).values())), x)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), call(x), rtol=1e-4, atol=1e-5)
+
+
+@kernels
+def test_a_graph_without_a_transform_has_the_kernel(kernel):
+    """And one of a call beside a transform has both. The reference counts its calls, which is no reason to compile again."""
+    torch._dynamo.reset()
+    problem = kernel.batched(4)
+    name, x = next(iter(problem.items()))
+    graphs = []
+
+    def count(module, inputs):
+        graphs.append([str(node.target) for node in module.graph.nodes])
+        return module.forward
+
+    def call(x):
+        return first_of(kernel.call(problem)(*(problem | {name: x}).values())).sum()
+
+    def both(x):
+        return call(x), torch.func.grad(call)(x)
+
+    for function, calls in ((call, 1), (both, 1), (torch.func.grad(call), 0)):
+        graphs.clear()
+        compiled = torch.compile(function, fullgraph=True, backend=count)
+        for _ in range(12):
+            compiled(x)
+        assert [sum(f"{kernel.name}_forward" in target for target in graph) for graph in graphs] == [calls]
+
+
+@kernels
+def test_forward_mode_within_a_graph(kernel):
+    torch._dynamo.reset()
+    problem = kernel.batched(4)
+    name, x = next(iter(problem.items()))
+
+    def call(x):
+        with forward_ad.dual_level():
+            dual = problem | {name: forward_ad.make_dual(x, x.cos())}
+            return forward_ad.unpack_dual(first_of(kernel.call(problem)(*dual.values()))).tangent
+
+    torch.testing.assert_close(torch.compile(call, backend="aot_eager")(x), call(x), rtol=1e-4, atol=1e-5)
+
+
 @updates
 def test_functorch_of_the_steps(update):
     """A step of a state that the function makes itself, as transforms ask of what is written in place."""
@@ -114,6 +168,11 @@ def test_functorch_of_the_steps(update):
     for transform in ("grad", "jvp", "vmap"):
         got, expected = (TRANSFORMS[transform](call(backend), problem["x"]) for backend in ("cpu", "reference"))
         torch.testing.assert_close(got, expected)
+        torch._dynamo.reset()
+        compiled = torch.compile(
+            lambda x, t=transform: TRANSFORMS[t](call("cpu"), x), fullgraph=True, backend="aot_eager"
+        )
+        torch.testing.assert_close(compiled(problem["x"]), expected, rtol=1e-4, atol=1e-5)
 
 
 @kernels

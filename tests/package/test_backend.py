@@ -86,6 +86,34 @@ def test_without_extension_in_a_fresh_process():
     assert "pip install" in done.stdout
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_threads_that_need_an_operator_at_once(backend):
+    """One of them registers it. PyTorch warns of a second registration on the CPU and refuses one of Triton's."""
+    if backend == "triton":
+        pytest.importorskip("triton")
+    code = f"""
+import threading, warnings
+warnings.simplefilter("error")
+import bdam_fast
+from bdam_fast._operators import OPERATORS
+barrier, failed = threading.Barrier(4), []
+def load():
+    barrier.wait()
+    try:
+        for operator in OPERATORS.values():
+            operator.raw({backend!r})
+    except Exception as error:
+        failed.append(error)
+threads = [threading.Thread(target=load) for _ in range(4)]
+for step in (threading.Thread.start, threading.Thread.join):
+    for thread in threads:
+        step(thread)
+assert not failed, failed
+"""
+    done = python(code, TRITON_INTERPRET="1")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_other_devices_have_the_reference_only(monkeypatch):
     monkeypatch.setattr(_backend, "_warned", set())
     problem = {name: value.to("meta") for name, value in scan_problem().items()}

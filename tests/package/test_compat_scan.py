@@ -85,6 +85,38 @@ def test_complex_states_elsewhere(backend):
         bdam_fast.selective_scan(**problem | {"A": problem["A"].cfloat()[:5]}, backend="reference")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["selective_scan_fn", "vmamba_selective_scan"])
+def test_complex_states_in_a_graph(name, dtype, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr("bdam_fast._backend._warned", set())
+    problem = scan_problem(2, 6, 8, 3, dtype=dtype)
+    A = torch.complex(problem["A"], torch.randn(6, 3, dtype=dtype))
+    mixed = (torch.randn(2, 3, 16, dtype=dtype) for _ in range(2))
+    arguments = leaves(dict(zip("uvABC", (problem["u"], problem["delta"], A, *mixed), strict=True)))
+    compiled = torch.compile(getattr(compat, name), fullgraph=True, backend="aot_eager")
+    with pytest.warns(RuntimeWarning, match=f"{name}: running the slow reference: A is complex, which no kernel takes"):
+        results = [function(*arguments.values()) for function in (compiled, getattr(compat, name))]
+    grads = [torch.autograd.grad(out.sum(), list(arguments.values())) for out in results]
+    torch.testing.assert_close([results[0], *grads[0]], [results[1], *grads[1]])
+
+
+def test_complex_states_of_vmamba():
+    """B and C complex, or in real and imaginary parts; an explicit kernel is refused."""
+    problem = scan_problem(2, 6, 7, 4, absent=("initial_state", "delta_bias"))
+    A = torch.complex(problem["A"], torch.randn(6, 4))
+    B, C = (torch.randn(2, 3, 4, 7, dtype=torch.complex64) for _ in range(2))
+    first = problem["u"], problem["delta"], A
+    gate = torch.ones(())
+    expected = written_out(*first, B, C, problem["D"], gate)[0]
+    mixed = [torch.view_as_real(t).flatten(-2) for t in (B, C)]
+    for parts in ((B, C), mixed):
+        got = compat.vmamba_selective_scan(*first, *parts, problem["D"], None, True)
+        torch.testing.assert_close(F.silu(gate) * got, expected)
+    with pytest.raises(TypeError, match='selective_scan: a complex A needs backend="reference", got backend="cpu"'):
+        compat.vmamba_selective_scan(*first, B, C, backend="cpu")
+
+
 def test_the_step_has_no_complex_states():
     with pytest.raises(TypeError, match="selective_state_update: A must be float32, bfloat16, float16 or float64, got"):
         compat.selective_state_update(**{**(problem := step_problem(2, 6, 3)), "A": problem["A"].cfloat()})

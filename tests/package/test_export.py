@@ -1,11 +1,15 @@
 """A graph that holds for every length: export with parameters that require grad, and compilation with dynamic shapes."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 import bdam_fast
 from bdam_fast.nn import Mamba
 from bdam_fast.ops.selective_scan import fake
+from tests.support import ROOT
 from tests.support.operators.selective_scan import scan_problem
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -57,6 +61,54 @@ def test_export_of_the_scan_alone():
     program = torch.export.export(Scan(), (problem["u"], problem["B"]), dynamic_shapes=shapes)
     again = scan_problem(2, 5, 500, 3)
     torch.testing.assert_close(program.module()(again["u"], again["B"]), Scan()(again["u"], again["B"]))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """File of a program, as another process finds it."""
+    path = tmp_path_factory.mktemp("program") / "block.pt2"
+    torch.export.save(torch.export.export(Mamba(16, backend="cpu"), (torch.randn(2, 5, 16),)), path)
+    return path
+
+
+# What loads the library, and must not leave operators without derivatives or shapes.
+LOADING = ("register_operators()", "register_flop_formulas()", "call_counts()", "_native.available()")
+
+
+@pytest.mark.parametrize("first", LOADING)
+def test_a_stored_program_has_derivatives_and_shapes(first, stored):
+    code = f"""
+import sys, torch, bdam_fast
+bdam_fast.{first}
+program = torch.export.load(sys.argv[1])
+block = program.module()
+block(torch.randn(2, 5, 16)).sum().backward()
+without = [name for name, value in block.named_parameters() if value.grad is None]
+assert not without, without
+program.run_decompositions()
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(stored)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_operator_is_registered():
+    """By Triton too where it is installed; it is an error only where there are no kernels at all."""
+    code = """
+import sys
+if "no kernels" in sys.argv:
+    sys.modules["bdam_fast._C"] = sys.modules["triton"] = None
+import torch, bdam_fast
+from bdam_fast import _native, _operators
+bdam_fast.register_operators(), bdam_fast.register_operators()
+spaces = ["bdam_fast"] + ["bdam_fast_triton"] * _native.triton_available()
+for space in spaces:
+    for operator in _operators.OPERATORS.values():
+        for name in operator.raws:
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::{name}", "Autograd"), (space, name)
+"""
+    for arguments, error in (([], ""), (["no kernels"], "the compiled extension is not available")):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode == 0) == (not error) and error in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("lengths", [(7, 31, 32, 33, 64, 65, 100, 200), (40, 12, 300)])

@@ -38,7 +38,7 @@ class Stage:
                     self.require(math.isfinite(value), key, "a finite number")
             elif isinstance(value, tuple):
                 # JSON, in which every configuration is stored, has no other ones.
-                self.require(all(math.isfinite(v) for v in value), key, "finite numbers")
+                self.require(all(math.isfinite(v) for v in value if isinstance(v, float)), key, "finite numbers")
             for limit in metadata:
                 numbers = value if isinstance(value, tuple) else (value,)
                 ok = bool(numbers) and all(limit.low <= v <= limit.high for v in numbers)

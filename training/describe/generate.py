@@ -39,7 +39,9 @@ class Texts(CheckOptions):
 class Source:
     """Data set and its folder."""
 
+    # Kind of the data set.
     name: Annotated[Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "own"], tyro.conf.Positional]
+    # Folder of the data set.
     root: Annotated[Path, tyro.conf.Positional]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from training.data.datasets import Record
 from training.describe.generation import ImageItem
-from training.describe.llm.answer_store import JsonLines
+from training.describe.llm.answer_store import JsonLines, json_line
 from training.utils import io
 
 # The only style where no folder of styles is given.
@@ -68,7 +68,7 @@ def read_styles(folder: Path, examples: int) -> StyleTable:
         try:
             row = json.loads(line)
             file_path, caption, style = row["file_path"], row["caption"], row["style"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{lines}, line {number} must be an object with file_path, caption and style") from error
         if style not in shown_examples:
             raise ValueError(f"{lines}, line {number} names style {style}, which {table} lacks")
@@ -101,11 +101,14 @@ def make_items(records: Sequence[Record], styles: StyleTable) -> list[ImageItem]
 
 
 def record_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Writes the settings of the texts in a folder, or compares them with those written before.
+    """Writes the settings of the texts in a folder, or compares them with those written before; a folder without an answer, a
+    record or an exported request takes other settings.
 
     Raises ValueError naming what differs: texts of different settings must not share a file.
     """
-    if not path.exists():
+    # All that is made by the settings is in such a file.
+    made = any(rows.stat().st_size for rows in path.parent.glob("*.jsonl"))
+    if not (made and path.exists()):
         io.write_json(path, settings)
         return
     stored = io.read_json(path)
@@ -123,7 +126,7 @@ def drop_failed_records(path: Path) -> int:
         rows = [row for _, row in lines.rows()]
         kept = [row for row in rows if row.get("status") == "ok"]
         with io.atomic(path) as file:
-            file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in kept)
+            file.writelines(map(json_line, kept))
     finally:
         lines.close()
     return len(rows) - len(kept)

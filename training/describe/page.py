@@ -54,7 +54,8 @@ def main(argv: Sequence[str]) -> None:
 
     records, sample = read_data(*arguments.data), (arguments.sample, arguments.seed, arguments.status)
     html = build_page(arguments.descriptions, records, schema, limits, *sample)
-    print(write_bytes(out, html.encode()))
+    # A rejected answer may hold half a character, which has no UTF-8.
+    print(write_bytes(out, html.encode(errors="backslashreplace")))
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def add_images(
     """
     gallery.require_model(embedder.about.model, embedder.about.source)
     report, start, facts = AddReport(), time.perf_counter(), metadata or {}
-    names = {_place(gallery, path): _relative(path, root) for path in paths}
+    names = {full_path(path): _relative(path, root) for path in paths}
     report.unknown = sorted(facts.keys() - set(names.values()))
     with open_writer(gallery) as writer:
         files = dict[str, ImageRow | None]()
@@ -229,13 +229,6 @@ def _facts(row: ImageRow | None) -> ImageFacts | None:
 def _with_facts(row: ImageRow, facts: ImageFacts | None) -> ImageRow:
     """The row with other metadata; as it is without any."""
     return row if facts is None else replace(row, camera=facts.camera, time=facts.time, more=facts.more)
-
-
-def _place(gallery: Gallery, path: Path) -> str:
-    """Path by which the gallery knows a file."""
-    own = str(gallery.folder.absolute() / "uploads")
-    # Of a zip that the server has received: it looks for such a file as the gallery's folder was spelt (web/uploads.py).
-    return str(path.absolute()) if path.absolute().is_relative_to(own) else full_path(path)
 
 
 def _relative(path: Path, root: Path | None) -> str:

@@ -3,7 +3,7 @@
 N samples, Dx and Dy features.
 """
 
-from math import isfinite
+from numbers import Real
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from .reference import hsic_reference
 OP = "hsic"
 KERNELS = ("linear", "rbf")
 ESTIMATORS = ("biased", "unbiased")
+NUMBERS = (int, float, torch.SymInt, torch.SymFloat)  # the last two where a graph has them from a shape
 ROW = 16  # kHsicRow in csrc/hsic/hsic.h
 
 
@@ -62,15 +63,7 @@ def hsic(
 
     Second derivatives, forward-mode AD and `torch.func` transforms run on the reference, which says so once.
     """
-    if not isinstance(x, Tensor):
-        _checks.check_tensor(OP, "x", x)
-    if kernel not in KERNELS:
-        raise ValueError(f"{OP}: kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"{OP}: estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
-    if isinstance(y, Tensor) and x.dtype != y.dtype and torch.is_autocast_enabled(x.device.type):
-        x, y = _promoted(x, y)
-    _check(x, y, estimator)
+    x, y = checked_pair(x, y, kernel, estimator)
     if x.dim() > 3 and not torch.compiler.is_compiling():
         _warn_of_images(x)
     gaussian, unbiased = kernel == "rbf", estimator == "unbiased"
@@ -85,6 +78,20 @@ def hsic(
         width_x, width_y = (None if t is None else t.reshape(batch.numel()) for t in (width_x, width_y))
     value = OPERATOR.call(chosen, (x, y, width_x, width_y), (gaussian, unbiased))[0]
     return value if len(batch) == 1 else value.reshape(batch)
+
+
+def checked_pair(x: Tensor, y: Tensor, kernel: str, estimator: str) -> tuple[Tensor, Tensor]:
+    """x (..., N, Dx) and y (..., N, Dy) in one dtype. Raises as `hsic` for them, the kernel and the estimator."""
+    if not isinstance(x, Tensor):
+        _checks.check_tensor(OP, "x", x)
+    if kernel not in KERNELS:
+        raise ValueError(f"{OP}: kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"{OP}: estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    if isinstance(y, Tensor) and x.dtype != y.dtype and torch.is_autocast_enabled(x.device.type):
+        x, y = _promoted(x, y)
+    _check(x, y, estimator)
+    return x, y
 
 
 def _promoted(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,10 +141,12 @@ def _width(name: str, sigma: float | Tensor | None, gaussian: bool, x: Tensor) -
         return None
     _check_has_width(name, gaussian)
     batch, dtype = x.shape[:-2], _checks.sums_dtype(x)
-    if isinstance(sigma, (int, float)) and not isinstance(sigma, bool):
-        if not (sigma > 0 and isfinite(sigma)):
+    if isinstance(sigma, Real) and not isinstance(sigma, NUMBERS):
+        sigma = float(sigma)  # of numpy
+    if isinstance(sigma, NUMBERS) and not isinstance(sigma, bool):
+        if not 0 < sigma < float("inf"):
             raise ValueError(f"{OP}: {name} must be positive and finite, got {sigma}")
-        return x.new_full(batch, float(sigma), dtype=dtype)
+        return x.new_full(batch, sigma, dtype=dtype)
     if not isinstance(sigma, Tensor):
         raise TypeError(f"{OP}: {name} must be None, a number or a tensor, got {type(sigma).__name__}")
     _checks.check_tensor(OP, name, sigma, x.device)
@@ -149,7 +158,9 @@ def _width(name: str, sigma: float | Tensor | None, gaussian: bool, x: Tensor) -
         raise ValueError(
             f"{OP}: {name} must broadcast to {_checks.shape_text(batch)}, got {_checks.shape_text(sigma.shape)}"
         ) from None
-    if not torch.compiler.is_compiling() and not ((width > 0) & width.isfinite()).all():
+    # In a graph, and for those that vmap takes one each, values cannot decide what runs.
+    is_known = not torch.compiler.is_compiling() and not _autograd.is_batched(sigma)
+    if is_known and not ((width > 0) & width.isfinite()).all():
         raise ValueError(f"{OP}: {name} must be positive and finite in every entry")
     return width
 

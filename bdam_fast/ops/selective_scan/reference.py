@@ -45,7 +45,9 @@ def selective_scan_reference(
             dt = dt + delta_bias.to(state_type)[:, None]
         if delta_softplus:
             dt = F.softplus(dt)
-        kind = state_type.to_complex() if A.is_complex() else state_type
+        kind = state_type
+        if A.is_complex():  # not `to_complex()`, which torch.compile does not know
+            kind = torch.complex128 if state_type == torch.float64 else torch.complex64
         B_BDNL = _per_step(B.to(kind), u, seq_idx)
         C_BDNL = _per_step(C.to(kind), u, seq_idx)
         state = _zero_state(u, A, kind) if initial_state is None else initial_state.to(kind)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import bdam_fast
-from tests.support.operators import BACKENDS
+from tests.support.operators import BACKENDS, same_bits
 from tests.support.operators.hsic import KINDS, pair
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -48,6 +48,67 @@ def test_limits(kernel, estimator):
     wide = [bdam_fast.cka(torch.randn(30, 400), torch.randn(30, 400), **options) for _ in range(5)]
     mean = torch.stack(wide).mean()
     assert (mean > 0.8) if estimator == "biased" else (mean.abs() < 0.1)
+
+
+LINEAR = [(backend, estimator) for backend in BACKENDS for estimator in ("biased", "unbiased")]
+
+
+@pytest.mark.parametrize(("backend", "estimator"), LINEAR)
+@pytest.mark.parametrize("widths", [(8, 8), (8, 3), (30, 90)])
+def test_the_scale_of_the_features_does_not_matter(widths, backend, estimator):
+    """Neither to the value nor, times the scale, to the gradient; powers of two change no bit."""
+    x, y = (t.requires_grad_() for t in pair(20, *widths, batch=(2,)))
+
+    def run(scale_x, scale_y, **options):
+        value = bdam_fast.cka(scale_x * x, scale_y * y, estimator=estimator, backend=backend, **options)
+        return value, *torch.autograd.grad(value.sum(), (x, y))
+
+    for options in ({}, {"minibatches": True}):
+        plain = run(1, 1, **options)
+        for scales in ((1e9, 1e9), (5e-4, 1), (1e-4, 1e-4), (1e-15, 1e15), (1e-30, 1e30)):
+            torch.testing.assert_close(run(*scales, **options), plain, rtol=1e-4, atol=1e-5)
+        assert all(same_bits(*values) for values in zip(run(2.0**-40, 2.0**30, **options), plain, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_scale_in_other_dtypes(dtype):
+    x = (torch.randint(-128, 128, (20, 6)) / 64).to(dtype)  # with few digits, which small float16 numbers have
+    tiny = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-90, torch.float64: 2.0**-900}[dtype]
+    for y in (x[:, :3], x.flip(0)):
+        assert same_bits(bdam_fast.cka(x * tiny, y), bdam_fast.cka(x, y))
+    offset = x.clone()
+    offset[:, 0] = 60000  # times the scale of the others it is beyond float16
+    offset[:, 1:] /= 1024
+    torch.testing.assert_close(bdam_fast.cka(offset, offset).float(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(("backend", "estimator"), LINEAR)
+def test_one_scale_for_all_minibatches(backend, estimator):
+    """The HSIC of minibatches are added as they are: a minibatch of small features counts little."""
+    x, y = pair(20, 6, 6, batch=(2, 3), dtype=torch.float64)
+    x = x * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    each = [bdam_fast.hsic(a, b, estimator=estimator, backend=backend).mean(-1) for a, b in ((x, y), (x, x), (y, y))]
+    got = bdam_fast.cka(x, y, estimator=estimator, minibatches=True, backend=backend)
+    torch.testing.assert_close(got, each[0] / (each[1] * each[2]).sqrt())
+
+
+@pytest.mark.parametrize(("backend", "estimator"), LINEAR)
+def test_constant_broken_and_empty_problems(backend, estimator):
+    options = {"estimator": estimator, "backend": backend}
+    x = pair(20, 5, 5, batch=(4,))[0] * 1e-9
+    x[1] = 1e-9
+    x[2, 3, 1], x[3, 0, 0] = float("nan"), float("inf")
+    got = bdam_fast.cka(x, x, **options)
+    torch.testing.assert_close(got[:2], torch.tensor([1.0, 0.0]))
+    assert got[2:].isnan().all() and bdam_fast.cka(x, x, minibatches=True, **options).isnan()
+    assert bdam_fast.cka(x[:, :, :2], torch.full((4, 20, 3), 0.7), **options)[0] == 0
+    for empty in (torch.zeros(0, 20, 5), torch.zeros(2, 0, 20, 5)):
+        assert bdam_fast.cka(empty, empty, **options).shape == empty.shape[:-2]
+        means = bdam_fast.cka(empty, empty, minibatches=True, **options)
+        assert means.shape == empty.shape[:-3] and means.isnan().all()
+    for shape in ((20, 0), (0, 5)):
+        with pytest.raises(ValueError, match="hsic: (x must have a feature, got|the .* estimator needs at least)"):
+            bdam_fast.cka(torch.zeros(shape), torch.zeros(shape), **options)
 
 
 @pytest.mark.parametrize("batch", [(3,), (2, 3)])
@@ -94,6 +155,10 @@ def test_wrong_arguments_have_the_words_of_hsic():
         bdam_fast.cka(x[:3], y[:3])
     with pytest.raises(ValueError, match=r"hsic: x must have shape \(..., N, Dx\), got \(6,\)"):
         bdam_fast.cka(x[:, 0], x[:, 0])
+    with pytest.raises(TypeError, match="hsic: y must be torch.float32 like x, got torch.bfloat16"):
+        bdam_fast.cka(x, x.bfloat16())
+    with pytest.raises(TypeError, match="hsic: x must be float32, bfloat16, float16 or float64, got torch.int64"):
+        bdam_fast.cka(x.long(), x.long())
 
 
 def test_compiles_as_one_graph():
@@ -101,4 +166,33 @@ def test_compiles_as_one_graph():
     compiled = torch.compile(bdam_fast.cka, fullgraph=True, backend="aot_eager")
     for samples in (8, 12, 40):
         x, y = pair(samples, 6, 6)
-        torch.testing.assert_close(compiled(x, y), bdam_fast.cka(x, y))
+        torch.testing.assert_close(compiled(x * 1e-6, y), bdam_fast.cka(x, y))
+
+
+@pytest.mark.filterwarnings("ignore:.*running the slow reference")
+def test_transforms_and_second_derivatives_of_small_features():
+    """The scale is a constant to them, as CKA does not change with it."""
+    x, y = pair(7, 3, 2, dtype=torch.float64)
+    run = [lambda a, s=s: bdam_fast.cka(s * a, y) for s in (1e-9, 1.0)]
+    for transform in (
+        lambda f: torch.func.grad(f)(x),
+        lambda f: torch.func.jvp(f, (x,), (x.cos(),))[1],
+        lambda f: torch.func.hessian(f)(x),
+        lambda f: torch.func.vmap(f)(torch.stack([x, x.cos()])),
+    ):
+        got, expected = (transform(f) for f in run)
+        torch.testing.assert_close(got, expected)
+        assert expected.abs().sum() > 0
+    assert torch.autograd.gradgradcheck(run[1], x.clone().requires_grad_())
+
+
+def test_exports_for_any_number_of_samples():
+    class Alignment(torch.nn.Module):
+        def forward(self, x, y):
+            return bdam_fast.cka(x, y, backend="cpu")
+
+    (x, y), samples = pair(40, 6, 3), torch.export.Dim("samples", min=9, max=999)
+    program = torch.export.export(Alignment(), (x, y), dynamic_shapes=({0: samples}, {0: samples}))
+    assert "bdam_fast.hsic_forward" in program.graph_module.code
+    again = pair(70, 6, 3)
+    torch.testing.assert_close(program.module()(again[0] * 1e-6, again[1]), bdam_fast.cka(*again))

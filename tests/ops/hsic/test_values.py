@@ -1,5 +1,8 @@
 """hsic: values and gradients against the textbook formula, and its options."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 
@@ -106,6 +109,62 @@ def test_widths_of_the_kernel(isa, estimator):
         x.double(), y.double(), kernel="rbf", sigma_x=100.0, sigma_y=100.0, estimator=estimator, backend="reference"
     )
     torch.testing.assert_close(wide["value"].double(), exact["value"], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("number", [np.float32(1.5), np.float64(1.5), np.float16(1.5), Fraction(3, 2)], ids=repr)
+def test_widths_of_every_kind_of_number(number):
+    x, y = pair(9, 3, 4)
+    got = bdam_fast.hsic(x, y, kernel="rbf", sigma_x=number, sigma_y=np.int64(2))
+    assert same_bits(got, bdam_fast.hsic(x, y, kernel="rbf", sigma_x=1.5, sigma_y=2))
+    with pytest.raises(ValueError, match="hsic: sigma_x must be positive and finite, got -"):
+        bdam_fast.hsic(x, y, kernel="rbf", sigma_x=-number)
+
+
+@pytest.mark.filterwarnings("ignore:.*running the slow reference")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_width_for_each_problem_of_vmap(backend):
+    x, sigmas = pair(9, 3, 4, batch=(3,))[0], torch.tensor([0.5, 1.0, 2.0])
+
+    def call(x, sigma):
+        return bdam_fast.hsic(x, x, kernel="rbf", sigma_x=sigma, backend=backend)
+
+    expected = call(x, sigmas)
+    torch.testing.assert_close(torch.func.vmap(call)(x, sigmas), expected)
+    slopes = torch.func.grad(lambda x: call(x, sigmas).sum())(x)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(call))(x, sigmas), slopes)
+    torch.testing.assert_close(torch.func.grad(lambda x: torch.func.vmap(call)(x, sigmas).sum())(x), slopes)
+    for transform in (torch.func.vmap, torch.func.grad):  # one that is the same for all of them is checked
+        with pytest.raises(ValueError, match="hsic: sigma_x must be positive and finite in every entry"):
+            transform(lambda x: call(x, torch.tensor(-1.0)).sum())(x)
+
+
+def test_one_graph_for_all_widths():
+    """From the second number on."""
+    torch._dynamo.reset()
+    x, y = pair(9, 3, 4)
+    graphs = []
+
+    def count(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    def call(sigma):
+        return bdam_fast.hsic(x, y, kernel="rbf", sigma_x=sigma)
+
+    compiled = torch.compile(call, fullgraph=True, backend=count)
+    for sigma in (0.5, 1.0, 1.5, 2.5):
+        torch.testing.assert_close(compiled(sigma), call(sigma))
+    assert len(graphs) == 2
+
+
+def test_a_width_that_follows_from_a_shape_is_exported():
+    class Dependence(torch.nn.Module):
+        def forward(self, x):
+            return bdam_fast.hsic(x, x, kernel="rbf", sigma_x=x.shape[1] ** 0.5, sigma_y=x.shape[1])
+
+    program = torch.export.export(Dependence(), (torch.randn(9, 4),), dynamic_shapes=({1: torch.export.Dim.AUTO},))
+    x = torch.randn(9, 7)
+    torch.testing.assert_close(program.module()(x), Dependence()(x))
 
 
 @pytest.mark.parametrize("samples", [2, 3, 4, 17, 64, 511, 520])

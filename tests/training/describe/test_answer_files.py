@@ -16,6 +16,7 @@ from training.describe.generate import Source
 WRONG = {
     "no file": (None, "r does not exist"),
     "cut off": ('{"custom_id": "a", "resp', "line 1 is not valid JSON, is the file whole?"),
+    "without end": ("[" * 200_000, "line 1 is nested too deeply for an answer"),
     "no id": ('{"id": 3}', "line 1 must be an object with the string custom_id, as batch services write"),
     "requests": (
         '{"custom_id": "a", "body": {}}',

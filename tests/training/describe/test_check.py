@@ -34,6 +34,7 @@ def test_a_torn_last_line_is_left_out(descriptions):
     ("line", "match"),
     [
         ("{\n", "line 2 is not valid JSON"),
+        ("[" * 200_000 + "\n", "line 2 is not valid JSON"),
         ("[3]\n", "line 2 must be an object with the strings file_path and status"),
         ('{"file_path": "a.jpg"}\n', "line 2 must be an object with the strings file_path and status"),
         (

@@ -141,6 +141,16 @@ def test_texts_of_two_settings_do_not_mix(tmp_path, server, pedes, capsys):
     assert contents(tmp_path / "out") == before
 
 
+def test_a_mistyped_model_can_be_corrected(tmp_path, server, pedes, capsys):
+    server.behaviour.faults, server.behaviour.kinds, server.behaviour.status = 1.0, ("refused",), 404
+    run(server, pedes, tmp_path / "out", "--yes", "--temperature", "0.1", status=2)
+    assert "check base_url, model and key_variable" in capsys.readouterr().err
+    server.behaviour.faults = 0.0
+    run(server, pedes, tmp_path / "out", "--yes")
+    assert {row["params"]["temperature"] for row in lines(tmp_path / "out/descriptions.jsonl")} == {0.7}
+    assert '"temperature": 0.7' in (tmp_path / "out/generation.json").read_text()
+
+
 def test_rejected_images_are_tried_again_with_more_attempts(tmp_path, server, pedes, capsys):
     server.behaviour.faults, server.behaviour.kinds = 1.0, ("words",)
     run(server, pedes, tmp_path / "out", "--yes", "--attempts", "1")

@@ -9,12 +9,13 @@ from rich.console import Console
 
 from tests.support.generated_texts import LONG, TERSE, write_styles
 from training.describe.generation import StatusCounts
-from training.describe.inputs import read_styles
+from training.describe.inputs import read_styles, record_settings
 from training.describe.llm.answer_store import Answer
 from training.describe.llm.client import Service
 from training.describe.llm.limits import Budget, UsageMeter
 from training.describe.progress import ProgressReporter
 from training.describe.session import estimate
+from training.utils.io import read_json
 
 
 def test_estimates():
@@ -46,6 +47,7 @@ def test_estimates():
             "must contain `styles`, a list of objects",
         ),
         ("styles.jsonl", None, "styles.jsonl does not exist; `python -m training.describe styles` writes it"),
+        ("styles.jsonl", "[" * 200_000, "line 1 must be an object with file_path, caption and style"),
         ("styles.jsonl", "[]\n", "line 1 must be an object with file_path, caption and style"),
         ("styles.jsonl", '{"file_path": "a", "caption": 0, "style": 7}\n', "line 1 names style 7, which .*styles.json"),
     ],
@@ -57,6 +59,20 @@ def test_styles_that_cannot_be_read(tmp_path, pedes, name, content, text):
         (folder / name).write_text(content)
     with pytest.raises((ValueError, FileNotFoundError), match=text):
         read_styles(folder, 5)
+
+
+@pytest.mark.parametrize("name", ["answers.jsonl", "descriptions.jsonl", "gallery-val.jsonl", "exported.jsonl"])
+def test_settings_are_fixed_by_the_first_row_of_any_file(tmp_path, name):
+    path = tmp_path / "generation.json"
+    for model in ("goood", "good"):
+        record_settings(path, {"model": model})
+        assert read_json(path) == {"model": model}
+        (tmp_path / name).touch()
+    (tmp_path / name).write_text("{}\n")
+    record_settings(path, {"model": "good"})
+    with pytest.raises(ValueError, match="holds texts with different settings: model 'better' instead of 'good'"):
+        record_settings(path, {"model": "better"})
+    assert read_json(path) == {"model": "good"}
 
 
 def test_images_without_clustered_captions_get_a_style_by_size(tmp_path, pedes):

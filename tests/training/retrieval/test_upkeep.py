@@ -199,3 +199,26 @@ NOON = 1777638605.0
 def test_camera_folders_and_dates(path, camera, time):
     facts = guess("/data/" + path)
     assert (facts.camera, facts.time) == (camera, time)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,camera\na,b\n", "needs a column 'path', and each column once; it has file, camera"),
+        ("", "needs a column 'path', and each column once; it has none"),
+        ("path,camera,camera\na.jpg,b,c\n", "each column once; it has path, camera, camera"),
+        ("path,note\na.jpg,tall, thin\n", "line 2 has more than the 2 cells of its header"),
+        ('path,note\na.jpg,"tall\nb.jpg,x\n', "is not a CSV file in UTF-8"),
+        ("path,time\na.jpg,\na.jpg,\n", "line 3: a.jpg occurs twice"),
+        ("path,time\na.jpg,noon\n", "line 2: time must be seconds or ISO 8601"),
+        ("path,time\na.jpg,inf\n", "line 2: time must be seconds or ISO 8601"),
+        (b"path,camera\na.jpg,\xff\n", "is not a CSV file in UTF-8"),
+    ],
+)
+def test_bad_metadata_is_named(text, message, tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        read_metadata(path)
+    with pytest.raises(FileNotFoundError, match="metadata .*none.csv does not exist"):
+        read_metadata(tmp_path / "none.csv")

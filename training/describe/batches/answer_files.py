@@ -30,7 +30,12 @@ def read_results(path: Path) -> Iterator[tuple[str, Answer | NoAnswer]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield _read_line(f"{path}, line {number}", line)
+                place = f"{path}, line {number}"
+                try:
+                    found = _read_line(place, line)
+                except RecursionError as error:
+                    raise ValueError(f"{place} is nested too deeply for an answer") from error
+                yield found
 
 
 def _read_line(place: str, line: bytes) -> tuple[str, Answer | NoAnswer]:

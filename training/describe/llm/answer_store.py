@@ -20,6 +20,12 @@ from typing import Any
 _BLOCK = 4096
 
 
+def json_line(row: dict[str, Any]) -> bytes:
+    """A row as a line of JSON in UTF-8."""
+    # Half a character (a lone surrogate) has no UTF-8: it stays the escape \udXXX, by which JSON reads it again.
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
+
+
 class JsonLines:
     """Append-only file with one JSON object per line, locked by one process at a time.
 
@@ -50,7 +56,7 @@ class JsonLines:
             return size
         try:
             complete = isinstance(json.loads(tail[tail.rfind(b"\n") + 1 :]), dict)
-        except ValueError:
+        except (ValueError, RecursionError):
             complete = False
         if complete:
             return size + os.write(self._fd, b"\n")
@@ -59,7 +65,7 @@ class JsonLines:
 
     def append(self, row: dict[str, Any]) -> int:
         """Writes one row and returns its byte offset. Raises OSError when it does not fit; the file is then unchanged."""
-        data = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        data = json_line(row)
         offset = self._size
         try:
             written = os.write(self._fd, data)
@@ -89,7 +95,7 @@ class JsonLines:
                 if line.strip():
                     try:
                         row = json.loads(line)
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:
                         raise ValueError(f"{self.path}, line {number} is not valid JSON: {error}") from error
                     if not isinstance(row, dict):
                         raise ValueError(f"{self.path}, line {number} must be an object, got {type(row).__name__}")

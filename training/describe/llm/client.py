@@ -26,6 +26,7 @@ from training.describe.llm.responses import (
     error_message,
     parse_object,
     retry_after_seconds,
+    spellings,
     token_usage,
     unsupported_field,
 )
@@ -82,7 +83,7 @@ class Client:
 
     def __init__(self, service: Service, key: str, meter: UsageMeter, stop_signal: StopSignal) -> None:
         self.service, self.meter, self.stop_signal = service, meter, stop_signal
-        self._key = key
+        self._key = spellings(key) if key else None
         self._slots = asyncio.Semaphore(service.concurrency)
         self._requests, self._tokens = RateLimiter(service.requests_per_minute), RateLimiter(service.tokens_per_minute)
         self._unsupported: frozenset[str] = frozenset()
@@ -181,8 +182,8 @@ class Client:
         return response._replace(text=self.redact(response.text), started=started, reserved=reserved)
 
     def redact(self, text: str) -> str:
-        """Replaces the API key in a text by "[key]"."""
-        return text.replace(self._key, "[key]") if self._key else text
+        """Replaces the API key in a text, however it is escaped there, by "[key]"."""
+        return self._key.sub("[key]", text) if self._key else text
 
     def _interpret(self, response: _Response) -> dict[str, Any] | _Retry:
         """The chat completion, or the reason why there is none; stops all requests where a retry cannot help."""
@@ -192,7 +193,8 @@ class Client:
         value = parse_object(text)
         if status == 200 and "choices" in value:
             return value
-        message = error_message(value, text)
+        # Again: JSON may spell the escapes of a string of JSON by escapes.
+        message = self.redact(error_message(value, text))
         if status == 200:
             return _Retry(f"the answer is {'no chat completion' if value else 'no JSON'}: {message}")
         reason = f"HTTP {status}: {message}"

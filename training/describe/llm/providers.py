@@ -146,9 +146,8 @@ def read_completion(value: dict[str, Any], seconds: float = 0.0) -> Answer:
 
 def _content_text(value: Any) -> str:
     """The text of a message's content: a string, or a list of parts with texts."""
-    if isinstance(value, list):
-        return "".join(_content_text(part.get("text")) for part in value if isinstance(part, dict))
-    return value if isinstance(value, str) else ""
+    parts = [part.get("text") for part in value if isinstance(part, dict)] if isinstance(value, list) else [value]
+    return "".join(part for part in parts if isinstance(part, str))
 
 
 def _image_parts(request: Request) -> list[dict[str, str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -20,13 +22,31 @@ OPTIONAL = {
 # another try may change.
 REFUSAL_STATUSES = {301, 302, 303, 307, 308, 401, 403, 404, 405}
 TRANSIENT_STATUSES = {408, 409, 425, 429}
+# Far above the tokens of any request. A number that no float can hold would end the limits by tokens with an error.
+MOST_TOKENS = 10**9
+
+
+def spellings(key: str) -> re.Pattern[str]:
+    """Pattern of a key of ASCII characters as it is, and as JSON (also JSON within a string of JSON), URLs and HTML spell it."""
+
+    def spelling(character: str) -> str:
+        code, escaped = ord(character), re.escape(character)
+        # No spelling twice and bounded repetitions: a long body that nearly holds the key must not take more than its length.
+        in_json = rf"\\{{0,7}}(?:{escaped}|u{code:04x})"
+        in_html = rf"&#(?:0{{0,4}}{code}|x0{{0,4}}{code:x});"
+        named = "" if html.escape(character) == character else f"|{html.escape(character)}"
+        return f"(?:{in_json}|%{code:02x}|{in_html}{named})"
+
+    return re.compile("".join(map(spelling, key)), re.IGNORECASE)
 
 
 def token_usage(value: dict[str, Any]) -> tuple[int | None, int | None]:
-    """(prompt, completion) tokens as reported by the server; None where it reports none."""
+    """(prompt, completion) tokens as reported by the server; None where it reports no number that can be."""
     usage = value.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in counts)
+    prompt, completion = (
+        n if isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= MOST_TOKENS else None for n in counts
+    )
     return prompt, completion
 
 
@@ -55,7 +75,7 @@ def parse_object(text: str) -> dict[str, Any]:
     """The JSON object in a response body, {} for anything else."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -64,7 +84,7 @@ def error_message(value: dict[str, Any], text: str) -> str:
     """The server's error message, else the beginning of the body; one line of at most 200 characters."""
     error = value.get("error", value.get("message", value.get("detail", "")))
     message = error.get("message", error) if isinstance(error, dict) else error
-    line = " ".join(str(message or text).split())
+    line = " ".join((message if isinstance(message, str) and message else text).split())
     return (line if len(line) <= 200 else line[:197] + "...") or "empty body"
 
 
@@ -81,5 +101,5 @@ def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
         return max(0.0, seconds) if seconds == seconds else None
     try:
         return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

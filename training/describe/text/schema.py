@@ -113,7 +113,7 @@ def load_schema(path: Path | str | None = None) -> Schema:
         raise FileNotFoundError(f"the attribute schema {file} does not exist")
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(value, dict) or set(value) != set(KINDS):
         raise ValueError(f"{file} must be an object with the keys {' and '.join(KINDS)}, got {_excerpt(value)}")

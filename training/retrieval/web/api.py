@@ -7,10 +7,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from training.retrieval.finder import MOST_RESULTS
 from training.retrieval.outputs import as_dict
 from training.retrieval.reranking import MOST_RERANKED
-from training.retrieval.web.parameters import Search, read_search
-from training.retrieval.web.search_service import Service
+from training.retrieval.web.parameters import MOST_PAGES, PAGE_SIZE, Search, read_search
+from training.retrieval.web.search_service import SORTED, Service
 
 
 def _parameter(name: str, kind: str, description: str, **more: Any) -> dict[str, Any]:
@@ -19,8 +20,15 @@ def _parameter(name: str, kind: str, description: str, **more: Any) -> dict[str,
 
 PARAMETERS = [
     _parameter("q", "string", "description of the person", maxLength=2000),
-    _parameter("k", "integer", "number of results on a page", minimum=1, maximum=1000, default=24),
-    _parameter("page", "integer", "page of results", minimum=1, maximum=200, default=1),
+    _parameter("k", "integer", "number of results on a page", minimum=1, maximum=1000, default=PAGE_SIZE),
+    _parameter(
+        "page",
+        "integer",
+        f"page of results; pages end after {MOST_RESULTS} results",
+        minimum=1,
+        maximum=MOST_PAGES,
+        default=1,
+    ),
     _parameter("beta", "number", "weight of clothes; 0 for identity only; chosen on validation by default", minimum=0),
     {**_parameter("camera", "array", "cameras to search", items={"type": "string"}), "explode": True},
     _parameter("from", "string", "earliest time, ISO 8601 or seconds"),
@@ -28,7 +36,13 @@ PARAMETERS = [
     _parameter("least", "number", "lowest score of a result"),
     _parameter("weak", "string", "1: results also where nothing good is found", enum=["1"]),
     _parameter("rerank", "integer", "number of results that the fusion orders again", minimum=0, maximum=MOST_RERANKED),
-    _parameter("order", "string", "order of the results", enum=["score", "time"], default="score"),
+    _parameter(
+        "order",
+        "string",
+        f"order of the results; time: the {SORTED} best in the order of time",
+        enum=["score", "time"],
+        default="score",
+    ),
     _parameter("like", "integer", "id of an image to search for, alone or with q"),
     _parameter("case", "string", "case whose rejected images are left out"),
     _parameter("refine", "string", "1: the marks of the case are part of the query", enum=["1"]),
@@ -63,7 +77,11 @@ ANSWER = {
     "type": "object",
     "properties": {
         "results": {"type": "array", "items": RESULT},
-        "notes": {"type": "array", "items": {"type": "string"}},
+        "notes": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "words that the model does not know, and results that are left out",
+        },
         "nothing_good": {
             "type": "boolean",
             "description": "true when no image scores as the best ones of validation do",

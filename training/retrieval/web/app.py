@@ -33,11 +33,12 @@ def build_app(
     audit: Path | None = None,
     read_only: bool = False,
 ) -> Starlette:
-    """The application. hosts: names under which the server may be addressed; the rest as in `Guard` and `Service`."""
+    """The application. hosts: names under which the server may be addressed, "*" for any; the rest as in `Guard` and `Service`.
+    Raises OSError for an audit file that cannot be written."""
     routes = [
         Route("/", pages.page),
         Route("/results", pages.results),
-        Route("/image/{id:int}", pages.image),
+        Route("/image/{id}", pages.image),
         Route("/case/{name}", pages.case_page),
         Route("/mark", pages.mark, methods=["POST"]),
         Route("/query-image", pages.query_image, methods=["POST"]),
@@ -50,7 +51,7 @@ def build_app(
         Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
     ]
     middleware = [
-        Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+        Middleware(TrustedHostMiddleware, allowed_hosts=[url_name(host) for host in hosts], www_redirect=False),
         Middleware(Guard, token=token, rate=rate),
     ]
     app = Starlette(
@@ -63,6 +64,21 @@ def build_app(
     if app.state.writable:
         remove_abandoned(finder.gallery)
     return app
+
+
+def url_name(host: str) -> str:
+    """A host as browsers write it in addresses: of IPv6 the shortest form, in brackets."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return f"[{address}]" if address.version == 6 else host
+
+
+def reachable_name(host: str) -> str:
+    """Name in the address under which this machine reaches a server that listens on `host`."""
+    # These two are no address of a machine, but every one of this one.
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "[::]": "[::1]"}.get(url_name(host), url_name(host))
 
 
 def is_local(host: str) -> bool:

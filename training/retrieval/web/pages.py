@@ -17,7 +17,7 @@ from training.retrieval.cases import case_csv, case_sheet, sightings
 from training.retrieval.image_names import format_time
 from training.retrieval.web import uploads
 from training.retrieval.web.api import client
-from training.retrieval.web.parameters import Search, read_search
+from training.retrieval.web.parameters import MOST_ID, Search, image_id, read_search
 from training.retrieval.web.search_service import Answer, Service
 from training.retrieval.web.uploads import MOST_BYTES, MOST_IMAGE_BYTES
 
@@ -92,7 +92,9 @@ def results(request: Request) -> Response:
 
 def image(request: Request) -> Response:
     """`GET /image/ID`: the image as JPEG; the number is all that a client can name."""
-    content = _service(request).thumbnail(request.path_params["id"], request.query_params.get("large") == "1")
+    number = image_id(request.path_params["id"])
+    large = request.query_params.get("large") == "1"
+    content = None if number is None else _service(request).thumbnail(number, large)
     if content is None:
         raise HTTPException(404, "there is no such image, or its file cannot be read")
     return Response(content, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
@@ -104,13 +106,13 @@ async def mark(request: Request) -> Response:
     service = _service(request)
     try:
         body = await _json(request)
-        number = body.get("id")
-        rows = service.finder.gallery.rows([number]) if type(number) is int and 0 <= number < 2**62 else []
+        number, name, judgement = body.get("id"), body.get("case", ""), body.get("mark", "")
+        if type(number) is not int or not isinstance(name, str) or not isinstance(judgement, str):
+            raise ValueError("id must be a whole number, case and mark texts")
+        rows = service.finder.gallery.rows([number]) if 0 <= number <= MOST_ID else []
         if not rows:
             raise ValueError(f"the gallery has no image {str(number)[:40]}")
-        case = await run_in_threadpool(
-            service.cases.set_mark, str(body.get("case", "")), rows[0], str(body.get("mark", ""))
-        )
+        case = await run_in_threadpool(service.cases.set_mark, name, rows[0], judgement)
     except ValueError as error:
         return JSONResponse({"error": str(error)}, 400)
     except OSError as error:
@@ -126,7 +128,7 @@ async def _json(request: Request) -> dict[str, Any]:
             raise ValueError("the request is too long")
     try:
         body = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         raise ValueError("the request must be a JSON object")

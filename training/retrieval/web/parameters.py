@@ -11,11 +11,14 @@ from urllib.parse import urlencode
 from starlette.datastructures import QueryParams
 
 from training.retrieval.engines.engine import Filter
+from training.retrieval.finder import MOST_RESULTS
 from training.retrieval.image_names import parse_time
 from training.retrieval.reranking import MOST_RERANKED
 from training.retrieval.scoring import require_beta
 
 PAGE_SIZE, MOST_PAGES = 24, 200
+# Largest number by which an image can be asked for; SQLite's integers end soon after it.
+MOST_ID = 2**62
 ORDERS = ("score", "time")
 
 
@@ -49,6 +52,11 @@ class Search:
         """True when there is nothing to search for."""
         return not self.text.strip() and self.like is None and not self.upload and not self.refine
 
+    @property
+    def first(self) -> int:
+        """Place of the first result of the page among all, from 0."""
+        return (self.page - 1) * self.k
+
     def filter(self, without: Sequence[int]) -> Filter:
         """Conditions on metadata. Raises ValueError for a time that is none."""
         values = {"camera": self.cameras} if self.cameras else {}
@@ -57,10 +65,10 @@ class Search:
     def url(self, **changes: object) -> str:
         """Parameters of this search with changes, as in a URL."""
         changed = replace(self, **changes)  # type: ignore[arg-type]
-        pairs: list[tuple[str, str]] = [("q", changed.text), ("beta", f"{changed.beta:g}")]
+        pairs: list[tuple[str, str]] = [("q", changed.text), ("beta", _short(changed.beta))]
         pairs += [("camera", camera) for camera in changed.cameras]
         pairs += [("from", changed.start), ("to", changed.end), ("upload", changed.upload), ("case", changed.case)]
-        pairs += [("least", "" if changed.least is None else f"{changed.least:g}")]
+        pairs += [("least", "" if changed.least is None else _short(changed.least))]
         pairs += [("order", "" if changed.order == "score" else changed.order)]
         pairs += [
             ("like", "" if changed.like is None else str(changed.like)),
@@ -68,6 +76,7 @@ class Search:
             ("weak", "1" if changed.weak else ""),
             ("rerank", str(changed.rerank or "")),
         ]
+        pairs += [("k", "" if changed.k == PAGE_SIZE else str(changed.k))]
         pairs += [("page", "" if changed.page == 1 else str(changed.page))]
         return urlencode([(name, value) for name, value in pairs if value])
 
@@ -80,7 +89,7 @@ def read_search(query: QueryParams, beta: float) -> Search:
     beta = _number(query, "beta", beta)
     require_beta(beta)
     least = _number(query, "least", math.nan)
-    return Search(
+    asked = Search(
         text=query.get("q", ""),
         beta=beta,
         cameras=tuple(camera for camera in query.getlist("camera") if camera),
@@ -90,13 +99,27 @@ def read_search(query: QueryParams, beta: float) -> Search:
         weak=query.get("weak") == "1",
         rerank=_whole(query, "rerank", 0, MOST_RERANKED, 0) or 0,
         order="time" if order == "time" else "score",
-        like=_whole(query, "like", 0, 2**62, None),
+        like=_whole(query, "like", 0, MOST_ID, None),
         upload=query.get("upload", ""),
         case=query.get("case", ""),
         refine=query.get("refine") == "1",
         page=_whole(query, "page", 1, MOST_PAGES, 1) or 1,
         k=_whole(query, "k", 1, 1000, PAGE_SIZE) or PAGE_SIZE,
     )
+    if asked.first >= MOST_RESULTS:
+        last = -(-MOST_RESULTS // asked.k)
+        raise ValueError(f"page must be at most {last} for {asked.k} results a page: {MOST_RESULTS} can be seen")
+    return asked
+
+
+def image_id(text: str) -> int | None:
+    """Number of an image in an address; None for a text that is no number, or one that no image has."""
+    return _within(text, 0, MOST_ID)
+
+
+def _short(value: float) -> str:
+    """The shortest text that is read as the same number: the next page must not be of another search."""
+    return repr(value).removesuffix(".0")
 
 
 def _number(query: QueryParams, name: str, default: float) -> float:
@@ -114,6 +137,16 @@ def _whole(query: QueryParams, name: str, least: int, most: int, default: int | 
     text = query.get(name) or ""
     if not text:
         return default
-    if not text.isascii() or not text.isdigit() or not least <= int(text[:20]) <= most:
+    value = _within(text, least, most)
+    if value is None:
         raise ValueError(f"{name} must be a whole number from {least} to {most}, got {text!r:.40}")
-    return int(text)
+    return value
+
+
+def _within(text: str, least: int, most: int) -> int | None:
+    """Whole number of a text of digits; None for another text and out of bounds."""
+    digits = text.lstrip("0") or text[:1]
+    # Python refuses to read thousands of digits.
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 20:
+        return None
+    return int(digits) if least <= int(digits) <= most else None

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from training.retrieval.cases import Case, Cases
-from training.retrieval.finder import Finder, Result, Wanted, nothing_good
+from training.retrieval.finder import MOST_RESULTS, Finder, Result, Wanted, nothing_good
 from training.retrieval.outputs import BOX, thumbnail_bytes
 from training.retrieval.reranking import rerank
 from training.retrieval.web.kept_bytes import KeptBytes
@@ -83,10 +83,21 @@ class ReadText:
     notes: tuple[str, ...]
 
 
+def require_writable(audit: Path) -> None:
+    """Raises OSError for an audit file to which nothing can be appended: each search would fail."""
+    try:
+        open(audit, "a").close()
+    except OSError as error:
+        raise OSError(f"--audit {audit} cannot be written: {error.strerror}") from error
+
+
 class Service:
     """State of a server: a finder, the cases and uploads of its gallery. audit: file to which searches are written."""
 
     def __init__(self, finder: Finder, audit: Path | None = None) -> None:
+        """Raises OSError for an audit file that cannot be written."""
+        if audit is not None:
+            require_writable(audit)
         self.finder, self.audit = finder, audit
         self.cases = Cases(finder.gallery.folder)
         self.uploads = Uploads(finder)
@@ -111,7 +122,8 @@ class Service:
         query = self.finder.query(self._wanted(asked, text, case), asked.beta)
         where = asked.filter(rejected)
         by_time = asked.order == "time"
-        wanted = SORTED if by_time else max(asked.page * asked.k + 1, asked.rerank)
+        # One more than are shown says whether there are more.
+        wanted = SORTED + 1 if by_time else min(max(asked.first + asked.k + 1, asked.rerank), MOST_RESULTS)
         found = self.finder.search(query, wanted, where)
         notes = list(text.notes) if text else []
         least = self.finder.least(query) if asked.least is None else None
@@ -121,15 +133,18 @@ class Service:
         found = [] if weak and not asked.weak else self._above(found, asked.least)
         if asked.rerank and text:
             with self._lock:
-                found = rerank(self.finder.embedder, asked.text, found, asked.rerank)
+                found = rerank(self.finder.embedder, asked.text, found, asked.rerank, query.beta)
         if by_time:
+            if len(found) > SORTED:
+                found = found[:SORTED]
+                notes.append(f"of the results only the {SORTED} best are shown by time")
             found.sort(key=lambda r: (r.image.time is None, r.image.time or 0.0))
-        first = (asked.page - 1) * asked.k
-        page = found[first : first + asked.k]
+        end = asked.first + asked.k
+        page = found[asked.first : end]
         marks = {int(i): mark.mark for i, mark in case.marks.items()} if case else {}
         self.counters.add(time.perf_counter() - start)
         self._write_audit(asked, who, len(page))
-        more = len(found) > first + asked.k and asked.page < MOST_PAGES
+        more = len(found) > end and asked.page < MOST_PAGES
         return Answer(page, notes, more, marks, weak and not asked.weak)
 
     def _above(self, found: list[Result], least: float | None) -> list[Result]:

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from training.retrieval.finder import Finder
+from training.retrieval.image_names import full_path
 from training.retrieval.ingest import IMAGE_SUFFIXES, add_images
 from training.retrieval.store import Gallery
 from training.utils.io import write_bytes
@@ -26,6 +27,8 @@ from training.utils.locks import LOCK, folder_lock
 
 MOST_BYTES, MOST_IMAGE_BYTES, MOST_PIXELS = 2**30, 2**25, 50_000_000
 MOST_FILES, MOST_UNPACKED_BYTES = 20_000, 2**32
+# Names of files have 255 bytes, of which those of `write_bytes` take 14 before they are complete.
+MOST_NAME_BYTES = 241
 # Images to search for that are received at a time, each of at most MOST_IMAGE_BYTES in memory.
 MOST_RECEIVED = 8
 # Within which one of them must have arrived.
@@ -155,7 +158,9 @@ def remove_abandoned(gallery: Gallery) -> None:
 def _remove_strays(gallery: Gallery, folder: Path) -> int:
     """Deletes the files below a folder that are not in the gallery and returns the number of those that are."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
-    strays = [path for path in files if gallery.row_of(str(path.absolute())) is None]
+    # An earlier version knew a file as the gallery's folder was spelt.
+    names = ((path, {full_path(path), str(path.absolute())}) for path in files)
+    strays = [path for path, known in names if all(gallery.row_of(name) is None for name in known)]
     for path in strays:
         path.unlink()
     return len(files) - len(strays)
@@ -185,8 +190,13 @@ def unpack(archive: Path, folder: Path, job: Job) -> list[Path]:
         for done, entry in enumerate(entries, 1):
             job.done = done
             target = _target(entry.filename, folder)
-            if target is None or target in paths:
-                job.left_out.append((entry.filename[:200], "not the name of an image file, or twice"))
+            if target is None or _is_taken(target, folder):
+                reason = (
+                    "not the name of an image file"
+                    if target is None
+                    else "another entry has its name, or that of its folder"
+                )
+                job.left_out.append((entry.filename[:200], reason))
                 continue
             try:
                 with packed.open(entry) as source:
@@ -213,4 +223,12 @@ def _target(name: str, folder: Path) -> Path | None:
     parts = [re.sub(r"[^\w .-]", "_", part) for part in PurePosixPath(name.replace("\\", "/")).parts]
     if not parts or any(part.startswith(".") or len(part) > 150 for part in parts) or len(parts) > 10:
         return None
+    if any(len(part.encode()) > MOST_NAME_BYTES for part in parts):
+        return None
     return folder.joinpath(*parts) if Path(parts[-1]).suffix.lower() in IMAGE_SUFFIXES else None
+
+
+def _is_taken(target: Path, folder: Path) -> bool:
+    """True where an earlier entry is, or one that is a file has the name of a folder of this one."""
+    inner = [folder / part for part in target.relative_to(folder).parents]
+    return target.exists() or any(path.is_file() for path in inner)

@@ -15,6 +15,7 @@ ROWS = [
     {"number": 1, "text": "plain"},
     {"number": 2, "text": "ümläut \u2028 and\nline"},
     {"number": 3, "text": "x" * 9000},
+    {"number": 4, "text": "halves \ud83d, \\\udc00 and \udfff\ud800", "\udcff": ['a\ud83d"']},
 ]
 KEYS = [answer_key(image=name, attempt=0) for name in ("a", "b", "c")]
 
@@ -31,8 +32,8 @@ def test_rows_are_found_in_order_and_by_place(tmp_path):
     lines = JsonLines(tmp_path / "rows.jsonl")
     assert list(lines.rows()) == list(zip(places, ROWS, strict=True))
     assert [lines.read_at(place) for place in reversed(places)] == ROWS[::-1]
-    place = lines.append({"number": 4})
-    assert lines.read_at(place) == {"number": 4}
+    place = lines.append({"number": 5})
+    assert lines.read_at(place) == {"number": 5}
     lines.close()
 
 
@@ -58,6 +59,15 @@ def test_a_whole_line_without_its_end_is_kept(tmp_path):
     lines = JsonLines(path)
     assert [row for _, row in lines.rows()] == ROWS
     lines.close()
+    assert path.read_bytes() == whole
+
+
+def test_a_last_line_without_end_is_removed(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    filled(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"a": ' + b"[" * 200_000)
+    JsonLines(path).close()
     assert path.read_bytes() == whole
 
 
@@ -101,7 +111,11 @@ def test_a_file_that_somebody_cut(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "text"),
-    [("{", "line 2 is not valid JSON: "), ("[]", "line 2 must be an object, got list")],
+    [
+        ("{", "line 2 is not valid JSON: "),
+        ('{"a": ' + "[" * 200_000, "line 2 is not valid JSON: "),
+        ("[]", "line 2 must be an object, got list"),
+    ],
 )
 def test_a_broken_line_in_the_middle_is_named(tmp_path, line, text):
     path = tmp_path / "rows.jsonl"

@@ -36,14 +36,16 @@ def body(number: int = 0) -> dict[str, Any]:
     return {"model": "m", "messages": messages} | optional
 
 
-def run(work: Work, behaviour: Behaviour, budget: Budget | None = None, **service: Any) -> tuple[Any, Client]:
+def run(
+    work: Work, behaviour: Behaviour, budget: Budget | None = None, key: str = KEY, **service: Any
+) -> tuple[Any, Client]:
     """(what `work` returns for a client of a new server, the client)"""
 
     async def inside() -> tuple[Any, Client]:
         server, port = await serve(behaviour)
         meter = UsageMeter(budget or Budget())
         async with Client(
-            Service(f"http://127.0.0.1:{port}/v1", **(QUICK | service)), KEY, meter, StopSignal()
+            Service(f"http://127.0.0.1:{port}/v1", **(QUICK | service)), key, meter, StopSignal()
         ) as client:
             result = await work(client)
         server.close()

@@ -28,7 +28,8 @@ def test_retry_after_in_all_its_forms():
     assert retry_after_seconds({"retry-after": email.utils.formatdate(now - 30, usegmt=True)}, now) == 0
     assert retry_after_seconds({"retry-after-ms": "250", "retry-after": "9"}, now) == 0.25
     assert retry_after_seconds({}, now) is None and retry_after_seconds({"retry-after": "soon"}, now) is None
-    assert retry_after_seconds({"retry-after": "nan"}, now) is None
+    for value in ("nan", "1 Jan 99999999999999999999 1:1:1"):
+        assert retry_after_seconds({"retry-after": value}, now) is None
 
 
 def test_shapes_of_requests():

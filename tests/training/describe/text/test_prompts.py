@@ -123,9 +123,10 @@ def test_a_schema_of_one_s_own(edited):
 def test_a_schema_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="the attribute schema .*none.json does not exist"):
         load_schema(tmp_path / "none.json")
-    (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(ValueError, match="broken.json is not valid JSON"):
-        load_schema(tmp_path / "broken.json")
+    for content in ("{", "[" * 200_000):
+        (tmp_path / "broken.json").write_text(content)
+        with pytest.raises(ValueError, match="broken.json is not valid JSON"):
+            load_schema(tmp_path / "broken.json")
 
 
 def _first(**values):

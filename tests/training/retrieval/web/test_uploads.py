@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import time
 import zipfile
@@ -14,6 +15,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from tests.support import contents
+from training.retrieval.cases import MOST_NAME_BYTES
 from training.retrieval.finder import Finder
 from training.retrieval.store import Gallery
 from training.retrieval.web import uploads
@@ -67,7 +69,13 @@ def test_a_case_keeps_marks_and_searches_by_them(finder, client, tmp_path, make_
     ("body", "text"),
     [
         ({"case": "x", "id": 9999, "mark": "confirmed"}, "the gallery has no image 9999"),
-        ({"case": "x", "id": "1", "mark": "confirmed"}, "the gallery has no image 1"),
+        ({"case": "x", "id": 2**63, "mark": "confirmed"}, "the gallery has no image 9223372036854775808"),
+        ({"case": "x", "id": "1", "mark": "confirmed"}, "id must be a whole number, case and mark texts"),
+        ({"case": "x", "id": "\ud83d", "mark": "confirmed"}, "id must be a whole number, case and mark texts"),
+        ({"case": None, "id": 1, "mark": "confirmed"}, "id must be a whole number, case and mark texts"),
+        ({"case": "x", "id": 1, "mark": None}, "id must be a whole number, case and mark texts"),
+        ({"case": "\ud83d", "id": 1, "mark": "confirmed"}, "a case has a name of letters"),
+        ({"case": "\U0001d49c" * 60, "id": 1, "mark": "confirmed"}, "at most 236 bytes of UTF-8, got 240"),
         ({"case": "../x", "id": 1, "mark": "confirmed"}, "a case has a name of letters"),
         ({"case": "", "id": 1, "mark": "confirmed"}, "a case has a name of letters"),
         ({"case": "x", "id": 1, "mark": "guilty"}, "mark must be confirmed, rejected or empty, got 'guilty'"),
@@ -76,9 +84,24 @@ def test_a_case_keeps_marks_and_searches_by_them(finder, client, tmp_path, make_
     ],
 )
 def test_a_mark_that_cannot_be_is_refused(body, text, client, tmp_path):
-    response = client.post("/mark", json=body)
+    response = client.post("/mark", content=json.dumps(body))
     assert response.status_code == 400 and text in response.json()["error"]
     assert not (tmp_path / "g/cases").exists()
+
+
+@pytest.mark.parametrize("content", [b"[" * 9000, b'{"id":' * 1600, b'{"id":' + b"9" * 5000 + b"}", b"\xff", b""])
+def test_a_mark_that_is_no_json_is_refused(content, client):
+    response = client.post("/mark", content=content)
+    assert response.status_code == 400 and response.json() == {"error": "the request must be a JSON object"}
+
+
+@pytest.mark.parametrize("letter", ["a", "\u6f22", "\U0001d49c"])
+def test_the_longest_name_of_a_case(letter, client):
+    name = letter * min(60, MOST_NAME_BYTES // len(letter.encode()))
+    assert client.post("/mark", json={"case": name, "id": 1, "mark": "confirmed"}).status_code == 200
+    assert f"{name}</a>" in client.get("/").text and "1 confirmed" in client.get(f"/case/{name}").text
+    for path in (f"/case/{letter * 300}", f"/api/search?q=red&case={letter * 300}"):
+        assert client.get(path).status_code == 400
 
 
 def test_a_case_that_holds_nothing(client):
@@ -137,6 +160,26 @@ def test_a_zip_is_added_and_can_be_searched(client, finder, tmp_path):
     found = client.get("/api/search?q=red&camera=z").json()["results"]
     assert len(found) == 2 and client.get("/healthz").json() == {"images": 63}
     assert contents(folder).keys() == {"_/etc/x.png", "cam_z/_i_.png", "cam_z/a.png"}
+
+
+@pytest.mark.parametrize(
+    ("names", "out"),
+    [
+        (["x.png", "x.png/y.png"], ["x.png/y.png"]),
+        (["x.png/y.png", "x.png"], ["x.png"]),
+        (["x.png", "x.png/a/b/y.png"], ["x.png/a/b/y.png"]),
+        (["x.png", "d/../x.png", "./x.png", "x.png/"], ["d/../x.png", "./x.png"]),
+        (["<.png", ">.png"], [">.png"]),
+        (["\u6f22" * 79 + ".png", "\u6f22" * 80 + ".png"], ["\u6f22" * 80 + ".png"]),
+        (["\u6f22" * 86 + "/x.png"], ["\u6f22" * 86 + "/x.png"]),
+    ],
+)
+def test_an_entry_whose_name_no_file_can_have_is_left_out(names, out, client):
+    images = {name: png(colour=(10 * i, 0, 0)) for i, name in enumerate(names)}
+    assert client.post("/add", content=zipped({**images, "last.png": png(9)})).status_code == 202
+    job = wait_for_job(client)
+    assert job["error"] == "" and job["added"] == 1 + sum(not name.endswith("/") for name in names) - len(out)
+    assert [name for name, _ in job["left_out"]] == out and all(reason for _, reason in job["left_out"])
 
 
 def test_zips_that_are_none_or_too_large(client, monkeypatch, tmp_path):
