@@ -1,6 +1,6 @@
 """Fusion of images with texts from an export folder: a package of torch.export, without the classes of the model.
 
-`import bdam_fast._C` registers the operators that the graph calls; then
+`bdam_fast.register_operators()` registers the operators that the graph calls; then
 `torch.export.load("fusion.pt2").module()(images, input_ids, attention_mask)` has the match of each pair.
 
 Shapes: B pairs, T tokens, H, W pixels.

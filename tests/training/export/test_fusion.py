@@ -40,7 +40,8 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Missing())
 import torch
-import bdam_fast._C
+import bdam_fast
+bdam_fast.register_operators()
 match = torch.export.load(sys.argv[1]).module()
 tokens = torch.load(sys.argv[2])
 found = match(*tokens)
