@@ -4,12 +4,14 @@ Under Triton's interpreter (TRITON_INTERPRET=1 before the first import of triton
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+T = TypeVar("T", Tensor, Tensor | None)
 INTERPRET = triton.knobs.runtime.interpret
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -48,7 +50,7 @@ def sigmoid(x):
     return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
 
 
-def parameter(value: Tensor | None) -> Tensor | None:
+def parameter(value: T) -> T:
     """A small tensor (A, D, a bias, weights) as a kernel reads it: float32, contiguous."""
     return None if value is None else value.to(torch.float32).contiguous()
 

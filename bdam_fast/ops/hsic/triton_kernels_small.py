@@ -42,12 +42,12 @@ def _gram(columns, stride_n, stride_d, begin, share, N, D, BLOCK: tl.constexpr, 
 
 
 @triton.jit
-def _all_parts(grams, parts, BLOCK: tl.constexpr):
+def _all_parts(grams, parts, BLOCK: tl.constexpr, UNROLL: tl.constexpr):
     """The sum of the parts' inner products."""
     i = tl.arange(0, BLOCK)
     at = grams + i[:, None] * BLOCK + i[None, :]
     products = tl.zeros([BLOCK, BLOCK], tl.float32)
-    for _ in tl.range(0, parts, loop_unroll_factor=4 if BLOCK <= 64 else 1):  # of 128 they do not fit the registers
+    for _ in tl.range(0, parts, loop_unroll_factor=UNROLL):
         products += tl.load(at)
         at += BLOCK * BLOCK
     return products
@@ -97,7 +97,8 @@ def _matrix(
     keep = (i < N)[:, None] & (i < N)[None, :]
     if UNBIASED:
         keep = keep & (i[:, None] != i[None, :])
-    products = _all_parts(grams, parts, BLOCK)
+    # Only the forward has registers for several parts at a time, and not those of 128 samples.
+    products = _all_parts(grams, parts, BLOCK, 4 if FIND and BLOCK <= 64 else 1)
     norms = diagonal(products, BLOCK)
     if not GAUSSIAN:  # centred rows have no sums but what the diagonal leaves
         return tl.where(keep, products, 0.0), -norms if UNBIASED else norms * 0.0, 0.0, False
@@ -129,13 +130,13 @@ def small_gram_kernel(
     parts_x, parts_y = tl.cdiv(DX, share), tl.cdiv(DY, share)
     b = (tl.program_id(0) // (parts_x + parts_y)).to(tl.int64)
     part = tl.program_id(0) % (parts_x + parts_y)
+    if part < parts_x:
+        products = _gram(x_ptr + b * x_b * UNIT, x_n, x_d, part * share, share, N, DX, BLOCK, BLOCK_K)
+    else:
+        products = _gram(y_ptr + b * y_b * UNIT, y_n, y_d, (part - parts_x) * share, share, N, DY, BLOCK, BLOCK_K)
     i = tl.arange(0, BLOCK)
     at = grams_ptr + tl.program_id(0).to(tl.int64) * (BLOCK * BLOCK) + i[:, None] * BLOCK + i[None, :]
-    if part < parts_x:
-        tl.store(at, _gram(x_ptr + b * x_b * UNIT, x_n, x_d, part * share, share, N, DX, BLOCK, BLOCK_K))
-    else:
-        begin = (part - parts_x) * share
-        tl.store(at, _gram(y_ptr + b * y_b * UNIT, y_n, y_d, begin, share, N, DY, BLOCK, BLOCK_K))
+    tl.store(at, products)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..._triton import parameter
 
+LARGEST_OFFSET = 2**31 - 1  # in elements: kernels multiply strides of groups and states in 32 bits
+
 
 def stream(value: Tensor) -> tuple[Any, ...]:
     """A tensor of three dimensions without steps as the kernels take it: with its strides."""
@@ -22,11 +24,14 @@ def strides(*values: Tensor | None) -> list[int]:
 
 
 def projection(value: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """B or C and its strides (batch, group, state, time); a constant one like the other small parameters."""
+    """B or C and its strides (batch, group, state, time); a constant one like the other small parameters.
+
+    Copied with the states adjacent where a group and a state lie further apart than the kernels' 32 bits reach.
+    """
     if value.dim() == 2:
-        constant = parameter(value)
-        assert constant is not None
-        return constant, (0, 0, 0, 0)
+        return parameter(value), (0, 0, 0, 0)
+    if sum((n - 1) * s for n, s in zip(value.shape[1:-1], value.stride()[1:-1], strict=True)) > LARGEST_OFFSET:
+        value = value.movedim(-1, 1).contiguous().movedim(1, -1)
     batch, states, time = value.stride(0), value.stride(-2), value.stride(-1)
     group = value.stride(1) if value.dim() == 4 and value.shape[1] > 1 else 0
     return value, (batch, group, states, time)

@@ -78,7 +78,7 @@ def forward(
         cut, kinds = cut_of(u, A, B, C), step_kinds(seq_idx, reverse)
         unit, store = tiling(u, delta, z)
         (B_, B_strides), (C_, C_strides) = projection(B), projection(C)
-        A_ = A.to(torch.float32).contiguous()
+        A_ = parameter(A)
         with on_device(u):
             start, entered = entering_states(
                 cut, u, delta, A_, B, delta_bias, initial_state, kinds, delta_softplus, reverse
@@ -123,7 +123,7 @@ def backward(
         kinds = step_kinds(seq_idx, reverse)
         unit, store = tiling(u, delta, z, dout)
         (B_, B_strides), (C_, C_strides) = projection(B), projection(C)
-        A_, dz_ = A.to(torch.float32).contiguous(), None if z is None else dz
+        A_, dz_ = parameter(A), None if z is None else dz
         with on_device(u):
             behind, entered = entering_gradients(
                 cut, dout, dlast_state, delta, A_, C, z, delta_bias, kinds, delta_softplus, reverse

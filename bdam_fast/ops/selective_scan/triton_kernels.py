@@ -237,7 +237,7 @@ def projection(stream, fixed, b, group, t, kind, states, FOURS: tl.constexpr, N:
         return fixed
     else:
         n = tl.arange(0, N)
-        at = stream[0] + b * stream[1] + group.to(tl.int64) * stream[2] + n * stream[3] + t.to(tl.int64) * stream[4]
+        at = stream[0] + b * stream[1] + group * stream[2] + n * stream[3] + t.to(tl.int64) * stream[4]
         if FOURS:
             at = tl.multiple_of(at, stream[0].dtype.element_ty.primitive_bitwidth // 2)
             return tl.load(at, mask=kind != PADDING, other=0.0).to(tl.float32)[None, :, None]

@@ -29,11 +29,11 @@ def case(name: str, samples: int, dtype: torch.dtype, slow: bool = False, **kwar
     if samples > triton_impl.SMALL:
         budget = {"norms_kernel": (255, 0), "sums_kernel": (255, 0), "gradient_kernel": (255, 48)}
     elif kwargs.get("features", 16) > 16:
-        budget |= {"small_gram_kernel": (255, 8), "small_backward_kernel": (255, 24)}
+        budget["small_backward_kernel"] = (255, 24)
     elif samples > 64:
         budget |= {"small_forward_kernel": (128, 64), "small_backward_kernel": (128, 120)}
     elif samples == 32:
-        budget["small_backward_kernel"] = (168, 24)
+        budget["small_backward_kernel"] = (168, 8)
     label = f"hsic-{name}-{samples}-{str(dtype).removeprefix('torch.')}"
     return Case(label, lambda: hsic(samples, dtype=dtype, **kwargs), budget, slow=slow)
 

@@ -64,7 +64,7 @@ CASES = [
     case("bf16-bdl-odd-length", 184, 1000, whole=(13.4, 42.5), dtype=BF16, length=77, order="bdl"),
     case("fp32-bld", 255, 940, whole=(13.4, 40.6), absent=NO_STATE),
     case("fp32-bdl", 184, 700, whole=(11.6, 37.4), absent=NO_STATE, order="bdl"),
-    case("fp32-1-step", 80, 0, length=1),
+    case("fp32-1-step", 72, 0, length=1),
     case("fp16-bare", 208, 740, dtype=FP16, absent=OPTIONAL),
     case("bf16-everything", 192, 1510, dtype=BF16, packed=True, reverse=True, last=True, groups=(2, 2)),
     case("fp32-constant", 184, 740, slow=True, groups=(None, None), order="bdl"),

@@ -80,6 +80,16 @@ def test_sequences_that_begin_and_end_in_chunks(reverse):
     check(problem, seq_idx=index, reverse=reverse)
 
 
+@pytest.mark.parametrize("groups", [(2, 1), (2, 2)], ids=str)
+def test_groups_and_states_that_lie_far_apart(monkeypatch, groups):
+    """They are copied; their gradients have the memory order of the inputs all the same."""
+    problem = scan_problem(1, 6, 24, 5, groups=groups, order="bdl")
+    monkeypatch.setattr(triton_arguments, "LARGEST_OFFSET", 4)
+    copied, (_, group, states, _) = triton_arguments.projection(problem["B"])
+    assert (group, states) == (5, 1) and copied.data_ptr() != problem["B"].data_ptr()
+    check(problem)
+
+
 def test_the_order_of_programs_does_not_matter(programs_from_the_last):
     problem = scan_problem(2, 4, 24, 3)
     forwards = run(problem)
